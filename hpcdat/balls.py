@@ -1,0 +1,112 @@
+"""The sets a perturbation may come from: l-inf and l2 balls around images, cut with [0, 1].
+
+What the attacks need to know of a norm: a uniform sample, the direction of steepest ascent, the
+projection, and rounding that never leaves the set.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LinfBall:
+    """{x + d : max |d_i| <= eps} cut with [0, 1].
+
+    Args:
+        x: centres (N, ...), floating point in [0, 1].
+        eps: radius, [0, 1] units.
+    """
+
+    def __init__(self, x: Tensor, eps: float) -> None:
+        self.x = x
+        self.eps = eps
+        self.low = _inside(x, (x - eps).clamp(min=0), eps)
+        self.high = _inside(x, (x + eps).clamp(max=1), eps)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Perturbations drawn uniformly from the uncut ball."""
+        noise = torch.rand(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
+        return (2 * noise - 1) * self.eps
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """sign(g): the unit step that raises a linear function most; 0 where g is 0 or NaN."""
+        return gradient.nan_to_num(nan=0.0).sign()
+
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest point of the set."""
+        return torch.minimum(torch.maximum(x, self.low), self.high)
+
+    def round_inside(self, x: Tensor) -> Tensor:
+        """x itself: the bounds were rounded inwards when they were made."""
+        return x
+
+
+class L2Ball:
+    """{x + d : ||d||_2 <= eps} cut with [0, 1], each sample for itself.
+
+    Args:
+        x: centres (N, ...), floating point in [0, 1].
+        eps: radius, [0, 1] units.
+    """
+
+    def __init__(self, x: Tensor, eps: float) -> None:
+        self.x = x
+        self.eps = eps
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Perturbations drawn uniformly from the uncut ball: a direction, times r = u^(1/n)."""
+        like = {"generator": generator, "dtype": self.x.dtype, "device": self.x.device}
+        direction = self.steepest(torch.randn(self.x.shape, **like))
+        count, pixels = len(self.x), self.x[0].numel()
+        radius = torch.rand(count, **like) ** (1 / pixels)
+        return direction * (self.eps * _per_sample(radius, self.x))
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """g / ||g||_2 for each sample; 0 where g is 0 or not finite."""
+        # Scaled by the largest entry first: squares of very small or large entries would vanish
+        # or overflow.
+        gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        largest = _per_sample(gradient.flatten(1).abs().amax(1), gradient)
+        scaled = torch.where(largest > 0, gradient / largest, 0)
+        return scaled / _norm(scaled).clamp(min=0.5).to(scaled.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """A point of the set: scaled into the ball, then clipped to [0, 1].
+
+        Clipping moves every pixel towards the centre, which lies in [0, 1], so the ball is not
+        left again.
+        """
+        delta = x - self.x
+        norm = _norm(delta)
+        scale = torch.where(norm > self.eps, self.eps / norm, 1).to(delta.dtype)
+        return (self.x + delta * scale).clamp(0, 1)
+
+    def round_inside(self, x: Tensor) -> Tensor:
+        """x, drawn towards its centre by as much as rounding has pushed it out of the ball."""
+        for shrink in (2**-20, 2**-12, 2**-6, 1.0):
+            norm = _norm(x.double() - self.x.double())
+            if not (norm > self.eps).any():
+                break
+            factor = torch.where(norm > self.eps, self.eps / norm * (1 - shrink), 1)
+            x = (self.x.double() + (x.double() - self.x.double()) * factor).to(x.dtype)
+        return x
+
+
+BALLS = {"linf": LinfBall, "l2": L2Ball}
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _norm(delta: Tensor) -> Tensor:
+    """The l2 norm of each sample, (N, 1, ...), at least in float32."""
+    wide = torch.promote_types(delta.dtype, torch.float32)
+    return _per_sample(torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=wide), delta)
+
+
+def _inside(x: Tensor, bound: Tensor, eps: float) -> Tensor:
+    """The bound, one float nearer to x where rounding has put it farther away than eps."""
+    outside = (bound.double() - x.double()).abs() > eps
+    return torch.where(outside, torch.nextafter(bound, x), bound)

@@ -1,0 +1,188 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from hpcdat.cluster.launched import launched
+from hpcdat.cluster.launch import launch_local
+from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.errors import Exit, HpcdatError
+from hpcdat.job_file import read_job
+from hpcdat.record import Result, RunFolder
+from hpcdat.report.table import result_table
+
+app = typer.Typer(
+    name="hpcdat",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Distributed adversarial training (DAT) on one machine or many.
+
+    hpcdat train jobs/demo.yaml -np 2       trains with two local workers
+    mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
+    hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
+    hpcdat report runs/demo runs/other      puts results side by side
+
+    Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped early (the same command goes on).
+    """.replace("\n    ", "\n\n    "),
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="More settings, as with --set.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the job: --set attack.eps=4/255"),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option("-np", "--workers", min=1, help="Start so many workers on this machine (with mpirun)."),
+]
+
+
+@app.command()
+def train(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)],
+    settings: Settings = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    overwrite: Annotated[bool, typer.Option(help="Start over where run_dir holds an earlier run.")] = False,
+) -> None:
+    """Train a model as a job says, and evaluate it.
+
+    Run by itself it is one worker; `-np N` starts N; under mpirun, horovodrun or srun every
+    process is a worker. An unfinished run in run_dir is taken up again. Ctrl-C (or SIGTERM,
+    SIGUSR2) stops after the step at hand and leaves a checkpoint.
+    """
+    resolved = _told_once(lambda: read_job(job, [*(set_ or []), *(settings or [])]))
+    if workers > 1:
+        _start_locally(workers)
+
+    def work(team: Workers) -> Result:
+        from hpcdat.run import train
+
+        return train(resolved, team, overwrite=overwrite)
+
+    result = _as_worker(work, resolved.stall_timeout)
+    if result is not None:
+        print(f"\n{result_table([result])}\n\nrun folder: {resolved.run_dir}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    settings: Settings = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+) -> None:
+    """Measure TA and RA of a run's latest checkpoint.
+
+    The run may be finished or interrupted. A stronger attack than the job's:
+    hpcdat evaluate runs/demo --set evaluation.steps=100
+    """
+    replaced = [*(set_ or []), *(settings or [])]
+    resolved = _told_once(lambda: RunFolder(run).read_job(replaced))
+    if workers > 1:
+        _start_locally(workers)
+
+    def work(team: Workers) -> Result:
+        from hpcdat.run import evaluate
+
+        return evaluate(run, replaced, team)
+
+    result = _as_worker(work, resolved.stall_timeout)
+    if result is not None:
+        print(result_table([result]))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+) -> None:
+    """Print the results of runs in one table."""
+    print(result_table(_told_once(lambda: [RunFolder(run).read_result() for run in runs])))
+
+
+def main() -> None:
+    """Entry point of the command ``hpcdat``."""
+    app()
+
+
+def _told_once(read: Callable[[], object]):  # noqa: ANN202
+    """Read an input before anything starts; a mistake in it is told by worker 0 alone."""
+    try:
+        return read()
+    except HpcdatError as error:
+        if launched().rank == 0:
+            print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def _start_locally(workers: int) -> None:
+    """Become the launcher of local workers."""
+    place = launched()
+    if place.size > 1:
+        if place.rank == 0:
+            print(f"-np inside {place.launcher}: leave it out, the workers are there", file=sys.stderr)
+        raise typer.Exit(Exit.WRONG_INPUT)
+    arguments = _without_np(sys.argv[1:])
+    try:
+        raise typer.Exit(launch_local(workers, arguments, on_terminal=sys.stderr.isatty()))
+    except HpcdatError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def _without_np(arguments: list[str]) -> list[str]:
+    """The command line without ``-np N``, in any of its forms."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("-np", "--workers"):
+            skip = True
+        elif not argument.startswith(("-np=", "--workers=")):
+            kept.append(argument)
+    return kept
+
+
+def _as_worker(work: Callable[[Workers], Result], stall_timeout: float) -> Result | None:
+    """Do a worker's part; the result on worker 0, None on the others; failures end the process."""
+    try:
+        team = start_workers(stall_timeout)
+    except HpcdatError as error:
+        print(f"hpcdat: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+    try:
+        result = work(team)
+        team.close()
+        return result if team.is_first else None
+    except HpcdatError as error:
+        _end(team, error)
+    except BaseException:
+        text = traceback.format_exc()
+        print(f"hpcdat: worker {team.rank} on {team.host} failed:\n{text}", file=sys.stderr, flush=True)
+        os._exit(Exit.FAILURE)
+
+
+def _end(team: Workers, error: HpcdatError) -> NoReturn:
+    """Tell of an expected failure and end this process, and with it, by the launcher, the others."""
+    if not error.everywhere:
+        print(f"hpcdat: worker {team.rank} on {team.host}: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+    if team.is_first:
+        print(f"hpcdat: {error}", file=sys.stderr, flush=True)
+    # A launcher ends all workers when the first one ends: let worker 0 have its say.
+    team.gather(None, "the end")
+    sys.stdout.flush()
+    os._exit(error.exit_code)

@@ -1,0 +1,1 @@
+"""Workers: how they are launched, find each other, wait for each other and end together."""

@@ -1,0 +1,69 @@
+"""Local workers, started by hpcdat itself: ``-np N``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcdat.errors import InputError
+
+
+def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -> int:
+    """Run ``hpcdat ARGUMENTS`` in so many processes on this machine, and wait for them.
+
+    Ctrl-C, SIGTERM and SIGUSR2 ask the workers to stop at the end of a step; a second Ctrl-C ends
+    them at once.
+
+    Args:
+        workers: how many.
+        arguments: of hpcdat, without ``-np``.
+        on_terminal: whether a person sees the workers' output as it comes.
+
+    Returns:
+        The exit code of the workers.
+
+    Raises:
+        InputError: there is no mpirun.
+    """
+    environment = dict(os.environ)
+    if on_terminal:
+        environment["HPCDAT_ON_TERMINAL"] = "1"
+    # In a session of its own, so that the terminal's Ctrl-C reaches this process alone.
+    mpirun = subprocess.Popen(mpirun_command(workers, arguments), env=environment, start_new_session=True)
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            mpirun.terminate()
+            return
+        asked = True
+        if number == signal.SIGINT:
+            print("\nstopping after this step; Ctrl-C once more ends it at once", file=sys.stderr, flush=True)
+        # mpirun passes this one on to the workers.
+        mpirun.send_signal(signal.SIGUSR2)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        code = mpirun.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def mpirun_command(workers: int, arguments: Sequence[str]) -> list[str]:
+    """The mpirun of this environment, or the one on PATH, with as many workers as asked for."""
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        raise InputError("-np needs mpirun, which is neither in the environment nor on PATH")
+    command = [mpirun, "-np", str(workers), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
+    if os.geteuid() == 0:
+        command.append("--allow-run-as-root")
+    return [*command, sys.executable, "-m", "hpcdat", *arguments]

@@ -1,0 +1,115 @@
+"""Workers started by srun find each other without MPI.
+
+Horovod knows nothing of Slurm, and an Open MPI that starts under srun has to match the site's
+PMIx. So the workers meet as under horovodrun: rank 0 serves Horovod's rendezvous, the others find
+it from what Slurm tells every task, and Gloo (NCCL on GPUs) carries the data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Mapping
+
+PORTS_TRIED = 8
+SECONDS_TO_MEET = 120.0
+
+
+def meet_under_srun(environ: Mapping[str, str] | None = None) -> None:
+    """Set the variables with which ``hvd.init()`` joins the other tasks of this srun step.
+
+    Args:
+        environ: the variables that srun set; the process's own if left out.
+
+    Raises:
+        RuntimeError: rank 0's rendezvous was not found within two minutes, or no port was free.
+    """
+    environ = os.environ if environ is None else environ
+    token = f"{environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}"
+    ports = candidate_ports(token)
+    host = first_host(environ["SLURM_STEP_NODELIST"])
+    if environ["SLURM_PROCID"] == "0":
+        port = _serve(token, ports)
+    else:
+        port = _find(token, host, ports)
+    os.environ.update(horovod_variables(environ, host, port))
+
+
+def horovod_variables(environ: Mapping[str, str], host: str, port: int) -> dict[str, str]:
+    """What horovodrun would have set, from what srun has set."""
+    tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
+    node, local_rank = int(environ["SLURM_NODEID"]), int(environ["SLURM_LOCALID"])
+    peers = [n for n, count in enumerate(tasks) if count > local_rank]
+    return {
+        "HOROVOD_RANK": environ["SLURM_PROCID"],
+        "HOROVOD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "HOROVOD_LOCAL_RANK": str(local_rank),
+        "HOROVOD_LOCAL_SIZE": str(tasks[node]),
+        "HOROVOD_CROSS_RANK": str(peers.index(node)),
+        "HOROVOD_CROSS_SIZE": str(len(peers)),
+        "HOROVOD_HOSTNAME": environ.get("SLURMD_NODENAME", host),
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": host,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+    }
+
+
+def first_host(nodelist: str) -> str:
+    """The first name of Slurm's short form: ``node[03-05,9],gpu1`` gives ``node03``."""
+    prefix, number, suffix = re.match(r"([^\[,]*)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodelist).groups()
+    return prefix + (number or "") + suffix
+
+
+def tasks_per_node(short: str) -> list[int]:
+    """Slurm's short form of task counts: ``2(x3),1`` gives ``[2, 2, 2, 1]``."""
+    counts = []
+    for part in short.split(","):
+        count, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
+        counts += [int(count)] * int(times or 1)
+    return counts
+
+
+def candidate_ports(token: str) -> list[int]:
+    """Ports every task of the step derives alike; several, since one may be taken."""
+    base = 20000 + zlib.crc32(token.encode()) % 20000
+    return [base + 7 * k for k in range(PORTS_TRIED)]
+
+
+def _serve(token: str, ports: list[int]) -> int:
+    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+    from horovod.runner.util.threads import in_thread
+
+    for port in ports:
+        try:
+            server = RendezvousHTTPServer(("", port), RendezvousHandler, False)
+        except OSError:
+            continue
+        server.init([])
+        server.cache["hpcdat"] = {"step": token.encode()}
+        in_thread(target=server.serve_forever)
+        return port
+    raise RuntimeError(f"none of the ports {ports} is free on this node for the workers to meet")
+
+
+def _find(token: str, host: str, ports: list[int]) -> int:
+    # A site's http_proxy is not meant for its own nodes.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + SECONDS_TO_MEET
+    while time.monotonic() < deadline:
+        for port in ports:
+            try:
+                with direct.open(f"http://{host}:{port}/hpcdat/step", timeout=5) as reply:
+                    if reply.read().decode() == token:
+                        return port
+            except (OSError, urllib.error.URLError):
+                continue
+        time.sleep(0.2)
+    raise RuntimeError(
+        f"worker 0 on {host} did not answer on ports {ports} within {SECONDS_TO_MEET:.0f} s: "
+        "is the name known on this node and are the ports open between nodes?"
+    )

@@ -1,0 +1,70 @@
+"""Images: where they are, which worker reads which, and the loaders that read them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hpcdat.data.batches import Indices
+from hpcdat.data.digits import write_digits
+from hpcdat.data.images import Images, list_images
+from hpcdat.job import Data
+
+
+class Loader(Protocol):
+    """Reads batches of images, decoded and of one size."""
+
+    def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, batch by batch.
+
+        Args:
+            batches: positions in the list of images, in the order wanted; any may be empty.
+            seed: of the augmentation, where there is one.
+        """
+        ...
+
+
+def find_images(settings: Data) -> tuple[Images, Images]:
+    """The training and the test images of a job.
+
+    Digits are written out first where they are not there yet.
+
+    Raises:
+        DataError: a folder is missing or empty, or the two hold different classes.
+    """
+    root = settings.root or _cache() / "data" / "digits"
+    if settings.source == "digits":
+        write_digits(root)
+    train = list_images(root / settings.train)
+    return train, list_images(root / settings.test, classes=train.classes)
+
+
+def open_loader(
+    images: Images, settings: Data, *, training: bool, batch_size: int, device: torch.device
+) -> Loader:
+    """The loader that the job names.
+
+    Args:
+        images: what it reads.
+        settings: the job's ``data`` section.
+        training: whether the training augmentation applies.
+        batch_size: largest batch it will be asked for.
+        device: where the images end up.
+    """
+    # Imported when it is asked for: either library may be missing where the other is used.
+    if settings.loader == "dali":
+        from hpcdat.data.dali import DaliLoader
+
+        return DaliLoader(images, settings, training=training, batch_size=batch_size, device=device)
+    from hpcdat.data.torchvision_loader import TorchvisionLoader
+
+    return TorchvisionLoader(images, settings, training=training, device=device)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat"

@@ -1,0 +1,107 @@
+"""The alternative to DALI: torchvision's decoder and transforms in torch's DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from hpcdat.data.batches import Indices
+from hpcdat.data.images import DataError, Images
+from hpcdat.data.pixels import EVALUATION_MARGIN, empty_batch, to_pixels
+from hpcdat.job import Data
+
+
+class TorchvisionLoader:
+    """Reads with torchvision, in ``threads`` processes of torch's DataLoader.
+
+    Args:
+        images: what is read.
+        settings: the job's ``data`` section.
+        training: whether the training augmentation applies.
+        device: where the images end up.
+    """
+
+    def __init__(self, images: Images, settings: Data, *, training: bool, device: torch.device) -> None:
+        self.images = images
+        self.settings = settings
+        self.device = device
+        self._sampler = _Sampler()
+        # MPI forbids forking; a fork server starts clean processes and is kept for all epochs.
+        self._loader = DataLoader(
+            _Decoded(images, settings, training),
+            batch_sampler=self._sampler,
+            num_workers=settings.threads,
+            persistent_workers=True,
+            multiprocessing_context="forkserver",
+            generator=torch.Generator(),
+            collate_fn=_stack,
+        )
+
+    def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,) on the device.
+
+        Raises:
+            DataError: a file cannot be read or decoded.
+        """
+        labels = torch.tensor(self.images.labels)
+        self._sampler.batches = [[(int(i), seed) for i in indices] for indices in batches if len(indices)]
+        decoded = iter(self._loader)
+        for indices in batches:
+            if len(indices) == 0:
+                yield empty_batch(self.settings, self.device)
+                continue
+            pixels = next(decoded)
+            if isinstance(pixels, str):
+                raise DataError(pixels)
+            yield to_pixels(pixels, self.device), labels[indices].to(self.device)
+
+
+def _stack(images: list[Tensor | str]) -> Tensor | str:
+    """One batch (N, H, W, C), or the first complaint."""
+    return next((image for image in images if isinstance(image, str)), None) or torch.stack(images)
+
+
+class _Sampler:
+    """The batches of the epoch at hand."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Decoded(Dataset):
+    """From (position, seed) to uint8 pixels (H, W, C), or to what went wrong with the file."""
+
+    def __init__(self, images: Images, settings: Data, training: bool) -> None:
+        self.images = images
+        self.mode = "L" if settings.channels == 1 else "RGB"
+        self.random = training and settings.augmentation == "crop-flip"
+        size = settings.image_size
+        if self.random:
+            steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        else:
+            margin = EVALUATION_MARGIN if settings.augmentation == "crop-flip" else 1
+            steps = [v2.Resize(round(size * margin), antialias=True), v2.CenterCrop(size)]
+        self.transform = v2.Compose([v2.PILToTensor(), *steps])
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
+        index, seed = place
+        try:
+            with Image.open(self.images.files[index]) as image:
+                pixels = image.convert(self.mode)
+        except Exception as error:
+            return f"{self.images.files[index]}: cannot be read as an image: {error}"
+        if self.random:
+            # Seeded by image and epoch, the crop does not depend on which process makes it.
+            torch.manual_seed(seed ^ index)
+        return self.transform(pixels).permute(1, 2, 0)

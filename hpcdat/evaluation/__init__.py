@@ -1,0 +1,1 @@
+"""Measurements of a trained model, sharded over the workers and exact."""

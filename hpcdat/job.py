@@ -1,0 +1,259 @@
+"""The job: one YAML file as typed, validated settings.
+
+The one place where a setting has its name, default, unit, range and meaning. A setting left
+out is filled in by :meth:`Job.resolved`, so that the run folder holds every value that was used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+
+def _fraction(value: Any) -> Any:
+    """Read ``8/255`` as a number; leave anything else to the validation of floats."""
+    if isinstance(value, str) and value.count("/") == 1:
+        numerator, denominator = (float(part) for part in value.split("/"))
+        if denominator == 0:
+            raise ValueError("division by zero")
+        return numerator / denominator
+    return value
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, allow_inf_nan=False)]
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's name in the DAT paper (Sec. 6.1) stands for.
+
+    Attributes:
+        oracle: inner maximisation oracle of (A1): several steps, one step, or none.
+        lalr: layer-wise adaptive rate, eq. (3); None leaves the choice to ``optimizer.name``.
+        centralised: conventional AT and Fast AT train on one node only.
+    """
+
+    oracle: Literal["none", "pgd", "fgsm"]
+    lalr: bool | None
+    centralised: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "plain": Method("none", lalr=None),
+    "at": Method("pgd", lalr=False, centralised=True),
+    "fast-at": Method("fgsm", lalr=False, centralised=True),
+    "dat-pgd": Method("pgd", lalr=True),
+    "dat-fgsm": Method("fgsm", lalr=True),
+    "dat-pgd-without-lalr": Method("pgd", lalr=False),
+    "dat-fgsm-without-lalr": Method("fgsm", lalr=False),
+}
+MethodName = Literal[
+    "plain",
+    "at",
+    "fast-at",
+    "dat-pgd",
+    "dat-fgsm",
+    "dat-pgd-without-lalr",
+    "dat-fgsm-without-lalr",
+]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True)
+
+
+class Data(Settings):
+    """Where images come from and how a worker reads them."""
+
+    source: Literal["digits", "folder"] = "folder"
+    """`folder`: one's own images; `digits`: scikit-learn's digits, written to `root` if not there"""
+    root: Path | None = None
+    """folder with train/CLASS/*.jpg and test/CLASS/*.jpg; for `digits` it has a default"""
+    train: str = "train"
+    """sub-folder of `root` that is trained on"""
+    test: str = "test"
+    """sub-folder of `root` that is evaluated on"""
+    loader: Literal["dali", "torchvision"] = "dali"
+    """NVIDIA DALI, or torchvision's decoder and transforms as the alternative"""
+    threads: int = Field(2, ge=1)
+    """threads a worker reads and decodes images with"""
+    image_size: int = Field(224, ge=1)
+    """height and width of an image as the model sees it, pixels"""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for colour"""
+    augmentation: Literal["none", "crop-flip"] = "none"
+    """`none`: resize and centre crop; `crop-flip`: random resized crop and flip in training"""
+
+
+class Model(Settings):
+    """The network; normalisation is its first layer, so attacks work on pixels in [0, 1]."""
+
+    name: str = "resnet50"
+    """`digits-cnn`, or `resnet50` (torchvision's)"""
+    mean: list[Finite] = [0.485, 0.456, 0.406]
+    """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
+    std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]
+    """standard deviation of each channel that the normalisation layer divides by"""
+
+
+class Attack(Settings):
+    """The inner maximisation oracle of (A1) while training."""
+
+    norm: Norm = "linf"
+    """norm of the ball of perturbations"""
+    eps: Fraction = 8 / 255
+    """radius of the ball, [0, 1] units; may be written 8/255"""
+    steps: int | None = Field(None, ge=1)
+    """gradient steps; left out: 10 for PGD, 1 for FGSM (the only value FGSM takes)"""
+    step_size: Fraction | None = None
+    """length of a step, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM"""
+    random_start: bool = True
+    """start from a uniform random point of the ball"""
+    batch_norm: Literal["eval", "train"] = "eval"
+    """statistics the attacked model normalises with: running (eval) or the batch's own (train)"""
+
+
+class Objective(Settings):
+    """The local cost f_i of eq. (2)."""
+
+    lambda_: float = Field(0.0, alias="lambda", ge=0, allow_inf_nan=False)
+    """weight of the clean loss beside the robustness regulariser; 0 is AT's eq. (1)"""
+
+
+class Optimizer(Settings):
+    """The outer minimisation oracle of (A4)."""
+
+    name: Literal["lamb", "sgd"] | None = None
+    """`lamb`: LALR over Adam, eq. (3); `sgd`: with momentum; left out: what `method` asks for"""
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    """learning rate eta before warm-up and decay"""
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
+    """coefficient of the decay added to the descent direction; not on biases and batch norm"""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """momentum of `sgd`"""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """decay of `lamb`'s first moment"""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """decay of `lamb`'s second moment"""
+    c_l: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """lower clip of a layer's norm in eq. (3)"""
+    c_u: float = Field(10.0, gt=0, allow_inf_nan=False)
+    """upper clip of a layer's norm in eq. (3)"""
+
+
+class Schedule(Settings):
+    """The learning rate over the epochs."""
+
+    warmup_epochs: int = Field(0, ge=0)
+    """epoch k of the first W runs at k/W of the rate; they count towards `epochs`"""
+    decay_epochs: list[Annotated[int, Field(ge=1)]] = []
+    """epochs done when the rate is multiplied by `decay_factor`"""
+    decay_factor: float = Field(0.1, gt=0, le=1)
+    """factor of the piecewise decay"""
+
+
+class Evaluation(Settings):
+    """The measurement of TA and RA on the test images."""
+
+    eps: Fraction | None = None
+    """radius of the attack; left out: the training `attack.eps`"""
+    steps: int = Field(20, ge=1)
+    """PGD steps"""
+    step_size: Fraction | None = None
+    """length of a step; left out: 2.5 eps / steps"""
+    random_start: bool = True
+    """start from a uniform random point of the ball, drawn from `seed` for each batch of images"""
+    batch_size: int = Field(100, ge=1)
+    """images at a time; the batches do not depend on the number of workers"""
+    every: int = Field(0, ge=0)
+    """measure TA and RA every so many epochs as well; 0: only at the end"""
+
+
+class Job(Settings):
+    """A training job, whole."""
+
+    run_dir: Path
+    """folder of the run: settings, environment, metrics, checkpoints, result"""
+    method: MethodName
+    """training method, by its name in the DAT paper"""
+    epochs: int = Field(ge=1)
+    """passes over the training images"""
+    batch_size: int = Field(ge=1)
+    """images a worker takes in a step (global batch = this x workers)"""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """seed of weights, order of images, augmentation and attacks"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU a worker where there is one, else the CPU"""
+    stall_timeout: int = Field(600, ge=10)
+    """seconds a worker may keep the others waiting before all of them stop"""
+    data: Data = Data()
+    model: Model = Model()
+    attack: Attack = Attack()
+    objective: Objective = Objective()
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Job:
+        method = METHODS[self.method]
+        if method.oracle == "fgsm" and self.attack.steps not in (None, 1):
+            raise _refusal("attack.steps", f"1, or nothing: method {self.method} attacks with one step (FGSM)")
+        if method.lalr is not None and self.optimizer.name not in (None, "lamb" if method.lalr else "sgd"):
+            fitting = "lamb" if method.lalr else "sgd"
+            raise _refusal("optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it")
+        if method.oracle == "none" and self.objective.lambda_ != 0:
+            raise _refusal("objective.lambda", "0: method plain has no robustness regulariser that the clean loss is weighed against")
+        if self.data.source == "folder" and self.data.root is None:
+            raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
+        if not len(self.model.mean) == len(self.model.std) == self.data.channels:
+            raise _refusal(
+                "model.mean", f"one mean and one std for each of data.channels = {self.data.channels} channels"
+            )
+        if self.optimizer.c_l > self.optimizer.c_u:
+            raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
+        if self.schedule.decay_epochs != sorted(set(self.schedule.decay_epochs)):
+            raise _refusal("schedule.decay_epochs", "epochs in increasing order, each once")
+        return self
+
+    @property
+    def oracle(self) -> Literal["none", "pgd", "fgsm"]:
+        """The inner maximisation oracle that the method names."""
+        return METHODS[self.method].oracle
+
+    def resolved(self) -> Job:
+        """The same job with every setting that was left out filled in."""
+        method = METHODS[self.method]
+        steps = self.attack.steps or (1 if method.oracle == "fgsm" else 10)
+        factor = 1.25 if method.oracle == "fgsm" else 2.5 / steps
+        attack = self.attack.model_copy(
+            update={"steps": steps, "step_size": _or(self.attack.step_size, factor * self.attack.eps)}
+        )
+        eps = _or(self.evaluation.eps, attack.eps)
+        evaluation = self.evaluation.model_copy(
+            update={"eps": eps, "step_size": _or(self.evaluation.step_size, 2.5 * eps / self.evaluation.steps)}
+        )
+        name = self.optimizer.name or ("sgd" if method.lalr is False else "lamb")
+        return self.model_copy(
+            update={
+                "attack": attack,
+                "evaluation": evaluation,
+                "optimizer": self.optimizer.model_copy(update={"name": name}),
+            }
+        )
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _refusal(key: str, expected: str) -> PydanticCustomError:
+    return PydanticCustomError("job", "{expected}", {"key": key, "expected": expected})

@@ -1,0 +1,53 @@
+"""The networks, by name; normalisation is their first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from hpcdat.models.digits_cnn import DigitsCNN
+from hpcdat.models.normalization import Normalization
+
+
+def _resnet50(channels: int, num_classes: int) -> nn.Module:
+    from torchvision.models import resnet50
+
+    net = resnet50(weights=None, num_classes=num_classes)
+    if channels != 3:
+        net.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    return net
+
+
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "digits-cnn": DigitsCNN,
+    "resnet50": _resnet50,
+}
+
+
+def build_model(
+    name: str,
+    *,
+    channels: int,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+) -> nn.Module:
+    """A freshly initialised network that takes pixels.
+
+    Args:
+        name: a key of :data:`MODELS`.
+        channels: 1 or 3.
+        num_classes: number of logits.
+        mean, std: statistics of the normalisation layer, one per channel, [0, 1] units.
+        seed: of the initial weights; the caller's random state is left as it was.
+
+    Returns:
+        A module from images (N, channels, H, W), float in [0, 1], to logits (N, num_classes).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MODELS[name](channels, num_classes)
+    return nn.Sequential(Normalization(mean, std), net)

@@ -1,0 +1,158 @@
+"""The run folder: settings, environment, metrics, checkpoints and the result of one run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcdat.errors import InputError
+from hpcdat.files import write_text
+from hpcdat.job import Job
+from hpcdat.job_file import JobError, read_job, write_job
+
+
+class RunError(InputError):
+    """A run folder that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a run, as its table shows it.
+
+    Attributes:
+        method: by its name in the DAT paper.
+        p, q: nodes, and workers a node.
+        batch: images of a worker in a step.
+        images: test images.
+        ta, ra: standard and robust test accuracy, in [0, 1].
+        attack: the attack that RA was measured with, in words.
+        communication: C, seconds an epoch, median; None where only an evaluation was run.
+        total: T, seconds an epoch, communication included, median; likewise.
+        megabytes: MiB that all workers together send in an iteration, computed; likewise.
+        epoch: epochs that were trained.
+    """
+
+    method: str
+    p: int
+    q: int
+    batch: int
+    images: int
+    ta: float
+    ra: float
+    attack: str
+    communication: float | None
+    total: float | None
+    megabytes: float | None
+    epoch: int
+
+
+class RunFolder:
+    """The files of a run, each in its place.
+
+    Args:
+        path: the job's ``run_dir``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job_file = path / "job.yaml"
+        self.environment_file = path / "environment.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.result_file = path / "result.json"
+        self.table_file = path / "result.md"
+        self.checkpoint_file = path / "checkpoints" / "latest.pt"
+
+    def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> bool:
+        """Make the folder, or take up the unfinished run in it.
+
+        Args:
+            job: the resolved job.
+            environment: of this start.
+            overwrite: remove an earlier run of this folder.
+
+        Returns:
+            Whether there is a checkpoint to go on from.
+
+        Raises:
+            RunError: the folder holds something else, another job, or a finished run.
+        """
+        if self.path.exists() and any(self.path.iterdir()):
+            if not self.job_file.exists():
+                raise RunError(f"run_dir {self.path} holds files that no run wrote: choose another folder")
+            if overwrite:
+                shutil.rmtree(self.path)
+            else:
+                self._check_same(job)
+        self.checkpoint_file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.job_file, write_job(job))
+        write_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
+        return self.checkpoint_file.exists()
+
+    def log(self, **metrics: Any) -> None:
+        """Append one line to the metrics; it is on disk when this returns."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self, event: str) -> list[dict[str, Any]]:
+        """The lines of one kind, in the order they were written."""
+        if not self.metrics_file.exists():
+            return []
+        lines = (json.loads(line) for line in self.metrics_file.read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
+
+    def write_result(self, result: Result, table: str) -> None:
+        """Write the result as JSON and as a Markdown table."""
+        write_text(self.table_file, table + "\n")
+        write_text(self.result_file, json.dumps(asdict(result), indent=2) + "\n")
+
+    def read_result(self) -> Result:
+        """The result of a finished or evaluated run.
+
+        Raises:
+            RunError: there is none yet.
+        """
+        try:
+            return Result(**json.loads(self.result_file.read_text()))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} has no result yet: run `hpcdat evaluate {self.path}` first") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{self.result_file} cannot be read: {error}") from None
+
+    def read_job(self, settings: list[str]) -> Job:
+        """The job of this run.
+
+        Raises:
+            RunError: the folder is not a run's.
+            JobError: a setting is wrong.
+        """
+        if not self.job_file.exists():
+            raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml")
+        return read_job(self.job_file, settings)
+
+    def _check_same(self, job: Job) -> None:
+        advice = "choose another run_dir, or start over with --overwrite"
+        if self.metrics("finished"):
+            raise RunError(f"the run in {self.path} is finished: {advice}")
+        try:
+            before = read_job(self.job_file)
+        except JobError as error:
+            raise RunError(f"{error}\n{advice}") from None
+        changed = _differences(before.model_dump(by_alias=True), job.model_dump(by_alias=True))
+        if changed:
+            raise RunError(
+                f"the unfinished run in {self.path} has other settings ({', '.join(changed)}): "
+                f"use the same to go on, {advice}"
+            )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    changed = []
+    for key, value in now.items():
+        if isinstance(value, dict):
+            changed += _differences(before[key], value, f"{prefix}{key}.")
+        elif before[key] != value and key != "run_dir":
+            changed.append(f"{prefix}{key}: {before[key]} -> {value}")
+    return changed

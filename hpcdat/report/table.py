@@ -1,0 +1,44 @@
+"""The result table, in the columns of the DAT paper's Table 1 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from hpcdat.record import Result
+
+HEADERS = ["Method", "p x q", "Batch", "Epochs", "TA (%)", "RA (%)", "C (s)", "T (s)", "MB / iteration"]
+
+
+def result_table(results: Sequence[Result]) -> str:
+    """A Markdown table, one row a run, with the meaning of its columns below.
+
+    Args:
+        results: of runs whose columns can be compared.
+    """
+    rows = [
+        [
+            result.method,
+            f"{result.p} x {result.q}",
+            f"{result.p * result.q} x {result.batch}",
+            result.epoch,
+            f"{100 * result.ta:.2f}",
+            f"{100 * result.ra:.2f}",
+            _seconds(result.communication),
+            _seconds(result.total),
+            "-" if result.megabytes is None else f"{result.megabytes:.3g}",
+        ]
+        for result in results
+    ]
+    attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in results))
+    note = (
+        f"TA: clean test accuracy. RA: under {attacks}.\n"
+        "C, T: seconds of communication and of everything, per epoch (median). "
+        "MB: MiB all workers send\nin an iteration, computed for a ring all-reduce in float32."
+    )
+    return tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n\n" + note
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,153 @@
+"""A whole run, as every one of its workers lives it: train, or evaluate."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hpcdat.checkpoint import load_checkpoint
+from hpcdat.cluster.workers import Workers
+from hpcdat.data import find_images, open_loader
+from hpcdat.data.images import Images
+from hpcdat.environment import describe_environment
+from hpcdat.errors import InputError
+from hpcdat.evaluation.accuracy import measure_accuracy
+from hpcdat.job import METHODS, Job
+from hpcdat.record import Result, RunFolder
+from hpcdat.report.table import result_table
+from hpcdat.trainer import Trainer, build_model_for, describe_evaluation
+
+
+def train(job: Job, workers: Workers, *, overwrite: bool = False) -> Result:
+    """Train a job to its end, from the start or from the checkpoint in its run folder.
+
+    Args:
+        job: resolved.
+        workers: who trains.
+        overwrite: start over in a folder that holds an earlier run.
+
+    Returns:
+        The result, which worker 0 has written to the run folder.
+
+    Raises:
+        InputError: data or run folder cannot be used, or the method needs fewer nodes.
+        WorkerError: something failed on a worker.
+        Stopped: a stop was asked for.
+    """
+    if METHODS[job.method].centralised and workers.nodes > 1:
+        raise InputError(
+            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
+            f"{workers.nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
+            everywhere=True,
+        )
+    device = choose_device(job, workers)
+    train_images, test_images = _images(job, workers)
+    folder = RunFolder(job.run_dir)
+    environment = describe_environment(workers, device)
+
+    def begin() -> bool:
+        return folder.begin(job, environment, overwrite=overwrite) if workers.is_first else False
+
+    # Worker 0 decides for all: another node may see the folder a moment later.
+    resumes = workers.gather(workers.together("make the run folder", begin), "resume")[0]
+    trainer = Trainer(job, workers, folder, train_images, test_images, device)
+    if resumes:
+        trainer.resume()
+    result = trainer.run()
+
+    def write() -> None:
+        if workers.is_first:
+            folder.write_result(result, result_table([result]))
+            folder.log(event="finished")
+
+    workers.together("write the result", write)
+    return result
+
+
+def evaluate(run_dir: Path, settings: list[str], workers: Workers) -> Result:
+    """Evaluate the latest checkpoint of a finished or interrupted run.
+
+    Args:
+        run_dir: the run's folder.
+        settings: ``key=value`` texts, such as ``evaluation.steps=50``.
+        workers: who evaluates.
+
+    Returns:
+        The result, which worker 0 has written to the run folder.
+
+    Raises:
+        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong.
+        WorkerError: something failed on a worker.
+    """
+    folder = RunFolder(run_dir)
+    job = workers.together("read the job", lambda: folder.read_job(settings))
+    checkpoint = workers.together("read the checkpoint", lambda: load_checkpoint(folder.checkpoint_file))
+    device = choose_device(job, workers)
+    train_images, test_images = _images(job, workers)
+
+    def build() -> torch.nn.Module:
+        if train_images.classes != checkpoint.classes:
+            raise InputError(f"{job.data.root} holds other classes than those of the training")
+        model = build_model_for(job, train_images)
+        model.load_state_dict(checkpoint.model)
+        return model.to(device)
+
+    model = workers.together("build the model", build)
+    loader = open_loader(
+        test_images, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
+    )
+    accuracy = measure_accuracy(model, loader, len(test_images), job, workers)
+    result = Result(
+        method=job.method,
+        p=workers.nodes,
+        q=workers.local_size,
+        batch=job.batch_size,
+        images=accuracy.images,
+        ta=accuracy.ta,
+        ra=accuracy.ra,
+        attack=describe_evaluation(job),
+        communication=None,
+        total=None,
+        megabytes=None,
+        epoch=checkpoint.epoch,
+    )
+
+    def write() -> Result:
+        try:
+            trained = folder.read_result()
+        except InputError:
+            trained = None
+        # What training measured of itself stays beside the new accuracies.
+        merged = result if trained is None else replace(trained, ta=result.ta, ra=result.ra, attack=result.attack)
+        if workers.is_first:
+            folder.write_result(merged, result_table([merged]))
+        return merged
+
+    return workers.together("write the result", write)
+
+
+def choose_device(job: Job, workers: Workers) -> torch.device:
+    """This worker's GPU, or the CPU with its share of the cores.
+
+    Raises:
+        InputError: the job asks for GPUs that are not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if job.device == "cuda" and gpus == 0:
+        raise InputError(f"device: cuda, but host {workers.host} has no GPU that torch can use")
+    if job.device != "cpu" and gpus:
+        device = torch.device("cuda", workers.local_rank % gpus)
+        torch.cuda.set_device(device)
+        return device
+    mine, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    # A launcher that binds each worker to its own cores has already divided them.
+    bound = mine < all_cores
+    torch.set_num_threads(mine if bound else max(1, mine // workers.local_size))
+    return torch.device("cpu")
+
+
+def _images(job: Job, workers: Workers) -> tuple[Images, Images]:
+    return workers.together("find the images", lambda: find_images(job.data))

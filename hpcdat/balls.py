@@ -38,7 +38,7 @@ class LinfBall:
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
     def round_inside(self, x: Tensor) -> Tensor:
-        """x itself: the bounds were rounded inwards when they were made."""
+        """X itself: the bounds were rounded inwards when they were made."""
         return x
 
 
@@ -63,7 +63,7 @@ class L2Ball:
         return direction * (self.eps * _per_sample(radius, self.x))
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """g / ||g||_2 for each sample; 0 where g is 0 or not finite."""
+        """G / ||g||_2 for each sample; 0 where g is 0 or not finite."""
         # Scaled by the largest entry first: squares of very small or large entries would vanish
         # or overflow.
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

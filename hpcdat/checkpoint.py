@@ -57,7 +57,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no checkpoint; has the run finished its first epoch?") from None
+        raise CheckpointError(
+            f"{path}: there is no checkpoint; has the run finished its first epoch?"
+        ) from None
     except Exception as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:

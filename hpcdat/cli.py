@@ -11,8 +11,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hpcdat.cluster.launched import launched
 from hpcdat.cluster.launch import launch_local
+from hpcdat.cluster.launched import launched
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.errors import Exit, HpcdatError
 from hpcdat.job_file import read_job
@@ -75,7 +75,7 @@ def train(
 
     result = _as_worker(work, resolved.stall_timeout)
     if result is not None:
-        print(f"\n{result_table([result])}\n\nrun folder: {resolved.run_dir}")
+        print(f"\n{result_table({resolved.run_dir: result})}")
 
 
 @app.command()
@@ -102,15 +102,17 @@ def evaluate(
 
     result = _as_worker(work, resolved.stall_timeout)
     if result is not None:
-        print(result_table([result]))
+        print(result_table({run: result}))
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
+    ],
 ) -> None:
     """Print the results of runs in one table."""
-    print(result_table(_told_once(lambda: [RunFolder(run).read_result() for run in runs])))
+    print(result_table(_told_once(lambda: {run: RunFolder(run).read_result() for run in runs})))
 
 
 def main() -> None:

@@ -67,7 +67,9 @@ MethodName = Literal[
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True
+    )
 
 
 class Data(Settings):
@@ -206,17 +208,25 @@ class Job(Settings):
     def _agrees_with_itself(self) -> Job:
         method = METHODS[self.method]
         if method.oracle == "fgsm" and self.attack.steps not in (None, 1):
-            raise _refusal("attack.steps", f"1, or nothing: method {self.method} attacks with one step (FGSM)")
+            raise _refusal(
+                "attack.steps", f"1, or nothing: method {self.method} attacks with one step (FGSM)"
+            )
         if method.lalr is not None and self.optimizer.name not in (None, "lamb" if method.lalr else "sgd"):
             fitting = "lamb" if method.lalr else "sgd"
-            raise _refusal("optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it")
+            raise _refusal(
+                "optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it"
+            )
         if method.oracle == "none" and self.objective.lambda_ != 0:
-            raise _refusal("objective.lambda", "0: method plain has no robustness regulariser that the clean loss is weighed against")
+            raise _refusal(
+                "objective.lambda",
+                "0: method plain has no robustness regulariser that the clean loss is weighed against",
+            )
         if self.data.source == "folder" and self.data.root is None:
             raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
         if not len(self.model.mean) == len(self.model.std) == self.data.channels:
             raise _refusal(
-                "model.mean", f"one mean and one std for each of data.channels = {self.data.channels} channels"
+                "model.mean",
+                f"one mean and one std for each of data.channels = {self.data.channels} channels",
             )
         if self.optimizer.c_l > self.optimizer.c_u:
             raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
@@ -239,7 +249,10 @@ class Job(Settings):
         )
         eps = _or(self.evaluation.eps, attack.eps)
         evaluation = self.evaluation.model_copy(
-            update={"eps": eps, "step_size": _or(self.evaluation.step_size, 2.5 * eps / self.evaluation.steps)}
+            update={
+                "eps": eps,
+                "step_size": _or(self.evaluation.step_size, 2.5 * eps / self.evaluation.steps),
+            }
         )
         name = self.optimizer.name or ("sgd" if method.lalr is False else "lamb")
         return self.model_copy(

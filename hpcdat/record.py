@@ -117,7 +117,9 @@ class RunFolder:
         try:
             return Result(**json.loads(self.result_file.read_text()))
         except FileNotFoundError:
-            raise RunError(f"{self.path} has no result yet: run `hpcdat evaluate {self.path}` first") from None
+            raise RunError(
+                f"{self.path} has no result yet: run `hpcdat evaluate {self.path}` first"
+            ) from None
         except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{self.result_file} cannot be read: {error}") from None
 

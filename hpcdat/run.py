@@ -60,7 +60,7 @@ def train(job: Job, workers: Workers, *, overwrite: bool = False) -> Result:
 
     def write() -> None:
         if workers.is_first:
-            folder.write_result(result, result_table([result]))
+            folder.write_result(result, result_table({job.run_dir: result}))
             folder.log(event="finished")
 
     workers.together("write the result", write)
@@ -121,9 +121,11 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers) -> Result:
         except InputError:
             trained = None
         # What training measured of itself stays beside the new accuracies.
-        merged = result if trained is None else replace(trained, ta=result.ta, ra=result.ra, attack=result.attack)
+        merged = (
+            result if trained is None else replace(trained, ta=result.ta, ra=result.ra, attack=result.attack)
+        )
         if workers.is_first:
-            folder.write_result(merged, result_table([merged]))
+            folder.write_result(merged, result_table({run_dir: merged}))
         return merged
 
     return workers.together("write the result", write)

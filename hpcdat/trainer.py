@@ -162,9 +162,7 @@ class Trainer:
 
     def evaluate(self) -> Accuracy:
         """TA and RA on the test images, over all workers."""
-        return measure_accuracy(
-            self.model, self.test_loader, len(self.test_images), self.job, self.workers
-        )
+        return measure_accuracy(self.model, self.test_loader, len(self.test_images), self.job, self.workers)
 
     def _train_epoch(self, stop: StopRequest) -> Accuracy | None:
         """One epoch with its record; the accuracies where the job asks for them after this epoch."""

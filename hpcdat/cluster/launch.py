@@ -48,7 +48,9 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
         # mpirun passes this one on to the workers.
         mpirun.send_signal(signal.SIGUSR2)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    before = {
+        number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    }
     try:
         code = mpirun.wait()
     finally:

@@ -32,10 +32,7 @@ def meet_under_srun(environ: Mapping[str, str] | None = None) -> None:
     token = f"{environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}"
     ports = candidate_ports(token)
     host = first_host(environ["SLURM_STEP_NODELIST"])
-    if environ["SLURM_PROCID"] == "0":
-        port = _serve(token, ports)
-    else:
-        port = _find(token, host, ports)
+    port = _serve(token, ports) if environ["SLURM_PROCID"] == "0" else _find(token, host, ports)
     os.environ.update(horovod_variables(environ, host, port))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -90,7 +91,9 @@ class Workers:
         if failures:
             # The same complaint from several workers is told once.
             told = {text: where for text, _, where in reversed(failures)}
-            message = "\n".join(text if self.size == 1 else f"{text} ({where})" for text, where in told.items())
+            message = "\n".join(
+                text if self.size == 1 else f"{text} ({where})" for text, where in told.items()
+            )
             kind = InputError if all(wrong_input for _, wrong_input, _ in failures) else WorkerError
             raise kind(message, everywhere=True)
         return result
@@ -131,15 +134,15 @@ class HorovodWorkers(Workers):
             )
 
     def sum(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
-        with self._watchdog.waiting(name):
+        with self._with_the_others(name):
             self._hvd.grouped_allreduce_(list(tensors), name=name, op=self._hvd.Sum)
 
     def max(self, tensor: Tensor, name: str) -> Tensor:  # noqa: D102
-        with self._watchdog.waiting(name):
+        with self._with_the_others(name):
             return self._hvd.allreduce(tensor, name=name, op=self._hvd.Max)
 
     def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
-        with self._watchdog.waiting(name):
+        with self._with_the_others(name):
             handles = [
                 self._hvd.broadcast_async_(tensor, root_rank=0, name=f"{name}.{i}")
                 for i, tensor in enumerate(tensors)
@@ -149,13 +152,26 @@ class HorovodWorkers(Workers):
 
     def gather(self, value: Any, name: str) -> list[Any]:  # noqa: D102
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        with self._watchdog.waiting(name):
+        with self._with_the_others(name):
             lengths = self._hvd.allgather(torch.tensor([len(text)]), name=f"{name}.length")
             texts = self._hvd.allgather(text, name=name).split(lengths.tolist())
         return [json.loads(bytes(part.tolist())) for part in texts]
 
     def close(self) -> None:  # noqa: D102
         self._hvd.shutdown()
+
+    @contextmanager
+    def _with_the_others(self, what: str) -> Iterator[None]:
+        from horovod.common.exceptions import HorovodInternalError
+
+        try:
+            with self._watchdog.waiting(what):
+                yield
+        except HorovodInternalError as error:
+            raise WorkerError(
+                f"lost the other workers ({what}): one of them has ended or cannot be reached; its own or "
+                f"its launcher's message names it. Horovod says: {str(error).splitlines()[0]}"
+            ) from None
 
 
 def start_workers(stall_timeout: float) -> Workers:

@@ -21,7 +21,9 @@ class Share(NamedTuple):
     """images of all workers in this step"""
 
 
-def training_shares(count: int, batch_size: int, *, rank: int, size: int, seed: int, epoch: int) -> list[Share]:
+def training_shares(
+    count: int, batch_size: int, *, rank: int, size: int, seed: int, epoch: int
+) -> list[Share]:
     """A worker's batches B_t^(i) of one epoch.
 
     All workers shuffle the images alike and cut them into global batches of ``size * batch_size``;

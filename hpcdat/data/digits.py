@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -45,7 +44,7 @@ def write_digits(root: Path) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels[index]).save(folder / f"{index:04d}.png")
         staging.chmod(0o755)
-        os.rename(staging, root)
+        staging.rename(root)
     except OSError:
         # Another process may have put the same folder there meanwhile.
         if not (root / "test").is_dir():

@@ -61,7 +61,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _check_machine(venv: Path) -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  (this is where an older one is told)
         raise InstallError(
             f"Python {platform.python_version()} is too old, 3.10 or newer is needed: "
             "make PYTHON=python3.11, or module load python"
@@ -94,9 +94,7 @@ def _install(arguments: argparse.Namespace, venv: Path, steps: Steps) -> None:
     python = venv / "bin" / "python"
     steps.begin(f"make the environment {venv}")
     if not python.exists():
-        steps.run(
-            [sys.executable, "-m", "venv", str(venv)], help_on_failure="Python's venv module failed."
-        )
+        steps.run([sys.executable, "-m", "venv", str(venv)], help_on_failure="Python's venv module failed.")
 
     steps.begin("install the packages: torch, DALI, Open MPI and others (5 GB, 1 to 5 minutes)")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]

@@ -24,8 +24,7 @@ SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 
 # Relative to horovod/torch/ in site-packages: libraries that other wheels of the environment bring.
 LIBRARY_PATH = ":".join(
-    f"$ORIGIN/../../{folder}"
-    for folder in ("torch/lib", "nvidia/nccl/lib", "nvidia/cu13/lib", "../..")
+    f"$ORIGIN/../../{folder}" for folder in ("torch/lib", "nvidia/nccl/lib", "nvidia/cu13/lib", "../..")
 )
 
 PATCHES = (
@@ -107,7 +106,7 @@ def _version_set(python: Path, site: Site) -> dict[str, object]:
     facts = json.loads(_output([str(python), "-c", code]))
     facts["mpi"] = _output([_system_mpicxx(), "--showme"]) if site.system_mpi else "environment"
     facts["cuda_home"] = str(site.cuda_home)
-    facts["compiler"] = _output([os.environ.get("CXX", "g++"), "-dumpfullversion"])
+    facts["compiler"] = _output([os.environ.get("CXX", "g++"), "--version"]).splitlines()[0]
     facts["recipe"] = [SDIST_SHA256, PATCHES]
     return facts
 
@@ -117,13 +116,15 @@ def _build(python: Path, scratch: Path, *, gpu: bool, site: Site, steps: Steps) 
     requirement.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
     pip = [str(python), "-m", "pip"]
     steps.run(
-        [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", "horovod"]
-        + ["--require-hashes", "-r", str(requirement), "-d", str(scratch)],
+        [
+            *[*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", "horovod"],
+            *["--require-hashes", "-r", str(requirement), "-d", str(scratch)],
+        ],
         help_on_failure="Horovod's source could not be had from PyPI: is the network or the mirror up?",
     )
     with tarfile.open(scratch / f"horovod-{VERSION}.tar.gz") as sdist:
         # Older 3.10 and 3.11 lack the filter; the hash above has vouched for the file.
-        sdist.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        sdist.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # noqa: S202
     source = scratch / f"horovod-{VERSION}"
     for name, old, new in PATCHES:
         text = (source / name).read_text()
@@ -156,7 +157,9 @@ def _build_environment(python: Path, scratch: Path, *, gpu: bool, site: Site) ->
     if site.system_mpi:
         site_libraries += _output([mpicxx, "--showme:libdirs"]).split()
     if gpu:
-        packages = Path(_output([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]))
+        packages = Path(
+            _output([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
+        )
         toolkit = site.cuda_home or _assemble_toolkit(packages / "nvidia", scratch / "cuda")
         env |= {
             "HOROVOD_GPU_OPERATIONS": "NCCL",
@@ -226,7 +229,9 @@ def _keep(wheel: Path, home: Path, facts: dict[str, object]) -> Path:
 def _system_mpicxx() -> str:
     path = shutil.which("mpicxx")
     if path is None:
-        raise InstallError("--system-mpi: no mpicxx on PATH. Load the site's MPI (module load openmpi) first.")
+        raise InstallError(
+            "--system-mpi: no mpicxx on PATH. Load the site's MPI (module load openmpi) first."
+        )
     return path
 
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
 from tabulate import tabulate
 
 from hpcdat.record import Result
 
-HEADERS = ["Method", "p x q", "Batch", "Epochs", "TA (%)", "RA (%)", "C (s)", "T (s)", "MB / iteration"]
+HEADERS = [
+    "Method",
+    "p x q",
+    "Batch",
+    "Epochs",
+    "TA (%)",
+    "RA (%)",
+    "C (s)",
+    "T (s)",
+    "MB / iteration",
+    "Run folder",
+]
 
 
-def result_table(results: Sequence[Result]) -> str:
+def result_table(runs: Mapping[Path, Result]) -> str:
     """A Markdown table, one row a run, with the meaning of its columns below.
 
     Args:
-        results: of runs whose columns can be compared.
+        runs: results by the folders of their runs.
     """
     rows = [
         [
@@ -28,10 +40,11 @@ def result_table(results: Sequence[Result]) -> str:
             _seconds(result.communication),
             _seconds(result.total),
             "-" if result.megabytes is None else f"{result.megabytes:.3g}",
+            str(path),
         ]
-        for result in results
+        for path, result in runs.items()
     ]
-    attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in results))
+    attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
     note = (
         f"TA: clean test accuracy. RA: under {attacks}.\n"
         "C, T: seconds of communication and of everything, per epoch (median). "

@@ -1,0 +1,31 @@
+# make demo | test | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
+# make setup SITE="--system-mpi --cuda-home /usr/local/cuda"
+PYTHON ?= python3
+SITE ?=
+BIN := .venv/bin
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt setup.py $(wildcard hpcdat/install/*.py)
+	@$(PYTHON) -m hpcdat.install $(SITE)
+	@touch $@
+
+demo: setup
+	$(BIN)/hpcdat train jobs/demo.yaml -np 2 --overwrite
+	$(BIN)/hpcdat train jobs/demo.yaml -np 2 --overwrite --set method=plain run_dir=runs/demo-plain
+	@echo
+	@echo "The digits, trained adversarially and trained plainly:"
+	@echo
+	@$(BIN)/hpcdat report runs/demo runs/demo-plain
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from hpcdat.balls import BALLS
 
+LARGEST = 1e4
+"""A radius or step beyond any image's diameter: a mistake in the units."""
+
 Regulariser = Callable[[Tensor], Tensor]
 """phi of eq. (2) as a function of the model's outputs (N, ...); returns one value a sample (N,)."""
 
@@ -46,8 +49,8 @@ def inner_maximisation(
         model: from images to outputs; normalisation, if any, inside.
         phi: robustness regulariser of eq. (2), from outputs to one value a sample.
         x: images (N, C, H, W), floating point in [0, 1].
-        eps: radius of the ball, [0, 1] units, >= 0.
-        step_size: length of a step in the same norm and units, >= 0.
+        eps: radius of the ball, [0, 1] units, in [0, 1e4].
+        step_size: length of a step in the same norm and units, in [0, 1e4].
         steps: number of gradient steps, >= 1.
         norm: norm of the ball, a key of :data:`hpcdat.balls.BALLS`.
         random_start: start uniformly in the ball, clipped to [0, 1], instead of at ``x``.
@@ -60,7 +63,7 @@ def inner_maximisation(
         rounding), without gradient history.
 
     Raises:
-        ValueError: x is not floating point or leaves [0, 1]; a negative eps or step size; a
+        ValueError: x is not floating point or leaves [0, 1]; eps or step size out of range; a
             random start without a generator; an unknown norm or batch-norm mode.
     """
     _check(x, eps, step_size, steps, norm, batch_norm, random_start, generator)
@@ -123,8 +126,11 @@ def _check(
         raise ValueError(f"norm {norm!r} is unknown; one of {', '.join(BALLS)}")
     if batch_norm not in ("eval", "train"):
         raise ValueError(f"batch-norm mode {batch_norm!r} is unknown; one of eval, train")
-    if not (eps >= 0 and step_size >= 0 and steps >= 1):
-        raise ValueError(f"eps {eps}, step_size {step_size} must be >= 0 and steps {steps} >= 1")
+    if not (0 <= eps <= LARGEST and 0 <= step_size <= LARGEST and steps >= 1):
+        raise ValueError(
+            f"eps {eps} and step_size {step_size} must lie in [0, {LARGEST:g}] ([0, 1] pixel units) "
+            f"and steps {steps} be at least 1"
+        )
     if random_start and generator is None:
         raise ValueError("a random start needs a generator: the global random state is not used")
     if x.numel() and not (x.amin() >= 0 and x.amax() <= 1):

@@ -98,8 +98,8 @@ class Data(Settings):
 class Model(Settings):
     """The network; normalisation is its first layer, so attacks work on pixels in [0, 1]."""
 
-    name: str = "resnet50"
-    """`digits-cnn`, or `resnet50` (torchvision's)"""
+    name: Literal["digits-cnn", "resnet50"] = "resnet50"
+    """`digits-cnn`: a small net for 8x8 images; `resnet50`: torchvision's"""
     mean: list[Finite] = [0.485, 0.456, 0.406]
     """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
     std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]
@@ -211,6 +211,9 @@ class Job(Settings):
             raise _refusal(
                 "attack.steps", f"1, or nothing: method {self.method} attacks with one step (FGSM)"
             )
+        for key, eps in (("attack.eps", self.attack.eps), ("evaluation.eps", self.evaluation.eps)):
+            if self.attack.norm == "linf" and (eps or 0) > 1:
+                raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
         if method.lalr is not None and self.optimizer.name not in (None, "lamb" if method.lalr else "sgd"):
             fitting = "lamb" if method.lalr else "sgd"
             raise _refusal(

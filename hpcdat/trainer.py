@@ -130,6 +130,9 @@ class Trainer:
         """
         make_equal(self.workers, self.model)
         check_equal(self.workers, self.model)
+        if self.epoch == self.step_in_epoch == 0:
+            # However soon the run is killed, there is something to go on from.
+            self._save()
         accuracy = None
         with StopRequest() as stop:
             while self.epoch < self.job.epochs:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, math, pipeline_def, types
 from torch import Tensor
 
 from hpcdat.data.batches import Indices
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.pixels import EVALUATION_MARGIN, empty_batch, to_pixels
+from hpcdat.data.pixels import centred, empty_batch, resized, shorter_side, to_pixels
 from hpcdat.job import Data
 
 
@@ -82,8 +82,8 @@ class DaliLoader:
             size=self.settings.image_size,
             colour=types.GRAY if self.settings.channels == 1 else types.RGB,
             decoder="mixed" if on_gpu else "cpu",
-            crop_flip=self.settings.augmentation == "crop-flip",
-            training=self.training,
+            crop_flip=self._is_random,
+            shorter=shorter_side(self.settings),
             batch_size=self.batch_size,
             num_threads=self.settings.threads,
             device_id=self.device.index if on_gpu else None,
@@ -106,22 +106,26 @@ class DaliLoader:
 
 
 @pipeline_def
-def _pipeline(source, size, colour, decoder, crop_flip, training):  # noqa: ANN001, ANN202
+def _pipeline(source, size, colour, decoder, crop_flip, shorter):  # noqa: ANN001, ANN202
     """uint8 pixels (H, W, C) of one size."""
     encoded = fn.external_source(source=source, batch=True, dtype=types.UINT8)
     resize = {"interp_type": types.INTERP_LINEAR, "antialias": True}
-    if crop_flip and training:
+    # As PIL and torchvision: pixels as they are stored.
+    decode = {"device": decoder, "output_type": colour, "adjust_orientation": False}
+    if crop_flip:
         pixels = fn.decoders.image_random_crop(
             encoded,
-            device=decoder,
-            output_type=colour,
+            **decode,
             random_area=[0.08, 1.0],
             random_aspect_ratio=[3 / 4, 4 / 3],
             num_attempts=10,
         )
         pixels = fn.resize(pixels, resize_x=size, resize_y=size, **resize)
         return fn.flip(pixels, horizontal=fn.random.coin_flip())
-    pixels = fn.decoders.image(encoded, device=decoder, output_type=colour)
-    shorter = round(size * EVALUATION_MARGIN) if crop_flip else size
-    pixels = fn.resize(pixels, resize_shorter=shorter, **resize)
-    return fn.crop(pixels, crop=(size, size))
+    shape = fn.peek_image_shape(encoded, adjust_orientation=False)
+    shortest = math.min(shape[0], shape[1])
+    height, width = (resized(side, shortest, shorter) for side in (shape[0], shape[1]))
+    sides = fn.cast(fn.stack(height, width), dtype=types.FLOAT)
+    pixels = fn.resize(fn.decoders.image(encoded, **decode), size=sides, **resize)
+    corner = fn.cast(fn.stack(centred(height, size), centred(width, size)), dtype=types.INT32)
+    return fn.slice(pixels, corner, [size, size], axes=[0, 1])

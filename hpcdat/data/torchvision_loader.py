@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from hpcdat.data.batches import Indices
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.pixels import EVALUATION_MARGIN, empty_batch, to_pixels
+from hpcdat.data.pixels import centred, empty_batch, resized, shorter_side, to_pixels
 from hpcdat.job import Data
 
 
@@ -86,22 +86,25 @@ class _Decoded(Dataset):
         self.images = images
         self.mode = "L" if settings.channels == 1 else "RGB"
         self.random = training and settings.augmentation == "crop-flip"
-        size = settings.image_size
-        if self.random:
-            steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-        else:
-            margin = EVALUATION_MARGIN if settings.augmentation == "crop-flip" else 1
-            steps = [v2.Resize(round(size * margin), antialias=True), v2.CenterCrop(size)]
-        self.transform = v2.Compose([v2.PILToTensor(), *steps])
+        self.size, self.shorter = settings.image_size, shorter_side(settings)
+        self.crop_flip = v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()])
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
         index, seed = place
         try:
             with Image.open(self.images.files[index]) as image:
-                pixels = image.convert(self.mode)
+                pixels = v2.functional.pil_to_tensor(image.convert(self.mode))
         except Exception as error:
             return f"{self.images.files[index]}: cannot be read as an image: {error}"
         if self.random:
             # Seeded by image and epoch, the crop does not depend on which process makes it.
             torch.manual_seed(seed ^ index)
-        return self.transform(pixels).permute(1, 2, 0)
+            return self.crop_flip(pixels).permute(1, 2, 0)
+        return self._centre(pixels).permute(1, 2, 0)
+
+    def _centre(self, pixels: Tensor) -> Tensor:
+        shortest = min(pixels.shape[1:])
+        height, width = (resized(side, shortest, self.shorter) for side in pixels.shape[1:])
+        pixels = v2.functional.resize(pixels, [height, width])
+        top, left = centred(height, self.size), centred(width, self.size)
+        return v2.functional.crop(pixels, top, left, self.size, self.size)

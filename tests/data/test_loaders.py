@@ -1,0 +1,133 @@
+"""DALI and torchvision read the same pixels, whole epochs, and name what they cannot read."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hpcdat.data import find_images, open_loader
+from hpcdat.data.digits import write_digits
+from hpcdat.data.images import DataError, list_images
+from hpcdat.job import Data
+
+CPU = torch.device("cpu")
+LOADERS = ["dali", "torchvision"]
+
+
+def loader_of(images, settings, training=False, batch_size=4):
+    return open_loader(images, settings, training=training, batch_size=batch_size, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Smooth colour images of several sizes and kinds."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number, name in enumerate(["a.png", "b.jpg", "c.png", "d.jpeg", "e.png"]):
+            folder = root / split / ("cat" if number % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+            size = (40 + 7 * number, 60 - 5 * number)
+            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    return root
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_digits_come_back_as_they_are_in_scikit_learn(tmp_path, loader):
+    settings = Data(source="digits", root=tmp_path / "digits", loader=loader, image_size=8, channels=1)
+    train, test = find_images(settings)
+    assert (len(train), len(test)) == (1400, 397) and train.classes == [str(n) for n in range(10)]
+    batches = [np.array([3, 1396, 7]), np.array([], dtype=np.int64), np.array([0])]
+    read = list(loader_of(train, settings).read(batches, seed=0))
+    digits = load_digits()
+    for indices, (x, y) in zip(batches, read, strict=True):
+        assert x.shape == (len(indices), 1, 8, 8) and x.dtype == torch.float32 and y.dtype == torch.int64
+        for index, image, label in zip(indices, x, y, strict=True):
+            number = int(train.files[index].rsplit("/", 1)[1].removesuffix(".png"))
+            assert label == digits.target[number]
+            expected = np.rint(digits.images[number] * 255 / 16) / 255
+            np.testing.assert_allclose(image[0].numpy(), expected, atol=1e-7)
+
+
+def test_digits_are_split_by_class_and_do_not_overlap(tmp_path):
+    write_digits(tmp_path / "digits")
+    train, test = (list_images(tmp_path / "digits" / split) for split in ("train", "test"))
+    names = [{file.rsplit("/", 1)[1] for file in images.files} for images in (train, test)]
+    assert not names[0] & names[1] and len(names[0] | names[1]) == 1797
+    assert np.bincount(test.labels).min() >= 38
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_loader_serves_epoch_after_epoch_in_any_order(photos, loader):
+    settings = Data(root=photos, loader=loader, image_size=16)
+    train, _ = find_images(settings)
+    reader = loader_of(train, settings)
+    orders = [[[0, 1, 2, 3], [4]], [[4, 3, 2, 1], [0]], [[2]]]
+    by_index = {}
+    for order in orders:
+        batches = [np.array(batch) for batch in order]
+        for batch, (x, y) in zip(batches, reader.read(batches, seed=1), strict=True):
+            for index, image, label in zip(batch, x, y, strict=True):
+                assert label == train.labels[index]
+                assert torch.equal(by_index.setdefault(index, image.clone()), image)
+    assert len(by_index) == 5
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_an_epoch_left_in_the_middle_does_not_spoil_the_next(photos, loader):
+    settings = Data(root=photos, loader=loader, image_size=16)
+    train, _ = find_images(settings)
+    reader = loader_of(train, settings)
+    first = next(reader.read([np.array([0]), np.array([1]), np.array([2])], seed=0))[0]
+    again = list(reader.read([np.array([3]), np.array([0])], seed=0))
+    assert len(again) == 2 and torch.equal(again[1][0], first)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
+def test_dali_and_torchvision_agree_on_test_images(photos, augmentation):
+    """The same pixels are read; JPEG decoders and resizing round differently, by a grey level or two."""
+    read = {}
+    for loader in LOADERS:
+        settings = Data(root=photos, loader=loader, image_size=24, augmentation=augmentation)
+        _, test = find_images(settings)
+        ((read[loader], labels),) = loader_of(test, settings, batch_size=5).read([np.arange(5)], seed=0)
+        assert labels.tolist() == test.labels
+    apart = (read["dali"] - read["torchvision"]).abs() * 255
+    assert apart.max() < 2.5 and apart.mean() < 0.5
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_random_crops_differ_between_seeds_and_repeat_with_one(photos, loader):
+    settings = Data(root=photos, loader=loader, image_size=16, augmentation="crop-flip")
+    train, _ = find_images(settings)
+    reader = loader_of(train, settings, training=True, batch_size=5)
+    a, b, again = (next(reader.read([np.arange(5)], seed=s))[0].clone() for s in (1, 2, 1))
+    assert torch.equal(a, again) and not torch.equal(a, b)
+    assert a.min() >= 0 and a.max() <= 1
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_file_that_is_no_image_is_named(photos, tmp_path, loader):
+    for split in ("train", "test"):
+        (tmp_path / split / "dog").mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / split / "dog" / "fine.png")
+        (tmp_path / split / "dog" / "torn.jpg").write_bytes(b"\xff\xd8 not a picture")
+    settings = Data(root=tmp_path, loader=loader, image_size=16)
+    train, _ = find_images(settings)
+    with pytest.raises(DataError, match=r"torn\.jpg: cannot be read as an image"):
+        list(loader_of(train, settings).read([np.array([0, 1])], seed=0))
+
+
+def test_folders_that_do_not_fit_are_told(tmp_path):
+    with pytest.raises(DataError, match=r"No such file"):
+        find_images(Data(root=tmp_path / "nowhere"))
+    (tmp_path / "train" / "dog").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"Found no valid file for the classes dog"):
+        find_images(Data(root=tmp_path))
+    Image.new("RGB", (4, 4)).save(tmp_path / "train" / "dog" / "a.png")
+    (tmp_path / "test" / "wolf").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "test" / "wolf" / "a.png")
+    with pytest.raises(DataError, match=r"other classes than in training: dog, wolf"):
+        find_images(Data(root=tmp_path))

@@ -1,0 +1,158 @@
+"""What the ranks of the distributed tests do; each program returns a JSON value."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import hpcdat.models
+from hpcdat.checkpoint import load_checkpoint
+from hpcdat.cluster.agreement import average_batch_norm, check_equal, make_equal, named_state
+from hpcdat.cluster.workers import start_workers
+from hpcdat.data import find_images, open_loader
+from hpcdat.errors import HpcdatError, InputError
+from hpcdat.evaluation.accuracy import measure_accuracy
+from hpcdat.exchange.ring import RingAllReduce
+from hpcdat.job_file import read_job
+from hpcdat.objectives import clean_loss
+from hpcdat.record import RunFolder
+from hpcdat.run import train
+from hpcdat.trainer import build_model_for
+from tests.conftest import DEMO
+
+
+def collectives(workers):
+    """Every collective, with values that tell the ranks apart."""
+    rank = workers.rank
+    tensors = [torch.full((3,), float(rank + 1)), torch.tensor([rank], dtype=torch.int64)]
+    workers.sum([tensors[0]], "floats")
+    workers.sum([tensors[1]], "integers")
+    exchange = RingAllReduce(workers)
+    gradients = [torch.full((2, 2), float(rank)), torch.full((5,), 1.0)]
+    riders = torch.tensor([0.5, float(rank == 1)])
+    exchange.sum(gradients, riders)
+    received = torch.full((2,), float(rank))
+    workers.broadcast([received], "from worker 0")
+
+    def fail():
+        if rank == workers.size - 1:
+            raise OSError("no space left")
+        if rank == 0:
+            raise InputError("bad folder")
+
+    try:
+        workers.together("write", fail)
+        failure = None
+    except HpcdatError as error:
+        failure = [type(error).__name__, str(error), error.everywhere]
+    return {
+        "rank": rank,
+        "size": workers.size,
+        "local": [workers.local_rank, workers.local_size, workers.nodes],
+        "transport": workers.transport,
+        "sums": [tensors[0].tolist(), tensors[1].tolist()],
+        "gradients": [g.flatten().tolist() for g in gradients],
+        "riders": riders.tolist(),
+        "seconds": exchange.reset(),
+        "megabytes": exchange.megabytes(gradients),
+        "max": workers.max(torch.tensor([rank, -rank]), "max").tolist(),
+        "broadcast": received.tolist(),
+        "gathered": workers.gather({"rank": rank, "é": None}, "gather"),
+        "failure": failure,
+    }
+
+
+def agreement(workers):
+    """Models that differ are made equal, told apart, and their batch norm averaged."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(3, 3))
+    with torch.no_grad():
+        for tensor in named_state(model).values():
+            tensor.add_(workers.rank)
+    make_equal(workers, model)
+    check_equal(workers, model)
+    if workers.rank == workers.size - 1:
+        with torch.no_grad():
+            # The smallest change there is.
+            model[2].bias[1] = torch.nextafter(model[2].bias[1], torch.tensor(9.0))
+    try:
+        check_equal(workers, model)
+        found = None
+    except HpcdatError as error:
+        found = str(error)
+    model[1].running_mean.fill_(float(workers.rank))
+    model[1].running_var.fill_(float(2 + workers.rank))
+    model[1].num_batches_tracked.fill_(10 + workers.rank)
+    average_batch_norm(workers, model)
+    norm = model[1]
+    return {
+        "found": found,
+        "statistics": [norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item()],
+    }
+
+
+def without_batch_norm(channels, num_classes):
+    """A net on which the samples of a batch do not see each other."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, num_classes)
+    )
+
+
+def train_small(workers, global_batch, root, run_dir, *settings):
+    """Train the demo's job with a net without batch norm, in float64; its weights and costs."""
+    torch.set_default_dtype(torch.float64)
+    hpcdat.models.MODELS["digits-cnn"] = without_batch_norm
+    batch = int(global_batch) // workers.size
+    job = read_job(DEMO, [f"batch_size={batch}", f"data.root={root}", f"run_dir={run_dir}", *settings])
+    train(job, workers)
+    folder = RunFolder(job.run_dir)
+    model = load_checkpoint(folder.checkpoint_file).model
+    return {
+        "weights": torch.cat([p.flatten() for p in model.values()]).tolist(),
+        "costs": [line["cost"] for line in folder.metrics("epoch")],
+    }
+
+
+def evaluate(workers, root, *settings):
+    """Counts of an evaluation of a hastily trained net, random start and all."""
+    torch.set_num_threads(1)
+    job = read_job(DEMO, [f"data.root={root}", "attack.eps=0.1", *settings])
+    train_images, test_images = find_images(job.data)
+    model = fit(build_model_for(job, train_images), train_images, job)
+    loader = open_loader(
+        test_images,
+        job.data,
+        training=False,
+        batch_size=job.evaluation.batch_size,
+        device=torch.device("cpu"),
+    )
+    accuracy = measure_accuracy(model, loader, len(test_images), job, workers)
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    return [accuracy.images, accuracy.correct, accuracy.robust, digest]
+
+
+def fit(model, images, job):
+    """Some steps of Adam, the same on every rank."""
+    loader = open_loader(images, job.data, training=False, batch_size=1400, device=torch.device("cpu"))
+    ((x, y),) = loader.read([np.arange(len(images))], seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(15):
+        optimizer.zero_grad()
+        clean_loss(model(x), y).mean().backward()
+        optimizer.step()
+    return model
+
+
+def main():
+    name, folder, *arguments = sys.argv[1:]
+    workers = start_workers(60)
+    answer = globals()[name](workers, *arguments)
+    Path(folder, f"{name}.{workers.rank}.json").write_text(json.dumps(answer))
+    workers.close()
+
+
+if __name__ == "__main__":
+    main()

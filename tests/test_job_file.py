@@ -1,0 +1,134 @@
+"""Jobs that can be taken, and what is said of those that cannot."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcdat.job import METHODS, Job
+from hpcdat.job_file import JobError, parse_job, read_job, write_job
+from tests.conftest import CHECKOUT, DEMO
+
+MINIMAL = """\
+run_dir: runs/x
+method: dat-pgd
+epochs: 2
+batch_size: 4
+data: {source: digits, channels: 1}
+model: {name: digits-cnn, mean: [0.5], std: [0.25]}
+optimizer: {lr: 1e-2}
+"""
+
+
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_job_that_is_shipped_is_valid_and_survives_writing(path):
+    job = read_job(path)
+    assert parse_job(write_job(job), "copy") == job
+
+
+def test_what_is_left_out_is_filled_in():
+    job = parse_job(MINIMAL, "x.yaml", ["attack.eps=8/255"])
+    assert job.attack.steps == 10 and job.attack.step_size == pytest.approx(2.5 * 8 / 255 / 10)
+    assert job.evaluation.eps == 8 / 255 and job.evaluation.step_size == pytest.approx(2.5 * 8 / 255 / 20)
+    assert job.optimizer.name == "lamb" and job.optimizer.lr == 0.01
+    assert (job.optimizer.c_l, job.optimizer.c_u) == (0, 10)
+    assert job.attack.batch_norm == "eval"
+    fgsm = parse_job(MINIMAL, "x.yaml", ["method=dat-fgsm", "attack.eps=0.1"])
+    assert fgsm.attack.steps == 1 and fgsm.attack.step_size == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    "method, optimizer, oracle",
+    [
+        ("plain", "lamb", "none"),
+        ("at", "sgd", "pgd"),
+        ("fast-at", "sgd", "fgsm"),
+        ("dat-pgd", "lamb", "pgd"),
+        ("dat-fgsm", "lamb", "fgsm"),
+        ("dat-pgd-without-lalr", "sgd", "pgd"),
+        ("dat-fgsm-without-lalr", "sgd", "fgsm"),
+    ],
+)
+def test_a_method_decides_oracle_and_optimiser(method, optimizer, oracle):
+    job = parse_job(MINIMAL, "x.yaml", [f"method={method}"])
+    assert (job.optimizer.name, job.oracle) == (optimizer, oracle)
+
+
+def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
+    assert set(METHODS) == set(Job.model_fields["method"].annotation.__args__)
+
+
+@pytest.mark.parametrize(
+    "line, settings, complaint",
+    [
+        ("epocs: 3", [], "x.yaml:8: epocs: unknown key; did you mean 'epochs'?"),
+        ("attack: {epz: 0.1}", [], "x.yaml:8: attack.epz: unknown key; did you mean 'eps'?"),
+        ("attack:\n  eps: -1", [], "x.yaml:9: attack.eps: -1: Input should be greater than or equal to 0"),
+        ("attack: {eps: 8}", [], "x.yaml:8: attack.eps: expected a radius in [0, 1] pixel units, as in 8/255"),
+        ("attack: {eps: 1/0}", [], "x.yaml:8: attack.eps: '1/0': division by zero"),
+        ("attack: {eps: .nan}", [], "x.yaml:8: attack.eps: nan: Input should be greater than or equal to 0"),
+        ("attack: {norm: l3}", [], "expected one of linf, l2; did you mean 'l2'?"),
+        ("", ["method=dat-pdg"], "--set method=dat-pdg: method: 'dat-pdg': expected one of plain, at,"),
+        ("", ["method=dat-fgsm", "attack.steps=10"], "--set attack.steps=10: attack.steps: expected 1, or nothing"),
+        ("", ["method=at", "optimizer.name=lamb"], "optimizer.name: expected sgd, or nothing"),
+        ("", ["method=plain", "objective.lambda=1"], "objective.lambda: expected 0"),
+        ("", ["model.name=resnet5"], "did you mean 'resnet50'?"),
+        ("", ["data.source=folder"], "x.yaml:5: data.root: expected the folder that holds the images"),
+        ("", ["data.channels=3"], "x.yaml:6: model.mean: expected one mean and one std for each"),
+        ("", ["schedule.decay_epochs=[3,2]"], "schedule.decay_epochs: expected epochs in increasing order"),
+        ("", ["epochs"], "--set epochs: expected key=value"),
+        ("", ["epochs=[1"], "--set epochs=[1: the value is not YAML"),
+        ("", ["optimizer.c_l=11"], "optimizer.c_l: expected at most optimizer.c_u = 10"),
+        ("seed: 1\nseed: 2", [], "x.yaml:9: seed: this key stands here a second time"),
+        ("seed: [1", [], "x.yaml:8: not YAML: expected"),
+        ("seed: 2020-13-45", [], "x.yaml: a value cannot be read"),
+        ("seed: &a [*a]", [], "x.yaml: a value cannot be read: an alias holds itself"),
+        ("seed: !!python/object/apply:os.getcwd []", [], "not YAML: could not determine a constructor"),
+    ],
+)
+def test_mistakes_are_told_with_place_and_remedy(line, settings, complaint):
+    with pytest.raises(JobError) as error:
+        parse_job(MINIMAL + line, "x.yaml", settings)
+    assert complaint in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(JobError) as error:
+        parse_job("epochs: 0\nbatch_size: many\nzzz: 1", "x.yaml")
+    lines = str(error.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["run_dir", "method", "epochs", "batch_size", "optimizer", "zzz"]
+
+
+@pytest.mark.parametrize("text", ["", "3", "[a]", "- a: 1"])
+def test_a_file_that_is_no_mapping_is_refused(text):
+    with pytest.raises(JobError, match=r"x\.yaml"):
+        parse_job(text, "x.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(JobError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        read_job(tmp_path / "nowhere.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JobError, match=r"binary\.yaml: cannot be read"):
+        read_job(tmp_path / "binary.yaml")
+
+
+def test_set_replaces_single_keys_and_later_ones_win():
+    job = read_job(DEMO, ["attack.eps=4/255", "attack.eps=2/255", "run_dir=a b'c"])
+    assert job.attack.eps == 2 / 255 and job.attack.steps == 10 and job.run_dir == Path("a b'c")
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3))
+keys = st.sampled_from(sorted(Job.model_fields)) | st.text(max_size=8)
+
+
+@given(st.dictionaries(keys, values, max_size=6))
+def test_no_mapping_whatever_ends_in_anything_but_a_job_or_a_job_error(mapping):
+    import yaml
+
+    try:
+        parse_job(MINIMAL + yaml.safe_dump(mapping, allow_unicode=True).replace("{}\n", ""), "x.yaml")
+    except JobError as error:
+        assert str(error)

@@ -61,7 +61,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: there is no checkpoint; has the run finished its first epoch?"
         ) from None
     except Exception as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path}: not a readable checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
     try:

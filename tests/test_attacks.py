@@ -57,9 +57,13 @@ def worst_case_l2(x, w, eps):
     return worst
 
 
-@pytest.mark.parametrize("steps, step_size, random_start", [(1, 0.1, False), (10, 0.03, False), (10, 0.03, True)])
+@pytest.mark.parametrize(
+    "steps, step_size, random_start", [(1, 0.1, False), (10, 0.03, False), (10, 0.03, True)]
+)
 @pytest.mark.parametrize("low, high", [(0.3, 0.7), (0.0, 1.0)], ids=["inside the box", "box active"])
-def test_linf_reaches_the_worst_case_of_a_linear_model(w, generator, steps, step_size, random_start, low, high):
+def test_linf_reaches_the_worst_case_of_a_linear_model(
+    w, generator, steps, step_size, random_start, low, high
+):
     x = images(generator, low, high)
     x_adv = inner_maximisation(
         Linear(w),
@@ -77,9 +81,7 @@ def test_linf_reaches_the_worst_case_of_a_linear_model(w, generator, steps, step
 def test_fgsm_raises_a_linear_score_by_the_dual_norm(w, generator):
     x = images(generator, 0.3, 0.7)
     model = Linear(w)
-    x_adv = inner_maximisation(
-        model, loss_of_zero, x, eps=0.1, step_size=0.1, steps=1, random_start=False
-    )
+    x_adv = inner_maximisation(model, loss_of_zero, x, eps=0.1, step_size=0.1, steps=1, random_start=False)
     raised = (model(x_adv) - model(x))[:, 1]
     torch.testing.assert_close(raised, 0.1 * w.abs().sum().expand_as(raised), rtol=1e-5, atol=0)
 
@@ -163,7 +165,9 @@ def test_eps_zero_is_the_identity_and_an_empty_batch_stays_empty(w, generator, n
     assert inner_maximisation(Linear(w), loss_of_zero, x[:0], eps=0.1, **common).shape == (0, *SHAPE[1:])
 
 
-@pytest.mark.parametrize("norm, spread", [("linf", lambda d: d.abs().amax(1)), ("l2", lambda d: d.norm(dim=1))])
+@pytest.mark.parametrize(
+    "norm, spread", [("linf", lambda d: d.abs().amax(1)), ("l2", lambda d: d.norm(dim=1))]
+)
 def test_the_random_start_is_uniform_in_the_ball(norm, spread):
     """The radius r of a uniform point in a ball of n dimensions has P(r < q eps) = q^n."""
     x = torch.full((20000, 1, 1, 3), 0.5)
@@ -232,7 +236,13 @@ def test_a_failing_model_is_put_back_too(generator):
 
     with pytest.raises(RuntimeError, match="no loss today"):
         inner_maximisation(
-            model, fail, images(generator, shape=(2, 1, 8, 8)), eps=0.1, step_size=0.1, steps=1, random_start=False
+            model,
+            fail,
+            images(generator, shape=(2, 1, 8, 8)),
+            eps=0.1,
+            step_size=0.1,
+            steps=1,
+            random_start=False,
         )
     assert all(module.training for module in model.modules())
 
@@ -255,7 +265,9 @@ def test_it_works_inside_no_grad_and_with_frozen_parameters(w, generator):
     x = images(generator)
     model = Linear(w).requires_grad_(False)
     with torch.no_grad():
-        x_adv = inner_maximisation(model, loss_of_zero, x, eps=0.1, step_size=0.1, steps=1, random_start=False)
+        x_adv = inner_maximisation(
+            model, loss_of_zero, x, eps=0.1, step_size=0.1, steps=1, random_start=False
+        )
     assert not torch.equal(x_adv, x) and not x_adv.requires_grad
 
 
@@ -263,7 +275,13 @@ def test_the_same_generator_state_gives_the_same_attack(w, generator):
     x = images(generator)
     twice = [
         inner_maximisation(
-            Linear(w), loss_of_zero, x, eps=0.1, step_size=0.02, steps=2, generator=torch.Generator().manual_seed(s)
+            Linear(w),
+            loss_of_zero,
+            x,
+            eps=0.1,
+            step_size=0.02,
+            steps=2,
+            generator=torch.Generator().manual_seed(s),
         )
         for s in (5, 5, 6)
     ]

@@ -65,12 +65,20 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
         ("epocs: 3", [], "x.yaml:8: epocs: unknown key; did you mean 'epochs'?"),
         ("attack: {epz: 0.1}", [], "x.yaml:8: attack.epz: unknown key; did you mean 'eps'?"),
         ("attack:\n  eps: -1", [], "x.yaml:9: attack.eps: -1: Input should be greater than or equal to 0"),
-        ("attack: {eps: 8}", [], "x.yaml:8: attack.eps: expected a radius in [0, 1] pixel units, as in 8/255"),
+        (
+            "attack: {eps: 8}",
+            [],
+            "x.yaml:8: attack.eps: expected a radius in [0, 1] pixel units, as in 8/255",
+        ),
         ("attack: {eps: 1/0}", [], "x.yaml:8: attack.eps: '1/0': division by zero"),
         ("attack: {eps: .nan}", [], "x.yaml:8: attack.eps: nan: Input should be greater than or equal to 0"),
         ("attack: {norm: l3}", [], "expected one of linf, l2; did you mean 'l2'?"),
         ("", ["method=dat-pdg"], "--set method=dat-pdg: method: 'dat-pdg': expected one of plain, at,"),
-        ("", ["method=dat-fgsm", "attack.steps=10"], "--set attack.steps=10: attack.steps: expected 1, or nothing"),
+        (
+            "",
+            ["method=dat-fgsm", "attack.steps=10"],
+            "--set attack.steps=10: attack.steps: expected 1, or nothing",
+        ),
         ("", ["method=at", "optimizer.name=lamb"], "optimizer.name: expected sgd, or nothing"),
         ("", ["method=plain", "objective.lambda=1"], "objective.lambda: expected 0"),
         ("", ["model.name=resnet5"], "did you mean 'resnet50'?"),
@@ -97,7 +105,14 @@ def test_all_mistakes_are_told_at_once():
     with pytest.raises(JobError) as error:
         parse_job("epochs: 0\nbatch_size: many\nzzz: 1", "x.yaml")
     lines = str(error.value).splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["run_dir", "method", "epochs", "batch_size", "optimizer", "zzz"]
+    assert [line.split(": ")[1] for line in lines] == [
+        "run_dir",
+        "method",
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "zzz",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "3", "[a]", "- a: 1"])
@@ -120,7 +135,9 @@ def test_set_replaces_single_keys_and_later_ones_win():
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3))
+values = st.recursive(
+    leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3)
+)
 keys = st.sampled_from(sorted(Job.model_fields)) | st.text(max_size=8)
 
 

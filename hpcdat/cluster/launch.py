@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -34,7 +35,12 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
     if on_terminal:
         environment["HPCDAT_ON_TERMINAL"] = "1"
     # In a session of its own, so that the terminal's Ctrl-C reaches this process alone.
-    mpirun = subprocess.Popen(mpirun_command(workers, arguments), env=environment, start_new_session=True)
+    mpirun = subprocess.Popen(
+        mpirun_command(workers, arguments),
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -57,6 +63,12 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
         for number, handler in before.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is killed."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def mpirun_command(workers: int, arguments: Sequence[str]) -> list[str]:

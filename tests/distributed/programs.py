@@ -90,7 +90,11 @@ def agreement(workers):
     norm = model[1]
     return {
         "found": found,
-        "statistics": [norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item()],
+        "statistics": [
+            norm.running_mean.tolist(),
+            norm.running_var.tolist(),
+            norm.num_batches_tracked.item(),
+        ],
     }
 
 

@@ -103,12 +103,18 @@ def test_m_workers_equal_one_with_m_times_the_batch(tmp_path, digits, one_worker
 
 @pytest.fixture(scope="module")
 def serial_counts(tmp_path_factory, digits):
-    return run_program("evaluate", "none", 1, tmp_path_factory.mktemp("serial"), digits, "evaluation.batch_size=30")[0]
+    return run_program(
+        "evaluate", "none", 1, tmp_path_factory.mktemp("serial"), digits, "evaluation.batch_size=30"
+    )[0]
 
 
 @pytest.mark.parametrize("transport, size", [("MPI", 2), ("MPI", 3), ("Gloo", 4)])
-def test_a_sharded_evaluation_gives_the_numbers_of_a_serial_one(tmp_path, digits, serial_counts, transport, size):
+def test_a_sharded_evaluation_gives_the_numbers_of_a_serial_one(
+    tmp_path, digits, serial_counts, transport, size
+):
     images, correct, robust, _ = serial_counts
-    assert images == 397 and 0 < robust < correct < 397, "the attack must matter for this test to mean anything"
+    assert images == 397 and 0 < robust < correct < 397, (
+        "the attack must matter for this test to mean anything"
+    )
     answers = run_program("evaluate", transport, size, tmp_path, digits, "evaluation.batch_size=30")
     assert answers == [serial_counts] * size

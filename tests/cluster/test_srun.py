@@ -1,0 +1,72 @@
+"""Slurm's short forms and what Horovod is told."""
+
+import pytest
+
+from hpcdat.cluster.launched import Launched, launched
+from hpcdat.cluster.srun import candidate_ports, first_host, horovod_variables, tasks_per_node
+
+
+@pytest.mark.parametrize(
+    "short, first",
+    [
+        ("node7", "node7"),
+        ("node[03-05,9],gpu1", "node03"),
+        ("a,b", "a"),
+        ("rack[1-2]-ib", "rack1-ib"),
+        ("n[11,13]", "n11"),
+    ],
+)
+def test_first_host(short, first):
+    assert first_host(short) == first
+
+
+@pytest.mark.parametrize("short, counts", [("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,3(x2)", [1, 3, 3])])
+def test_tasks_per_node(short, counts):
+    assert tasks_per_node(short) == counts
+
+
+def test_ranks_of_uneven_nodes():
+    """Nodes with 2, 2 and 1 tasks: local rank 1 exists on the first two only."""
+    task = {
+        "SLURM_PROCID": "3",
+        "SLURM_STEP_NUM_TASKS": "5",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+        "SLURM_NODEID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURMD_NODENAME": "n2",
+    }
+    told = horovod_variables(task, "n1", 23456)
+    assert (told["HOROVOD_RANK"], told["HOROVOD_SIZE"]) == ("3", "5")
+    assert (told["HOROVOD_LOCAL_RANK"], told["HOROVOD_LOCAL_SIZE"]) == ("1", "2")
+    assert (told["HOROVOD_CROSS_RANK"], told["HOROVOD_CROSS_SIZE"]) == ("1", "2")
+    assert told["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "n1"
+
+
+def test_ports_are_derived_alike_and_legal():
+    assert candidate_ports("123.0") == candidate_ports("123.0") != candidate_ports("124.0")
+    assert all(1024 < port < 65536 for port in candidate_ports("99999999.4294967294"))
+
+
+@pytest.mark.parametrize(
+    "environ, place",
+    [
+        ({}, Launched("none", 0, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}, Launched("mpirun", 2, 4)),
+        ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "3"}, Launched("horovodrun", 1, 3)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "6"}, Launched("srun", 5, 6)),
+        # The batch script itself is one process, however many tasks were asked for.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6"}, Launched("none", 0, 1)),
+        # mpirun inside an allocation hands Slurm's variables on.
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "OMPI_COMM_WORLD_RANK": "7",
+                "OMPI_COMM_WORLD_SIZE": "8",
+            },
+            Launched("mpirun", 7, 8),
+        ),
+    ],
+)
+def test_what_the_launcher_says(environ, place):
+    assert launched(environ) == place

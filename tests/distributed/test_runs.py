@@ -1,0 +1,297 @@
+"""Whole runs from the command line, under every launcher: how they end, and what they leave."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcdat.checkpoint import load_checkpoint
+from hpcdat.record import RunFolder
+from tests.conftest import CHECKOUT, DEMO
+from tests.distributed.ranks import environment, launcher
+
+pytestmark = pytest.mark.distributed
+
+HPCDAT = [sys.executable, "-m", "hpcdat"]
+
+
+def hpcdat(*arguments, prefix=(), env=None, timeout=200):
+    command = [*prefix, *HPCDAT, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=env or environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def short(run_dir, *settings):
+    """Two epochs of the demo's job with a quick attack."""
+    return [
+        DEMO,
+        "--set",
+        f"run_dir={run_dir}",
+        "epochs=2",
+        "attack.steps=2",
+        "evaluation.steps=3",
+        *settings,
+    ]
+
+
+def weights(run_dir):
+    return load_checkpoint(RunFolder(Path(run_dir)).checkpoint_file).model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two workers under mpirun, and what it printed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    done = hpcdat("train", *short(run_dir), prefix=launcher("MPI", 2))
+    assert done.returncode == 0, done.stderr
+    return run_dir, done
+
+
+def test_a_run_leaves_job_environment_metrics_checkpoint_and_table(finished):
+    run_dir, done = finished
+    assert str(run_dir) in done.stdout and "RA (%)" in done.stdout
+    assert "\r" not in done.stderr, "no progress bar outside a terminal"
+    folder = RunFolder(run_dir)
+    job = folder.read_job([])
+    assert job.attack.step_size == pytest.approx(2.5 * 0.2 / 2) and job.epochs == 2
+    record = json.loads(folder.environment_file.read_text())
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert record["horovod"]["mpi"] and record["horovod"]["gloo"]
+    assert [worker["host"] for worker in record["workers"]] == [socket.gethostname()] * 2
+    assert (record["transport"], record["launcher"], record["nodes"]) == ("MPI", "mpirun", 1)
+    epochs = folder.metrics("epoch")
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert all(0 < line["communication_seconds"] < line["total_seconds"] for line in epochs)
+    assert all(line["images"] == 1400 for line in epochs)
+    result = folder.read_result()
+    assert (result.method, result.p, result.q, result.images, result.epoch) == ("dat-pgd", 1, 2, 397, 2)
+    size = sum(t.numel() for name, t in weights(run_dir).items() if name.endswith(("weight", "bias"))) * 4
+    assert result.megabytes == pytest.approx(2 * size / 2**20)
+    assert folder.table_file.read_text().strip() in done.stdout
+
+
+def test_evaluate_finds_the_same_again_with_any_number_of_workers(finished):
+    run_dir, _ = finished
+    before = RunFolder(run_dir).read_result()
+    done = hpcdat("evaluate", run_dir, "-np", 3)
+    assert done.returncode == 0, done.stderr
+    assert RunFolder(run_dir).read_result() == before
+    done = hpcdat("report", run_dir, run_dir)
+    assert done.returncode == 0 and f"{100 * before.ra:.2f}" in done.stdout
+
+
+def test_two_identical_runs_give_bit_identical_weights(finished, tmp_path):
+    run_dir, _ = finished
+    done = hpcdat("train", *short(tmp_path / "again"), prefix=launcher("MPI", 2))
+    assert done.returncode == 0, done.stderr
+    first, second = weights(run_dir), weights(tmp_path / "again")
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other_seed = hpcdat("train", *short(tmp_path / "other", "seed=1"), prefix=launcher("MPI", 2))
+    assert other_seed.returncode == 0
+    assert not torch.equal(first["1.classifier.weight"], weights(tmp_path / "other")["1.classifier.weight"])
+
+
+def test_horovodrun_and_torchvision_train_too(tmp_path):
+    arguments = short(tmp_path / "run", "data.loader=torchvision", "method=dat-fgsm", "attack.steps=1")
+    done = hpcdat("train", *arguments, prefix=launcher("Gloo", 2))
+    assert done.returncode == 0, done.stderr
+    record = json.loads(RunFolder(tmp_path / "run").environment_file.read_text())
+    assert (record["transport"], record["launcher"]) == ("Gloo", "horovodrun")
+
+
+def slurm_task(rank, size):
+    """What srun tells a task; there is no PMI, no MPI and no Horovod variable."""
+    return environment() | {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "SLURM_STEP_NODELIST": socket.gethostname(),
+        "SLURM_STEP_TASKS_PER_NODE": str(size),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NODEID": "0",
+    }
+
+
+def test_tasks_of_srun_find_each_other(tmp_path):
+    command = [*HPCDAT, "train", *map(str, short(tmp_path / "run"))]
+    tasks = [
+        subprocess.Popen(
+            command,
+            cwd=CHECKOUT,
+            env=slurm_task(rank, 2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (1, 0)
+    ]
+    outputs = [task.communicate(timeout=200) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert RunFolder(tmp_path / "run").read_result().q == 2
+    assert outputs[0][0] == "", "only worker 0 talks"
+
+
+@pytest.mark.parametrize("prefix", [[], ["-np", "2"], launcher("MPI", 2)], ids=["alone", "-np 2", "mpirun"])
+def test_a_wrong_job_is_refused_once_and_nothing_is_written(tmp_path, prefix):
+    np, outer = (prefix, []) if prefix[:1] == ["-np"] else ([], prefix)
+    done = hpcdat("train", *short(tmp_path / "run", "attack.epz=0.1"), *np, prefix=outer)
+    assert done.returncode == 2
+    assert done.stderr.count("attack.epz: unknown key; did you mean 'eps'?") == 1
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_missing_data_is_wrong_input_and_nothing_is_written(tmp_path, workers):
+    settings = ["data.source=folder", f"data.root={tmp_path}/nowhere"]
+    done = hpcdat("train", *short(tmp_path / "run", *settings), "-np", workers)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count("nowhere/train: No such file or directory") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def start():
+    """Starts long runs, and leaves none behind."""
+    started = []
+
+    def begin(run_dir, *arguments, prefix=()):
+        """Start and wait until an epoch more than before has been trained."""
+        before = len(RunFolder(run_dir).metrics("epoch"))
+        command = [
+            *prefix,
+            *HPCDAT,
+            "train",
+            str(DEMO),
+            "--set",
+            f"run_dir={run_dir}",
+            "epochs=500",
+            *arguments,
+        ]
+        log = (run_dir.parent / "log").open("w")
+        process = subprocess.Popen(command, cwd=CHECKOUT, env=environment(), stdout=log, stderr=log)
+        started.append(process)
+        deadline = time.monotonic() + 120
+        while len(RunFolder(run_dir).metrics("epoch")) == before:
+            assert process.poll() is None and time.monotonic() < deadline, log_of(run_dir)
+            time.sleep(0.1)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def log_of(run_dir):
+    return (run_dir.parent / "log").read_text()
+
+
+def worker_process(run_dir, rank):
+    """The process of one rank, found by what its launcher told it."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes().decode().split("\0")
+            environ = (folder / "environ").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        ranks = {f"OMPI_COMM_WORLD_RANK={rank}", f"HOROVOD_RANK={rank}"}
+        if command[0] == sys.executable and f"run_dir={run_dir}" in command and ranks & set(environ):
+            return int(folder.name)
+    raise AssertionError(f"no worker {rank}")
+
+
+def none_left(run_dir):
+    """Whether all processes of the run have ended, within ten seconds."""
+    for _ in range(100):
+        left = subprocess.run(["pgrep", "-f", f"run_dir={run_dir}"], capture_output=True, text=True).stdout
+        if not left:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, start):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "-np", "2")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 75
+    assert re.search(r"stopped in epoch \d+, step \d+; the checkpoint is", log_of(run_dir))
+    assert none_left(run_dir)
+    done = hpcdat("evaluate", run_dir, "--set", "evaluation.steps=2")
+    assert done.returncode == 0, done.stderr
+    checkpoint = load_checkpoint(RunFolder(run_dir).checkpoint_file)
+    process = start(run_dir, "-np", "2")
+    assert f"going on from epoch {checkpoint.epoch}, step {checkpoint.step}" in log_of(run_dir)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert load_checkpoint(RunFolder(run_dir).checkpoint_file).epoch >= checkpoint.epoch
+    changed = hpcdat("train", DEMO, "--set", f"run_dir={run_dir}", "epochs=500", "optimizer.lr=0.1")
+    assert changed.returncode == 2 and "optimizer.lr: 0.02 -> 0.1" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    "prefix, arguments, name",
+    [
+        ([], ["-np", "2"], r"rank 1 .* exited on\s+signal 9"),
+        (launcher("MPI", 2), [], r"rank 1 .* exited on\s+signal 9"),
+        (launcher("Gloo", 2), [], r"Process name: 1\s+Exit code: 137"),
+    ],
+    ids=["-np", "mpirun", "horovodrun"],
+)
+def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path, start, prefix, arguments, name):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, *arguments, prefix=prefix)
+    os.kill(worker_process(run_dir, 1), signal.SIGKILL)
+    assert process.wait(60) != 0
+    assert none_left(run_dir)
+    assert re.search(name, log_of(run_dir), re.DOTALL)
+    assert weights(run_dir)
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path, start):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "-np", "2")
+    process.kill()
+    assert none_left(run_dir)
+
+
+def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "stall_timeout=10", "-np", "2")
+    os.kill(worker_process(run_dir, 1), signal.SIGSTOP)
+    assert process.wait(60) == 1
+    assert "worker 0 on" in log_of(run_dir) and "has waited 10 s for the other workers" in log_of(run_dir)
+    assert none_left(run_dir)
+
+
+def test_a_run_folder_is_not_written_over(finished, tmp_path):
+    run_dir, _ = finished
+    before = RunFolder(run_dir).result_file.read_text()
+    done = hpcdat("train", *short(run_dir))
+    assert done.returncode == 2 and "is finished" in done.stderr and "--overwrite" in done.stderr
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = hpcdat("train", *short(tmp_path), "--overwrite")
+    assert done.returncode == 2 and "holds files that no run wrote" in done.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert RunFolder(run_dir).result_file.read_text() == before
+
+
+def test_training_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tmp_path):
+    done = hpcdat(
+        "train", *short(tmp_path / "run", "method=plain", "optimizer.name=sgd", "optimizer.lr=1e30")
+    )
+    assert done.returncode == 1 and "lower optimizer.lr" in done.stderr and "Traceback" not in done.stderr
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values() if t.is_floating_point())

@@ -1,0 +1,54 @@
+"""TA and RA where they are known."""
+
+import torch
+from torch import nn
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.evaluation.accuracy import measure_accuracy
+from hpcdat.job_file import read_job
+from tests.conftest import DEMO
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel is above a half; robust as far as it is from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x):
+        score = self.scale * (x.flatten(1).mean(1) - 0.5)
+        return torch.stack([-score, score], 1)
+
+
+class Fixed:
+    """A loader of given means: images of one grey level each."""
+
+    def __init__(self, greys, labels):
+        self.x = torch.tensor(greys).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+        self.y = torch.tensor(labels)
+
+    def read(self, batches, seed):
+        for indices in batches:
+            yield self.x[indices], self.y[indices]
+
+
+def test_robust_images_are_those_right_before_and_after_the_attack():
+    """Margins 0.05, 0.15 and 0.25 at eps 0.1; the last two are wrong already."""
+    loader = Fixed([0.55, 0.65, 0.75, 0.45, 0.35, 0.9, 0.1], [1, 1, 1, 0, 0, 0, 1])
+    job = read_job(DEMO, ["evaluation.eps=0.1", "evaluation.batch_size=3"])
+    model = Threshold().train()
+    accuracy = measure_accuracy(model, loader, 7, job, Workers())
+    assert (accuracy.images, accuracy.correct, accuracy.robust) == (7, 5, 3)
+    assert accuracy.ta == 5 / 7 and accuracy.ra == 3 / 7
+    assert model.training
+
+
+def test_a_stronger_attack_finds_no_fewer():
+    greys = torch.linspace(0, 1, 41).tolist()
+    loader = Fixed(greys, [int(g > 0.5) for g in greys])
+    robust = []
+    for eps in (0.0, 0.05, 0.1, 0.3, 1.0):
+        job = read_job(DEMO, [f"evaluation.eps={eps}"])
+        robust.append(measure_accuracy(Threshold(), loader, 41, job, Workers()).robust)
+    assert robust == sorted(robust, reverse=True) and robust[0] == 41 and robust[-1] == 0

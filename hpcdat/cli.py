@@ -13,6 +13,7 @@ import typer
 
 from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
+from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.errors import Exit, HpcdatError
 from hpcdat.job_file import read_job
@@ -32,7 +33,8 @@ app = typer.Typer(
     hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
     hpcdat report runs/demo runs/other      puts results side by side
 
-    Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped early (the same command goes on).
+    Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped early (the same command goes on),
+    130 interrupted a second time.
     """.replace("\n    ", "\n\n    "),
 )
 
@@ -68,10 +70,10 @@ def train(
     if workers > 1:
         _start_locally(workers)
 
-    def work(team: Workers) -> Result:
+    def work(team: Workers, stop: StopRequest) -> Result:
         from hpcdat.run import train
 
-        return train(resolved, team, overwrite=overwrite)
+        return train(resolved, team, stop, overwrite=overwrite)
 
     result = _as_worker(work, resolved.stall_timeout)
     if result is not None:
@@ -95,10 +97,10 @@ def evaluate(
     if workers > 1:
         _start_locally(workers)
 
-    def work(team: Workers) -> Result:
+    def work(team: Workers, stop: StopRequest) -> Result:
         from hpcdat.run import evaluate
 
-        return evaluate(run, replaced, team)
+        return evaluate(run, replaced, team, stop)
 
     result = _as_worker(work, resolved.stall_timeout)
     if result is not None:
@@ -158,19 +160,23 @@ def _without_np(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _as_worker(work: Callable[[Workers], Result], stall_timeout: float) -> Result | None:
+def _as_worker(work: Callable[[Workers, StopRequest], Result], stall_timeout: float) -> Result | None:
     """Do a worker's part; the result on worker 0, None on the others; failures end the process."""
+    stop = StopRequest()
     try:
         team = start_workers(stall_timeout)
     except HpcdatError as error:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
     try:
-        result = work(team)
+        result = work(team, stop)
         team.close()
         return result if team.is_first else None
     except HpcdatError as error:
         _end(team, error)
+    except KeyboardInterrupt:
+        print(f"hpcdat: worker {team.rank} on {team.host} was interrupted", file=sys.stderr, flush=True)
+        os._exit(Exit.INTERRUPTED)
     except BaseException:
         text = traceback.format_exc()
         print(f"hpcdat: worker {team.rank} on {team.host} failed:\n{text}", file=sys.stderr, flush=True)

@@ -13,6 +13,8 @@ class Exit(IntEnum):
     WRONG_INPUT = 2
     STOPPED_RESUMABLE = 75
     """stopped early on request; the same command goes on (EX_TEMPFAIL of sysexits.h)"""
+    INTERRUPTED = 130
+    """ended at once by a second Ctrl-C"""
 
 
 class HpcdatError(Exception):

@@ -1,4 +1,4 @@
-"""What the user sees while training runs: a bar on a terminal, otherwise a line now and then."""
+"""What the user sees while waiting: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -15,28 +15,24 @@ ON_TERMINAL = "HPCDAT_ON_TERMINAL"
 
 
 class Progress:
-    """Progress of the epochs, shown by worker 0 alone.
+    """Progress of one phase after the other, shown by worker 0 alone.
 
     Args:
         shown: whether this worker shows anything.
-        epochs: in all.
     """
 
-    def __init__(self, *, shown: bool, epochs: int) -> None:
+    def __init__(self, *, shown: bool) -> None:
         self.shown = shown
-        self.epochs = epochs
         self.on_terminal = sys.stderr.isatty() or os.environ.get(ON_TERMINAL) == "1"
         self._bar: tqdm | None = None
 
-    def begin_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
-        """Start epoch ``epoch`` (from 0) of ``steps`` steps, of which some may be done."""
-        self._label = f"epoch {epoch + 1}/{self.epochs}"
+    def begin(self, label: str, steps: int, done: int = 0) -> None:
+        """Start a phase of so many steps, of which some may be done."""
+        self._label = label
         self._steps, self._step = steps, done
         self._last_line = time.monotonic()
         if self.shown and self.on_terminal:
-            self._bar = tqdm(
-                total=steps, initial=done, desc=self._label, unit="step", leave=False, file=sys.stderr
-            )
+            self._bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, file=sys.stderr)
 
     def step(self) -> None:
         """One more step is done."""
@@ -47,8 +43,8 @@ class Progress:
             self._last_line = time.monotonic()
             self.say(f"{self._label}: step {self._step} of {self._steps}")
 
-    def end_epoch(self) -> None:
-        """The epoch is done."""
+    def end(self) -> None:
+        """The phase is over."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

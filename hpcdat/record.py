@@ -29,7 +29,7 @@ class Result:
         images: test images.
         ta, ra: standard and robust test accuracy, in [0, 1].
         attack: the attack that RA was measured with, in words.
-        communication: C, seconds an epoch, median; None where only an evaluation was run.
+        communication: C, seconds an epoch, median; None before the first epoch is done.
         total: T, seconds an epoch, communication included, median; likewise.
         megabytes: MiB that all workers together send in an iteration, computed; likewise.
         epoch: epochs that were trained.
@@ -97,11 +97,29 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def metrics(self, event: str) -> list[dict[str, Any]]:
-        """The lines of one kind, in the order they were written."""
+        """The lines of one kind, in the order they were written.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         if not self.metrics_file.exists():
             return []
-        lines = (json.loads(line) for line in self.metrics_file.read_text().splitlines())
-        return [line for line in lines if line["event"] == event]
+        try:
+            lines = [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+            return [line for line in lines if line["event"] == event]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
+
+    def environment(self) -> dict[str, Any]:
+        """What the training ran on, as it was recorded at its latest start.
+
+        Raises:
+            RunError: the record is missing or damaged.
+        """
+        try:
+            return json.loads(self.environment_file.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.environment_file} cannot be read: {error}") from None
 
     def write_result(self, result: Result, table: str) -> None:
         """Write the result as JSON and as a Markdown table."""

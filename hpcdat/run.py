@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from hpcdat.checkpoint import load_checkpoint
+from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError
-from hpcdat.evaluation.accuracy import measure_accuracy
+from hpcdat.evaluation.accuracy import Accuracy, measure_accuracy
 from hpcdat.job import METHODS, Job
+from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder
 from hpcdat.report.table import result_table
-from hpcdat.trainer import Trainer, build_model_for, describe_evaluation
+from hpcdat.trainer import Trainer, build_model_for
 
 
-def train(job: Job, workers: Workers, *, overwrite: bool = False) -> Result:
+def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = False) -> Result:
     """Train a job to its end, from the start or from the checkpoint in its run folder.
 
     Args:
         job: resolved.
         workers: who trains.
+        stop: the user's wish to stop.
         overwrite: start over in a folder that holds an earlier run.
 
     Returns:
@@ -43,7 +46,7 @@ def train(job: Job, workers: Workers, *, overwrite: bool = False) -> Result:
             f"{workers.nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
             everywhere=True,
         )
-    device = choose_device(job, workers)
+    device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
@@ -53,27 +56,21 @@ def train(job: Job, workers: Workers, *, overwrite: bool = False) -> Result:
 
     # Worker 0 decides for all: another node may see the folder a moment later.
     resumes = workers.gather(workers.together("make the run folder", begin), "resume")[0]
-    trainer = Trainer(job, workers, folder, train_images, test_images, device)
+    trainer = Trainer(job, workers, folder, train_images, test_images, device, stop)
     if resumes:
         trainer.resume()
-    result = trainer.run()
-
-    def write() -> None:
-        if workers.is_first:
-            folder.write_result(result, result_table({job.run_dir: result}))
-            folder.log(event="finished")
-
-    workers.together("write the result", write)
-    return result
+    accuracy = trainer.run()
+    return _conclude(folder, job, accuracy, job.epochs, workers, finished=True)
 
 
-def evaluate(run_dir: Path, settings: list[str], workers: Workers) -> Result:
+def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequest) -> Result:
     """Evaluate the latest checkpoint of a finished or interrupted run.
 
     Args:
         run_dir: the run's folder.
         settings: ``key=value`` texts, such as ``evaluation.steps=50``.
         workers: who evaluates.
+        stop: the user's wish to stop.
 
     Returns:
         The result, which worker 0 has written to the run folder.
@@ -81,11 +78,12 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers) -> Result:
     Raises:
         InputError: the folder is not a run's, has no checkpoint, or a setting is wrong.
         WorkerError: something failed on a worker.
+        Stopped: a stop was asked for.
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
     checkpoint = workers.together("read the checkpoint", lambda: load_checkpoint(folder.checkpoint_file))
-    device = choose_device(job, workers)
+    device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
 
     def build() -> torch.nn.Module:
@@ -99,36 +97,9 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers) -> Result:
     loader = open_loader(
         test_images, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
     )
-    accuracy = measure_accuracy(model, loader, len(test_images), job, workers)
-    result = Result(
-        method=job.method,
-        p=workers.nodes,
-        q=workers.local_size,
-        batch=job.batch_size,
-        images=accuracy.images,
-        ta=accuracy.ta,
-        ra=accuracy.ra,
-        attack=describe_evaluation(job),
-        communication=None,
-        total=None,
-        megabytes=None,
-        epoch=checkpoint.epoch,
-    )
-
-    def write() -> Result:
-        try:
-            trained = folder.read_result()
-        except InputError:
-            trained = None
-        # What training measured of itself stays beside the new accuracies.
-        merged = (
-            result if trained is None else replace(trained, ta=result.ta, ra=result.ra, attack=result.attack)
-        )
-        if workers.is_first:
-            folder.write_result(merged, result_table({run_dir: merged}))
-        return merged
-
-    return workers.together("write the result", write)
+    progress = Progress(shown=workers.is_first)
+    accuracy = measure_accuracy(model, loader, len(test_images), job, workers, progress, stop)
+    return _conclude(folder, job, accuracy, checkpoint.epoch, workers, finished=False)
 
 
 def choose_device(job: Job, workers: Workers) -> torch.device:
@@ -139,7 +110,7 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if job.device == "cuda" and gpus == 0:
-        raise InputError(f"device: cuda, but host {workers.host} has no GPU that torch can use")
+        raise InputError("device: cuda, but there is no GPU that torch can use")
     if job.device != "cpu" and gpus:
         device = torch.device("cuda", workers.local_rank % gpus)
         torch.cuda.set_device(device)
@@ -153,3 +124,56 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
 
 def _images(job: Job, workers: Workers) -> tuple[Images, Images]:
     return workers.together("find the images", lambda: find_images(job.data))
+
+
+def _conclude(
+    folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int, workers: Workers, *, finished: bool
+) -> Result:
+    """Sum up what the run folder knows of the training and what was measured just now."""
+
+    def conclude() -> Result:
+        result = summarise(folder, job, accuracy, epoch)
+        if workers.is_first:
+            folder.write_result(result, result_table({folder.path: result}))
+            if finished:
+                folder.log(event="finished")
+        return result
+
+    return workers.together("write the result", conclude)
+
+
+def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Result:
+    """The row of a run in the result table.
+
+    Args:
+        folder: its records tell of the training: workers, times, bytes.
+        job: what was evaluated, and how.
+        accuracy: what came out.
+        epoch: epochs trained.
+    """
+    team = folder.environment()
+    epochs = folder.metrics("epoch")
+    # An epoch that was broken off and gone on with has no time of its own.
+    whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
+    attack = job.evaluation
+    return Result(
+        method=job.method,
+        p=team["nodes"],
+        q=len(team["workers"]) // team["nodes"],
+        batch=job.batch_size,
+        images=accuracy.images,
+        ta=accuracy.ta,
+        ra=accuracy.ra,
+        attack=f"PGD-{attack.steps}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
+        communication=median(e["communication_seconds"] for e in whole) if whole else None,
+        total=median(e["total_seconds"] for e in whole) if whole else None,
+        megabytes=epochs[-1]["megabytes"] if epochs else None,
+        epoch=epoch,
+    )
+
+
+def in_pixel_units(eps: float) -> str:
+    """A radius as people write it: ``0.2``, or ``8/255`` where that is shorter."""
+    if float(f"{eps:.3g}") == eps or abs(eps * 255 - round(eps * 255)) > 1e-6:
+        return f"{eps:.4g}"
+    return f"{round(eps * 255)}/255"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
-from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from hpcdat.objectives import clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 from hpcdat.optim.schedule import learning_rate
 from hpcdat.progress import Progress
-from hpcdat.record import Result, RunFolder
+from hpcdat.record import RunFolder
 from hpcdat.seeds import derive
 
 
@@ -40,12 +40,20 @@ class Trainer:
         folder: the run's folder; worker 0 writes.
         train, test: the images.
         device: where this worker computes.
+        stop: looked at after every step.
     """
 
     def __init__(
-        self, job: Job, workers: Workers, folder: RunFolder, train: Images, test: Images, device: torch.device
+        self,
+        job: Job,
+        workers: Workers,
+        folder: RunFolder,
+        train: Images,
+        test: Images,
+        device: torch.device,
+        stop: StopRequest,
     ) -> None:
-        self.job, self.workers, self.folder, self.device = job, workers, folder, device
+        self.job, self.workers, self.folder, self.device, self.stop = job, workers, folder, device, stop
         self.train_images, self.test_images = train, test
         self.model = build_model_for(job, train).to(device)
         self.optimizer = build_optimizer(self.model, job.optimizer)
@@ -58,17 +66,16 @@ class Trainer:
         self.test_loader = open_loader(
             test, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
         )
-        self.progress = Progress(shown=workers.is_first, epochs=job.epochs)
+        self.progress = Progress(shown=workers.is_first)
         self.epoch = self.step_in_epoch = 0
 
-    def step(self, x: Tensor, y: Tensor, global_size: int, stop_wanted: bool) -> tuple[float, bool]:
+    def step(self, x: Tensor, y: Tensor, global_size: int) -> tuple[float, bool]:
         """One iteration t of Algorithm 1.
 
         Args:
             x: this worker's images B_t^(i), (N, C, H, W) in [0, 1]; N may be 0.
             y: their labels (N,).
             global_size: images of all workers in this iteration.
-            stop_wanted: whether this worker was asked to stop.
 
         Returns:
             The cost of eq. (2) over the global batch before the update, and whether any worker
@@ -78,7 +85,7 @@ class Trainer:
         x_adv = self.attack(x, y)  # step 2: (A1)
         cost = self.local_gradient(x, y, x_adv, global_size)  # step 3: (A2)
         # Block 2
-        riders = torch.tensor([cost, float(stop_wanted)], device=self.device)
+        riders = torch.tensor([cost, float(self.stop.wanted)], device=self.device)
         self.exchange.sum([p.grad for p in self.parameters], riders)  # steps 4, 6 and 7: (A3)
         # Block 3, on every worker i
         self.optimizer.step()  # step 9: (A4)
@@ -121,25 +128,27 @@ class Trainer:
                 p.grad = torch.zeros_like(p)
         return cost
 
-    def run(self) -> Result:
-        """Train to the last epoch and evaluate.
+    def run(self) -> Accuracy:
+        """Train to the last epoch, evaluating where the job asks for it and at the end.
+
+        Returns:
+            TA and RA of the trained model.
 
         Raises:
-            Stopped: a stop was asked for and agreed on; the checkpoint is written.
-            WorkerError: something failed on a worker, on all workers alike.
+            Stopped: a stop was asked for; the checkpoint is written.
+            WorkerError: something failed on a worker.
         """
         make_equal(self.workers, self.model)
         check_equal(self.workers, self.model)
         if self.epoch == self.step_in_epoch == 0:
             # However soon the run is killed, there is something to go on from.
             self._save()
-        accuracy = None
-        with StopRequest() as stop:
-            while self.epoch < self.job.epochs:
-                accuracy = self._train_epoch(stop)
-        if accuracy is None:
-            accuracy = self.evaluate()
-        return self._result(accuracy)
+        every = self.job.evaluation.every
+        while self.epoch < self.job.epochs:
+            self._train_epoch()
+            if every and self.epoch % every == 0 and self.epoch < self.job.epochs:
+                self._evaluate()
+        return self._evaluate()
 
     def resume(self) -> None:
         """Go on from the run's checkpoint; every worker reads it.
@@ -163,102 +172,102 @@ class Trainer:
             f"going on from epoch {self.epoch}, step {self.step_in_epoch} ({self.folder.checkpoint_file})"
         )
 
-    def evaluate(self) -> Accuracy:
-        """TA and RA on the test images, over all workers."""
-        return measure_accuracy(self.model, self.test_loader, len(self.test_images), self.job, self.workers)
-
-    def _train_epoch(self, stop: StopRequest) -> Accuracy | None:
-        """One epoch with its record; the accuracies where the job asks for them after this epoch."""
-        job, workers = self.job, self.workers
-        rate = learning_rate(self.epoch, job.optimizer.lr, job.schedule)
+    def _train_epoch(self) -> None:
+        """One epoch, or what is left of it after a stop, with its record and checkpoint."""
+        rate = learning_rate(self.epoch, self.job.optimizer.lr, self.job.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         shares = training_shares(
             len(self.train_images),
-            job.batch_size,
-            rank=workers.rank,
-            size=workers.size,
-            seed=job.seed,
+            self.job.batch_size,
+            rank=self.workers.rank,
+            size=self.workers.size,
+            seed=self.job.seed,
             epoch=self.epoch,
         )
         shares_left = shares[self.step_in_epoch :]
-        loader_seed = derive(job.seed, "augmentation", self.epoch, workers.rank)
+        loader_seed = derive(self.job.seed, "augmentation", self.epoch, self.workers.rank)
         batches = self.train_loader.read([share.indices for share in shares_left], loader_seed)
         self.model.train()
-        self.progress.begin_epoch(self.epoch, len(shares), self.step_in_epoch)
+        self.progress.begin(f"epoch {self.epoch + 1}/{self.job.epochs}", len(shares), self.step_in_epoch)
         self.exchange.reset()
         start = time.perf_counter()
-        waited_for_data, cost_sum, images = 0.0, 0.0, 0
+        waited_for_data, cost_sum, images, stopping = 0.0, 0.0, 0, False
         for share in shares_left:
             asked = time.perf_counter()
             x, y = next(batches)
             waited_for_data += time.perf_counter() - asked
-            cost, stopping = self.step(x, y, share.global_size, stop.wanted)
+            cost, stopping = self.step(x, y, share.global_size)
+            self._check_finite(cost)
             cost_sum += cost * share.global_size
             images += share.global_size
             self.step_in_epoch += 1
             self.progress.step()
-            if stopping and self.step_in_epoch < len(shares):
-                self._stop()
+            if stopping:
+                break
         total = time.perf_counter() - start
-        # The loader may tidy up behind its last batch.
-        next(batches, None)
-        self.progress.end_epoch()
-        self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        if not math.isfinite(cost_sum):
-            raise WorkerError(
-                f"the training cost is {cost_sum} in epoch {self.epoch}: lower optimizer.lr "
-                f"({job.optimizer.lr:g}) or add warm-up epochs; the last good checkpoint is "
-                f"{self.folder.checkpoint_file}",
+        self.progress.end()
+        average_batch_norm(self.workers, self.model)
+        check_equal(self.workers, self.model)
+        if self.step_in_epoch == len(shares):
+            # The loader may tidy up behind its last batch.
+            next(batches, None)
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
+            self._record(
+                epoch=self.epoch,
+                lr=rate,
+                cost=cost_sum / images,
+                total_seconds=total,
+                communication_seconds=self.exchange.reset(),
+                data_seconds=waited_for_data,
+                images=images,
+                megabytes=self.exchange.megabytes(self.parameters),
+            )
+        self._save()
+        if stopping and self.epoch < self.job.epochs:
+            raise Stopped(
+                f"stopped in epoch {self.epoch + 1}, step {self.step_in_epoch}; "
+                f"the checkpoint is {self.folder.checkpoint_file}, the same command goes on from it",
                 everywhere=True,
             )
-        metrics = {
-            "epoch": self.epoch,
-            "lr": rate,
-            "cost": cost_sum / max(images, 1),
-            "total_seconds": total,
-            "communication_seconds": self.exchange.reset(),
-            "data_seconds": waited_for_data,
-            "images": images,
-        }
-        average_batch_norm(workers, self.model)
-        check_equal(workers, self.model)
-        accuracy = None
-        if self.epoch == job.epochs or (job.evaluation.every and self.epoch % job.evaluation.every == 0):
-            accuracy = self.evaluate()
-            metrics |= {"ta": accuracy.ta, "ra": accuracy.ra}
-        self._record(metrics)
-        self._save()
-        if stopping and self.epoch < job.epochs:
-            self._end_early()
+
+    def _check_finite(self, cost: float) -> None:
+        if not math.isfinite(cost):
+            raise WorkerError(
+                f"the training cost is {cost} in epoch {self.epoch + 1}, step {self.step_in_epoch + 1}: "
+                f"lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
+                f"checkpoint is {self.folder.checkpoint_file}",
+                everywhere=True,
+            )
+
+    def _evaluate(self) -> Accuracy:
+        """TA and RA on the test images, over all workers, with their record."""
+        accuracy = measure_accuracy(
+            self.model,
+            self.test_loader,
+            len(self.test_images),
+            self.job,
+            self.workers,
+            self.progress,
+            self.stop,
+        )
+        self._log(event="evaluation", epoch=self.epoch, ta=accuracy.ta, ra=accuracy.ra)
+        self.progress.say(f"epoch {self.epoch:3d}  TA {100 * accuracy.ta:.1f}  RA {100 * accuracy.ra:.1f}")
         return accuracy
 
-    def _stop(self) -> None:
-        self.progress.end_epoch()
-        average_batch_norm(self.workers, self.model)
-        self._save()
-        self._end_early()
-
-    def _end_early(self) -> None:
-        raise Stopped(
-            f"stopped in epoch {self.epoch + 1}, step {self.step_in_epoch}; "
-            f"the checkpoint is {self.folder.checkpoint_file}, the same command goes on from it",
-            everywhere=True,
-        )
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        self.workers.together("write the metrics", lambda: self._write_metrics(metrics))
-        line = (
+    def _record(self, **metrics: float) -> None:
+        self._log(event="epoch", **metrics)
+        self.progress.say(
             f"epoch {self.epoch:3d}/{self.job.epochs}  cost {metrics['cost']:.4f}  lr {metrics['lr']:g}  "
             f"T {metrics['total_seconds']:.1f} s  C {metrics['communication_seconds']:.1f} s"
         )
-        if "ta" in metrics:
-            line += f"  TA {100 * metrics['ta']:.1f}  RA {100 * metrics['ra']:.1f}"
-        self.progress.say(line)
 
-    def _write_metrics(self, metrics: dict[str, float]) -> None:
-        if self.workers.is_first:
-            self.folder.log(event="epoch", **metrics)
+    def _log(self, **metrics: Any) -> None:
+        def write() -> None:
+            if self.workers.is_first:
+                self.folder.log(**metrics)
+
+        self.workers.together("write the metrics", write)
 
     def _save(self) -> None:
         checkpoint = Checkpoint(
@@ -276,23 +285,6 @@ class Trainer:
 
         self.workers.together("write the checkpoint", write)
 
-    def _result(self, accuracy: Accuracy) -> Result:
-        epochs = self.workers.together("read the metrics", lambda: self.folder.metrics("epoch"))
-        return Result(
-            method=self.job.method,
-            p=self.workers.nodes,
-            q=self.workers.local_size,
-            batch=self.job.batch_size,
-            images=accuracy.images,
-            ta=accuracy.ta,
-            ra=accuracy.ra,
-            attack=describe_evaluation(self.job),
-            communication=median(e["communication_seconds"] for e in epochs) if epochs else None,
-            total=median(e["total_seconds"] for e in epochs) if epochs else None,
-            megabytes=self.exchange.megabytes(self.parameters),
-            epoch=self.epoch,
-        )
-
 
 def build_model_for(job: Job, images: Images) -> torch.nn.Module:
     """The job's network, with a logit for each class of the images."""
@@ -304,9 +296,3 @@ def build_model_for(job: Job, images: Images) -> torch.nn.Module:
         std=job.model.std,
         seed=derive(job.seed, "weights"),
     )
-
-
-def describe_evaluation(job: Job) -> str:
-    """The attack behind RA in a few words: ``PGD-20, linf, eps 0.2``."""
-    settings = job.evaluation
-    return f"PGD-{settings.steps}, {job.attack.norm}, eps {settings.eps:.4g}"

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from hpcdat.attacks import inner_maximisation
+from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.batches import evaluation_batches
+from hpcdat.errors import Stopped
 from hpcdat.job import Job
 from hpcdat.objectives import clean_loss
+from hpcdat.progress import Progress
 from hpcdat.seeds import derive
 
 
@@ -42,7 +45,15 @@ class Accuracy:
         return self.robust / self.images
 
 
-def measure_accuracy(model: nn.Module, loader: Loader, count: int, job: Job, workers: Workers) -> Accuracy:
+def measure_accuracy(
+    model: nn.Module,
+    loader: Loader,
+    count: int,
+    job: Job,
+    workers: Workers,
+    progress: Progress,
+    stop: StopRequest,
+) -> Accuracy:
     """TA and RA over all test images.
 
     Every worker takes its share of the batches. Batches, and the random starts drawn for them, do
@@ -56,6 +67,11 @@ def measure_accuracy(model: nn.Module, loader: Loader, count: int, job: Job, wor
         count: number of test images.
         job: the resolved job; its ``evaluation`` section is used, and norm and seed.
         workers: who takes part.
+        progress: shows worker 0's share.
+        stop: looked at after every batch.
+
+    Raises:
+        Stopped: a stop was asked for; there is no result.
     """
     settings = job.evaluation
     mine = evaluation_batches(count, settings.batch_size, rank=workers.rank, size=workers.size)
@@ -64,6 +80,7 @@ def measure_accuracy(model: nn.Module, loader: Loader, count: int, job: Job, wor
     generator = torch.Generator(device)
     was_training = model.training
     model.eval()
+    progress.begin("evaluation", len(mine))
     try:
         batches = loader.read([indices for _, indices in mine], seed=0)
         for (number, _), (x, y) in zip(mine, batches, strict=True):
@@ -83,7 +100,11 @@ def measure_accuracy(model: nn.Module, loader: Loader, count: int, job: Job, wor
                 correct = model(x).argmax(1) == y
                 robust = correct & (model(x_adv).argmax(1) == y)
             counts += torch.stack([correct.sum(), robust.sum()])
+            progress.step()
+            if stop.wanted:
+                raise Stopped("the evaluation was stopped; the same command does it again")
     finally:
+        progress.end()
         model.train(was_training)
     counts = counts.cpu()
     workers.sum([counts], "counts of the evaluation")

@@ -12,6 +12,7 @@ from torch import nn
 import hpcdat.models
 from hpcdat.checkpoint import load_checkpoint
 from hpcdat.cluster.agreement import average_batch_norm, check_equal, make_equal, named_state
+from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.errors import HpcdatError, InputError
@@ -19,6 +20,7 @@ from hpcdat.evaluation.accuracy import measure_accuracy
 from hpcdat.exchange.ring import RingAllReduce
 from hpcdat.job_file import read_job
 from hpcdat.objectives import clean_loss
+from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.run import train
 from hpcdat.trainer import build_model_for
@@ -111,7 +113,7 @@ def train_small(workers, global_batch, root, run_dir, *settings):
     hpcdat.models.MODELS["digits-cnn"] = without_batch_norm
     batch = int(global_batch) // workers.size
     job = read_job(DEMO, [f"batch_size={batch}", f"data.root={root}", f"run_dir={run_dir}", *settings])
-    train(job, workers)
+    train(job, workers, StopRequest())
     folder = RunFolder(job.run_dir)
     model = load_checkpoint(folder.checkpoint_file).model
     return {
@@ -133,7 +135,8 @@ def evaluate(workers, root, *settings):
         batch_size=job.evaluation.batch_size,
         device=torch.device("cpu"),
     )
-    accuracy = measure_accuracy(model, loader, len(test_images), job, workers)
+    progress = Progress(shown=False)
+    accuracy = measure_accuracy(model, loader, len(test_images), job, workers, progress, StopRequest())
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
     return [accuracy.images, accuracy.correct, accuracy.robust, digest]
 

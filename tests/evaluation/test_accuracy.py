@@ -6,6 +6,7 @@ from torch import nn
 from hpcdat.cluster.workers import Workers
 from hpcdat.evaluation.accuracy import measure_accuracy
 from hpcdat.job_file import read_job
+from hpcdat.progress import Progress
 from tests.conftest import DEMO
 
 
@@ -33,12 +34,22 @@ class Fixed:
             yield self.x[indices], self.y[indices]
 
 
+class Never:
+    """Nobody wants to stop."""
+
+    wanted = False
+
+
+def evaluated(model, loader, count, job):
+    return measure_accuracy(model, loader, count, job, Workers(), Progress(shown=False), Never())
+
+
 def test_robust_images_are_those_right_before_and_after_the_attack():
     """Margins 0.05, 0.15 and 0.25 at eps 0.1; the last two are wrong already."""
     loader = Fixed([0.55, 0.65, 0.75, 0.45, 0.35, 0.9, 0.1], [1, 1, 1, 0, 0, 0, 1])
     job = read_job(DEMO, ["evaluation.eps=0.1", "evaluation.batch_size=3"])
     model = Threshold().train()
-    accuracy = measure_accuracy(model, loader, 7, job, Workers())
+    accuracy = evaluated(model, loader, 7, job)
     assert (accuracy.images, accuracy.correct, accuracy.robust) == (7, 5, 3)
     assert accuracy.ta == 5 / 7 and accuracy.ra == 3 / 7
     assert model.training
@@ -50,5 +61,5 @@ def test_a_stronger_attack_finds_no_fewer():
     robust = []
     for eps in (0.0, 0.05, 0.1, 0.3, 1.0):
         job = read_job(DEMO, [f"evaluation.eps={eps}"])
-        robust.append(measure_accuracy(Threshold(), loader, 41, job, Workers()).robust)
+        robust.append(evaluated(Threshold(), loader, 41, job).robust)
     assert robust == sorted(robust, reverse=True) and robust[0] == 41 and robust[-1] == 0

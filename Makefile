@@ -4,7 +4,7 @@ PYTHON ?= python3
 SITE ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test drill lint clean
 
 setup: .venv/installed
 
@@ -22,6 +22,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Twenty times kill -9 of a random worker at a random moment; the run must end as if nothing had been.
+drill: setup
+	$(BIN)/python -m tests.distributed.drill --kills 20
 
 lint: setup
 	$(BIN)/ruff check .

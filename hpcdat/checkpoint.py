@@ -1,71 +1,125 @@
-"""The state of a training run in one file."""
+"""The state of a training run in one file: whole, verified, and never code."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from hpcdat.errors import InputError
 from hpcdat.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(InputError):
     """A checkpoint that is not there or cannot be used; the message says which and why."""
 
 
+@dataclass
+class EpochTotals:
+    """Sums over the steps of the epoch at hand.
+
+    Attributes:
+        cost: of the samples, summed.
+        images: trained on by all workers.
+        skipped_steps: left out because a cost or gradient was not finite.
+        total_seconds, communication_seconds, data_seconds: spent in all, in exchanges, and waiting
+            for images, by worker 0.
+    """
+
+    cost: float = 0.0
+    images: int = 0
+    skipped_steps: int = 0
+    total_seconds: float = 0.0
+    communication_seconds: float = 0.0
+    data_seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on, and an evaluation needs to start.
+    """What a run needs to go on bit for bit, and an evaluation needs to start.
+
+    Order of images, augmentation and attacks are functions of the job's seed, epoch and step, so
+    the random states are these numbers.
 
     Attributes:
         model: state of the network, batch-norm statistics averaged over the workers.
+        statistics: running batch-norm statistics of each worker, (M, n) float32; counts of
+            batches, (M, layers) int64.
         optimizer: state of the optimiser.
         epoch: epochs done.
         step: steps done in the epoch after those.
+        totals: of those steps, as a dictionary of :class:`EpochTotals`.
+        skipped_steps: steps skipped since the run began.
         workers: number of workers M that trained.
         classes: names of the classes, in the order of the logits.
+        metrics_bytes: length of the metrics file when this was written; what stands behind it
+            was written by steps that are done again.
     """
 
     model: dict[str, Any]
+    statistics: tuple[Tensor, Tensor]
     optimizer: dict[str, Any]
     epoch: int
     step: int
     workers: int
     classes: list[str]
+    totals: dict[str, Any] = field(default_factory=lambda: asdict(EpochTotals()))
+    skipped_steps: int = 0
+    metrics_bytes: int = 0
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, atomically.
+    """Write a checkpoint, atomically: a line with its checksum, then the state.
 
     Raises:
         OSError: it could not be written; the one before is untouched.
     """
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **asdict(checkpoint)}, file))
+    buffer = io.BytesIO()
+    torch.save(vars(checkpoint), buffer)
+    state = buffer.getbuffer()
+    header = {"hpcdat-checkpoint": FORMAT, "sha256": hashlib.sha256(state).hexdigest()}
+
+    def write(file: IO[bytes]) -> None:
+        file.write(json.dumps(header).encode() + b"\n")
+        file.write(state)
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU; no code in the file is run.
+    """Read a checkpoint onto the CPU and verify it; no code in the file is run.
 
     Raises:
-        CheckpointError: there is none, or it is not a checkpoint of this format.
+        CheckpointError: there is none, it is damaged, or it is of another format.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            header = file.readline(1000)
+            state = file.read()
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: there is no checkpoint; has the run finished its first epoch?"
-        ) from None
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        told = json.loads(header)
+        version, checksum = told["hpcdat-checkpoint"], told["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: not a checkpoint of hpcdat") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: a checkpoint of format {version}, expected {FORMAT}")
+    if hashlib.sha256(state).hexdigest() != checksum:
+        raise CheckpointError(f"{path}: damaged: its contents do not have the checksum it was written with")
+    try:
+        return Checkpoint(**torch.load(io.BytesIO(state), map_location="cpu", weights_only=True))
     except Exception as error:
+        # A checksum can be forged; the contents are not trusted for it.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path}: not a readable checkpoint: {reason}") from None
-    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
-    try:
-        return Checkpoint(**state)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: incomplete: {error}") from None

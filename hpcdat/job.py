@@ -196,6 +196,10 @@ class Job(Settings):
     """`auto`: a GPU a worker where there is one, else the CPU"""
     stall_timeout: int = Field(600, ge=10)
     """seconds a worker may keep the others waiting before all of them stop"""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """minutes between checkpoints within an epoch; every epoch ends with one"""
+    skipped_steps: int = Field(10, ge=0)
+    """steps with a cost or gradient that is not finite that may be skipped before the run stops"""
     data: Data = Data()
     model: Model = Model()
     attack: Attack = Attack()

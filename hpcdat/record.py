@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcdat.checkpoint import Checkpoint, load_checkpoint
+from hpcdat.checkpoints import Checkpoints
 from hpcdat.errors import InputError
 from hpcdat.files import write_text
 from hpcdat.job import Job
@@ -63,7 +66,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
         self.table_file = path / "result.md"
-        self.checkpoint_file = path / "checkpoints" / "latest.pt"
+        self.checkpoints = Checkpoints(path / "checkpoints")
 
     def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> bool:
         """Make the folder, or take up the unfinished run in it.
@@ -86,15 +89,25 @@ class RunFolder:
                 shutil.rmtree(self.path)
             else:
                 self._check_same(job)
-        self.checkpoint_file.parent.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.job_file, write_job(job))
         write_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
-        return self.checkpoint_file.exists()
+        return self.checkpoints.exist()
 
     def log(self, **metrics: Any) -> None:
         """Append one line to the metrics; it is on disk when this returns."""
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+
+    def metrics_bytes(self) -> int:
+        """Length of the metrics so far."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+
+    def forget_metrics_after(self, size: int) -> None:
+        """Cut off the metrics of steps that will be done again."""
+        if self.metrics_bytes() > size:
+            with self.metrics_file.open("r+b") as file:
+                file.truncate(size)
 
     def metrics(self, event: str) -> list[dict[str, Any]]:
         """The lines of one kind, in the order they were written.
@@ -109,6 +122,16 @@ class RunFolder:
             return [line for line in lines if line["event"] == event]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
+
+    def newest_checkpoint(self) -> Checkpoint:
+        """The newest checkpoint that is whole.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        return load_checkpoint(
+            self.checkpoints.choose(lambda _: True, lambda line: print(line, file=sys.stderr))
+        )
 
     def environment(self) -> dict[str, Any]:
         """What the training ran on, as it was recorded at its latest start.

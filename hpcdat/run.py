@@ -8,7 +8,6 @@ from statistics import median
 
 import torch
 
-from hpcdat.checkpoint import load_checkpoint
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images, open_loader
@@ -82,7 +81,7 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopReq
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
-    checkpoint = workers.together("read the checkpoint", lambda: load_checkpoint(folder.checkpoint_file))
+    checkpoint = workers.together("read the checkpoint", folder.newest_checkpoint)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hpcdat.attacks import inner_maximisation
-from hpcdat.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hpcdat.cluster.agreement import average_batch_norm, check_equal, make_equal
+from hpcdat.checkpoint import Checkpoint, EpochTotals, load_checkpoint
+from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import open_loader
@@ -29,6 +31,23 @@ from hpcdat.optim.schedule import learning_rate
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.seeds import derive
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What all workers know after a step.
+
+    Attributes:
+        cost: of eq. (2), mean over the global batch, before the update.
+        finite: whether cost and gradients were finite; if not, the step was left out.
+        stop: whether any worker was asked to stop.
+        save: whether worker 0 wants a checkpoint.
+    """
+
+    cost: float
+    finite: bool
+    stop: bool
+    save: bool
 
 
 class Trainer:
@@ -67,9 +86,12 @@ class Trainer:
             test, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
         )
         self.progress = Progress(shown=workers.is_first)
-        self.epoch = self.step_in_epoch = 0
+        self.batch_norm = BatchNormStatistics(self.model, workers)
+        self.epoch = self.step_in_epoch = self.skipped_steps = 0
+        self.totals = EpochTotals()
+        self._clock, self._saved = time.perf_counter(), time.monotonic()
 
-    def step(self, x: Tensor, y: Tensor, global_size: int) -> tuple[float, bool]:
+    def step(self, x: Tensor, y: Tensor, global_size: int) -> StepOutcome:
         """One iteration t of Algorithm 1.
 
         Args:
@@ -78,19 +100,25 @@ class Trainer:
             global_size: images of all workers in this iteration.
 
         Returns:
-            The cost of eq. (2) over the global batch before the update, and whether any worker
-            wants to stop; both the same on all workers.
+            What came of it, the same on all workers.
         """
+        statistics = self.batch_norm.local()
         # Block 1, on every worker i
         x_adv = self.attack(x, y)  # step 2: (A1)
         cost = self.local_gradient(x, y, x_adv, global_size)  # step 3: (A2)
         # Block 2
-        riders = torch.tensor([cost, float(self.stop.wanted)], device=self.device)
-        self.exchange.sum([p.grad for p in self.parameters], riders)  # steps 4, 6 and 7: (A3)
+        gradients = [p.grad for p in self.parameters]
+        riders = torch.tensor([cost, float(self.stop.wanted), float(self._save_is_due())], device=self.device)
+        self.exchange.sum(gradients, riders)  # steps 4, 6 and 7: (A3)
         # Block 3, on every worker i
-        self.optimizer.step()  # step 9: (A4)
-        total_cost, stops = riders.tolist()
-        return total_cost, stops > 0
+        finite = all_finite([*gradients, riders])
+        if finite:
+            self.optimizer.step()  # step 9: (A4)
+        else:
+            # The sum is the same on all workers, so all of them leave the step out.
+            self.batch_norm.restore(statistics)
+        total_cost, stops, saves = riders.tolist()
+        return StepOutcome(total_cost, finite, stop=stops > 0, save=saves > 0)
 
     def attack(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Sample-wise attack generation (A1); None for plain training."""
@@ -138,42 +166,63 @@ class Trainer:
             Stopped: a stop was asked for; the checkpoint is written.
             WorkerError: something failed on a worker.
         """
-        make_equal(self.workers, self.model)
-        check_equal(self.workers, self.model)
         if self.epoch == self.step_in_epoch == 0:
+            make_equal(self.workers, self.model)
             # However soon the run is killed, there is something to go on from.
             self._save()
+        check_equal(self.workers, self.model, except_batch_norm=self.step_in_epoch > 0)
         every = self.job.evaluation.every
         while self.epoch < self.job.epochs:
-            self._train_epoch()
-            if every and self.epoch % every == 0 and self.epoch < self.job.epochs:
+            if every and self.epoch and self.step_in_epoch == 0 and self.epoch % every == 0:
                 self._evaluate()
+            self._train_epoch()
         return self._evaluate()
 
     def resume(self) -> None:
-        """Go on from the run's checkpoint; every worker reads it.
+        """Go on from the run's newest checkpoint that is whole, bit for bit.
+
+        With another number of workers, whose steps are others, from the newest end of an epoch.
 
         Raises:
-            WorkerError: it could not be read, or does not fit the job.
+            InputError: there is no checkpoint that can be used.
         """
+        told: list[str] = []
+
+        def fits(checkpoint: Checkpoint) -> bool:
+            if checkpoint.step == 0 or checkpoint.workers == self.workers.size:
+                return True
+            told.append(
+                f"step {checkpoint.step} of epoch {checkpoint.epoch + 1} was reached with "
+                f"{checkpoint.workers} workers; with {self.workers.size} the epoch starts anew"
+            )
+            return False
+
+        def choose() -> str | None:
+            return str(self.folder.checkpoints.choose(fits, told.append)) if self.workers.is_first else None
+
+        # Worker 0 chooses, so that all read the same file.
+        chosen = self.workers.gather(self.workers.together("choose a checkpoint", choose), "checkpoint")[0]
 
         def load() -> Checkpoint:
-            checkpoint = load_checkpoint(self.folder.checkpoint_file)
+            checkpoint = load_checkpoint(Path(chosen))
             self.model.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(checkpoint.optimizer)
+            if checkpoint.step > 0:
+                self.batch_norm.scatter(checkpoint.statistics)
+            if self.workers.is_first:
+                self.folder.forget_metrics_after(checkpoint.metrics_bytes)
             return checkpoint
 
         checkpoint = self.workers.together("read the checkpoint", load)
         self.epoch, self.step_in_epoch = checkpoint.epoch, checkpoint.step
-        if checkpoint.workers != self.workers.size:
-            # Another number of workers cuts the epoch into other steps.
-            self.step_in_epoch = 0
-        self.progress.say(
-            f"going on from epoch {self.epoch}, step {self.step_in_epoch} ({self.folder.checkpoint_file})"
-        )
+        self.totals = EpochTotals(**checkpoint.totals)
+        self.skipped_steps = checkpoint.skipped_steps
+        for line in told:
+            self.progress.say(line)
+        self.progress.say(f"going on from epoch {self.epoch}, step {self.step_in_epoch} ({chosen})")
 
     def _train_epoch(self) -> None:
-        """One epoch, or what is left of it after a stop, with its record and checkpoint."""
+        """One epoch, or what is left of it, with its record and checkpoints."""
         rate = learning_rate(self.epoch, self.job.optimizer.lr, self.job.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -190,55 +239,66 @@ class Trainer:
         batches = self.train_loader.read([share.indices for share in shares_left], loader_seed)
         self.model.train()
         self.progress.begin(f"epoch {self.epoch + 1}/{self.job.epochs}", len(shares), self.step_in_epoch)
-        self.exchange.reset()
-        start = time.perf_counter()
-        waited_for_data, cost_sum, images, stopping = 0.0, 0.0, 0, False
+        self._clock = time.perf_counter()
         for share in shares_left:
             asked = time.perf_counter()
             x, y = next(batches)
-            waited_for_data += time.perf_counter() - asked
-            cost, stopping = self.step(x, y, share.global_size)
-            self._check_finite(cost)
-            cost_sum += cost * share.global_size
-            images += share.global_size
+            self.totals.data_seconds += time.perf_counter() - asked
+            outcome = self.step(x, y, share.global_size)
             self.step_in_epoch += 1
+            self._count(outcome, share.global_size)
             self.progress.step()
-            if stopping:
-                break
-        total = time.perf_counter() - start
+            if self.step_in_epoch < len(shares):
+                if outcome.stop or outcome.save:
+                    self._save()
+                if outcome.stop:
+                    self._stop()
+        self._measure()
+        # The loader may tidy up behind its last batch.
+        next(batches, None)
         self.progress.end()
-        average_batch_norm(self.workers, self.model)
+        self.batch_norm.average()
         check_equal(self.workers, self.model)
-        if self.step_in_epoch == len(shares):
-            # The loader may tidy up behind its last batch.
-            next(batches, None)
-            self.epoch, self.step_in_epoch = self.epoch + 1, 0
-            self._record(
-                epoch=self.epoch,
-                lr=rate,
-                cost=cost_sum / images,
-                total_seconds=total,
-                communication_seconds=self.exchange.reset(),
-                data_seconds=waited_for_data,
-                images=images,
-                megabytes=self.exchange.megabytes(self.parameters),
-            )
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self._record(rate)
+        self.totals = EpochTotals()
         self._save()
-        if stopping and self.epoch < self.job.epochs:
-            raise Stopped(
-                f"stopped in epoch {self.epoch + 1}, step {self.step_in_epoch}; "
-                f"the checkpoint is {self.folder.checkpoint_file}, the same command goes on from it",
+        if outcome.stop and self.epoch < self.job.epochs:
+            self._stop()
+
+    def _count(self, outcome: StepOutcome, images: int) -> None:
+        if outcome.finite:
+            self.totals.cost += outcome.cost * images
+            self.totals.images += images
+            return
+        self.totals.skipped_steps += 1
+        self.skipped_steps += 1
+        place = f"epoch {self.epoch + 1}, step {self.step_in_epoch}"
+        self.progress.say(
+            f"{place}: cost or gradient not finite (cost {outcome.cost}), skipped by all workers"
+        )
+        if self.skipped_steps > self.job.skipped_steps:
+            raise WorkerError(
+                f"{self.skipped_steps} steps had a cost or gradient that is not finite, the last one at "
+                f"{place}; skipped_steps allows {self.job.skipped_steps}. Lower optimizer.lr "
+                f"({self.job.optimizer.lr:g}) or add warm-up epochs; the last good checkpoints are in "
+                f"{self.folder.checkpoints.folder}",
                 everywhere=True,
             )
 
-    def _check_finite(self, cost: float) -> None:
-        if not math.isfinite(cost):
-            raise WorkerError(
-                f"the training cost is {cost} in epoch {self.epoch + 1}, step {self.step_in_epoch + 1}: "
-                f"lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
-                f"checkpoint is {self.folder.checkpoint_file}",
-                everywhere=True,
-            )
+    def _measure(self) -> None:
+        """Add the seconds since the last look to the totals of the epoch."""
+        now = time.perf_counter()
+        self.totals.total_seconds += now - self._clock
+        self.totals.communication_seconds += self.exchange.reset()
+        self._clock = now
+
+    def _stop(self) -> None:
+        raise Stopped(
+            f"stopped in epoch {self.epoch + 1}, step {self.step_in_epoch}; the checkpoint is in "
+            f"{self.folder.checkpoints.folder}, the same command goes on from it",
+            everywhere=True,
+        )
 
     def _evaluate(self) -> Accuracy:
         """TA and RA on the test images, over all workers, with their record."""
@@ -255,11 +315,19 @@ class Trainer:
         self.progress.say(f"epoch {self.epoch:3d}  TA {100 * accuracy.ta:.1f}  RA {100 * accuracy.ra:.1f}")
         return accuracy
 
-    def _record(self, **metrics: float) -> None:
-        self._log(event="epoch", **metrics)
+    def _record(self, rate: float) -> None:
+        totals = self.totals
+        cost = totals.cost / totals.images if totals.images else math.nan
+        self._log(
+            event="epoch",
+            epoch=self.epoch,
+            lr=rate,
+            **asdict(totals) | {"cost": cost if totals.images else None},
+            megabytes=self.exchange.megabytes(self.parameters),
+        )
         self.progress.say(
-            f"epoch {self.epoch:3d}/{self.job.epochs}  cost {metrics['cost']:.4f}  lr {metrics['lr']:g}  "
-            f"T {metrics['total_seconds']:.1f} s  C {metrics['communication_seconds']:.1f} s"
+            f"epoch {self.epoch:3d}/{self.job.epochs}  cost {cost:.4f}  lr {rate:g}  "
+            f"T {totals.total_seconds:.1f} s  C {totals.communication_seconds:.1f} s"
         )
 
     def _log(self, **metrics: Any) -> None:
@@ -269,21 +337,42 @@ class Trainer:
 
         self.workers.together("write the metrics", write)
 
+    def _save_is_due(self) -> bool:
+        """Whether worker 0 wants a checkpoint within the epoch; its clock decides for all."""
+        return self.workers.is_first and time.monotonic() - self._saved > 60 * self.job.checkpoint_minutes
+
     def _save(self) -> None:
+        """Write a checkpoint; the running statistics of training go on as they were."""
+        if self.step_in_epoch:
+            self._measure()
+        gathered = self.batch_norm.gather()
+        local = self.batch_norm.local()
+        self.batch_norm.average()
         checkpoint = Checkpoint(
             model=self.model.state_dict(),
+            statistics=gathered,
             optimizer=self.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step_in_epoch,
             workers=self.workers.size,
             classes=self.train_images.classes,
+            totals=asdict(self.totals),
+            skipped_steps=self.skipped_steps,
+            metrics_bytes=self.folder.metrics_bytes(),
         )
 
         def write() -> None:
             if self.workers.is_first:
-                save_checkpoint(self.folder.checkpoint_file, checkpoint)
+                self.folder.checkpoints.save(checkpoint)
 
         self.workers.together("write the checkpoint", write)
+        self.batch_norm.restore(local)
+        self._saved = time.monotonic()
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no element of any tensor is infinite or NaN; one synchronisation with the device."""
+    return bool(torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all())
 
 
 def build_model_for(job: Job, images: Images) -> torch.nn.Module:

@@ -1,32 +1,44 @@
-"""Checkpoints: whole or not there, and never code."""
+"""Checkpoints: whole or not there, verified, kept in pairs, and never code."""
 
+import hashlib
+import io
+import json
 import pickle
 
 import pytest
 import torch
 
-from hpcdat.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from hpcdat.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from hpcdat.checkpoints import Checkpoints
 from hpcdat.files import write_atomically
 
 
-@pytest.fixture
-def checkpoint():
+def at(epoch, step=0, workers=4):
     return Checkpoint(
-        model={"w": torch.arange(3.0)},
+        model={"w": torch.arange(3.0) + epoch},
+        statistics=(torch.ones(workers, 2), torch.ones(workers, 1, dtype=torch.int64)),
         optimizer={"state": {0: {"m": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "t": 3}]},
-        epoch=2,
-        step=5,
-        workers=4,
+        epoch=epoch,
+        step=step,
+        workers=workers,
         classes=["cat", "dog"],
+        metrics_bytes=17,
     )
 
 
-def test_what_is_saved_is_loaded(tmp_path, checkpoint):
-    save_checkpoint(tmp_path / "c.pt", checkpoint)
+def forged(state):
+    """A file with a checksum that is right."""
+    header = {"hpcdat-checkpoint": FORMAT, "sha256": hashlib.sha256(state).hexdigest()}
+    return json.dumps(header).encode() + b"\n" + state
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save_checkpoint(tmp_path / "c.pt", at(2, 5))
     loaded = load_checkpoint(tmp_path / "c.pt")
-    assert torch.equal(loaded.model["w"], checkpoint.model["w"])
+    assert torch.equal(loaded.model["w"], torch.arange(3.0) + 2)
     assert (loaded.epoch, loaded.step, loaded.workers, loaded.classes) == (2, 5, 4, ["cat", "dog"])
-    assert loaded.optimizer["param_groups"] == checkpoint.optimizer["param_groups"]
+    assert loaded.optimizer["param_groups"] == [{"lr": 0.1, "t": 3}]
+    assert loaded.totals["cost"] == 0 and loaded.metrics_bytes == 17
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -49,27 +61,85 @@ def test_code_in_a_file_is_not_run(tmp_path):
         def __reduce__(self):
             return (marker.write_text, ("x",))
 
-    with (tmp_path / "evil.pt").open("wb") as file:
-        pickle.dump(Evil(), file)
-    torch.save({"format": 1, "model": Evil()}, tmp_path / "evil2.pt")
-    for name in ("evil.pt", "evil2.pt"):
-        with pytest.raises(CheckpointError, match=name):
-            load_checkpoint(tmp_path / name)
+    buffer = io.BytesIO()
+    torch.save({"model": Evil()}, buffer)
+    for state in (pickle.dumps(Evil(), protocol=2), buffer.getvalue()):
+        (tmp_path / "evil.pt").write_bytes(forged(state))
+        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+            load_checkpoint(tmp_path / "evil.pt")
     assert not marker.exists()
 
 
-def test_broken_or_foreign_files_are_refused(tmp_path, checkpoint):
+def test_every_altered_byte_and_every_cut_is_noticed(tmp_path):
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, at(1))
+    whole = path.read_bytes()
+    for place in [*range(0, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"c\.pt: "):
+            load_checkpoint(path)
+        path.write_bytes(whole[:place])
+        with pytest.raises(CheckpointError, match=r"c\.pt: "):
+            load_checkpoint(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+        load_checkpoint(path)
+    for content in (b"", b"hello", b"[1]\n", b"\xff\xfe\n"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a checkpoint of hpcdat"):
+            load_checkpoint(path)
+    path.write_bytes(b'{"hpcdat-checkpoint": 99, "sha256": ""}\n')
+    with pytest.raises(CheckpointError, match="format 99, expected"):
+        load_checkpoint(path)
+    buffer = io.BytesIO()
+    torch.save({"model": {}}, buffer)
+    path.write_bytes(forged(buffer.getvalue()))
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_the_newest_whole_checkpoint_that_fits_is_chosen(tmp_path):
+    kept = Checkpoints(tmp_path)
+    assert not kept.exist()
+    told = []
+
+    def chosen(workers=4):
+        told.clear()
+        file = kept.choose(lambda c: c.step == 0 or c.workers == workers, told.append)
+        loaded = load_checkpoint(file)
+        return loaded.epoch, loaded.step
+
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        load_checkpoint(tmp_path / "none.pt")
-    save_checkpoint(tmp_path / "c.pt", checkpoint)
-    whole = (tmp_path / "c.pt").read_bytes()
-    for content in (b"", b"hello", whole[: len(whole) // 2]):
-        (tmp_path / "c.pt").write_bytes(content)
-        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-            load_checkpoint(tmp_path / "c.pt")
-    torch.save({"format": 99}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint of format 1"):
-        load_checkpoint(tmp_path / "c.pt")
-    torch.save({"format": 1, "model": {}}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match="incomplete"):
-        load_checkpoint(tmp_path / "c.pt")
+        chosen()
+    for checkpoint in (at(1), at(2), at(2, 7)):
+        kept.save(checkpoint)
+    assert chosen() == (2, 7) and told == []
+    assert chosen(workers=3) == (2, 0)
+    kept.step_file.write_bytes(b"torn")
+    assert chosen() == (2, 0) and "step.pt" in told[0] and "the one before it is used" in told[0]
+    kept.epoch_file.write_bytes(kept.epoch_file.read_bytes()[:-1])
+    assert chosen() == (1, 0) and len(told) == 2
+    kept.epoch_before_file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step\.pt.*\n.*epoch\.pt.*damaged.*\n.*epoch-before"):
+        chosen()
+    kept.save(at(3))
+    assert chosen() == (3, 0) and not kept.step_file.exists()
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    kept = Checkpoints(tmp_path)
+    kept.save(at(1))
+    kept.save(at(1, 3))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    for checkpoint in (at(2), at(1, 9)):
+        with pytest.raises(OSError, match="No space left"):
+            kept.save(checkpoint)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch.pt", "step.pt"]
+    assert load_checkpoint(kept.step_file).step == 3

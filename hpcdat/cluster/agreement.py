@@ -16,34 +16,86 @@ def make_equal(workers: Workers, model: nn.Module) -> None:
     workers.broadcast([t.detach() for t in named_state(model).values()], "initial parameters and buffers")
 
 
-@torch.no_grad()
-def average_batch_norm(workers: Workers, model: nn.Module) -> None:
-    """Replace the running statistics of batch norm by their mean over the workers.
+class BatchNormStatistics:
+    """The running statistics of a model's batch norm, in which the workers may differ.
 
-    In training each worker keeps statistics of its own images; averaged, every worker evaluates
-    the same function. The count of batches becomes the largest, since a worker may have had no
-    image in the last, short batch of an epoch.
+    In training each worker keeps statistics of its own images. Averaged, every worker evaluates
+    the same function; gathered, a run can go on where it was stopped.
+
+    Args:
+        model: holds the layers.
+        workers: who trains it.
     """
-    statistics, counts = [], []
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            statistics += [module.running_mean, module.running_var]
-            counts.append(module.num_batches_tracked)
-    if not statistics:
-        return
-    workers.sum(statistics, "batch-norm statistics")
-    torch._foreach_div_(statistics, workers.size)
-    for count, largest in zip(counts, workers.max(torch.stack(counts), "batch-norm counts"), strict=True):
-        count.copy_(largest)
+
+    def __init__(self, model: nn.Module, workers: Workers) -> None:
+        self.workers = workers
+        layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        ]
+        self.statistics = [t for module in layers for t in (module.running_mean, module.running_var)]
+        self.counts = [module.num_batches_tracked for module in layers]
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Replace the statistics by their mean over the workers, and the counts by the largest.
+
+        A worker may have had no image in the last, short batch of an epoch, so counts can differ.
+        """
+        if self.statistics:
+            self.workers.sum(self.statistics, "batch-norm statistics")
+            torch._foreach_div_(self.statistics, self.workers.size)
+            largest = self.workers.max(torch.stack(self.counts), "batch-norm counts")
+            torch._foreach_copy_(self.counts, list(largest.unbind()))
+
+    def local(self) -> list[Tensor]:
+        """A copy of this worker's own."""
+        return [t.clone() for t in (*self.statistics, *self.counts)]
+
+    @torch.no_grad()
+    def restore(self, local: list[Tensor]) -> None:
+        """Take back a copy made by :meth:`local`."""
+        if local:
+            torch._foreach_copy_([*self.statistics, *self.counts], local)
+
+    def gather(self) -> tuple[Tensor, Tensor]:
+        """Every worker's, on all of them: statistics (M, n) float32 and counts (M, layers) int64."""
+        if not self.statistics:
+            return torch.empty(self.workers.size, 0), torch.empty(self.workers.size, 0, dtype=torch.int64)
+        rows = []
+        for own in (torch.cat(self.statistics), torch.stack(self.counts)):
+            table = torch.zeros(self.workers.size, len(own), dtype=own.dtype)
+            table[self.workers.rank] = own.cpu()
+            self.workers.sum([table], f"rows of {own.dtype}")
+            rows.append(table)
+        return rows[0], rows[1]
+
+    @torch.no_grad()
+    def scatter(self, gathered: tuple[Tensor, Tensor]) -> None:
+        """Take back this worker's rows of what :meth:`gather` gave."""
+        statistics, counts = (table[self.workers.rank] for table in gathered)
+        lengths = [len(t) for t in self.statistics]
+        for own, saved in zip(self.statistics, statistics.split(lengths), strict=True):
+            own.copy_(saved)
+        for own, saved in zip(self.counts, counts, strict=True):
+            own.copy_(saved)
 
 
-def check_equal(workers: Workers, model: nn.Module) -> None:
+def check_equal(workers: Workers, model: nn.Module, *, except_batch_norm: bool = False) -> None:
     """Compare a hash of every parameter and buffer over the workers.
+
+    Args:
+        workers: who compare.
+        model: each worker's.
+        except_batch_norm: leave out running statistics, which differ in the middle of an epoch.
 
     Raises:
         WorkerError: on all workers, with the names of the tensors that differ.
     """
     state = named_state(model)
+    if except_batch_norm:
+        state = dict(model.named_parameters())
     hashes = torch.tensor([_fingerprint(tensor) for tensor in state.values()], dtype=torch.int64)
     # The maximum of (h, ~h) over the workers is (h, ~h) only if all have the same h.
     largest = workers.max(torch.cat([hashes, ~hashes]), "hashes of parameters and buffers")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcdat.errors import InputError
+from hpcdat.progress import ON_TERMINAL
 
 
 def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -> int:
@@ -33,7 +34,7 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
     """
     environment = dict(os.environ)
     if on_terminal:
-        environment["HPCDAT_ON_TERMINAL"] = "1"
+        environment[ON_TERMINAL] = "1"
     # In a session of its own, so that the terminal's Ctrl-C reaches this process alone.
     mpirun = subprocess.Popen(
         mpirun_command(workers, arguments),

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import hpcdat.models
-from hpcdat.checkpoint import load_checkpoint
-from hpcdat.cluster.agreement import average_batch_norm, check_equal, make_equal, named_state
+from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal, named_state
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
@@ -88,15 +87,22 @@ def agreement(workers):
     model[1].running_mean.fill_(float(workers.rank))
     model[1].running_var.fill_(float(2 + workers.rank))
     model[1].num_batches_tracked.fill_(10 + workers.rank)
-    average_batch_norm(workers, model)
+    batch_norm = BatchNormStatistics(model, workers)
+    gathered = batch_norm.gather()
+    local = batch_norm.local()
+    batch_norm.average()
     norm = model[1]
+    averaged = [norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item()]
+    batch_norm.scatter(gathered)
+    scattered = batch_norm.local()
+    batch_norm.average()
+    batch_norm.restore(local)
     return {
         "found": found,
-        "statistics": [
-            norm.running_mean.tolist(),
-            norm.running_var.tolist(),
-            norm.num_batches_tracked.item(),
-        ],
+        "own": all(torch.equal(a, b) for a, b in zip(local, scattered, strict=True))
+        and all(torch.equal(a, b) for a, b in zip(local, batch_norm.local(), strict=True))
+        and norm.running_mean[0].item() == workers.rank,
+        "statistics": averaged,
     }
 
 
@@ -115,7 +121,7 @@ def train_small(workers, global_batch, root, run_dir, *settings):
     job = read_job(DEMO, [f"batch_size={batch}", f"data.root={root}", f"run_dir={run_dir}", *settings])
     train(job, workers, StopRequest())
     folder = RunFolder(job.run_dir)
-    model = load_checkpoint(folder.checkpoint_file).model
+    model = folder.newest_checkpoint().model
     return {
         "weights": torch.cat([p.flatten() for p in model.values()]).tolist(),
         "costs": [line["cost"] for line in folder.metrics("epoch")],

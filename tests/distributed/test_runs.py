@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcdat.checkpoint import load_checkpoint
 from hpcdat.record import RunFolder
 from tests.conftest import CHECKOUT, DEMO
+from tests.distributed.drill import drill
 from tests.distributed.ranks import environment, launcher
 
 pytestmark = pytest.mark.distributed
@@ -43,8 +43,12 @@ def short(run_dir, *settings):
     ]
 
 
+def newest(run_dir):
+    return RunFolder(Path(run_dir)).newest_checkpoint()
+
+
 def weights(run_dir):
-    return load_checkpoint(RunFolder(Path(run_dir)).checkpoint_file).model
+    return newest(run_dir).model
 
 
 @pytest.fixture(scope="module")
@@ -228,16 +232,16 @@ def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_o
     process = start(run_dir, "-np", "2")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 75
-    assert re.search(r"stopped in epoch \d+, step \d+; the checkpoint is", log_of(run_dir))
+    assert re.search(r"stopped in epoch \d+, step \d+; the checkpoint is in", log_of(run_dir))
     assert none_left(run_dir)
     done = hpcdat("evaluate", run_dir, "--set", "evaluation.steps=2")
     assert done.returncode == 0, done.stderr
-    checkpoint = load_checkpoint(RunFolder(run_dir).checkpoint_file)
+    checkpoint = newest(run_dir)
     process = start(run_dir, "-np", "2")
     assert f"going on from epoch {checkpoint.epoch}, step {checkpoint.step}" in log_of(run_dir)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
-    assert load_checkpoint(RunFolder(run_dir).checkpoint_file).epoch >= checkpoint.epoch
+    assert newest(run_dir).epoch >= checkpoint.epoch
     changed = hpcdat("train", DEMO, "--set", f"run_dir={run_dir}", "epochs=500", "optimizer.lr=0.1")
     assert changed.returncode == 2 and "optimizer.lr: 0.02 -> 0.1" in changed.stderr
 
@@ -277,6 +281,39 @@ def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start):
     assert none_left(run_dir)
 
 
+def test_killed_runs_end_like_undisturbed_ones(tmp_path):
+    """Three times kill -9; `make drill` does it twenty times."""
+    same_weights, same_metrics, disturbed = drill(tmp_path, workers=2, epochs=10, kills=3, seed=1)
+    assert same_weights and same_metrics and disturbed >= 1
+
+
+def test_another_number_of_workers_goes_on_from_the_start_of_the_epoch(tmp_path, start):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "attack.steps=2", "-np", "2")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 75
+    step = newest(run_dir).step
+    process = start(run_dir, "attack.steps=2", "-np", "3")
+    if step:
+        assert f"step {step} of epoch" in log_of(run_dir) and "with 3 the epoch starts anew" in log_of(
+            run_dir
+        )
+    assert re.search(r"going on from epoch \d+, step 0 ", log_of(run_dir))
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(finished, tmp_path):
+    run_dir, _ = finished
+    damaged = RunFolder(run_dir).checkpoints.epoch_file
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    try:
+        done = hpcdat("evaluate", run_dir, "--set", "evaluation.steps=1")
+    finally:
+        damaged.write_bytes(whole)
+    assert done.returncode == 0
+    assert "epoch.pt: damaged" in done.stderr and "the one before it is used" in done.stderr
+
+
 def test_a_run_folder_is_not_written_over(finished, tmp_path):
     run_dir, _ = finished
     before = RunFolder(run_dir).result_file.read_text()
@@ -290,8 +327,9 @@ def test_a_run_folder_is_not_written_over(finished, tmp_path):
 
 
 def test_training_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tmp_path):
-    done = hpcdat(
-        "train", *short(tmp_path / "run", "method=plain", "optimizer.name=sgd", "optimizer.lr=1e30")
-    )
-    assert done.returncode == 1 and "lower optimizer.lr" in done.stderr and "Traceback" not in done.stderr
+    settings = ["method=plain", "optimizer.name=sgd", "optimizer.lr=1e30", "skipped_steps=3"]
+    done = hpcdat("train", *short(tmp_path / "run", *settings))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "4 steps had a cost or gradient that is not finite" in done.stderr
+    assert done.stdout.count("skipped by all workers") == 4
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values() if t.is_floating_point())

@@ -45,6 +45,7 @@ def test_models_are_made_equal_checked_and_their_batch_norm_averaged(tmp_path, t
     mean = (size - 1) / 2
     for answer in run_program("agreement", transport, size, tmp_path):
         assert "2.bias differ" in answer["found"] and "weight" not in answer["found"]
+        assert answer["own"]
         assert answer["statistics"] == [[mean] * 2, [2 + mean] * 2, 10 + size - 1]
 
 

@@ -1,0 +1,124 @@
+"""Kill random workers at random moments, start the same command again, and compare the end.
+
+``python -m tests.distributed.drill --kills 20`` (or ``make drill``) trains the demo's job once in
+peace and once under fire, and exits with 0 only if weights and metrics agree bit for bit.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hpcdat.record import RunFolder
+from tests.conftest import CHECKOUT, DEMO
+from tests.distributed.ranks import environment
+
+TIMES = ("total_seconds", "communication_seconds", "data_seconds")
+
+
+def command(run_dir, workers, epochs):
+    """A run that writes a checkpoint after nearly every step."""
+    settings = [f"run_dir={run_dir}", f"epochs={epochs}", "attack.steps=2", "checkpoint_minutes=0.0001"]
+    settings += ["evaluation.every=2", "evaluation.steps=3", "data.augmentation=crop-flip"]
+    return [sys.executable, "-m", "hpcdat", "train", str(DEMO), "--set", *settings, "-np", str(workers)]
+
+
+def workers_of(run_dir):
+    """The processes of the run's workers."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            arguments = (folder / "cmdline").read_bytes().decode().split("\0")
+            environ = (folder / "environ").read_bytes().decode()
+        except OSError:
+            continue
+        if (
+            arguments[0] == sys.executable
+            and f"run_dir={run_dir}" in arguments
+            and "OMPI_COMM_WORLD_RANK=" in environ
+        ):
+            found.append(int(folder.name))
+    return found
+
+
+def under_fire(run_dir, workers, epochs, kills, chance):
+    """Run to the end; the first ``kills`` starts lose a worker at a random moment."""
+    for attempt in range(kills + 1):
+        process = subprocess.Popen(
+            command(run_dir, workers, epochs),
+            cwd=CHECKOUT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if attempt < kills:
+            while process.poll() is None and len(workers_of(run_dir)) < workers:
+                time.sleep(0.05)
+            # Starting up takes some seconds, which are part of the game.
+            time.sleep(chance.uniform(1.0, 9.0))
+            alive = workers_of(run_dir)
+            if alive and process.poll() is None:
+                os.kill(chance.choice(alive), signal.SIGKILL)
+        output, _ = process.communicate(timeout=120)
+        if process.returncode == 0:
+            return attempt
+        if attempt == kills:
+            raise SystemExit(f"the run did not end well after its last kill:\n{output}")
+    return kills
+
+
+def outcome(run_dir):
+    """Weights and metrics of a finished run, without the clock's."""
+    folder = RunFolder(run_dir)
+    lines = folder.metrics("epoch") + folder.metrics("evaluation") + folder.metrics("finished")
+    metrics = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    return folder.newest_checkpoint().model, metrics
+
+
+def drill(folder, *, workers, epochs, kills, seed):
+    """Whether a disturbed run ends like an undisturbed one; and how often it was disturbed."""
+    subprocess.run(
+        command(folder / "peace", workers, epochs),
+        cwd=CHECKOUT,
+        env=environment(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    disturbed = under_fire(folder / "fire", workers, epochs, kills, random.Random(seed))
+    (weights, metrics), (fired_weights, fired_metrics) = outcome(folder / "peace"), outcome(folder / "fire")
+    same_weights = all(torch.equal(weights[name], fired_weights[name]) for name in weights)
+    return same_weights, metrics == fired_metrics, disturbed
+
+
+def main():
+    """Run the drill and say what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hpcdat-drill-") as folder:
+        same_weights, same_metrics, disturbed = drill(
+            Path(folder),
+            workers=arguments.workers,
+            epochs=arguments.epochs,
+            kills=arguments.kills,
+            seed=arguments.seed,
+        )
+    print(
+        f"{disturbed} starts ended by kill -9; weights equal: {same_weights}; metrics equal: {same_metrics}"
+    )
+    sys.exit(0 if same_weights and same_metrics else 1)
+
+
+if __name__ == "__main__":
+    main()

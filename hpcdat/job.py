@@ -37,11 +37,14 @@ class Method:
         oracle: inner maximisation oracle of (A1): several steps, one step, or none.
         lalr: layer-wise adaptive rate, eq. (3); None leaves the choice to ``optimizer.name``.
         centralised: conventional AT and Fast AT train on one node only.
+        scaled_rate: the learning rate grows with the global batch, ``lr`` for every 256 images
+            (large-batch SGD: Goyal et al. 2017, Xie et al. 2019).
     """
 
     oracle: Literal["none", "pgd", "fgsm"]
     lalr: bool | None
     centralised: bool = False
+    scaled_rate: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -52,6 +55,7 @@ METHODS: dict[str, Method] = {
     "dat-fgsm": Method("fgsm", lalr=True),
     "dat-pgd-without-lalr": Method("pgd", lalr=False),
     "dat-fgsm-without-lalr": Method("fgsm", lalr=False),
+    "dat-lsgd": Method("pgd", lalr=False, scaled_rate=True),
 }
 MethodName = Literal[
     "plain",
@@ -61,6 +65,7 @@ MethodName = Literal[
     "dat-fgsm",
     "dat-pgd-without-lalr",
     "dat-fgsm-without-lalr",
+    "dat-lsgd",
 ]
 
 
@@ -91,15 +96,17 @@ class Data(Settings):
     """height and width of an image as the model sees it, pixels"""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for colour"""
-    augmentation: Literal["none", "crop-flip"] = "none"
-    """`none`: resize and centre crop; `crop-flip`: random resized crop and flip in training"""
+    augmentation: Literal["none", "crop-flip", "pad-crop"] = "none"
+    """in training, `crop-flip`: random resized crop and flip (ImageNet); `pad-crop`: shifts by up to
+    4 pixels and flip (CIFAR); otherwise resize and centre crop"""
 
 
 class Model(Settings):
     """The network; normalisation is its first layer, so attacks work on pixels in [0, 1]."""
 
-    name: Literal["digits-cnn", "resnet50"] = "resnet50"
-    """`digits-cnn`: a small net for 8x8 images; `resnet50`: torchvision's"""
+    name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] = "resnet50"
+    """`digits-cnn`: a small net for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
+    `resnet50`: torchvision's, for ImageNet"""
     mean: list[Finite] = [0.485, 0.456, 0.406]
     """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
     std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]
@@ -126,6 +133,9 @@ class Attack(Settings):
 class Objective(Settings):
     """The local cost f_i of eq. (2)."""
 
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """share of the target given to all classes alike in the cost; the attack maximises the plain loss"""
+
     lambda_: float = Field(0.0, alias="lambda", ge=0, allow_inf_nan=False)
     """weight of the clean loss beside the robustness regulariser; 0 is AT's eq. (1)"""
 
@@ -136,7 +146,7 @@ class Optimizer(Settings):
     name: Literal["lamb", "sgd"] | None = None
     """`lamb`: LALR over Adam, eq. (3); `sgd`: with momentum; left out: what `method` asks for"""
     lr: float = Field(gt=0, allow_inf_nan=False)
-    """learning rate eta before warm-up and decay"""
+    """learning rate eta before warm-up and decay; with `dat-lsgd`, for every 256 of the global batch"""
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     """coefficient of the decay added to the descent direction; not on biases and batch norm"""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -154,12 +164,23 @@ class Optimizer(Settings):
 class Schedule(Settings):
     """The learning rate over the epochs."""
 
+    name: Literal["piecewise", "cyclic", "polynomial"] = "piecewise"
+    """`piecewise`: constant but for decays; `cyclic`: up to the rate and down to 0, Fast AT's;
+    `polynomial`: down to 0 as (1 - t/T)^power"""
     warmup_epochs: int = Field(0, ge=0)
-    """epoch k of the first W runs at k/W of the rate; they count towards `epochs`"""
+    """linear warm-up over the first W epochs, which count towards `epochs`; not with `cyclic`"""
+    warmup_by: Literal["epoch", "step"] = "epoch"
+    """`epoch`: epoch k runs at k/W of the rate (DAT); `step`: the rate grows with every step"""
+    warmup_start: float = Field(0.0, ge=0, le=1)
+    """share of the rate that a warm-up by step begins with"""
     decay_epochs: list[Annotated[int, Field(ge=1)]] = []
-    """epochs done when the rate is multiplied by `decay_factor`"""
+    """`piecewise`: epochs done when the rate is multiplied by `decay_factor`"""
     decay_factor: float = Field(0.1, gt=0, le=1)
-    """factor of the piecewise decay"""
+    """`piecewise`: factor of a decay"""
+    peak_epoch: float | None = Field(None, gt=0)
+    """`cyclic`: epochs done when the rate is highest; left out: 40 % of the epochs"""
+    power: float = Field(2.0, gt=0)
+    """`polynomial`: exponent of the decay"""
 
 
 class Evaluation(Settings):
@@ -237,9 +258,29 @@ class Job(Settings):
             )
         if self.optimizer.c_l > self.optimizer.c_u:
             raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
+        self._check_schedule()
+        return self
+
+    def _check_schedule(self) -> None:
+        schedule = self.schedule
+        belongs = {
+            "decay_epochs": "piecewise",
+            "decay_factor": "piecewise",
+            "peak_epoch": "cyclic",
+            "power": "polynomial",
+        }
+        for key, name in belongs.items():
+            given = getattr(schedule, key) != Schedule.model_fields[key].default
+            if given and schedule.name != name:
+                raise _refusal(
+                    f"schedule.{key}", f"nothing: it belongs to the schedule {name}, not {schedule.name}"
+                )
+        if schedule.name == "cyclic" and schedule.warmup_epochs:
+            raise _refusal("schedule.warmup_epochs", "0: the schedule cyclic has its own way up")
+        if (schedule.peak_epoch or 0) >= self.epochs:
+            raise _refusal("schedule.peak_epoch", f"less than epochs = {self.epochs}")
         if self.schedule.decay_epochs != sorted(set(self.schedule.decay_epochs)):
             raise _refusal("schedule.decay_epochs", "epochs in increasing order, each once")
-        return self
 
     @property
     def oracle(self) -> Literal["none", "pgd", "fgsm"]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpcdat.checkpoint import Checkpoint, load_checkpoint
 from hpcdat.checkpoints import Checkpoints
@@ -15,6 +15,8 @@ from hpcdat.errors import InputError
 from hpcdat.files import write_text
 from hpcdat.job import Job
 from hpcdat.job_file import JobError, read_job, write_job
+
+State = Literal["new", "unfinished", "finished"]
 
 
 class RunError(InputError):
@@ -68,8 +70,8 @@ class RunFolder:
         self.table_file = path / "result.md"
         self.checkpoints = Checkpoints(path / "checkpoints")
 
-    def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> bool:
-        """Make the folder, or take up the unfinished run in it.
+    def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> State:
+        """Make the folder, or take up the run in it.
 
         Args:
             job: the resolved job.
@@ -77,22 +79,30 @@ class RunFolder:
             overwrite: remove an earlier run of this folder.
 
         Returns:
-            Whether there is a checkpoint to go on from.
+            Whether the run is new, can go on from a checkpoint, or is finished already.
 
         Raises:
-            RunError: the folder holds something else, another job, or a finished run.
+            RunError: the folder holds something else, or a run with other settings.
         """
-        if self.path.exists() and any(self.path.iterdir()):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise RunError(f"run_dir {self.path} cannot be made: {error.strerror}") from None
+        # Hidden files are those of a write that was killed.
+        if any(not file.name.startswith(".") for file in self.path.iterdir()):
             if not self.job_file.exists():
                 raise RunError(f"run_dir {self.path} holds files that no run wrote: choose another folder")
             if overwrite:
                 shutil.rmtree(self.path)
+                self.path.mkdir()
             else:
                 self._check_same(job)
-        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        if self.metrics("finished"):
+            return "finished"
         write_text(self.job_file, write_job(job))
+        self.checkpoints.folder.mkdir(exist_ok=True)
         write_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
-        return self.checkpoints.exist()
+        return "unfinished" if self.checkpoints.exist() else "new"
 
     def log(self, **metrics: Any) -> None:
         """Append one line to the metrics; it is on disk when this returns."""
@@ -118,7 +128,9 @@ class RunFolder:
         if not self.metrics_file.exists():
             return []
         try:
-            lines = [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+            # A line without its end was being written when the run was killed.
+            whole = self.metrics_file.read_text().split("\n")[:-1]
+            lines = [json.loads(line) for line in whole]
             return [line for line in lines if line["event"] == event]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
@@ -177,8 +189,6 @@ class RunFolder:
 
     def _check_same(self, job: Job) -> None:
         advice = "choose another run_dir, or start over with --overwrite"
-        if self.metrics("finished"):
-            raise RunError(f"the run in {self.path} is finished: {advice}")
         try:
             before = read_job(self.job_file)
         except JobError as error:
@@ -186,8 +196,8 @@ class RunFolder:
         changed = _differences(before.model_dump(by_alias=True), job.model_dump(by_alias=True))
         if changed:
             raise RunError(
-                f"the unfinished run in {self.path} has other settings ({', '.join(changed)}): "
-                f"use the same to go on, {advice}"
+                f"the run in {self.path} has other settings ({', '.join(changed)}): "
+                f"use the same to go on with it, {advice}"
             )
 
 

@@ -17,7 +17,7 @@ from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy, measure_accuracy
 from hpcdat.job import METHODS, Job
 from hpcdat.progress import Progress
-from hpcdat.record import Result, RunFolder
+from hpcdat.record import Result, RunFolder, State
 from hpcdat.report.table import result_table
 from hpcdat.trainer import Trainer, build_model_for
 
@@ -32,7 +32,8 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         overwrite: start over in a folder that holds an earlier run.
 
     Returns:
-        The result, which worker 0 has written to the run folder.
+        The result, which worker 0 has written to the run folder; of a run that is finished already,
+        the one that is there.
 
     Raises:
         InputError: data or run folder cannot be used, or the method needs fewer nodes.
@@ -50,13 +51,17 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
 
-    def begin() -> bool:
-        return folder.begin(job, environment, overwrite=overwrite) if workers.is_first else False
+    def begin() -> State | None:
+        return folder.begin(job, environment, overwrite=overwrite) if workers.is_first else None
 
     # Worker 0 decides for all: another node may see the folder a moment later.
-    resumes = workers.gather(workers.together("make the run folder", begin), "resume")[0]
+    state = workers.gather(workers.together("make the run folder", begin), "state of the run")[0]
+    if state == "finished":
+        if workers.is_first:
+            print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
+        return workers.together("read the result", folder.read_result)
     trainer = Trainer(job, workers, folder, train_images, test_images, device, stop)
-    if resumes:
+    if state == "unfinished":
         trainer.resume()
     accuracy = trainer.run()
     return _conclude(folder, job, accuracy, job.epochs, workers, finished=True)

@@ -148,7 +148,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         cost = 0.0
         if len(x):
-            loss = local_cost(self.model, x, y, x_adv, self.job.objective.lambda_).sum() / global_size
+            objective = self.job.objective
+            costs = local_cost(
+                self.model,
+                x,
+                y,
+                x_adv,
+                lambda_=objective.lambda_,
+                label_smoothing=objective.label_smoothing,
+            )
+            loss = costs.sum() / global_size
             loss.backward()
             cost = loss.item()
         for p in self.parameters:
@@ -223,9 +232,6 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """One epoch, or what is left of it, with its record and checkpoints."""
-        rate = learning_rate(self.epoch, self.job.optimizer.lr, self.job.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         shares = training_shares(
             len(self.train_images),
             self.job.batch_size,
@@ -235,7 +241,7 @@ class Trainer:
             epoch=self.epoch,
         )
         shares_left = shares[self.step_in_epoch :]
-        loader_seed = derive(self.job.seed, "augmentation", self.epoch, self.workers.rank)
+        loader_seed = derive(self.job.seed, "augmentation", self.epoch)
         batches = self.train_loader.read([share.indices for share in shares_left], loader_seed)
         self.model.train()
         self.progress.begin(f"epoch {self.epoch + 1}/{self.job.epochs}", len(shares), self.step_in_epoch)
@@ -244,6 +250,7 @@ class Trainer:
             asked = time.perf_counter()
             x, y = next(batches)
             self.totals.data_seconds += time.perf_counter() - asked
+            rate = self._set_rate(len(shares))
             outcome = self.step(x, y, share.global_size)
             self.step_in_epoch += 1
             self._count(outcome, share.global_size)
@@ -265,6 +272,14 @@ class Trainer:
         self._save()
         if outcome.stop and self.epoch < self.job.epochs:
             self._stop()
+
+    def _set_rate(self, steps: int) -> float:
+        """Give the optimiser the rate of the step at hand, the same on all workers."""
+        progress = self.epoch + self.step_in_epoch / steps
+        rate = learning_rate(self.job, progress, self.job.batch_size * self.workers.size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def _count(self, outcome: StepOutcome, images: int) -> None:
         if outcome.finite:

@@ -48,6 +48,7 @@ def test_what_is_left_out_is_filled_in():
         ("dat-fgsm", "lamb", "fgsm"),
         ("dat-pgd-without-lalr", "sgd", "pgd"),
         ("dat-fgsm-without-lalr", "sgd", "fgsm"),
+        ("dat-lsgd", "sgd", "pgd"),
     ],
 )
 def test_a_method_decides_oracle_and_optimiser(method, optimizer, oracle):
@@ -85,6 +86,17 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
         ("", ["data.source=folder"], "x.yaml:5: data.root: expected the folder that holds the images"),
         ("", ["data.channels=3"], "x.yaml:6: model.mean: expected one mean and one std for each"),
         ("", ["schedule.decay_epochs=[3,2]"], "schedule.decay_epochs: expected epochs in increasing order"),
+        (
+            "schedule: {power: 3}",
+            [],
+            "x.yaml:8: schedule.power: expected nothing: it belongs to the schedule polynomial",
+        ),
+        (
+            "schedule: {name: cyclic, warmup_epochs: 1}",
+            [],
+            "schedule.warmup_epochs: expected 0: the schedule cyclic",
+        ),
+        ("schedule: {name: cyclic, peak_epoch: 2}", [], "schedule.peak_epoch: expected less than epochs = 2"),
         ("", ["epochs"], "--set epochs: expected key=value"),
         ("", ["epochs=[1"], "--set epochs=[1: the value is not YAML"),
         ("", ["optimizer.c_l=11"], "optimizer.c_l: expected at most optimizer.c_u = 10"),

@@ -22,10 +22,17 @@ def test_clean_and_perturbed_cost_are_weighed(batch, lambda_):
     model, x, y = batch
     x_adv = (x + 0.1).clamp(0, 1)
     expected = lambda_ * by_hand(model(x), y) + by_hand(model(x_adv), y)
-    torch.testing.assert_close(local_cost(model, x, y, x_adv, lambda_), expected)
+    torch.testing.assert_close(local_cost(model, x, y, x_adv, lambda_=lambda_), expected)
+
+
+def test_label_smoothing_gives_a_share_of_the_target_to_all_classes(batch):
+    model, x, y = batch
+    smooth = local_cost(model, x, y, x, lambda_=0.5, label_smoothing=0.3)
+    classes = torch.stack([by_hand(model(x), torch.full_like(y, c)) for c in range(3)])
+    torch.testing.assert_close(smooth, 1.5 * (0.7 * by_hand(model(x), y) + 0.3 * classes.mean(0)))
 
 
 def test_plain_training_costs_the_clean_loss(batch):
     model, x, y = batch
-    torch.testing.assert_close(local_cost(model, x, y, None, 0.0), by_hand(model(x), y))
+    torch.testing.assert_close(local_cost(model, x, y, None), by_hand(model(x), y))
     assert clean_loss(model(x), y).shape == (5,)

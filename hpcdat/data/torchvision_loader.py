@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from hpcdat.data.augmentation import View, view_of
 from hpcdat.data.batches import Indices
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.pixels import centred, empty_batch, resized, shorter_side, to_pixels
+from hpcdat.data.pixels import empty_batch, to_pixels
 from hpcdat.job import Data
 
 
@@ -84,10 +85,9 @@ class _Decoded(Dataset):
 
     def __init__(self, images: Images, settings: Data, training: bool) -> None:
         self.images = images
+        self.settings = settings
+        self.training = training
         self.mode = "L" if settings.channels == 1 else "RGB"
-        self.random = training and settings.augmentation == "crop-flip"
-        self.size, self.shorter = settings.image_size, shorter_side(settings)
-        self.crop_flip = v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()])
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
         index, seed = place
@@ -96,15 +96,22 @@ class _Decoded(Dataset):
                 pixels = v2.functional.pil_to_tensor(image.convert(self.mode))
         except Exception as error:
             return f"{self.images.files[index]}: cannot be read as an image: {error}"
-        if self.random:
-            # Seeded by image and epoch, the crop does not depend on which process makes it.
-            torch.manual_seed(seed ^ index)
-            return self.crop_flip(pixels).permute(1, 2, 0)
-        return self._centre(pixels).permute(1, 2, 0)
+        view = view_of(*pixels.shape[1:], index, self.settings, training=self.training, seed=seed)
+        return look(pixels, view, self.settings.image_size).permute(1, 2, 0)
 
-    def _centre(self, pixels: Tensor) -> Tensor:
-        shortest = min(pixels.shape[1:])
-        height, width = (resized(side, shortest, self.shorter) for side in pixels.shape[1:])
-        pixels = v2.functional.resize(pixels, [height, width])
-        top, left = centred(height, self.size), centred(width, self.size)
-        return v2.functional.crop(pixels, top, left, self.size, self.size)
+
+def look(pixels: Tensor, view: View, size: int) -> Tensor:
+    """The view of an image.
+
+    Args:
+        pixels: (C, H, W), uint8.
+        view: what is seen of it.
+        size: height and width of the result.
+
+    Returns:
+        (C, size, size), uint8.
+    """
+    region = v2.functional.crop(pixels, view.top, view.left, view.height, view.width)
+    resized = v2.functional.resize(region, [view.rows, view.columns], antialias=True)
+    seen = v2.functional.crop(resized, view.window_top, view.window_left, size, size)
+    return v2.functional.horizontal_flip(seen) if view.flip else seen

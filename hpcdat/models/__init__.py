@@ -9,6 +9,7 @@ from torch import nn
 
 from hpcdat.models.digits_cnn import DigitsCNN
 from hpcdat.models.normalization import Normalization
+from hpcdat.models.preact_resnet import preact_resnet18, wide_resnet28_10
 
 
 def _resnet50(channels: int, num_classes: int) -> nn.Module:
@@ -22,6 +23,8 @@ def _resnet50(channels: int, num_classes: int) -> nn.Module:
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "digits-cnn": DigitsCNN,
+    "preact-resnet18": preact_resnet18,
+    "wide-resnet28-10": wide_resnet28_10,
     "resnet50": _resnet50,
 }
 

@@ -85,14 +85,16 @@ def test_an_epoch_left_in_the_middle_does_not_spoil_the_next(photos, loader):
     assert len(again) == 2 and torch.equal(again[1][0], first)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
-def test_dali_and_torchvision_agree_on_test_images(photos, augmentation):
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip", "pad-crop"])
+def test_dali_and_torchvision_see_the_same(photos, augmentation, training):
     """The same pixels are read; JPEG decoders and resizing round differently, by a grey level or two."""
     read = {}
     for loader in LOADERS:
         settings = Data(root=photos, loader=loader, image_size=24, augmentation=augmentation)
         _, test = find_images(settings)
-        ((read[loader], labels),) = loader_of(test, settings, batch_size=5).read([np.arange(5)], seed=0)
+        reader = loader_of(test, settings, training=training, batch_size=5)
+        ((read[loader], labels),) = reader.read([np.arange(5)], seed=3)
         assert labels.tolist() == test.labels
     apart = (read["dali"] - read["torchvision"]).abs() * 255
     assert apart.max() < 2.5 and apart.mean() < 0.5

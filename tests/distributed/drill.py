@@ -7,6 +7,7 @@ peace and once under fire, and exits with 0 only if weights and metrics agree bi
 import argparse
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,11 @@ def workers_of(run_dir):
 
 
 def under_fire(run_dir, workers, epochs, kills, chance):
-    """Run to the end; the first ``kills`` starts lose a worker at a random moment."""
+    """Run to the end; the first ``kills`` starts lose a worker at a random moment.
+
+    Returns how many starts were killed, and how many went on from the middle of an epoch.
+    """
+    amid = 0
     for attempt in range(kills + 1):
         process = subprocess.Popen(
             command(run_dir, workers, epochs),
@@ -63,16 +68,17 @@ def under_fire(run_dir, workers, epochs, kills, chance):
             while process.poll() is None and len(workers_of(run_dir)) < workers:
                 time.sleep(0.05)
             # Starting up takes some seconds, which are part of the game.
-            time.sleep(chance.uniform(1.0, 9.0))
+            time.sleep(chance.uniform(1.0, 10.0))
             alive = workers_of(run_dir)
             if alive and process.poll() is None:
                 os.kill(chance.choice(alive), signal.SIGKILL)
         output, _ = process.communicate(timeout=120)
+        amid += bool(re.search(r"going on from epoch \d+, step [1-9]", output))
         if process.returncode == 0:
-            return attempt
+            return attempt, amid
         if attempt == kills:
             raise SystemExit(f"the run did not end well after its last kill:\n{output}")
-    return kills
+    return kills, amid
 
 
 def outcome(run_dir):
@@ -84,7 +90,7 @@ def outcome(run_dir):
 
 
 def drill(folder, *, workers, epochs, kills, seed):
-    """Whether a disturbed run ends like an undisturbed one; and how often it was disturbed."""
+    """Whether weights and metrics of a disturbed run equal an undisturbed one's, and how it was disturbed."""
     subprocess.run(
         command(folder / "peace", workers, epochs),
         cwd=CHECKOUT,
@@ -92,10 +98,10 @@ def drill(folder, *, workers, epochs, kills, seed):
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    disturbed = under_fire(folder / "fire", workers, epochs, kills, random.Random(seed))
+    killed, amid = under_fire(folder / "fire", workers, epochs, kills, random.Random(seed))
     (weights, metrics), (fired_weights, fired_metrics) = outcome(folder / "peace"), outcome(folder / "fire")
     same_weights = all(torch.equal(weights[name], fired_weights[name]) for name in weights)
-    return same_weights, metrics == fired_metrics, disturbed
+    return same_weights, metrics == fired_metrics, killed, amid
 
 
 def main():
@@ -103,11 +109,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hpcdat-drill-") as folder:
-        same_weights, same_metrics, disturbed = drill(
+        same_weights, same_metrics, killed, amid = drill(
             Path(folder),
             workers=arguments.workers,
             epochs=arguments.epochs,
@@ -115,7 +121,8 @@ def main():
             seed=arguments.seed,
         )
     print(
-        f"{disturbed} starts ended by kill -9; weights equal: {same_weights}; metrics equal: {same_metrics}"
+        f"{killed} starts ended by kill -9, {amid} went on from the middle of an epoch; "
+        f"weights equal: {same_weights}; metrics equal: {same_metrics}"
     )
     sys.exit(0 if same_weights and same_metrics else 1)
 

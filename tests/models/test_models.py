@@ -7,6 +7,7 @@ import torch
 
 from hpcdat.job import Model
 from hpcdat.models import MODELS, build_model
+from hpcdat.models.preact_resnet import PreActBlock, preact_resnet18, wide_resnet28_10
 
 
 def build(name, channels=3, seed=0):
@@ -18,7 +19,16 @@ def test_the_names_in_a_job_are_those_there_are():
     assert set(get_args(Model.model_fields["name"].annotation)) == set(MODELS)
 
 
-@pytest.mark.parametrize("name, size", [("digits-cnn", 8), ("resnet50", 64)])
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("digits-cnn", 8),
+        ("preact-resnet18", 32),
+        ("preact-resnet18", 20),
+        ("wide-resnet28-10", 16),
+        ("resnet50", 64),
+    ],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_become_logits(name, size, channels):
     assert build(name, channels).eval()(torch.rand(2, channels, size, size)).shape == (2, 7)
@@ -28,6 +38,29 @@ def test_resnet50_has_the_size_that_the_paper_sends():
     """97.49 MiB of float32 gradient with 1,000 classes (Table 4: 2924 = 30 x 97.49)."""
     net = build_model("resnet50", channels=3, num_classes=1000, mean=[0.0] * 3, std=[1.0] * 3, seed=0)
     assert sum(p.numel() for p in net.parameters()) * 4 / 2**20 == pytest.approx(97.49, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "net, expected",
+    [(preact_resnet18(3, 10), 11_172_170), (wide_resnet28_10(3, 10), 36_479_194)],
+    ids=["preact-resnet18", "wide-resnet28-10"],
+)
+def test_residual_nets_have_their_published_sizes(net, expected):
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_a_block_whose_convolutions_are_zero_is_the_identity():
+    """Nothing stands on the way from block to block: activation comes before the weights."""
+    block = PreActBlock(4, 4, stride=1)
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 5, 5)
+    assert block.shortcut is None and torch.equal(block(x), x)
+
+
+def test_stages_halve_height_and_width():
+    net = preact_resnet18(3, 10).eval()
+    sizes = {tuple(net.stages[: n + 1](net.stem(torch.rand(1, 3, 32, 32))).shape[1:]) for n in range(8)}
+    assert sizes == {(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)}
 
 
 def test_normalisation_is_inside():

@@ -158,7 +158,8 @@ class HorovodWorkers(Workers):
         return [json.loads(bytes(part.tolist())) for part in texts]
 
     def close(self) -> None:  # noqa: D102
-        self._hvd.shutdown()
+        with self._watchdog.waiting("to end"):
+            self._hvd.shutdown()
 
     @contextmanager
     def _with_the_others(self, what: str) -> Iterator[None]:

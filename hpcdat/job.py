@@ -111,6 +111,10 @@ class Model(Settings):
     """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
     std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]
     """standard deviation of each channel that the normalisation layer divides by"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: faster where the device has it; weights, losses, pixels and exchange stay float32"""
+    channels_last: bool = False
+    """lay activations in memory pixel by pixel, which GPUs prefer with `bfloat16`"""
 
 
 class Attack(Settings):

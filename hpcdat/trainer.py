@@ -399,4 +399,6 @@ def build_model_for(job: Job, images: Images) -> torch.nn.Module:
         mean=job.model.mean,
         std=job.model.std,
         seed=derive(job.seed, "weights"),
+        precision=job.model.precision,
+        channels_last=job.model.channels_last,
     )

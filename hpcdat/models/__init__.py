@@ -9,6 +9,7 @@ from torch import nn
 
 from hpcdat.models.digits_cnn import DigitsCNN
 from hpcdat.models.normalization import Normalization
+from hpcdat.models.pixel_model import PixelModel, Precision
 from hpcdat.models.preact_resnet import preact_resnet18, wide_resnet28_10
 
 
@@ -37,6 +38,8 @@ def build_model(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
+    precision: Precision = "float32",
+    channels_last: bool = False,
 ) -> nn.Module:
     """A freshly initialised network that takes pixels.
 
@@ -46,6 +49,8 @@ def build_model(
         num_classes: number of logits.
         mean, std: statistics of the normalisation layer, one per channel, [0, 1] units.
         seed: of the initial weights; the caller's random state is left as it was.
+        precision, channels_last: of the arithmetic behind the normalisation, see
+            :class:`~hpcdat.models.pixel_model.PixelModel`.
 
     Returns:
         A module from images (N, channels, H, W), float in [0, 1], to logits (N, num_classes).
@@ -53,4 +58,4 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MODELS[name](channels, num_classes)
-    return nn.Sequential(Normalization(mean, std), net)
+    return PixelModel(Normalization(mean, std), net, precision, channels_last)

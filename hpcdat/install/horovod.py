@@ -35,7 +35,7 @@ PATCHES = (
         "set(CMAKE_CXX_STANDARD_REQUIRED ON)",
         "set(CMAKE_CXX_STANDARD_REQUIRED ON)\n"
         "set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\n"
-        f'set(CMAKE_INSTALL_RPATH "{LIBRARY_PATH}:$ENV{{HPCDAT_SITE_LIBRARIES}}")',
+        f'set(CMAKE_INSTALL_RPATH "{LIBRARY_PATH}$ENV{{HPCDAT_SITE_LIBRARIES}}")',
     ),
 )
 
@@ -173,7 +173,8 @@ def _build_environment(python: Path, scratch: Path, *, gpu: bool, site: Site) ->
         }
         if site.cuda_home is not None:
             site_libraries.append(str(site.cuda_home / "lib64"))
-    env["HPCDAT_SITE_LIBRARIES"] = ":".join(site_libraries)
+    # An empty entry would stand for the working directory, where anybody may have put a library.
+    env["HPCDAT_SITE_LIBRARIES"] = "".join(f":{folder}" for folder in site_libraries)
     return env
 
 

@@ -67,8 +67,10 @@ def under_fire(run_dir, workers, epochs, kills, chance):
         if attempt < kills:
             while process.poll() is None and len(workers_of(run_dir)) < workers:
                 time.sleep(0.05)
-            # Starting up takes some seconds, which are part of the game.
-            time.sleep(chance.uniform(1.0, 10.0))
+            if attempt % 2 == 0:
+                # Every other kill hits a worker that trains; the rest may hit one that starts.
+                wait_for_a_step(process, run_dir)
+            time.sleep(chance.uniform(0.0, 4.0))
             alive = workers_of(run_dir)
             if alive and process.poll() is None:
                 os.kill(chance.choice(alive), signal.SIGKILL)
@@ -79,6 +81,22 @@ def under_fire(run_dir, workers, epochs, kills, chance):
         if attempt == kills:
             raise SystemExit(f"the run did not end well after its last kill:\n{output}")
     return kills, amid
+
+
+def wait_for_a_step(process, run_dir):
+    """Wait until a checkpoint is written that was not there."""
+    folder = RunFolder(run_dir).checkpoints.folder
+
+    def newest():
+        try:
+            return max((file.stat().st_mtime_ns for file in folder.glob("*.pt")), default=0)
+        except FileNotFoundError:
+            # A checkpoint has just been replaced.
+            return newest()
+
+    before = newest()
+    while process.poll() is None and newest() == before:
+        time.sleep(0.02)
 
 
 def outcome(run_dir):
@@ -109,7 +127,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hpcdat-drill-") as folder:

@@ -1,0 +1,178 @@
+"""The time of a PGD-10 training step against its own arithmetic, bfloat16 and foolbox.
+
+``python benchmarks/attack_step.py [--json PATH] [--rounds N]``: preact-resnet18, 64 images of 32x32,
+eps 8/255, one update by LAMB; on the GPU where there is one. All parts are timed in every round, one
+after the other in an order that rotates, and their medians are compared, so that a change of the
+machine's load meets all of them.
+
+Ratios:
+
+- ``pgd10_fp32_efficiency``: ideal over measured time, where ideal is 10 (forward + input gradient)
+  + (forward + backward) in plain torch, timed in one piece. 1: attack and update cost
+  nothing but the network's arithmetic.
+- ``pgd10_bf16_over_fp32``: time with ``precision: bfloat16`` and ``channels_last: true`` over that with
+  the defaults; null where the device has no bfloat16 arithmetic.
+- ``over_foolbox``: our time over that of the same step with foolbox's LinfPGD as the attack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import foolbox
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hpcdat.attacks import inner_maximisation
+from hpcdat.cluster.workers import Workers
+from hpcdat.environment import describe_environment
+from hpcdat.job import Optimizer
+from hpcdat.models import build_model
+from hpcdat.objectives import clean_loss, local_cost
+from hpcdat.optim import build_optimizer
+
+BATCH, SIZE, CLASSES = 64, 32, 10
+EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def our_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The oracle (A1) as the trainer calls it."""
+    phi, generator = partial(clean_loss, y=y), torch.Generator(x.device).manual_seed(0)
+    return inner_maximisation(model, phi, x, eps=EPS, step_size=STEP_SIZE, steps=STEPS, generator=generator)
+
+
+def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same attack by foolbox, without its evaluation of success afterwards."""
+    seen = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
+    return attack.run(seen, x, foolbox.criteria.Misclassification(y), epsilon=EPS)
+
+
+def training_step(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Attack, cost, gradient and update."""
+    optimizer = build_optimizer(model, Optimizer(name="lamb", lr=1e-3))
+
+    def step() -> None:
+        model.train()
+        x_adv = attack(model, x, y)
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        local_cost(model, x, y, x_adv, 0.0).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def arithmetic_alone(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """What a training step cannot do without: 10 (forward + input gradient) + (forward + backward)."""
+    model.eval()
+    for _ in range(STEPS):
+        pixels = x.detach().requires_grad_()
+        torch.autograd.grad(cross_entropy(model(pixels), y, reduction="sum"), pixels)
+    model.train()
+    model.zero_grad(set_to_none=True)
+    cross_entropy(model(x), y).backward()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 numbers itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    processor = Path("/proc/cpuinfo")
+    return processor.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", processor.read_text()))
+
+
+def seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Wall-clock time of the work, the device's included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def measure(rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every part in every round."""
+    build = partial(build_model, "preact-resnet18", channels=3, num_classes=CLASSES, seed=0)
+    statistics = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(BATCH, 3, SIZE, SIZE, generator=generator).to(device)
+    y = torch.randint(CLASSES, (BATCH,), generator=generator).to(device)
+    model = build(**statistics).to(device)
+    parts = {
+        "arithmetic alone": partial(arithmetic_alone, model, x, y),
+        "PGD-10 step": training_step(model, our_pgd, x, y),
+        "PGD-10 step, foolbox": training_step(model, foolbox_pgd, x, y),
+    }
+    networks = [model]
+    if has_bfloat16(device):
+        reduced = build(**statistics, precision="bfloat16", channels_last=True).to(device)
+        parts["PGD-10 step, bfloat16"] = training_step(reduced, our_pgd, x, y)
+        networks.append(reduced)
+    for network in networks:
+        clean_loss(network(x), y).mean().backward()
+    names = list(parts)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(seconds(parts[name], device))
+    return times
+
+
+def compare(medians: dict[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The ratios, and a reason for each that is null."""
+    step = medians["PGD-10 step"]
+    reduced = medians.get("PGD-10 step, bfloat16")
+    ratios = {
+        "pgd10_fp32_efficiency": medians["arithmetic alone"] / step,
+        "pgd10_bf16_over_fp32": None if reduced is None else reduced / step,
+        "over_foolbox": step / medians["PGD-10 step, foolbox"],
+    }
+    missing = "this device has no bfloat16 arithmetic; it would only be imitated"
+    return ratios, {name: missing for name, ratio in ratios.items() if ratio is None}
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description="time of a PGD-10 training step")
+    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_argument("--rounds", type=int, help="repetitions (default: 3 on a CPU, 20 on a GPU)")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rounds = arguments.rounds or (20 if device.type == "cuda" else 3)
+    times = measure(rounds, device)
+    medians = {name: median(values) for name, values in times.items()}
+    ratios, reasons = compare(medians)
+    rows = [[name, f"{medians[name]:.4g}", f"{min(t):.4g}", f"{max(t):.4g}"] for name, t in times.items()]
+    print(tabulate(rows, ["", "median (s)", "min (s)", "max (s)"], tablefmt="github", disable_numparse=True))
+    print()
+    for name, ratio in ratios.items():
+        print(f"{name}: {reasons[name] if ratio is None else format(ratio, '.3f')}")
+    if arguments.json:
+        report = {
+            "environment": describe_environment(Workers(), device),
+            "settings": {"batch": BATCH, "size": SIZE, "eps": EPS, "steps": STEPS, "rounds": rounds},
+            "seconds": times,
+            "medians": medians,
+            "ratios": ratios,
+            "reasons": reasons,
+        }
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -68,7 +68,7 @@ def training_step(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Cal
         x_adv = attack(model, x, y)
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        local_cost(model, x, y, x_adv, 0.0).mean().backward()
+        local_cost(model, x, y, x_adv).mean().backward()
         optimizer.step()
 
     return step
@@ -117,19 +117,18 @@ def measure(rounds: int, device: torch.device) -> dict[str, list[float]]:
         "PGD-10 step": training_step(model, our_pgd, x, y),
         "PGD-10 step, foolbox": training_step(model, foolbox_pgd, x, y),
     }
-    networks = [model]
     if has_bfloat16(device):
         reduced = build(**statistics, precision="bfloat16", channels_last=True).to(device)
         parts["PGD-10 step, bfloat16"] = training_step(reduced, our_pgd, x, y)
-        networks.append(reduced)
-    for network in networks:
-        clean_loss(network(x), y).mean().backward()
     names = list(parts)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
+    for number in range(rounds + 1):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            times[name].append(seconds(parts[name], device))
+            spent = seconds(parts[name], device)
+            # The first round warms up: memory is taken, kernels are chosen.
+            if number > 0:
+                times[name].append(spent)
     return times
 
 
@@ -150,7 +149,9 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description="time of a PGD-10 training step")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
-    parser.add_argument("--rounds", type=int, help="repetitions (default: 3 on a CPU, 20 on a GPU)")
+    parser.add_argument(
+        "--rounds", type=int, help="repetitions after a warm-up (default: 3 on a CPU, 20 on a GPU)"
+    )
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rounds = arguments.rounds or (20 if device.type == "cuda" else 3)

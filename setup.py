@@ -14,6 +14,7 @@ setup(
         "numpy>=2.0",
         "scikit-learn>=1.5",
         "pillow>=10",
+        "filelock>=3.13,<5",
         "pydantic>=2.8,<3",
         "pyyaml>=6,<7",
         "typer>=0.15",

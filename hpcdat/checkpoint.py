@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import pydantic
 import torch
 from torch import Tensor
 
 from hpcdat.errors import InputError
 from hpcdat.files import write_atomically
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointError(InputError):
@@ -30,6 +31,7 @@ class EpochTotals:
         cost: of the samples, summed.
         images: trained on by all workers.
         skipped_steps: left out because a cost or gradient was not finite.
+        skipped_images: that could not be read.
         total_seconds, communication_seconds, data_seconds: spent in all, in exchanges, and waiting
             for images, by worker 0.
     """
@@ -37,12 +39,15 @@ class EpochTotals:
     cost: float = 0.0
     images: int = 0
     skipped_steps: int = 0
+    skipped_images: int = 0
     total_seconds: float = 0.0
     communication_seconds: float = 0.0
     data_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(
+    frozen=True, config={"arbitrary_types_allowed": True, "strict": True, "extra": "forbid"}
+)
 class Checkpoint:
     """What a run needs to go on bit for bit, and an evaluation needs to start.
 
@@ -58,6 +63,7 @@ class Checkpoint:
         step: steps done in the epoch after those.
         totals: of those steps, as a dictionary of :class:`EpochTotals`.
         skipped_steps: steps skipped since the run began.
+        judgement: a dictionary of :class:`~hpcdat.early_stopping.Judgement`.
         workers: number of workers M that trained.
         classes: names of the classes, in the order of the logits.
         metrics_bytes: length of the metrics file when this was written; what stands behind it
@@ -73,6 +79,7 @@ class Checkpoint:
     classes: list[str]
     totals: dict[str, Any] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
+    judgement: dict[str, Any] = field(default_factory=dict)
     metrics_bytes: int = 0
 
 

@@ -9,10 +9,10 @@ from hpcdat.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save
 
 
 class Checkpoints:
-    """A folder with the last two ends of an epoch and the newest step since then.
+    """A folder with the last two ends of an epoch, the newest step since then, and the best.
 
     Args:
-        folder: where the files are: ``epoch.pt``, ``epoch-before.pt``, ``step.pt``.
+        folder: where the files are: ``epoch.pt``, ``epoch-before.pt``, ``step.pt``, ``best.pt``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -20,17 +20,25 @@ class Checkpoints:
         self.step_file = folder / "step.pt"
         self.epoch_file = folder / "epoch.pt"
         self.epoch_before_file = folder / "epoch-before.pt"
+        self.best_file = folder / "best.pt"
 
     def exist(self) -> bool:
         """Whether there is any checkpoint."""
         return any(file.exists() for file in self._newest_first())
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
         """Write a checkpoint beside the previous ones; returns its file.
+
+        Args:
+            checkpoint: the state.
+            best: keep it as the best so far; it is none that a run goes on from.
 
         Raises:
             OSError: it could not be written; the others are untouched.
         """
+        if best:
+            save_checkpoint(self.best_file, checkpoint)
+            return self.best_file
         if checkpoint.step > 0:
             save_checkpoint(self.step_file, checkpoint)
             return self.step_file

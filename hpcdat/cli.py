@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -19,6 +19,8 @@ from hpcdat.errors import Exit, HpcdatError
 from hpcdat.job_file import read_job
 from hpcdat.record import Result, RunFolder
 from hpcdat.report.table import result_table
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="hpcdat",
@@ -58,26 +60,32 @@ def train(
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Train with N seeds, one after the other, and average.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option(help="Start over where run_dir holds an earlier run.")] = False,
 ) -> None:
     """Train a model as a job says, and evaluate it.
 
     Run by itself it is one worker; `-np N` starts N; under mpirun, horovodrun or srun every
     process is a worker. An unfinished run in run_dir is taken up again. Ctrl-C (or SIGTERM,
-    SIGUSR2) stops after the step at hand and leaves a checkpoint.
+    SIGUSR2) stops after the step at hand and leaves a checkpoint. With `--seeds N` the runs are
+    in run_dir/seed-0, seed-1, ..., and the table ends with their mean and standard deviation.
     """
     resolved = _told_once(lambda: read_job(job, [*(set_ or []), *(settings or [])]))
     if workers > 1:
         _start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> Result:
-        from hpcdat.run import train
+    def work(team: Workers, stop: StopRequest) -> dict[Path, Result]:
+        from hpcdat.run import train, train_seeds
 
-        return train(resolved, team, stop, overwrite=overwrite)
+        if seeds == 1:
+            return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
+        return train_seeds(resolved, seeds, team, stop, overwrite=overwrite)
 
-    result = _as_worker(work, resolved.stall_timeout)
-    if result is not None:
-        print(f"\n{result_table({resolved.run_dir: result})}")
+    results = _as_worker(work, resolved.stall_timeout)
+    if results is not None:
+        print(f"\n{result_table(results, mean=seeds > 1)}")
 
 
 @app.command()
@@ -97,14 +105,14 @@ def evaluate(
     if workers > 1:
         _start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> Result:
+    def work(team: Workers, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.run import evaluate
 
-        return evaluate(run, replaced, team, stop)
+        return {run: evaluate(run, replaced, team, stop)}
 
-    result = _as_worker(work, resolved.stall_timeout)
-    if result is not None:
-        print(result_table({run: result}))
+    results = _as_worker(work, resolved.stall_timeout)
+    if results is not None:
+        print(result_table(results))
 
 
 @app.command()
@@ -113,8 +121,13 @@ def report(
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
     ],
 ) -> None:
-    """Print the results of runs in one table."""
-    print(result_table(_told_once(lambda: {run: RunFolder(run).read_result() for run in runs})))
+    """Print the results of runs in one table.
+
+    Of one folder with several seeds in it (`hpcdat train --seeds N`) also their mean.
+    """
+    folders = [seed for run in runs for seed in sorted(run.glob("seed-*")) or [run]]
+    results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
+    print(result_table(results, mean=len(runs) == 1))
 
 
 def main() -> None:
@@ -160,8 +173,8 @@ def _without_np(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _as_worker(work: Callable[[Workers, StopRequest], Result], stall_timeout: float) -> Result | None:
-    """Do a worker's part; the result on worker 0, None on the others; failures end the process."""
+def _as_worker(work: Callable[[Workers, StopRequest], T], stall_timeout: float) -> T | None:
+    """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
     stop = StopRequest()
     try:
         team = start_workers(stall_timeout)
@@ -169,9 +182,9 @@ def _as_worker(work: Callable[[Workers, StopRequest], Result], stall_timeout: fl
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
     try:
-        result = work(team, stop)
+        done = work(team, stop)
         team.close()
-        return result if team.is_first else None
+        return done if team.is_first else None
     except HpcdatError as error:
         _end(team, error)
     except KeyboardInterrupt:

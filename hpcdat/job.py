@@ -80,14 +80,27 @@ class Settings(BaseModel):
 class Data(Settings):
     """Where images come from and how a worker reads them."""
 
-    source: Literal["digits", "folder"] = "folder"
-    """`folder`: one's own images; `digits`: scikit-learn's digits, written to `root` if not there"""
+    source: Literal["digits", "folder", "cifar10", "cifar100"] = "folder"
+    """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
+    scikit-learn's digits, written to `root` if not there"""
     root: Path | None = None
-    """folder with train/CLASS/*.jpg and test/CLASS/*.jpg; for `digits` it has a default"""
+    """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
+    cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
+    download: bool = False
+    """fetch CIFAR's official batches into `root` where they are not there"""
     train: str = "train"
-    """sub-folder of `root` that is trained on"""
+    """`folder`: sub-folder of `root` that is trained on"""
     test: str = "test"
-    """sub-folder of `root` that is evaluated on"""
+    """`folder`: sub-folder of `root` that is evaluated on"""
+    train_images: int | None = Field(None, ge=1)
+    """train on so many images, of each class as many; left out: on all"""
+    test_images: int | None = Field(None, ge=1)
+    """evaluate on so many images, of each class as many; left out: on all"""
+    split: Literal["workers", "nodes"] = "workers"
+    """`workers`: any worker may read any image; `nodes`: each node keeps its own part of the
+    images, as in the DAT paper"""
+    corrupt: Literal["stop", "skip"] = "stop"
+    """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
     loader: Literal["dali", "torchvision"] = "dali"
     """NVIDIA DALI, or torchvision's decoder and transforms as the alternative"""
     threads: int = Field(2, ge=1)
@@ -107,6 +120,8 @@ class Model(Settings):
     name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] = "resnet50"
     """`digits-cnn`: a small net for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
     `resnet50`: torchvision's, for ImageNet"""
+    width: float = Field(1.0, gt=0, le=4)
+    """factor of all layers' channels, for `preact-resnet18` and `wide-resnet28-10`"""
     mean: list[Finite] = [0.485, 0.456, 0.406]
     """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
     std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]
@@ -204,6 +219,19 @@ class Evaluation(Settings):
     """measure TA and RA every so many epochs as well; 0: only at the end"""
 
 
+class EarlyStopping(Settings):
+    """The end of training before the last epoch, decided by all workers together."""
+
+    patience: int | None = Field(None, ge=1)
+    """evaluations (see `evaluation.every`) without a higher RA after which training ends; the result is
+    that of the best weights; left out: never"""
+    held_out: int = Field(0, ge=0)
+    """training images set aside to judge by; 0: judge by the test images, as the DAT paper does"""
+    fgsm_guard: bool = True
+    """with FGSM: end training, with the weights of the epoch before, where robust accuracy on 256
+    training images breaks down (catastrophic overfitting)"""
+
+
 class Job(Settings):
     """A training job, whole."""
 
@@ -232,6 +260,7 @@ class Job(Settings):
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     evaluation: Evaluation = Evaluation()
+    early_stopping: EarlyStopping = EarlyStopping()
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Job:
@@ -253,17 +282,31 @@ class Job(Settings):
                 "objective.lambda",
                 "0: method plain has no robustness regulariser that the clean loss is weighed against",
             )
-        if self.data.source == "folder" and self.data.root is None:
-            raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
         if not len(self.model.mean) == len(self.model.std) == self.data.channels:
             raise _refusal(
                 "model.mean",
                 f"one mean and one std for each of data.channels = {self.data.channels} channels",
             )
+        if self.model.width != 1 and self.model.name not in ("preact-resnet18", "wide-resnet28-10"):
+            raise _refusal("model.width", f"1: it is fixed for {self.model.name}")
         if self.optimizer.c_l > self.optimizer.c_u:
             raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
+        if self.early_stopping.patience and not self.evaluation.every:
+            raise _refusal("evaluation.every", "1 or more: early_stopping.patience counts those evaluations")
+        if self.early_stopping.held_out and not self.early_stopping.patience:
+            raise _refusal("early_stopping.patience", "a number, if training images are held out to judge by")
+        self._check_data()
         self._check_schedule()
         return self
+
+    def _check_data(self) -> None:
+        data = self.data
+        if data.source == "folder" and data.root is None:
+            raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
+        if data.source in ("cifar10", "cifar100") and data.channels != 3:
+            raise _refusal("data.channels", f"3: {data.source} has colours")
+        if data.download and data.source not in ("cifar10", "cifar100"):
+            raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
 
     def _check_schedule(self) -> None:
         schedule = self.schedule

@@ -29,6 +29,7 @@ class Result:
 
     Attributes:
         method: by its name in the DAT paper.
+        seed: of the job.
         p, q: nodes, and workers a node.
         batch: images of a worker in a step.
         images: test images.
@@ -41,6 +42,7 @@ class Result:
     """
 
     method: str
+    seed: int
     p: int
     q: int
     batch: int
@@ -134,6 +136,17 @@ class RunFolder:
             return [line for line in lines if line["event"] == event]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
+
+    def checkpoint_of_result(self, job: Job) -> Checkpoint:
+        """The checkpoint that an evaluation is of: the newest, with early stopping the best.
+
+        Raises:
+            CheckpointError: there is none that is whole.
+        """
+        best = self.checkpoints.best_file
+        if job.early_stopping.patience and best.exists():
+            return load_checkpoint(best)
+        return self.newest_checkpoint()
 
     def newest_checkpoint(self) -> Checkpoint:
         """The newest checkpoint that is whole.

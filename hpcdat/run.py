@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -13,9 +15,11 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
 from hpcdat.environment import describe_environment
-from hpcdat.errors import InputError
-from hpcdat.evaluation.accuracy import Accuracy, measure_accuracy
+from hpcdat.errors import InputError, WorkerError
+from hpcdat.evaluation.accuracy import Accuracy, Evaluator
+from hpcdat.files import write_text
 from hpcdat.job import METHODS, Job
+from hpcdat.judge import set_aside
 from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder, State
 from hpcdat.report.table import result_table
@@ -48,6 +52,9 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         )
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
+    train_images, judged = workers.together(
+        "hold images out", lambda: set_aside(train_images, test_images, job)
+    )
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
 
@@ -60,11 +67,51 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         if workers.is_first:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
         return workers.together("read the result", folder.read_result)
-    trainer = Trainer(job, workers, folder, train_images, test_images, device, stop)
+    trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
     if state == "unfinished":
         trainer.resume()
-    accuracy = trainer.run()
-    return _conclude(folder, job, accuracy, job.epochs, workers, finished=True)
+    with enough_memory(job, "batch_size"):
+        accuracy = trainer.run()
+    return _conclude(folder, job, accuracy, trainer.state.epoch, workers, finished=True)
+
+
+def train_seeds(
+    job: Job, count: int, workers: Workers, stop: StopRequest, *, overwrite: bool = False
+) -> dict[Path, Result]:
+    """Train a job with several seeds, one after the other, each in a run folder of its own.
+
+    Runs that are finished are left as they are, so that the same command goes on where it ended.
+
+    Args:
+        job: resolved; its seed is the first, and its ``run_dir`` holds ``seed-N`` for each.
+        count: number of seeds.
+        workers, stop, overwrite: as for :func:`train`.
+
+    Returns:
+        The results by run folder; worker 0 has written their table to ``run_dir``.
+
+    Raises:
+        InputError, WorkerError, Stopped: as :func:`train`.
+    """
+
+    def check() -> None:
+        if RunFolder(job.run_dir).job_file.exists():
+            raise InputError(f"run_dir {job.run_dir} holds a run of one seed: choose another folder")
+
+    workers.together("look at run_dir", check)
+    results = {}
+    for seed in range(job.seed, job.seed + count):
+        one = job.model_copy(update={"seed": seed, "run_dir": job.run_dir / f"seed-{seed}"})
+        if workers.is_first:
+            print(f"seed {seed} ({one.run_dir})", flush=True)
+        results[one.run_dir] = train(one, workers, stop, overwrite=overwrite)
+
+    def write() -> None:
+        if workers.is_first:
+            write_text(job.run_dir / "result.md", result_table(results, mean=True) + "\n")
+
+    workers.together("write the table", write)
+    return results
 
 
 def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequest) -> Result:
@@ -86,7 +133,7 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopReq
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
-    checkpoint = workers.together("read the checkpoint", folder.newest_checkpoint)
+    checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
 
@@ -102,8 +149,41 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopReq
         test_images, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
     )
     progress = Progress(shown=workers.is_first)
-    accuracy = measure_accuracy(model, loader, len(test_images), job, workers, progress, stop)
+    evaluator = Evaluator(
+        loader, len(test_images), job.evaluation, job.attack.norm, job.seed, workers, progress, stop
+    )
+    with enough_memory(job, "evaluation.batch_size"):
+        accuracy = evaluator.measure(model)
     return _conclude(folder, job, accuracy, checkpoint.epoch, workers, finished=False)
+
+
+@contextmanager
+def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
+    """Say what would help where memory does not suffice.
+
+    Args:
+        job: resolved.
+        batch_size: the setting that the work at hand needs memory for.
+
+    Raises:
+        WorkerError: in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Of the CPU's allocator torch has no error of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        section, _, key = batch_size.rpartition(".")
+        value = getattr(getattr(job, section) if section else job, key)
+        helpful = [f"a {batch_size} smaller than {value}"]
+        if job.model.precision == "float32":
+            helpful.append("model.precision: bfloat16")
+        if job.data.image_size > 32:
+            helpful.append(f"a data.image_size smaller than {job.data.image_size}")
+        raise WorkerError(
+            f"out of memory: {str(error).splitlines()[0]}\nWhat would help: {', or '.join(helpful)}"
+        ) from None
 
 
 def choose_device(job: Job, workers: Workers) -> torch.device:
@@ -162,6 +242,7 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
     attack = job.evaluation
     return Result(
         method=job.method,
+        seed=job.seed,
         p=team["nodes"],
         q=len(team["workers"]) // team["nodes"],
         batch=job.batch_size,

@@ -6,24 +6,24 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from hpcdat.attacks import inner_maximisation
-from hpcdat.checkpoint import Checkpoint, EpochTotals, load_checkpoint
-from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal
+from hpcdat.checkpoint import EpochTotals
+from hpcdat.cluster.agreement import check_equal, make_equal
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import open_loader
 from hpcdat.data.batches import training_shares
 from hpcdat.data.images import Images
-from hpcdat.errors import Stopped, WorkerError
-from hpcdat.evaluation.accuracy import Accuracy, measure_accuracy
+from hpcdat.errors import InputError, Stopped, WorkerError
+from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.exchange.ring import RingAllReduce
 from hpcdat.job import Job
+from hpcdat.judge import Judge
 from hpcdat.models import build_model
 from hpcdat.objectives import clean_loss, local_cost
 from hpcdat.optim import build_optimizer
@@ -31,6 +31,10 @@ from hpcdat.optim.schedule import learning_rate
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.seeds import derive
+from hpcdat.training_state import TrainingState
+
+SLOW_WORKER = 1.25
+"""Step time over the median of the workers from which on a worker is named."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ class StepOutcome:
 
     Attributes:
         cost: of eq. (2), mean over the global batch, before the update.
+        images: of the global batch, those that could not be read left out.
         finite: whether cost and gradients were finite; if not, the step was left out.
         stop: whether any worker was asked to stop.
         save: whether worker 0 wants a checkpoint.
     """
 
     cost: float
+    images: int
     finite: bool
     stop: bool
     save: bool
@@ -57,7 +63,7 @@ class Trainer:
         job: resolved.
         workers: who trains.
         folder: the run's folder; worker 0 writes.
-        train, test: the images.
+        train, judged, test: the images to train on, to judge by on the way, and of the result.
         device: where this worker computes.
         stop: looked at after every step.
     """
@@ -68,28 +74,24 @@ class Trainer:
         workers: Workers,
         folder: RunFolder,
         train: Images,
+        judged: Images,
         test: Images,
         device: torch.device,
         stop: StopRequest,
     ) -> None:
         self.job, self.workers, self.folder, self.device, self.stop = job, workers, folder, device, stop
-        self.train_images, self.test_images = train, test
+        self.train_images = train
+        self.progress = Progress(shown=workers.is_first)
         self.model = build_model_for(job, train).to(device)
         self.optimizer = build_optimizer(self.model, job.optimizer)
         self.exchange = RingAllReduce(workers)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generator = torch.Generator(device)
-        self.train_loader = open_loader(
-            train, job.data, training=True, batch_size=job.batch_size, device=device
-        )
-        self.test_loader = open_loader(
-            test, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
-        )
-        self.progress = Progress(shown=workers.is_first)
-        self.batch_norm = BatchNormStatistics(self.model, workers)
-        self.epoch = self.step_in_epoch = self.skipped_steps = 0
-        self.totals = EpochTotals()
+        self.loader = open_loader(train, job.data, training=True, batch_size=job.batch_size, device=device)
+        self.state = TrainingState(self.model, self.optimizer, workers, folder, train.classes)
+        self.judge = Judge(job, workers, self.state, train, judged, test, device, self.progress, stop)
         self._clock, self._saved = time.perf_counter(), time.monotonic()
+        self._step_seconds: list[float] = []
 
     def step(self, x: Tensor, y: Tensor, global_size: int) -> StepOutcome:
         """One iteration t of Algorithm 1.
@@ -102,30 +104,34 @@ class Trainer:
         Returns:
             What came of it, the same on all workers.
         """
-        statistics = self.batch_norm.local()
+        statistics = self.state.batch_norm.local()
         # Block 1, on every worker i
         x_adv = self.attack(x, y)  # step 2: (A1)
         cost = self.local_gradient(x, y, x_adv, global_size)  # step 3: (A2)
         # Block 2
         gradients = [p.grad for p in self.parameters]
-        riders = torch.tensor([cost, float(self.stop.wanted), float(self._save_is_due())], device=self.device)
+        riders = torch.tensor(
+            [cost, float(len(x)), float(self.stop.wanted), float(self._save_is_due())], device=self.device
+        )
         self.exchange.sum(gradients, riders)  # steps 4, 6 and 7: (A3)
         # Block 3, on every worker i
+        total_cost, images, stops, saves = riders.tolist()
+        if images != global_size:
+            total_cost *= self._make_up_for_unread_images(gradients, int(images), global_size)
         finite = all_finite([*gradients, riders])
         if finite:
             self.optimizer.step()  # step 9: (A4)
         else:
             # The sum is the same on all workers, so all of them leave the step out.
-            self.batch_norm.restore(statistics)
-        total_cost, stops, saves = riders.tolist()
-        return StepOutcome(total_cost, finite, stop=stops > 0, save=saves > 0)
+            self.state.batch_norm.restore(statistics)
+        return StepOutcome(total_cost, int(images), finite, stop=stops > 0, save=saves > 0)
 
     def attack(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Sample-wise attack generation (A1); None for plain training."""
         if self.job.oracle == "none":
             return None
         settings = self.job.attack
-        place = (self.epoch, self.step_in_epoch, self.workers.rank)
+        place = (self.state.epoch, self.state.step, self.workers.rank)
         return inner_maximisation(
             self.model,
             partial(clean_loss, y=y),
@@ -175,87 +181,57 @@ class Trainer:
             Stopped: a stop was asked for; the checkpoint is written.
             WorkerError: something failed on a worker.
         """
-        if self.epoch == self.step_in_epoch == 0:
+        state = self.state
+        if state.epoch == state.step == 0:
             make_equal(self.workers, self.model)
             # However soon the run is killed, there is something to go on from.
             self._save()
-        check_equal(self.workers, self.model, except_batch_norm=self.step_in_epoch > 0)
-        every = self.job.evaluation.every
-        while self.epoch < self.job.epochs:
-            if every and self.epoch and self.step_in_epoch == 0 and self.epoch % every == 0:
-                self._evaluate()
-            self._train_epoch()
-        return self._evaluate()
+        check_equal(self.workers, self.model, except_batch_norm=state.step > 0)
+        while self.judge.look() and self._train_epoch():
+            pass
+        return self.judge.result()
 
     def resume(self) -> None:
         """Go on from the run's newest checkpoint that is whole, bit for bit.
 
-        With another number of workers, whose steps are others, from the newest end of an epoch.
-
         Raises:
             InputError: there is no checkpoint that can be used.
         """
-        told: list[str] = []
+        self.state.resume(self.progress.say)
 
-        def fits(checkpoint: Checkpoint) -> bool:
-            if checkpoint.step == 0 or checkpoint.workers == self.workers.size:
-                return True
-            told.append(
-                f"step {checkpoint.step} of epoch {checkpoint.epoch + 1} was reached with "
-                f"{checkpoint.workers} workers; with {self.workers.size} the epoch starts anew"
-            )
-            return False
+    def _train_epoch(self) -> bool:
+        """One epoch, or what is left of it, with its record and checkpoints.
 
-        def choose() -> str | None:
-            return str(self.folder.checkpoints.choose(fits, told.append)) if self.workers.is_first else None
-
-        # Worker 0 chooses, so that all read the same file.
-        chosen = self.workers.gather(self.workers.together("choose a checkpoint", choose), "checkpoint")[0]
-
-        def load() -> Checkpoint:
-            checkpoint = load_checkpoint(Path(chosen))
-            self.model.load_state_dict(checkpoint.model)
-            self.optimizer.load_state_dict(checkpoint.optimizer)
-            if checkpoint.step > 0:
-                self.batch_norm.scatter(checkpoint.statistics)
-            if self.workers.is_first:
-                self.folder.forget_metrics_after(checkpoint.metrics_bytes)
-            return checkpoint
-
-        checkpoint = self.workers.together("read the checkpoint", load)
-        self.epoch, self.step_in_epoch = checkpoint.epoch, checkpoint.step
-        self.totals = EpochTotals(**checkpoint.totals)
-        self.skipped_steps = checkpoint.skipped_steps
-        for line in told:
-            self.progress.say(line)
-        self.progress.say(f"going on from epoch {self.epoch}, step {self.step_in_epoch} ({chosen})")
-
-    def _train_epoch(self) -> None:
-        """One epoch, or what is left of it, with its record and checkpoints."""
+        Returns:
+            Whether training may go on; if not, the state is that of the epoch before.
+        """
+        state = self.state
         shares = training_shares(
             len(self.train_images),
             self.job.batch_size,
             rank=self.workers.rank,
-            size=self.workers.size,
+            groups=self.workers.node_of if self.job.data.split == "nodes" else [0] * self.workers.size,
             seed=self.job.seed,
-            epoch=self.epoch,
+            epoch=state.epoch,
         )
-        shares_left = shares[self.step_in_epoch :]
-        loader_seed = derive(self.job.seed, "augmentation", self.epoch)
-        batches = self.train_loader.read([share.indices for share in shares_left], loader_seed)
+        shares_left = shares[state.step :]
+        loader_seed = derive(self.job.seed, "augmentation", state.epoch)
+        batches = self.loader.read([share.indices for share in shares_left], loader_seed)
         self.model.train()
-        self.progress.begin(f"epoch {self.epoch + 1}/{self.job.epochs}", len(shares), self.step_in_epoch)
-        self._clock = time.perf_counter()
+        self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", len(shares), state.step)
+        self._clock, self._step_seconds = time.perf_counter(), []
         for share in shares_left:
             asked = time.perf_counter()
             x, y = next(batches)
-            self.totals.data_seconds += time.perf_counter() - asked
+            began, exchanged = time.perf_counter(), self.exchange.seconds
+            state.totals.data_seconds += began - asked
             rate = self._set_rate(len(shares))
             outcome = self.step(x, y, share.global_size)
-            self.step_in_epoch += 1
+            self._step_seconds.append(time.perf_counter() - began - (self.exchange.seconds - exchanged))
+            state.step += 1
             self._count(outcome, share.global_size)
             self.progress.step()
-            if self.step_in_epoch < len(shares):
+            if state.step < len(shares):
                 if outcome.stop or outcome.save:
                     self._save()
                 if outcome.stop:
@@ -264,37 +240,53 @@ class Trainer:
         # The loader may tidy up behind its last batch.
         next(batches, None)
         self.progress.end()
-        self.batch_norm.average()
+        state.batch_norm.average()
         check_equal(self.workers, self.model)
-        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        state.epoch, state.step = state.epoch + 1, 0
         self._record(rate)
-        self.totals = EpochTotals()
+        state.totals = EpochTotals()
+        if self.judge.has_overfitted():
+            return False
         self._save()
-        if outcome.stop and self.epoch < self.job.epochs:
+        if outcome.stop and state.epoch < self.job.epochs:
             self._stop()
+        return True
 
     def _set_rate(self, steps: int) -> float:
         """Give the optimiser the rate of the step at hand, the same on all workers."""
-        progress = self.epoch + self.step_in_epoch / steps
+        progress = self.state.epoch + self.state.step / steps
         rate = learning_rate(self.job, progress, self.job.batch_size * self.workers.size)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
 
-    def _count(self, outcome: StepOutcome, images: int) -> None:
+    def _make_up_for_unread_images(self, gradients: list[Tensor], images: int, global_size: int) -> float:
+        """Make sums over the images that were read, divided by the global batch, their means."""
+        if images == 0:
+            raise InputError(
+                f"none of the {global_size} images of a step can be read; the workers have named them",
+                everywhere=True,
+            )
+        factor = global_size / images
+        torch._foreach_mul_(gradients, factor)
+        return factor
+
+    def _count(self, outcome: StepOutcome, global_size: int) -> None:
+        state = self.state
+        state.totals.skipped_images += global_size - outcome.images
         if outcome.finite:
-            self.totals.cost += outcome.cost * images
-            self.totals.images += images
+            state.totals.cost += outcome.cost * outcome.images
+            state.totals.images += outcome.images
             return
-        self.totals.skipped_steps += 1
-        self.skipped_steps += 1
-        place = f"epoch {self.epoch + 1}, step {self.step_in_epoch}"
+        state.totals.skipped_steps += 1
+        state.skipped_steps += 1
+        place = f"epoch {state.epoch + 1}, step {state.step}"
         self.progress.say(
             f"{place}: cost or gradient not finite (cost {outcome.cost}), skipped by all workers"
         )
-        if self.skipped_steps > self.job.skipped_steps:
+        if state.skipped_steps > self.job.skipped_steps:
             raise WorkerError(
-                f"{self.skipped_steps} steps had a cost or gradient that is not finite, the last one at "
+                f"{state.skipped_steps} steps had a cost or gradient that is not finite, the last one at "
                 f"{place}; skipped_steps allows {self.job.skipped_steps}. Lower optimizer.lr "
                 f"({self.job.optimizer.lr:g}) or add warm-up epochs; the last good checkpoints are in "
                 f"{self.folder.checkpoints.folder}",
@@ -304,84 +296,57 @@ class Trainer:
     def _measure(self) -> None:
         """Add the seconds since the last look to the totals of the epoch."""
         now = time.perf_counter()
-        self.totals.total_seconds += now - self._clock
-        self.totals.communication_seconds += self.exchange.reset()
+        self.state.totals.total_seconds += now - self._clock
+        self.state.totals.communication_seconds += self.exchange.reset()
         self._clock = now
 
     def _stop(self) -> None:
         raise Stopped(
-            f"stopped in epoch {self.epoch + 1}, step {self.step_in_epoch}; the checkpoint is in "
+            f"stopped in epoch {self.state.epoch + 1}, step {self.state.step}; the checkpoint is in "
             f"{self.folder.checkpoints.folder}, the same command goes on from it",
             everywhere=True,
         )
 
-    def _evaluate(self) -> Accuracy:
-        """TA and RA on the test images, over all workers, with their record."""
-        accuracy = measure_accuracy(
-            self.model,
-            self.test_loader,
-            len(self.test_images),
-            self.job,
-            self.workers,
-            self.progress,
-            self.stop,
-        )
-        self._log(event="evaluation", epoch=self.epoch, ta=accuracy.ta, ra=accuracy.ra)
-        self.progress.say(f"epoch {self.epoch:3d}  TA {100 * accuracy.ta:.1f}  RA {100 * accuracy.ra:.1f}")
-        return accuracy
-
     def _record(self, rate: float) -> None:
-        totals = self.totals
+        totals = self.state.totals
         cost = totals.cost / totals.images if totals.images else math.nan
-        self._log(
+        self.state.log(
             event="epoch",
-            epoch=self.epoch,
+            epoch=self.state.epoch,
             lr=rate,
             **asdict(totals) | {"cost": cost if totals.images else None},
             megabytes=self.exchange.megabytes(self.parameters),
+            workers=self._step_times(),
         )
         self.progress.say(
-            f"epoch {self.epoch:3d}/{self.job.epochs}  cost {cost:.4f}  lr {rate:g}  "
+            f"epoch {self.state.epoch:3d}/{self.job.epochs}  cost {cost:.4f}  lr {rate:g}  "
             f"T {totals.total_seconds:.1f} s  C {totals.communication_seconds:.1f} s"
+            + (f"  {totals.skipped_images} images could not be read" if totals.skipped_images else "")
         )
 
-    def _log(self, **metrics: Any) -> None:
-        def write() -> None:
-            if self.workers.is_first:
-                self.folder.log(**metrics)
+    def _step_times(self) -> dict[str, list[float]]:
+        """Median and longest step of each worker since the epoch was begun or taken up, seconds.
 
-        self.workers.together("write the metrics", write)
+        Without waiting for images or for the others, so that a slow worker is seen where it is.
+        """
+        mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
+        medians, longest, hosts = zip(*self.workers.gather(mine, "step times"), strict=True)
+        usual, slowest = median(medians), max(range(len(medians)), key=medians.__getitem__)
+        if medians[slowest] > SLOW_WORKER * usual:
+            self.progress.say(
+                f"worker {slowest} on {hosts[slowest]} is slow: {medians[slowest]:.3g} s for its part of a "
+                f"step, the median of the workers is {usual:.3g} s"
+            )
+        return {"step_seconds": list(medians), "longest_step_seconds": list(longest)}
 
     def _save_is_due(self) -> bool:
         """Whether worker 0 wants a checkpoint within the epoch; its clock decides for all."""
         return self.workers.is_first and time.monotonic() - self._saved > 60 * self.job.checkpoint_minutes
 
     def _save(self) -> None:
-        """Write a checkpoint; the running statistics of training go on as they were."""
-        if self.step_in_epoch:
+        if self.state.step:
             self._measure()
-        gathered = self.batch_norm.gather()
-        local = self.batch_norm.local()
-        self.batch_norm.average()
-        checkpoint = Checkpoint(
-            model=self.model.state_dict(),
-            statistics=gathered,
-            optimizer=self.optimizer.state_dict(),
-            epoch=self.epoch,
-            step=self.step_in_epoch,
-            workers=self.workers.size,
-            classes=self.train_images.classes,
-            totals=asdict(self.totals),
-            skipped_steps=self.skipped_steps,
-            metrics_bytes=self.folder.metrics_bytes(),
-        )
-
-        def write() -> None:
-            if self.workers.is_first:
-                self.folder.checkpoints.save(checkpoint)
-
-        self.workers.together("write the checkpoint", write)
-        self.batch_norm.restore(local)
+        self.state.save()
         self._saved = time.monotonic()
 
 
@@ -400,5 +365,6 @@ def build_model_for(job: Job, images: Images) -> torch.nn.Module:
         std=job.model.std,
         seed=derive(job.seed, "weights"),
         precision=job.model.precision,
+        width=job.model.width,
         channels_last=job.model.channels_last,
     )

@@ -1,12 +1,17 @@
 """Checkpoints: whole or not there, verified, kept in pairs, and never code."""
 
+import functools
 import hashlib
 import io
 import json
 import pickle
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpcdat.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from hpcdat.checkpoints import Checkpoints
@@ -81,6 +86,39 @@ def test_every_altered_byte_and_every_cut_is_noticed(tmp_path):
         path.write_bytes(whole[:place])
         with pytest.raises(CheckpointError, match=r"c\.pt: "):
             load_checkpoint(path)
+
+
+@functools.cache
+def state_of_a_checkpoint():
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "c.pt", at(1))
+        return (Path(folder) / "c.pt").read_bytes().split(b"\n", 1)[1]
+
+
+@given(st.data())
+def test_a_forged_state_is_read_or_refused_and_nothing_else(data):
+    """Altered, cut or invented bytes with a checksum that is right."""
+    state = bytearray(state_of_a_checkpoint())
+    for place in data.draw(st.lists(st.integers(0, len(state) - 1), max_size=3)):
+        state[place] = data.draw(st.integers(0, 255))
+    state = state[: data.draw(st.sampled_from([len(state), len(state) // 2, 0]))]
+    state = data.draw(st.sampled_from([bytes(state), data.draw(st.binary(max_size=50))]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.pt"
+        path.write_bytes(forged(state))
+        try:
+            assert isinstance(load_checkpoint(path), Checkpoint)
+        except CheckpointError as error:
+            assert "c.pt: " in str(error)
+
+
+@pytest.mark.parametrize("change", [{"epoch": "two"}, {"model": 3}, {"statistics": ()}, {"extra": 1}])
+def test_a_state_of_wrong_kinds_is_refused(tmp_path, change):
+    buffer = io.BytesIO()
+    torch.save(vars(at(1)) | change, buffer)
+    (tmp_path / "c.pt").write_bytes(forged(buffer.getvalue()))
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "c.pt")
 
 
 def test_foreign_files_are_refused(tmp_path):

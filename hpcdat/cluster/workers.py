@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,24 @@ from hpcdat.errors import HpcdatError, InputError, WorkerError
 T = TypeVar("T")
 
 
+class Pending(Protocol):
+    """A collective that is under way."""
+
+    def wait(self) -> Any:
+        """Its result, when it is there."""
+        ...
+
+
+class Done:
+    """A collective of one worker, which is over when it begins."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def wait(self) -> Any:  # noqa: D102
+        return self.value
+
+
 class Workers:
     """The only worker there is; every collective is the identity.
 
@@ -29,6 +48,7 @@ class Workers:
         local_rank: rank on this node.
         local_size: workers on this node (q).
         nodes: number of nodes (p).
+        node_of: the node of every worker, numbered from 0 in the order of ranks.
         host: this node's name.
         transport: what carries CPU tensors: ``none``, ``MPI`` or ``Gloo``.
         launcher: what started this process.
@@ -38,6 +58,7 @@ class Workers:
         self.rank, self.size = 0, 1
         self.local_rank, self.local_size = 0, 1
         self.nodes = 1
+        self.node_of = [0]
         self.host = socket.gethostname()
         self.transport = "none"
         self.launcher = launcher
@@ -58,6 +79,50 @@ class Workers:
     def max(self, tensor: Tensor, name: str) -> Tensor:
         """The elementwise maximum over the workers, a new tensor."""
         return tensor.clone()
+
+    def start_sum(self, tensors: Sequence[Tensor], name: str) -> Pending:
+        """Begin to replace each tensor by its sum over the workers, in place, by all-reduce.
+
+        Args:
+            tensors: same shapes, dtypes and order on all workers; float16 to float64, int32 or int64.
+            name: of the sum, the same on all workers, as for all collectives below.
+        """
+        return Done(tensors)
+
+    def start_max(self, tensor: Tensor, name: str) -> Pending:
+        """Begin to make the elementwise maximum over the workers, a new tensor."""
+        return Done(tensor.clone())
+
+    def start_alltoall(self, rows: Tensor, name: str) -> Pending:
+        """Begin to send row i to worker i; the result is (M, ...), row j from worker j.
+
+        Args:
+            rows: (M, ...), any dtype.
+            name: as above.
+        """
+        return Done(rows)
+
+    def start_allgather(self, row: Tensor, name: str) -> Pending:
+        """Begin to collect every worker's tensor, of the same shape on all: (M, ...) on all workers."""
+        return Done(row[None])
+
+    def start_gather(self, row: Tensor, name: str) -> Pending:
+        """Begin to collect every worker's tensor on worker 0: (M, ...) there, (0, ...) elsewhere."""
+        return Done(row[None])
+
+    def start_broadcast(self, tensor: Tensor, name: str) -> Pending:
+        """Begin to replace a tensor by worker 0's, in place."""
+        return Done(tensor)
+
+    def divided(self, groups: Sequence[int]) -> Workers:
+        """The workers of this one's group as a team of their own.
+
+        All workers call this together.
+
+        Args:
+            groups: the group of every worker, in the order of ranks.
+        """
+        return self
 
     def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:
         """Replace each tensor by worker 0's, in place."""
@@ -116,12 +181,15 @@ class HorovodWorkers(Workers):
             meet_under_srun()
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(stall_timeout)))
         os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
+        os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
         self._watchdog = Watchdog(stall_timeout, f"worker {place.rank} on {self.host}")
         with self._watchdog.waiting("to meet"):
             import horovod.torch as hvd
 
             hvd.init()
         self._hvd = hvd
+        self._where: dict[str, Any] = {}
+        self._root, self._prefix = 0, ""
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.nodes = hvd.cross_size()
@@ -133,28 +201,79 @@ class HorovodWorkers(Workers):
                 "(.venv/bin/mpirun), or `hpcdat train JOB.yaml -np N`."
             )
 
+        sizes, cross_ranks, hosts = zip(
+            *self.gather([self.local_size, hvd.cross_rank(), self.host], "nodes"), strict=True
+        )
+        # With unequal nodes Horovod's cross rank says nothing of the node.
+        places = cross_ranks if len(set(sizes)) == 1 else hosts
+        self.node_of = [list(dict.fromkeys(places)).index(place) for place in places]
+
     def sum(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
-        with self._with_the_others(name):
-            self._hvd.grouped_allreduce_(list(tensors), name=name, op=self._hvd.Sum)
+        self.start_sum(tensors, name).wait()
 
     def max(self, tensor: Tensor, name: str) -> Tensor:  # noqa: D102
-        with self._with_the_others(name):
-            return self._hvd.allreduce(tensor, name=name, op=self._hvd.Max)
+        return self.start_max(tensor, name).wait()
 
     def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
+        for pending in [self.start_broadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:
+            pending.wait()
+
+    def start_sum(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
         with self._with_the_others(name):
-            handles = [
-                self._hvd.broadcast_async_(tensor, root_rank=0, name=f"{name}.{i}")
-                for i, tensor in enumerate(tensors)
-            ]
-            for handle in handles:
-                self._hvd.synchronize(handle)
+            handle = self._hvd.grouped_allreduce_async_(
+                list(tensors), name=self._prefix + name, op=self._hvd.Sum, **self._where
+            )
+        return _Handle(self, handle, name)
+
+    def start_max(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+        with self._with_the_others(name):
+            handle = self._hvd.allreduce_async(
+                tensor, name=self._prefix + name, op=self._hvd.Max, **self._where
+            )
+        return _Handle(self, handle, name)
+
+    def start_alltoall(self, rows: Tensor, name: str) -> Pending:  # noqa: D102
+        with self._with_the_others(name):
+            handle = self._hvd.alltoall_async(rows, name=self._prefix + name, **self._where)
+        return _Handle(self, handle, name, lambda received: received[0])
+
+    def start_allgather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
+        with self._with_the_others(name):
+            handle = self._hvd.allgather_async(row[None], name=self._prefix + name, **self._where)
+        return _Handle(self, handle, name)
+
+    def start_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
+        splits = torch.tensor([1] + [0] * (self.size - 1), dtype=torch.int32)
+        with self._with_the_others(name):
+            handle = self._hvd.alltoall_async(row[None], splits, name=self._prefix + name, **self._where)
+        return _Handle(self, handle, name, lambda received: received[0])
+
+    def start_broadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+        with self._with_the_others(name):
+            handle = self._hvd.broadcast_async_(
+                tensor, root_rank=self._root, name=self._prefix + name, **self._where
+            )
+        return _Handle(self, handle, name)
+
+    def divided(self, groups: Sequence[int]) -> Workers:  # noqa: D102
+        # Process sets are made by all workers in the same order.
+        team = self
+        for group in sorted(set(groups)):
+            ranks = [rank for rank, g in enumerate(groups) if g == group]
+            with self._with_the_others("a process set"):
+                made = self._hvd.add_process_set(ranks)
+            if self.rank in ranks:
+                team = copy.copy(self)
+                team.rank, team.size = ranks.index(self.rank), len(ranks)
+                team._root, team._where = ranks[0], {"process_set": made}
+                team._prefix = f"{self._prefix}of {ranks}: "
+        return team
 
     def gather(self, value: Any, name: str) -> list[Any]:  # noqa: D102
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         with self._with_the_others(name):
-            lengths = self._hvd.allgather(torch.tensor([len(text)]), name=f"{name}.length")
-            texts = self._hvd.allgather(text, name=name).split(lengths.tolist())
+            lengths = self._hvd.allgather(torch.tensor([len(text)]), name=f"{name}.length", **self._where)
+            texts = self._hvd.allgather(text, name=name, **self._where).split(lengths.tolist())
         return [json.loads(bytes(part.tolist())) for part in texts]
 
     def close(self) -> None:  # noqa: D102
@@ -173,6 +292,23 @@ class HorovodWorkers(Workers):
                 f"lost the other workers ({what}): one of them has ended or cannot be reached; its own or "
                 f"its launcher's message names it. Horovod says: {str(error).splitlines()[0]}"
             ) from None
+
+
+class _Handle:
+    """A collective of Horovod's that is under way."""
+
+    def __init__(
+        self,
+        workers: HorovodWorkers,
+        handle: Any,
+        name: str,
+        result: Callable[[Any], Any] = lambda output: output,
+    ) -> None:
+        self._workers, self._handle, self._name, self._result = workers, handle, name, result
+
+    def wait(self) -> Any:
+        with self._workers._with_the_others(self._name):
+            return self._result(self._workers._hvd.synchronize(self._handle))
 
 
 def start_workers(stall_timeout: float) -> Workers:

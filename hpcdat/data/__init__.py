@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcdat.data.batches import Indices
+from hpcdat.data.cifar import read_cifar
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import Images, list_images
 from hpcdat.job import Data
@@ -21,6 +22,8 @@ class Loader(Protocol):
 
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, batch by batch.
+
+        An image that cannot be read is missing in its batch, where the job says so.
 
         Args:
             batches: positions in the list of images, in the order wanted; any may be empty.
@@ -35,13 +38,22 @@ def find_images(settings: Data) -> tuple[Images, Images]:
     Digits are written out first where they are not there yet.
 
     Raises:
-        DataError: a folder is missing or empty, or the two hold different classes.
+        DataError: a folder is missing or empty, the two hold different classes, or fewer images than
+            the job wants.
     """
-    root = settings.root or _cache() / "data" / "digits"
-    if settings.source == "digits":
-        write_digits(root)
-    train = list_images(root / settings.train)
-    return train, list_images(root / settings.test, classes=train.classes)
+    root = settings.root or _cache() / "data" / settings.source
+    if settings.source in ("cifar10", "cifar100"):
+        train, test = read_cifar(settings.source, root, download=settings.download)
+    else:
+        if settings.source == "digits":
+            write_digits(root)
+        train = list_images(root / settings.train)
+        test = list_images(root / settings.test, classes=train.classes)
+    if settings.train_images:
+        train = train.equal_part(settings.train_images)
+    if settings.test_images:
+        test = test.equal_part(settings.test_images)
+    return train, test
 
 
 def open_loader(

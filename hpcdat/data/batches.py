@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -16,31 +18,49 @@ class Share(NamedTuple):
     """One worker's part of a global batch."""
 
     indices: Indices
-    """positions of its images; may be empty in the last step of an epoch"""
+    """positions of its images; may be empty in the last steps of an epoch"""
     global_size: int
     """images of all workers in this step"""
 
 
 def training_shares(
-    count: int, batch_size: int, *, rank: int, size: int, seed: int, epoch: int
+    count: int, batch_size: int, *, rank: int, groups: Sequence[int], seed: int, epoch: int
 ) -> list[Share]:
     """A worker's batches B_t^(i) of one epoch.
 
-    All workers shuffle the images alike and cut them into global batches of ``size * batch_size``;
-    each takes its slice. Every image is seen once an epoch; the last, short global batch is dealt
-    out as evenly as it can be. M workers with batch B thus see what one worker with batch M * B sees.
+    The images are divided once and for all among groups of workers, in proportion to their sizes:
+    the local data sets D^(i) of Algorithm 1 where each node is a group, or no division where all
+    workers are one. In every epoch the workers of a group shuffle its images alike, cut them into
+    batches of ``batch_size`` for each of them, and each takes its slice; a last, short batch is dealt
+    out as evenly as it can be. Every image is seen once an epoch. M workers of one group with batch B
+    thus see what one worker with batch M * B sees.
 
     Args:
         count: number of training images.
         batch_size: images of a worker in a full step.
-        rank, size: this worker, and how many there are.
+        rank: this worker.
+        groups: the group of each worker, from 0.
         seed: the job's.
         epoch: from 0; each has its own order.
+
+    Returns:
+        As many shares on every worker.
     """
-    order = np.random.default_rng(derive(seed, "order", epoch)).permutation(count)
-    global_size = batch_size * size
-    steps = [order[start : start + global_size] for start in range(0, count, global_size)]
-    return [Share(np.array_split(step, size)[rank], len(step)) for step in steps]
+    sizes = np.bincount(groups).tolist()
+    ends = [count * workers // len(groups) for workers in accumulate(sizes)]
+    parts = np.split(np.random.default_rng(derive(seed, "split")).permutation(count), ends[:-1])
+    steps: list[list[Indices]] = []
+    nothing = np.empty(0, dtype=np.int64)
+    for group, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        order = np.random.default_rng(derive(seed, "order", epoch, group)).permutation(np.sort(part))
+        width = batch_size * size
+        steps.append([order[start : start + width] for start in range(0, len(order), width)])
+    own, place = groups[rank], sum(group == groups[rank] for group in groups[:rank])
+    shares = []
+    for number in range(max(map(len, steps))):
+        batches = [of_group[number] if number < len(of_group) else nothing for of_group in steps]
+        shares.append(Share(np.array_split(batches[own], sizes[own])[place], sum(map(len, batches))))
+    return shares
 
 
 def evaluation_batches(count: int, batch_size: int, *, rank: int, size: int) -> list[tuple[int, Indices]]:

@@ -13,8 +13,12 @@ from torch import Tensor
 from hpcdat.data.augmentation import View, view_of
 from hpcdat.data.batches import Indices
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.pixels import empty_batch, to_pixels
+from hpcdat.data.pixels import empty_batch
+from hpcdat.data.unreadable import Unreadable, complaint_about
 from hpcdat.job import Data
+
+READ_AHEAD = 4
+"""Batches among which one that fails is looked for; DALI reads two ahead."""
 
 
 class DaliLoader:
@@ -36,6 +40,7 @@ class DaliLoader:
         self.training = training
         self.batch_size = batch_size
         self.device = device
+        self.unreadable = Unreadable(settings.corrupt)
         self._pipeline = None
         self._wanted: Iterator[Indices] = iter(())
         self._seed = 0
@@ -46,38 +51,68 @@ class DaliLoader:
         """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,) on the device.
 
         Raises:
-            DataError: a file cannot be read or decoded.
+            DataError: a file cannot be read or decoded, and the job does not say to skip it.
         """
         labels = torch.tensor(self.images.labels)
-        self._wanted = iter([indices for indices in batches if len(indices)])
         self._seed = seed
+        self._begin(batches)
+        for number, batch in enumerate(batches):
+            while len(indices := self.unreadable.without(batch)):
+                try:
+                    (output,) = self._pipeline.run(**self._stream())
+                except (RuntimeError, OSError) as error:
+                    self._blame(batches[number : number + READ_AHEAD], error)
+                    self._begin(batches[number:])
+                    continue
+                # Not a copy: DALI's executor keeps the memory as long as the tensor lives.
+                yield torch.from_dlpack(output.as_tensor()), labels[indices].to(self.device)
+                break
+            else:
+                yield empty_batch(self.settings, self.device)
+        self._exhausted = True
+
+    def _stream(self) -> dict[str, torch.cuda.Stream]:
+        """Where the images are used, so that their memory is not taken back before."""
+        return {"cuda_stream": torch.cuda.current_stream(self.device)} if self.device.type == "cuda" else {}
+
+    def _begin(self, batches: list[Indices]) -> None:
+        """Have the pipeline read these batches next."""
+        readable = [self.unreadable.without(indices) for indices in batches]
+        self._wanted = iter([indices for indices in readable if len(indices)])
         # A pipeline that was left in the middle of its batches has read ahead.
         if self._exhausted:
             self._pipeline.reset()
         else:
             self._pipeline = self._build()
         self._exhausted = False
-        for indices in batches:
-            if len(indices) == 0:
-                yield empty_batch(self.settings, self.device)
-                continue
-            yield self._pixels(indices), labels[indices].to(self.device)
-        self._exhausted = True
 
-    def _pixels(self, indices: Indices) -> Tensor:
-        try:
-            (output,) = self._pipeline.run()
-        except (RuntimeError, OSError) as error:
-            raise DataError(self._culprit(indices) or f"DALI failed: {error}") from None
-        return to_pixels(torch.from_dlpack(output.as_tensor()), self.device)
+    def _blame(self, batches: list[Indices], error: Exception) -> None:
+        """Find the images that do not decode, with another decoder."""
+        found = False
+        for index in np.concatenate(batches).tolist() if self.images.pixels is None else ():
+            try:
+                with Image.open(self.images.files[index]) as image:
+                    image.load()
+            except Exception as reason:
+                found = True
+                self.unreadable.add(index, complaint_about(self.images.files[index], reason))
+        if not found:
+            raise DataError(f"DALI failed: {error}") from None
 
     def _source(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The files of the next batch as they are on disk, and the view of each."""
+        """The images of the next batch as they are stored, and the view of each."""
         indices = next(self._wanted)
-        encoded = [np.fromfile(self.images.files[i], dtype=np.uint8) for i in indices]
-        return encoded, [np.array(self._view(int(i)), dtype=np.int32) for i in indices]
+        if self.images.pixels is not None:
+            stored = list(self.images.pixels[indices])
+        else:
+            stored = [np.fromfile(self.images.files[i], dtype=np.uint8) for i in indices]
+        return stored, [np.array(self._view(int(i)), dtype=np.int32) for i in indices]
 
     def _view(self, index: int) -> View:
+        if self.images.pixels is not None:
+            return view_of(
+                *self.images.pixels.shape[1:3], index, self.settings, training=self.training, seed=self._seed
+            )
         if index not in self._shapes:
             # Pillow reads the header alone.
             with Image.open(self.images.files[index]) as image:
@@ -91,7 +126,10 @@ class DaliLoader:
             source=self._source,
             size=self.settings.image_size,
             colour=types.GRAY if self.settings.channels == 1 else types.RGB,
-            decoder="mixed" if on_gpu else "cpu",
+            encoded=self.images.pixels is None,
+            # The window of a random resized crop is all of it.
+            windowed=not (self.training and self.settings.augmentation == "crop-flip"),
+            on_gpu=on_gpu,
             batch_size=self.batch_size,
             num_threads=self.settings.threads,
             device_id=self.device.index if on_gpu else None,
@@ -99,34 +137,30 @@ class DaliLoader:
         pipeline.build()
         return pipeline
 
-    def _culprit(self, indices: Indices) -> str:
-        """The file of the batch that does not decode, found with another decoder."""
-        for index in indices:
-            try:
-                with Image.open(self.images.files[index]) as image:
-                    image.load()
-            except Exception as error:
-                return f"{self.images.files[index]}: cannot be read as an image: {error}"
-        return ""
-
 
 @pipeline_def
-def _pipeline(source, size, colour, decoder):  # noqa: ANN001, ANN202
-    """Views of images, uint8 (size, size, C)."""
-    encoded, view = fn.external_source(
+def _pipeline(source, size, colour, encoded, windowed, on_gpu):  # noqa: ANN001, ANN202
+    """Views of images, float32 in [0, 1], (C, size, size)."""
+    stored, view = fn.external_source(
         source=source, num_outputs=2, batch=True, dtype=[types.UINT8, types.INT32]
     )
-    region = fn.decoders.image_slice(
-        encoded,
-        device=decoder,
-        output_type=colour,
-        # As PIL and torchvision: pixels as they are stored.
-        adjust_orientation=False,
-        start=view[0:2],
-        shape=view[2:4],
-        axes=[0, 1],
-    )
+    if encoded:
+        region = fn.decoders.image_slice(
+            stored,
+            device="mixed" if on_gpu else "cpu",
+            output_type=colour,
+            # As PIL and torchvision: pixels as they are stored.
+            adjust_orientation=False,
+            start=view[0:2],
+            shape=view[2:4],
+            axes=[0, 1],
+        )
+    else:
+        region = fn.slice(stored.gpu() if on_gpu else stored, view[0:2], view[2:4], axes=[0, 1])
     shape = fn.cast(view[4:6], dtype=types.FLOAT)
     resized = fn.resize(region, size=shape, interp_type=types.INTERP_LINEAR, antialias=True)
-    seen = fn.slice(resized, view[6:8], [size, size], axes=[0, 1], out_of_bounds_policy="pad")
-    return fn.flip(seen, horizontal=view[8])
+    if windowed:
+        resized = fn.slice(resized, view[6:8], [size, size], axes=[0, 1], out_of_bounds_policy="pad")
+    return fn.crop_mirror_normalize(
+        resized, mirror=view[8], std=[255.0], dtype=types.FLOAT, output_layout="CHW"
+    )

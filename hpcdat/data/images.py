@@ -1,10 +1,12 @@
-"""A folder of images, one sub-folder a class."""
+"""The images of a split: files in one sub-folder a class, or pixels in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from hpcdat.errors import InputError
@@ -19,17 +21,44 @@ class Images:
     """The images of one split.
 
     Attributes:
-        files: their paths, sorted within each class.
+        files: their paths, sorted within each class; names, where the pixels are in memory.
         labels: their classes, positions in ``classes``.
-        classes: names of the classes, sorted.
+        classes: names of the classes.
+        pixels: (N, H, W, C), uint8, or None where the files are to be read.
     """
 
     files: list[str]
     labels: list[int]
     classes: list[str]
+    pixels: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def subset(self, indices: NDArray[np.int64]) -> Images:
+        """The images at these positions, in this order."""
+        return Images(
+            [self.files[i] for i in indices],
+            [self.labels[i] for i in indices],
+            self.classes,
+            None if self.pixels is None else self.pixels[indices],
+        )
+
+    def equal_part(self, count: int) -> Images:
+        """So many of the images, of each class as many as of the others (or one more), the same every time.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        if count > len(self):
+            raise DataError(f"{count} images are wanted of {len(self)}")
+        order = np.random.default_rng(0).permutation(len(self))
+        labels = np.array(self.labels)[order]
+        turn = np.empty_like(labels)
+        for label in np.unique(labels):
+            members = labels == label
+            turn[members] = np.arange(members.sum())
+        return self.subset(np.sort(order[np.lexsort((labels, turn))[:count]]))
 
 
 def list_images(folder: Path, classes: list[str] | None = None) -> Images:

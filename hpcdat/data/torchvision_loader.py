@@ -12,8 +12,9 @@ from torchvision.transforms import v2
 
 from hpcdat.data.augmentation import View, view_of
 from hpcdat.data.batches import Indices
-from hpcdat.data.images import DataError, Images
+from hpcdat.data.images import Images
 from hpcdat.data.pixels import empty_batch, to_pixels
+from hpcdat.data.unreadable import Unreadable, complaint_about
 from hpcdat.job import Data
 
 
@@ -31,6 +32,7 @@ class TorchvisionLoader:
         self.images = images
         self.settings = settings
         self.device = device
+        self.unreadable = Unreadable(settings.corrupt)
         self._sampler = _Sampler()
         # MPI forbids forking; a fork server starts clean processes and is kept for all epochs.
         self._loader = DataLoader(
@@ -47,24 +49,27 @@ class TorchvisionLoader:
         """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,) on the device.
 
         Raises:
-            DataError: a file cannot be read or decoded.
+            DataError: a file cannot be read or decoded, and the job does not say to skip it.
         """
         labels = torch.tensor(self.images.labels)
         self._sampler.batches = [[(int(i), seed) for i in indices] for indices in batches if len(indices)]
         decoded = iter(self._loader)
         for indices in batches:
-            if len(indices) == 0:
+            pixels, complaints = next(decoded) if len(indices) else (None, {})
+            for index, complaint in complaints.items():
+                self.unreadable.add(index, complaint)
+            if pixels is None:
                 yield empty_batch(self.settings, self.device)
                 continue
-            pixels = next(decoded)
-            if isinstance(pixels, str):
-                raise DataError(pixels)
-            yield to_pixels(pixels, self.device), labels[indices].to(self.device)
+            read = [int(i) for i in indices if int(i) not in complaints]
+            yield to_pixels(pixels, self.device), labels[read].to(self.device)
 
 
-def _stack(images: list[Tensor | str]) -> Tensor | str:
-    """One batch (N, H, W, C), or the first complaint."""
-    return next((image for image in images if isinstance(image, str)), None) or torch.stack(images)
+def _stack(images: list[tuple[int, Tensor | str]]) -> tuple[Tensor | None, dict[int, str]]:
+    """One batch (N, H, W, C) of those that were read, or None, and a complaint for each other one."""
+    pixels = [image for _, image in images if isinstance(image, Tensor)]
+    complaints = {index: image for index, image in images if isinstance(image, str)}
+    return torch.stack(pixels) if pixels else None, complaints
 
 
 class _Sampler:
@@ -81,7 +86,7 @@ class _Sampler:
 
 
 class _Decoded(Dataset):
-    """From (position, seed) to uint8 pixels (H, W, C), or to what went wrong with the file."""
+    """From (position, seed) to position and uint8 pixels (H, W, C), or what went wrong with the file."""
 
     def __init__(self, images: Images, settings: Data, training: bool) -> None:
         self.images = images
@@ -89,15 +94,18 @@ class _Decoded(Dataset):
         self.training = training
         self.mode = "L" if settings.channels == 1 else "RGB"
 
-    def __getitem__(self, place: tuple[int, int]) -> Tensor | str:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Tensor | str]:
         index, seed = place
         try:
-            with Image.open(self.images.files[index]) as image:
-                pixels = v2.functional.pil_to_tensor(image.convert(self.mode))
+            if self.images.pixels is not None:
+                pixels = torch.from_numpy(self.images.pixels[index]).permute(2, 0, 1)
+            else:
+                with Image.open(self.images.files[index]) as image:
+                    pixels = v2.functional.pil_to_tensor(image.convert(self.mode))
         except Exception as error:
-            return f"{self.images.files[index]}: cannot be read as an image: {error}"
+            return index, complaint_about(self.images.files[index], error)
         view = view_of(*pixels.shape[1:], index, self.settings, training=self.training, seed=seed)
-        return look(pixels, view, self.settings.image_size).permute(1, 2, 0)
+        return index, look(pixels, view, self.settings.image_size).permute(1, 2, 0)
 
 
 def look(pixels: Tensor, view: View, size: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcdat.attacks import inner_maximisation
 from hpcdat.cluster.stopping import StopRequest
@@ -14,7 +14,7 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.batches import evaluation_batches
 from hpcdat.errors import Stopped
-from hpcdat.job import Job
+from hpcdat.job import Evaluation, Norm
 from hpcdat.objectives import clean_loss
 from hpcdat.progress import Progress
 from hpcdat.seeds import derive
@@ -25,7 +25,7 @@ class Accuracy:
     """Counts of an evaluation.
 
     Attributes:
-        images: images evaluated.
+        images: images evaluated; those that cannot be read are not among them.
         correct: images classified right.
         robust: images classified right both clean and after the attack.
     """
@@ -45,16 +45,8 @@ class Accuracy:
         return self.robust / self.images
 
 
-def measure_accuracy(
-    model: nn.Module,
-    loader: Loader,
-    count: int,
-    job: Job,
-    workers: Workers,
-    progress: Progress,
-    stop: StopRequest,
-) -> Accuracy:
-    """TA and RA over all test images.
+class Evaluator:
+    """Measures TA and RA over all images of a list.
 
     Every worker takes its share of the batches. Batches, and the random starts drawn for them, do
     not depend on the number of workers, so the counts are those of a serial evaluation. An image
@@ -62,50 +54,75 @@ def measure_accuracy(
     last point of the attack.
 
     Args:
-        model: equal on all workers; left in the mode it was in.
-        loader: of the test images.
-        count: number of test images.
-        job: the resolved job; its ``evaluation`` section is used, and norm and seed.
+        loader: of the images.
+        count: number of images.
+        settings: of the attack and the batches.
+        norm: of the attack.
+        seed: the job's.
         workers: who takes part.
         progress: shows worker 0's share.
         stop: looked at after every batch.
-
-    Raises:
-        Stopped: a stop was asked for; there is no result.
+        label: what the user sees it called.
     """
-    settings = job.evaluation
-    mine = evaluation_batches(count, settings.batch_size, rank=workers.rank, size=workers.size)
-    device = next(model.parameters()).device
-    counts = torch.zeros(2, dtype=torch.int64, device=device)
-    generator = torch.Generator(device)
-    was_training = model.training
-    model.eval()
-    progress.begin("evaluation", len(mine))
-    try:
-        batches = loader.read([indices for _, indices in mine], seed=0)
-        for (number, _), (x, y) in zip(mine, batches, strict=True):
-            generator.manual_seed(derive(job.seed, "evaluation attack", number))
-            x_adv = inner_maximisation(
-                model,
-                partial(clean_loss, y=y),
-                x,
-                eps=settings.eps,
-                step_size=settings.step_size,
-                steps=settings.steps,
-                norm=job.attack.norm,
-                random_start=settings.random_start,
-                generator=generator,
-            )
-            with torch.no_grad():
-                correct = model(x).argmax(1) == y
-                robust = correct & (model(x_adv).argmax(1) == y)
-            counts += torch.stack([correct.sum(), robust.sum()])
-            progress.step()
-            if stop.wanted:
-                raise Stopped("the evaluation was stopped; the same command does it again")
-    finally:
-        progress.end()
-        model.train(was_training)
-    counts = counts.cpu()
-    workers.sum([counts], "counts of the evaluation")
-    return Accuracy(count, *counts.tolist())
+
+    def __init__(
+        self,
+        loader: Loader,
+        count: int,
+        settings: Evaluation,
+        norm: Norm,
+        seed: int,
+        workers: Workers,
+        progress: Progress,
+        stop: StopRequest,
+        label: str = "evaluation",
+    ) -> None:
+        self.loader, self.settings, self.norm, self.seed = loader, settings, norm, seed
+        self.workers, self.progress, self.stop, self.label = workers, progress, stop, label
+        self.batches = evaluation_batches(count, settings.batch_size, rank=workers.rank, size=workers.size)
+
+    def measure(self, model: nn.Module) -> Accuracy:
+        """TA and RA of a model, which is equal on all workers and left in the mode it was in.
+
+        Raises:
+            Stopped: a stop was asked for; there is no result.
+        """
+        device = next(model.parameters()).device
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        generator = torch.Generator(device)
+        was_training = model.training
+        model.eval()
+        self.progress.begin(self.label, len(self.batches))
+        try:
+            batches = self.loader.read([indices for _, indices in self.batches], seed=0)
+            for (number, _), (x, y) in zip(self.batches, batches, strict=True):
+                if len(x):
+                    generator.manual_seed(derive(self.seed, "evaluation attack", number))
+                    counts += self._count(model, x, y, generator)
+                self.progress.step()
+                if self.stop.wanted:
+                    raise Stopped(f"the {self.label} was stopped; the same command does it again")
+        finally:
+            self.progress.end()
+            model.train(was_training)
+        counts = counts.cpu()
+        self.workers.sum([counts], f"counts of the {self.label}")
+        return Accuracy(*counts.tolist())
+
+    def _count(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Numbers of images, of those classified right, and of robust ones: int64 (3,)."""
+        x_adv = inner_maximisation(
+            model,
+            partial(clean_loss, y=y),
+            x,
+            eps=self.settings.eps,
+            step_size=self.settings.step_size,
+            steps=self.settings.steps,
+            norm=self.norm,
+            random_start=self.settings.random_start,
+            generator=generator,
+        )
+        with torch.no_grad():
+            correct = model(x).argmax(1) == y
+            robust = correct & (model(x_adv).argmax(1) == y)
+        return torch.stack([torch.tensor(len(x), device=x.device), correct.sum(), robust.sum()])

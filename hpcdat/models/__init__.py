@@ -22,7 +22,7 @@ def _resnet50(channels: int, num_classes: int) -> nn.Module:
     return net
 
 
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits-cnn": DigitsCNN,
     "preact-resnet18": preact_resnet18,
     "wide-resnet28-10": wide_resnet28_10,
@@ -38,6 +38,7 @@ def build_model(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
+    width: float = 1.0,
     precision: Precision = "float32",
     channels_last: bool = False,
 ) -> nn.Module:
@@ -49,6 +50,7 @@ def build_model(
         num_classes: number of logits.
         mean, std: statistics of the normalisation layer, one per channel, [0, 1] units.
         seed: of the initial weights; the caller's random state is left as it was.
+        width: factor of the channels, for nets that take one.
         precision, channels_last: of the arithmetic behind the normalisation, see
             :class:`~hpcdat.models.pixel_model.PixelModel`.
 
@@ -57,5 +59,5 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = MODELS[name](channels, num_classes)
+        net = MODELS[name](channels, num_classes, **({} if width == 1 else {"width": width}))
     return PixelModel(Normalization(mean, std), net, precision, channels_last)

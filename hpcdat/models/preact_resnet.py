@@ -72,11 +72,17 @@ class PreActResNet(nn.Module):
         return self.classifier(relu(self.norm(self.stages(self.stem(x)))).mean((2, 3)))
 
 
-def preact_resnet18(channels: int, num_classes: int) -> PreActResNet:
-    """Pre-activation ResNet-18, the DAT paper's net for CIFAR: 11.2 million parameters."""
-    return PreActResNet(channels, num_classes, stem=64, widths=(64, 128, 256, 512), blocks=2)
+def preact_resnet18(channels: int, num_classes: int, width: float = 1.0) -> PreActResNet:
+    """Pre-activation ResNet-18, the DAT paper's net for CIFAR: 11.2 million parameters at width 1."""
+    stem, *widths = _scaled(width, 64, 64, 128, 256, 512)
+    return PreActResNet(channels, num_classes, stem=stem, widths=widths, blocks=2)
 
 
-def wide_resnet28_10(channels: int, num_classes: int) -> PreActResNet:
+def wide_resnet28_10(channels: int, num_classes: int, width: float = 1.0) -> PreActResNet:
     """Wide ResNet-28-10, of Carmon et al. 2019 and the DAT paper's Table 3: 36.5 million parameters."""
-    return PreActResNet(channels, num_classes, stem=16, widths=(160, 320, 640), blocks=4)
+    stem, *widths = _scaled(width, 16, 160, 320, 640)
+    return PreActResNet(channels, num_classes, stem=stem, widths=widths, blocks=4)
+
+
+def _scaled(width: float, *channels: int) -> list[int]:
+    return [max(1, round(width * n)) for n in channels]

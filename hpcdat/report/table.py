@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean, stdev
 
 from tabulate import tabulate
 
@@ -23,11 +24,12 @@ HEADERS = [
 ]
 
 
-def result_table(runs: Mapping[Path, Result]) -> str:
+def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
     """A Markdown table, one row a run, with the meaning of its columns below.
 
     Args:
         runs: results by the folders of their runs.
+        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
     """
     rows = [
         [
@@ -44,6 +46,8 @@ def result_table(runs: Mapping[Path, Result]) -> str:
         ]
         for path, result in runs.items()
     ]
+    if mean and len(runs) > 1:
+        rows.append(_mean_row(list(runs.values())))
     attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
     note = (
         f"TA: clean test accuracy. RA: under {attacks}.\n"
@@ -51,6 +55,29 @@ def result_table(runs: Mapping[Path, Result]) -> str:
         "MB: MiB all workers send\nin an iteration, computed for a ring all-reduce in float32."
     )
     return tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n\n" + note
+
+
+def _mean_row(results: list[Result]) -> list[str]:
+    """Mean and standard deviation (n - 1) over the seeds."""
+
+    def spread(values: list[float | None], digits: int = 2) -> str:
+        known = [value for value in values if value is not None]
+        if len(known) < 2:
+            return "-"
+        return f"{fmean(known):.{digits}f} ± {stdev(known):.{digits}f}"
+
+    return [
+        "mean ± s.d.",
+        "",
+        "",
+        "",
+        spread([100 * r.ta for r in results]),
+        spread([100 * r.ra for r in results]),
+        spread([r.communication for r in results]),
+        spread([r.total for r in results]),
+        "",
+        f"seeds {', '.join(str(r.seed) for r in results)}",
+    ]
 
 
 def _seconds(value: float | None) -> str:

@@ -9,29 +9,58 @@ from hpcdat.data.batches import evaluation_batches, training_shares
 counts, batches, sizes = st.integers(1, 60), st.integers(1, 9), st.integers(1, 6)
 
 
-@given(counts, batches, sizes, st.integers(0, 3))
-def test_every_image_is_trained_on_once_an_epoch(count, batch, size, epoch):
-    workers = [training_shares(count, batch, rank=r, size=size, seed=5, epoch=epoch) for r in range(size)]
+@st.composite
+def teams(draw):
+    """Workers in groups, numbered in the order in which they appear."""
+    places = draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
+    return [list(dict.fromkeys(places)).index(place) for place in places]
+
+
+@given(counts, batches, teams(), st.integers(0, 3))
+def test_every_image_is_trained_on_once_an_epoch(count, batch, groups, epoch):
+    workers = [
+        training_shares(count, batch, rank=r, groups=groups, seed=5, epoch=epoch) for r in range(len(groups))
+    ]
     assert len({len(shares) for shares in workers}) == 1, "unequal numbers of steps would hang the workers"
     seen = np.concatenate([share.indices for shares in workers for share in shares])
     assert sorted(seen) == list(range(count))
     for step in zip(*workers, strict=True):
         lengths = [len(share.indices) for share in step]
         assert {share.global_size for share in step} == {sum(lengths)}
-        assert max(lengths) <= batch and max(lengths) - min(lengths) <= 1
+        assert max(lengths) <= batch
+        for group in set(groups):
+            own = [n for n, g in zip(lengths, groups, strict=True) if g == group]
+            assert max(own) - min(own) <= 1
+
+
+@given(counts, batches, teams())
+def test_a_group_keeps_its_own_part_of_the_images(count, batch, groups):
+    def part(group, epoch):
+        ranks = [rank for rank, g in enumerate(groups) if g == group]
+        shares = [
+            share
+            for rank in ranks
+            for share in training_shares(count, batch, rank=rank, groups=groups, seed=1, epoch=epoch)
+        ]
+        return set(np.concatenate([share.indices for share in shares]).tolist())
+
+    for group in set(groups):
+        assert part(group, 0) == part(group, 7)
+        fair = count * groups.count(group) / len(groups)
+        assert abs(len(part(group, 0)) - fair) <= 1
 
 
 @given(counts, batches, sizes)
 def test_many_workers_see_the_global_batches_of_one(count, batch, size):
-    one = training_shares(count, batch * size, rank=0, size=1, seed=1, epoch=2)
-    many = [training_shares(count, batch, rank=r, size=size, seed=1, epoch=2) for r in range(size)]
+    one = training_shares(count, batch * size, rank=0, groups=[0], seed=1, epoch=2)
+    many = [training_shares(count, batch, rank=r, groups=[0] * size, seed=1, epoch=2) for r in range(size)]
     for share, *parts in zip(one, *many, strict=True):
         assert np.array_equal(share.indices, np.concatenate([part.indices for part in parts]))
 
 
 def test_each_epoch_and_seed_has_its_own_order():
     orders = {
-        tuple(training_shares(50, 50, rank=0, size=1, seed=seed, epoch=epoch)[0].indices)
+        tuple(training_shares(50, 50, rank=0, groups=[0], seed=seed, epoch=epoch)[0].indices)
         for seed in (0, 1)
         for epoch in (0, 1)
     }

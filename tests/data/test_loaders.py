@@ -1,14 +1,19 @@
 """DALI and torchvision read the same pixels, whole epochs, and name what they cannot read."""
 
+import hashlib
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.digits import write_digits
-from hpcdat.data.images import DataError, list_images
+from hpcdat.data.images import DataError, Images, list_images
 from hpcdat.job import Data
 
 CPU = torch.device("cpu")
@@ -108,6 +113,96 @@ def test_random_crops_differ_between_seeds_and_repeat_with_one(photos, loader):
     a, b, again = (next(reader.read([np.arange(5)], seed=s))[0].clone() for s in (1, 2, 1))
     assert torch.equal(a, again) and not torch.equal(a, b)
     assert a.min() >= 0 and a.max() <= 1
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("augmentation", ["none", "pad-crop"])
+def test_pixels_in_memory_are_seen_as_those_of_files(photos, tmp_path, loader, augmentation):
+    settings = Data(root=photos, loader=loader, image_size=24, augmentation=augmentation)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    files = Images([str(tmp_path / f"{i}.png") for i in range(5)], [0, 1, 2, 1, 0], ["a", "b", "c"])
+    memory = Images([f"image {i}" for i in range(5)], files.labels, files.classes, pixels)
+    order = [np.array([3, 1, 4]), np.array([0, 2])]
+    read = [
+        list(loader_of(images, settings, training=True).read(order, seed=3)) for images in (files, memory)
+    ]
+    for (x, y), (in_memory, labels) in zip(*read, strict=True):
+        assert torch.equal(x, in_memory) and torch.equal(y, labels)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_images_that_cannot_be_read_are_left_out_where_the_job_says_so(photos, tmp_path, loader, capsys):
+    """In any place of a batch, alone in one, and known from then on."""
+    good = list_images(photos / "train").files
+    bad = [tmp_path / "torn.jpg", tmp_path / "empty.png", tmp_path / "gone.png"]
+    bad[0].write_bytes(Path(good[0]).read_bytes()[:200])
+    bad[1].write_bytes(b"")
+    images = Images(
+        [good[1], str(bad[0]), good[2], str(bad[1]), good[3], str(bad[2])], [0, 1, 2, 3, 4, 5], []
+    )
+    settings = Data(root=photos, loader=loader, image_size=16, corrupt="skip")
+    reader = loader_of(images, settings)
+    order = [np.array([0, 1, 2]), np.array([3]), np.array([4, 5]), np.array([2])]
+    for seed in (0, 1):
+        read = list(reader.read(order, seed))
+        assert [labels.tolist() for _, labels in read] == [[0, 2], [], [4], [2]]
+        assert [len(x) for x, _ in read] == [2, 0, 1, 1]
+        assert torch.equal(read[0][0][1], read[3][0][0])
+    told = capsys.readouterr().err
+    assert all(told.count(f"{file}: cannot be read as an image") == 1 for file in bad)
+
+
+def fake_cifar(root, monkeypatch, name):
+    """Official batches in miniature, with their checksums."""
+    dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    folder = root / dataset.base_folder
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    key = "labels" if name == "cifar10" else "fine_labels"
+
+    def write(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
+        return [file, hashlib.md5((folder / file).read_bytes()).hexdigest()]
+
+    lists = []
+    for files in (dataset.train_list, dataset.test_list):
+        lists.append([])
+        for file, _ in files:
+            data = generator.integers(0, 256, (6, 3072), dtype=np.uint8)
+            lists[-1].append(write(file, {"data": data, key: [0, 1, 1, 0, 0, 1]}))
+    classes = {dataset.meta["key"]: ["cat", "dog"]}
+    meta = dataset.meta | {"md5": write(dataset.meta["filename"], classes)[1]}
+    monkeypatch.setattr(dataset, "train_list", lists[0])
+    monkeypatch.setattr(dataset, "test_list", lists[1])
+    monkeypatch.setattr(dataset, "meta", meta)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_official_cifar_batches_are_read_and_others_never_opened(tmp_path, monkeypatch, name):
+    settings = Data(source=name, root=tmp_path, image_size=32)
+    with pytest.raises(DataError, match=r"not there, or their checksums are not right; unpack .*download"):
+        find_images(settings)
+    folder = fake_cifar(tmp_path, monkeypatch, name)
+    train, test = find_images(settings)
+    assert len(train) == (30 if name == "cifar10" else 6) and len(test) == 6
+    assert train.classes == ["cat", "dog"] and train.labels[:6] == [0, 1, 1, 0, 0, 1]
+    first = pickle.loads(next(folder.glob("*train*" if name == "cifar100" else "data_batch_1")).read_bytes())
+    ((x, _),) = loader_of(train, settings).read([np.array([2])], seed=0)
+    np.testing.assert_allclose(x[0].numpy(), first["data"][2].reshape(3, 32, 32) / 255, atol=1e-7)
+    part, _ = find_images(settings.model_copy(update={"train_images": 4}))
+    assert sorted(part.labels) == [0, 0, 1, 1] and part.pixels.shape == (4, 32, 32, 3)
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "opened"), "w"))
+
+    next(iter(folder.glob("*test*"))).write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(DataError, match="checksums are not right"):
+        find_images(settings)
+    assert not (tmp_path / "opened").exists()
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,15 @@ from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.errors import HpcdatError, InputError
-from hpcdat.evaluation.accuracy import measure_accuracy
+from hpcdat.evaluation.accuracy import Evaluator
 from hpcdat.exchange.ring import RingAllReduce
 from hpcdat.job_file import read_job
+from hpcdat.judge import Judge
 from hpcdat.objectives import clean_loss
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.run import train
-from hpcdat.trainer import build_model_for
+from hpcdat.trainer import Trainer, build_model_for
 from tests.conftest import DEMO
 
 
@@ -142,9 +144,60 @@ def evaluate(workers, root, *settings):
         device=torch.device("cpu"),
     )
     progress = Progress(shown=False)
-    accuracy = measure_accuracy(model, loader, len(test_images), job, workers, progress, StopRequest())
+    evaluator = Evaluator(
+        loader,
+        len(test_images),
+        job.evaluation,
+        job.attack.norm,
+        job.seed,
+        workers,
+        progress,
+        StopRequest(),
+    )
+    accuracy = evaluator.measure(model)
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
     return [accuracy.images, accuracy.correct, accuracy.robust, digest]
+
+
+def collapse(workers, root, run_dir, *settings):
+    """Train a job whose classifier is wiped out at the end of the fourth epoch and of all later ones."""
+    look_at = Judge.has_overfitted
+
+    def wipe_and_look(judge):
+        if judge.state.epoch >= 4:
+            torch.nn.init.zeros_(judge.state.model[1].classifier.weight)
+        return look_at(judge)
+
+    Judge.has_overfitted = wipe_and_look
+    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", "epochs=9", *settings])
+    result = train(job, workers, StopRequest())
+    folder = RunFolder(job.run_dir)
+    checkpoint = folder.checkpoint_of_result(job)
+    return {
+        "epoch": result.epoch,
+        "ra": result.ra,
+        "trained": [line["epoch"] for line in folder.metrics("epoch")],
+        "judged": [line["ra"] for line in folder.metrics("evaluation")],
+        "overfitting": [line["epoch"] for line in folder.metrics("overfitting")],
+        "kept": [checkpoint.epoch, bool(checkpoint.model["1.classifier.weight"].any())],
+    }
+
+
+def one_is_slow(workers, root, run_dir):
+    """Worker 1 takes half a second longer for each of its steps; the workers are on nodes of their own."""
+    workers.node_of = list(range(workers.size))
+    gradient = Trainer.local_gradient
+
+    def slow(trainer, *batch):
+        time.sleep(0.5 * (trainer.workers.rank == 1))
+        return gradient(trainer, *batch)
+
+    Trainer.local_gradient = slow
+    settings = ["epochs=1", "method=plain", "batch_size=400", "evaluation.steps=1", "data.split=nodes"]
+    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *settings])
+    train(job, workers, StopRequest())
+    ((times),) = [line["workers"] for line in RunFolder(job.run_dir).metrics("epoch")]
+    return times
 
 
 def fit(model, images, job):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpcdat.data.digits import write_digits
 from hpcdat.record import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.drill import drill
@@ -313,6 +314,41 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(finished, tmp_path
         damaged.write_bytes(whole)
     assert done.returncode == 0
     assert "epoch.pt: damaged" in done.stderr and "the one before it is used" in done.stderr
+
+
+def test_several_seeds_and_their_mean(tmp_path):
+    arguments = ["train", *short(tmp_path / "runs", "epochs=1"), "--seeds", 2, "-np", 2]
+    done = hpcdat(*arguments)
+    assert done.returncode == 0, done.stderr
+    results = [RunFolder(tmp_path / "runs" / f"seed-{seed}").read_result() for seed in (0, 1)]
+    mean = 50 * (results[0].ra + results[1].ra)
+    assert [r.seed for r in results] == [0, 1] and results[0].ra != results[1].ra
+    table = (tmp_path / "runs" / "result.md").read_text()
+    assert f"{mean:.2f} ± " in table and table.strip() in done.stdout
+    report = hpcdat("report", tmp_path / "runs")
+    assert report.stdout.strip() == table.strip()
+    again = hpcdat(*arguments)
+    assert (
+        again.returncode == 0 and again.stdout.count("is finished") == 2 and f"{mean:.2f} ± " in again.stdout
+    )
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_a_corrupt_image_ends_the_run_or_is_skipped_and_counted(tmp_path, loader):
+    write_digits(tmp_path / "digits")
+    torn = sorted((tmp_path / "digits" / "train" / "3").iterdir())[5]
+    torn.write_bytes(b"\x89PNG torn")
+    (tmp_path / "digits" / "test" / "4" / "void.png").write_bytes(b"")
+    settings = [f"data.root={tmp_path}/digits", f"data.loader={loader}", "evaluation.steps=1"]
+    done = hpcdat("train", *short(tmp_path / "run", *settings), "-np", 2)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{torn}: cannot be read as an image" in done.stderr and "data.corrupt: skip" in done.stderr
+    done = hpcdat("train", *short(tmp_path / "other", *settings, "data.corrupt=skip"), "-np", 2)
+    assert done.returncode == 0, done.stderr
+    assert f"{torn}: cannot be read as an image" in done.stderr
+    epochs = RunFolder(tmp_path / "other").metrics("epoch")
+    assert [(line["images"], line["skipped_images"]) for line in epochs] == [(1399, 1)] * 2
+    assert RunFolder(tmp_path / "other").read_result().images == 397
 
 
 def test_a_run_folder_is_not_written_over(finished, tmp_path):

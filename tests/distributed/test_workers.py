@@ -119,3 +119,37 @@ def test_a_sharded_evaluation_gives_the_numbers_of_a_serial_one(
     )
     answers = run_program("evaluate", transport, size, tmp_path, digits, "evaluation.batch_size=30")
     assert answers == [serial_counts] * size
+
+
+@pytest.mark.parametrize("size, held_out", [(1, 0), (2, 0), (3, 150)])
+def test_early_stopping_keeps_the_weights_from_before_a_collapse(tmp_path, digits, size, held_out):
+    settings = ["evaluation.every=1", "early_stopping.patience=2", f"early_stopping.held_out={held_out}"]
+    quick = ["attack.steps=2", "evaluation.steps=3"]
+    answers = run_program("collapse", "MPI", size, tmp_path, digits, tmp_path / "run", *settings, *quick)
+    assert all(answer == answers[0] for answer in answers)
+    answer = answers[0]
+    assert answer["trained"] == [1, 2, 3, 4, 5], "two evaluations without a better RA end it"
+    assert answer["kept"] == [3, True] and answer["epoch"] == 3
+    judged = answer["judged"]
+    assert max(judged[:5]) == judged[2] and judged[3] < 0.2 and judged[4] < 0.2
+    # By held-out images it is judged while training; the result is of the test images in any case.
+    assert len(judged) == 5 + bool(held_out) and answer["ra"] == (judged[5] if held_out else judged[2])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_guard_ends_fgsm_training_that_collapses_and_goes_back_an_epoch(tmp_path, digits, size):
+    settings = ["method=dat-fgsm", "attack.steps=1", "evaluation.steps=3", "evaluation.every=0"]
+    answers = run_program("collapse", "MPI", size, tmp_path, digits, tmp_path / "run", *settings)
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0]["trained"] == [1, 2, 3, 4] and answers[0]["overfitting"] == [4]
+    assert answers[0]["kept"] == [3, True] and answers[0]["epoch"] == 3
+    assert answers[0]["ra"] > 0.2
+
+
+def test_a_slow_worker_is_seen_in_the_metrics(tmp_path, digits):
+    for answer in run_program("one_is_slow", "MPI", 3, tmp_path, digits, tmp_path / "run"):
+        times = answer["step_seconds"]
+        assert times[1] > 0.5 > 0.25 + max(times[0], times[2]) / 2
+        assert all(
+            longest >= time for longest, time in zip(answer["longest_step_seconds"], times, strict=True)
+        )

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from hpcdat.cluster.workers import Workers
-from hpcdat.evaluation.accuracy import measure_accuracy
+from hpcdat.evaluation.accuracy import Evaluator
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
 from tests.conftest import DEMO
@@ -41,7 +41,11 @@ class Never:
 
 
 def evaluated(model, loader, count, job):
-    return measure_accuracy(model, loader, count, job, Workers(), Progress(shown=False), Never())
+    progress = Progress(shown=False)
+    evaluator = Evaluator(
+        loader, count, job.evaluation, job.attack.norm, job.seed, Workers(), progress, Never()
+    )
+    return evaluator.measure(model)
 
 
 def test_robust_images_are_those_right_before_and_after_the_attack():

@@ -1,0 +1,68 @@
+"""When to stop, and which weights to keep: robust overfitting and catastrophic overfitting.
+
+Robust accuracy on images that are not trained on may fall long before training ends (robust
+overfitting, Rice et al. 2020), and FGSM training may lose it within an epoch, all of a sudden, while
+its own attack still looks strong (catastrophic overfitting, Wong et al. 2020). Everything here is a
+function of counts that were summed over the workers, so that all of them decide alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hpcdat.evaluation.accuracy import Accuracy
+
+GUARD_IMAGES = 256
+"""Training images on which robust accuracy is watched, of all workers together."""
+
+GUARD_STEPS = 5
+"""Steps of the PGD that watches, as in Fast AT's own early stopping."""
+
+
+@dataclass
+class Judgement:
+    """What the evaluations of a run have shown so far.
+
+    Attributes:
+        best_epoch: epochs done when robust accuracy was highest; 0 before the first evaluation.
+        images, correct, robust: the counts of that evaluation.
+        since: evaluations after it.
+        guarded: most images of the guard that were robust at the end of an epoch.
+    """
+
+    best_epoch: int = 0
+    images: int = 0
+    correct: int = 0
+    robust: int = 0
+    since: int = 0
+    guarded: int = 0
+
+    def judge(self, epoch: int, accuracy: Accuracy) -> bool:
+        """Take note of an evaluation; whether it is the best so far, by RA."""
+        if self.images and accuracy.ra <= self.robust / self.images:
+            self.since += 1
+            return False
+        self.best_epoch, self.since = epoch, 0
+        self.images, self.correct, self.robust = accuracy.images, accuracy.correct, accuracy.robust
+        return True
+
+    @property
+    def best(self) -> Accuracy:
+        """TA and RA of the best evaluation."""
+        return Accuracy(self.images, self.correct, self.robust)
+
+    def overfitted(self, accuracy: Accuracy) -> bool:
+        """Whether robust accuracy on the guard's images has broken down; otherwise it is noted.
+
+        It has when it is below half of its best, by more than three standard errors of the
+        difference of two such counts.
+        """
+        n = accuracy.images
+        if n == 0:
+            return False
+        error = math.sqrt(sum(robust * (1 - robust / n) for robust in (self.guarded, accuracy.robust)))
+        if accuracy.robust < self.guarded / 2 and self.guarded - accuracy.robust > 3 * error:
+            return True
+        self.guarded = max(self.guarded, accuracy.robust)
+        return False

@@ -21,8 +21,8 @@ class LinfBall:
     def __init__(self, x: Tensor, eps: float) -> None:
         self.x = x
         self.eps = eps
-        self.low = _inside(x, (x - eps).clamp(min=0), eps)
-        self.high = _inside(x, (x + eps).clamp(max=1), eps)
+        self.low = _inside(x, (x.double() - eps).clamp(min=0), eps)
+        self.high = _inside(x, (x.double() + eps).clamp(max=1), eps)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Perturbations drawn uniformly from the uncut ball."""
@@ -121,6 +121,7 @@ def _norm(delta: Tensor) -> Tensor:
 
 
 def _inside(x: Tensor, bound: Tensor, eps: float) -> Tensor:
-    """The bound, one float nearer to x where rounding has put it farther away than eps."""
-    outside = (bound.double() - x.double()).abs() > eps
-    return torch.where(outside, torch.nextafter(bound, x), bound)
+    """The bound, float64, in x's dtype: rounded, and one float nearer to x where that is beyond eps."""
+    rounded = bound.to(x.dtype)
+    outside = (rounded.double() - x.double()).abs() > eps
+    return torch.where(outside, torch.nextafter(rounded, x), rounded)

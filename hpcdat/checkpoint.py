@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcdat.errors import InputError
 from hpcdat.files import write_atomically
 
-FORMAT = 3
+FORMAT = 4
 
 
 class CheckpointError(InputError):
@@ -32,8 +32,8 @@ class EpochTotals:
         images: trained on by all workers.
         skipped_steps: left out because a cost or gradient was not finite.
         skipped_images: that could not be read.
-        total_seconds, communication_seconds, data_seconds: spent in all, in exchanges, and waiting
-            for images, by worker 0.
+        total_seconds, communication_seconds, waited_seconds, data_seconds: spent in all, with exchanges
+            under way, waiting for them, and waiting for images, by worker 0.
     """
 
     cost: float = 0.0
@@ -42,6 +42,7 @@ class EpochTotals:
     skipped_images: int = 0
     total_seconds: float = 0.0
     communication_seconds: float = 0.0
+    waited_seconds: float = 0.0
     data_seconds: float = 0.0
 
 
@@ -64,6 +65,7 @@ class Checkpoint:
         totals: of those steps, as a dictionary of :class:`EpochTotals`.
         skipped_steps: steps skipped since the run began.
         judgement: a dictionary of :class:`~hpcdat.early_stopping.Judgement`.
+        feedback: error feedback of the exchange by bucket and place, (M, n) float32.
         workers: number of workers M that trained.
         classes: names of the classes, in the order of the logits.
         metrics_bytes: length of the metrics file when this was written; what stands behind it
@@ -80,6 +82,7 @@ class Checkpoint:
     totals: dict[str, Any] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
     judgement: dict[str, Any] = field(default_factory=dict)
+    feedback: list[dict[str, Any]] = field(default_factory=list)
     metrics_bytes: int = 0
 
 

@@ -180,6 +180,42 @@ class Optimizer(Settings):
     """upper clip of a layer's norm in eq. (3)"""
 
 
+class Exchange(Settings):
+    """The exchange of gradients between the workers: steps 4 to 7 of Algorithm 1."""
+
+    protocol: Literal["ring", "allgather", "parameter_server", "sharded_server", "hierarchical", "auto"] = (
+        "ring"
+    )
+    """`ring`: all-reduce, of codes on a common grid; `allgather`: all receive all codes;
+    `parameter_server`: worker 0 adds; `sharded_server`: each worker adds a shard; `hierarchical`:
+    float32 inside a node, `across` between nodes; `auto`: the fastest by a short measurement"""
+    across: Literal["ring", "allgather", "parameter_server", "sharded_server"] = "ring"
+    """`hierarchical`: the protocol between nodes"""
+    bits: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32] = 32
+    """bits of a coordinate, sign included: codes of the quantizer (A5), (A6); 32: float32, nothing lost"""
+    two_sided: bool = False
+    """the sum is quantised too (step 7), with the servers' protocols"""
+    sum_format: Literal["float32", "bfloat16"] = "float32"
+    """what a server sends the sum in, one-sided"""
+    norm: Literal["max", "l2"] = "max"
+    """norm that the levels divide: the largest magnitude, or the paper's l2"""
+    block: Annotated[int, Field(ge=8)] | Literal["bucket", "tensor"] = 512
+    """coordinates that share a norm: a number, a whole bucket, or a parameter tensor"""
+    lane_bits: int | None = Field(None, ge=2, le=32)
+    """`ring`: bits of a lane, where the sum of all workers' codes must fit, if need be with fewer levels;
+    left out: as wide as it takes for all levels"""
+    exact: list[str] = []
+    """names of parameters that stay in float32, with * and ?; biases and batch norm always do"""
+    error_feedback: bool = False
+    """add what rounding left out to what is sent next"""
+    bucket_mb: float = Field(25.0, gt=0)
+    """MiB of gradients that are exchanged together"""
+    overlap: bool = True
+    """exchange buckets while the backward pass still computes others"""
+    auto_bits: list[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]] = [32]
+    """`auto`: bits it may choose among"""
+
+
 class Schedule(Settings):
     """The learning rate over the epochs."""
 
@@ -259,6 +295,7 @@ class Job(Settings):
     objective: Objective = Objective()
     optimizer: Optimizer
     schedule: Schedule = Schedule()
+    exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()
     early_stopping: EarlyStopping = EarlyStopping()
 
@@ -296,6 +333,7 @@ class Job(Settings):
         if self.early_stopping.held_out and not self.early_stopping.patience:
             raise _refusal("early_stopping.patience", "a number, if training images are held out to judge by")
         self._check_data()
+        self._check_exchange()
         self._check_schedule()
         return self
 
@@ -307,6 +345,26 @@ class Job(Settings):
             raise _refusal("data.channels", f"3: {data.source} has colours")
         if data.download and data.source not in ("cifar10", "cifar100"):
             raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
+
+    def _check_exchange(self) -> None:
+        exchange = self.exchange
+        protocol = exchange.across if exchange.protocol == "hierarchical" else exchange.protocol
+        coded = exchange.bits not in (32, "float16")
+        served = protocol in ("parameter_server", "sharded_server", "auto")
+        if exchange.two_sided and not (served and (coded or protocol == "auto")):
+            raise _refusal(
+                "exchange.two_sided", "false, or codes and a server that quantises their sum (sharded_server)"
+            )
+        if exchange.sum_format != "float32" and (not served or exchange.two_sided):
+            raise _refusal("exchange.sum_format", "float32: it is for one-sided exchange over servers")
+        if exchange.lane_bits and not (protocol == "ring" and coded):
+            raise _refusal("exchange.lane_bits", "nothing: lanes are for codes in a ring")
+        if exchange.error_feedback and not coded and exchange.protocol != "auto":
+            raise _refusal("exchange.error_feedback", f"false: with bits {exchange.bits} there are no codes")
+        if exchange.auto_bits != [32] and exchange.protocol != "auto":
+            raise _refusal("exchange.auto_bits", "nothing: it is for protocol auto; use exchange.bits")
+        if not exchange.auto_bits:
+            raise _refusal("exchange.auto_bits", "at least one number of bits")
 
     def _check_schedule(self) -> None:
         schedule = self.schedule

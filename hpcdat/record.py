@@ -37,6 +37,7 @@ class Result:
         attack: the attack that RA was measured with, in words.
         communication: C, seconds an epoch, median; None before the first epoch is done.
         total: T, seconds an epoch, communication included, median; likewise.
+        exchange: protocol and bits, in words.
         megabytes: MiB that all workers together send in an iteration, computed; likewise.
         epoch: epochs that were trained.
     """
@@ -52,6 +53,7 @@ class Result:
     attack: str
     communication: float | None
     total: float | None
+    exchange: str
     megabytes: float | None
     epoch: int
 

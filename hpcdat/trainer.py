@@ -21,7 +21,7 @@ from hpcdat.data.batches import training_shares
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
-from hpcdat.exchange.ring import RingAllReduce
+from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.job import Job
 from hpcdat.judge import Judge
 from hpcdat.models import build_model
@@ -84,11 +84,11 @@ class Trainer:
         self.progress = Progress(shown=workers.is_first)
         self.model = build_model_for(job, train).to(device)
         self.optimizer = build_optimizer(self.model, job.optimizer)
-        self.exchange = RingAllReduce(workers)
+        self.exchange = GradientExchange(workers, self.model, job.exchange, job.seed)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generator = torch.Generator(device)
         self.loader = open_loader(train, job.data, training=True, batch_size=job.batch_size, device=device)
-        self.state = TrainingState(self.model, self.optimizer, workers, folder, train.classes)
+        self.state = TrainingState(self.model, self.optimizer, self.exchange, workers, folder, train.classes)
         self.judge = Judge(job, workers, self.state, train, judged, test, device, self.progress, stop)
         self._clock, self._saved = time.perf_counter(), time.monotonic()
         self._step_seconds: list[float] = []
@@ -107,18 +107,20 @@ class Trainer:
         statistics = self.state.batch_norm.local()
         # Block 1, on every worker i
         x_adv = self.attack(x, y)  # step 2: (A1)
+        self.exchange.begin(self.state.epoch, self.state.step)
         cost = self.local_gradient(x, y, x_adv, global_size)  # step 3: (A2)
-        # Block 2
-        gradients = [p.grad for p in self.parameters]
+        # Block 2, of which the exchange has done what it could beside block 1
         riders = torch.tensor(
             [cost, float(len(x)), float(self.stop.wanted), float(self._save_is_due())], device=self.device
         )
-        self.exchange.sum(gradients, riders)  # steps 4, 6 and 7: (A3)
+        self.exchange.finish(riders)  # steps 4 to 7: (A3)
+        gradients = [p.grad for p in self.parameters]
         # Block 3, on every worker i
         total_cost, images, stops, saves = riders.tolist()
         if images != global_size:
             total_cost *= self._make_up_for_unread_images(gradients, int(images), global_size)
         finite = all_finite([*gradients, riders])
+        self.exchange.settle(counts=finite)
         if finite:
             self.optimizer.step()  # step 9: (A4)
         else:
@@ -166,9 +168,6 @@ class Trainer:
             loss = costs.sum() / global_size
             loss.backward()
             cost = loss.item()
-        for p in self.parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
         return cost
 
     def run(self) -> Accuracy:
@@ -187,6 +186,8 @@ class Trainer:
             # However soon the run is killed, there is something to go on from.
             self._save()
         check_equal(self.workers, self.model, except_batch_norm=state.step > 0)
+        if self.exchange.plan.remark:
+            self.progress.say(self.exchange.plan.remark)
         while self.judge.look() and self._train_epoch():
             pass
         return self.judge.result()
@@ -223,11 +224,11 @@ class Trainer:
         for share in shares_left:
             asked = time.perf_counter()
             x, y = next(batches)
-            began, exchanged = time.perf_counter(), self.exchange.seconds
+            began, waited = time.perf_counter(), self.exchange.spent.waited
             state.totals.data_seconds += began - asked
             rate = self._set_rate(len(shares))
             outcome = self.step(x, y, share.global_size)
-            self._step_seconds.append(time.perf_counter() - began - (self.exchange.seconds - exchanged))
+            self._step_seconds.append(time.perf_counter() - began - (self.exchange.spent.waited - waited))
             state.step += 1
             self._count(outcome, share.global_size)
             self.progress.step()
@@ -297,7 +298,9 @@ class Trainer:
         """Add the seconds since the last look to the totals of the epoch."""
         now = time.perf_counter()
         self.state.totals.total_seconds += now - self._clock
-        self.state.totals.communication_seconds += self.exchange.reset()
+        spent = self.exchange.reset()
+        self.state.totals.communication_seconds += spent.busy
+        self.state.totals.waited_seconds += spent.waited
         self._clock = now
 
     def _stop(self) -> None:
@@ -315,7 +318,7 @@ class Trainer:
             epoch=self.state.epoch,
             lr=rate,
             **asdict(totals) | {"cost": cost if totals.images else None},
-            megabytes=self.exchange.megabytes(self.parameters),
+            megabytes=self.exchange.traffic().total / 2**20,
             workers=self._step_times(),
         )
         self.progress.say(

@@ -14,6 +14,7 @@ from hpcdat.checkpoint import Checkpoint, EpochTotals, load_checkpoint
 from hpcdat.cluster.agreement import BatchNormStatistics
 from hpcdat.cluster.workers import Workers
 from hpcdat.early_stopping import Judgement
+from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.record import RunFolder
 
 
@@ -23,6 +24,7 @@ class TrainingState:
     Args:
         model: the network, equal on all workers but for running batch-norm statistics.
         optimizer: its optimiser, equal on all workers.
+        exchange: of its gradients, for the error feedback it keeps.
         workers: who trains.
         folder: the run's; worker 0 writes.
         classes: names of the classes, in the order of the logits.
@@ -36,9 +38,16 @@ class TrainingState:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, workers: Workers, folder: RunFolder, classes: list[str]
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        exchange: GradientExchange,
+        workers: Workers,
+        folder: RunFolder,
+        classes: list[str],
     ) -> None:
-        self.model, self.optimizer, self.workers, self.folder = model, optimizer, workers, folder
+        self.model, self.optimizer, self.exchange = model, optimizer, exchange
+        self.workers, self.folder = workers, folder
         self.classes = classes
         self.batch_norm = BatchNormStatistics(model, workers)
         self.epoch = self.step = self.skipped_steps = 0
@@ -81,6 +90,7 @@ class TrainingState:
             totals=asdict(self.totals),
             skipped_steps=self.skipped_steps,
             judgement=asdict(self.judgement),
+            feedback=self.exchange.gather_state(),
             metrics_bytes=self.folder.metrics_bytes(),
         )
 
@@ -94,7 +104,8 @@ class TrainingState:
     def resume(self, say: Callable[[str], object]) -> None:
         """Go on from the run's newest checkpoint that is whole.
 
-        With another number of workers, whose steps are others, from the newest end of an epoch.
+        With another number of workers, whose steps are others, from the newest end of an epoch, and
+        error feedback begins anew.
 
         Args:
             say: receives a line about the checkpoint taken, and one for each that was passed over.
@@ -148,6 +159,8 @@ class TrainingState:
             self.optimizer.load_state_dict(checkpoint.optimizer)
             if checkpoint.step > 0:
                 self.batch_norm.scatter(checkpoint.statistics)
+            if checkpoint.workers == self.workers.size:
+                self.exchange.load_state(checkpoint.feedback)
             if forget and self.workers.is_first:
                 self.folder.forget_metrics_after(checkpoint.metrics_bytes)
             return checkpoint

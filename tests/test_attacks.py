@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from hpcdat.attacks import inner_maximisation, input_gradient
+from hpcdat.balls import LinfBall
 from hpcdat.models import build_model
 from hpcdat.objectives import clean_loss
 
@@ -121,6 +122,12 @@ class Hostile(nn.Module):
 
     def forward(self, x):
         return (x * self.gradient).flatten(1).sum(1, keepdim=True)
+
+
+def test_a_radius_is_not_rounded_before_it_is_added():
+    """In float16, 0.5 - 0.41717 is farther from 0.5 than eps when eps itself has been rounded up."""
+    x, eps = torch.tensor([[0.5]], dtype=torch.float16), 0.41717110670510593
+    assert (x.double() - LinfBall(x, eps).low.double()).item() <= eps
 
 
 @settings(max_examples=400)

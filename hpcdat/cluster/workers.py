@@ -190,6 +190,7 @@ class HorovodWorkers(Workers):
         self._hvd = hvd
         self._where: dict[str, Any] = {}
         self._root, self._prefix = 0, ""
+        self._process_sets = {tuple(range(hvd.size())): hvd.global_process_set}
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.nodes = hvd.cross_size()
@@ -260,12 +261,13 @@ class HorovodWorkers(Workers):
         team = self
         for group in sorted(set(groups)):
             ranks = [rank for rank, g in enumerate(groups) if g == group]
-            with self._with_the_others("a process set"):
-                made = self._hvd.add_process_set(ranks)
+            if tuple(ranks) not in self._process_sets:
+                with self._with_the_others("a process set"):
+                    self._process_sets[tuple(ranks)] = self._hvd.add_process_set(ranks)
             if self.rank in ranks:
                 team = copy.copy(self)
                 team.rank, team.size = ranks.index(self.rank), len(ranks)
-                team._root, team._where = ranks[0], {"process_set": made}
+                team._root, team._where = ranks[0], {"process_set": self._process_sets[tuple(ranks)]}
                 team._prefix = f"{self._prefix}of {ranks}: "
         return team
 

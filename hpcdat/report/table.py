@@ -19,6 +19,7 @@ HEADERS = [
     "RA (%)",
     "C (s)",
     "T (s)",
+    "Exchange",
     "MB / iteration",
     "Run folder",
 ]
@@ -41,6 +42,7 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
             f"{100 * result.ra:.2f}",
             _seconds(result.communication),
             _seconds(result.total),
+            result.exchange,
             "-" if result.megabytes is None else f"{result.megabytes:.3g}",
             str(path),
         ]
@@ -51,8 +53,8 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
     attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
     note = (
         f"TA: clean test accuracy. RA: under {attacks}.\n"
-        "C, T: seconds of communication and of everything, per epoch (median). "
-        "MB: MiB all workers send\nin an iteration, computed for a ring all-reduce in float32."
+        "C, T: seconds with gradients on their way and of everything, per epoch (median). "
+        "MB: MiB all workers\nsend in an iteration, computed."
     )
     return tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n\n" + note
 
@@ -75,6 +77,7 @@ def _mean_row(results: list[Result]) -> list[str]:
         spread([100 * r.ra for r in results]),
         spread([r.communication for r in results]),
         spread([r.total for r in results]),
+        "",
         "",
         f"seeds {', '.join(str(r.seed) for r in results)}",
     ]

@@ -21,7 +21,7 @@ from hpcdat.record import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
 
-TIMES = ("total_seconds", "communication_seconds", "data_seconds", "workers")
+TIMES = ("total_seconds", "communication_seconds", "waited_seconds", "data_seconds", "workers")
 
 
 def command(run_dir, workers, epochs):

@@ -17,7 +17,9 @@ from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.errors import HpcdatError, InputError
 from hpcdat.evaluation.accuracy import Evaluator
-from hpcdat.exchange.ring import RingAllReduce
+from hpcdat.exchange.plan import make_plan
+from hpcdat.exchange.protocols import Draw, Memory
+from hpcdat.job import Exchange
 from hpcdat.job_file import read_job
 from hpcdat.judge import Judge
 from hpcdat.objectives import clean_loss
@@ -34,10 +36,9 @@ def collectives(workers):
     tensors = [torch.full((3,), float(rank + 1)), torch.tensor([rank], dtype=torch.int64)]
     workers.sum([tensors[0]], "floats")
     workers.sum([tensors[1]], "integers")
-    exchange = RingAllReduce(workers)
-    gradients = [torch.full((2, 2), float(rank)), torch.full((5,), 1.0)]
-    riders = torch.tensor([0.5, float(rank == 1)])
-    exchange.sum(gradients, riders)
+    rows = torch.arange(2 * workers.size).view(workers.size, 2) + 100 * rank
+    team = workers.divided([r % 2 for r in range(workers.size)])
+    own = torch.tensor([rank, rank])
     received = torch.full((2,), float(rank))
     workers.broadcast([received], "from worker 0")
 
@@ -58,10 +59,16 @@ def collectives(workers):
         "local": [workers.local_rank, workers.local_size, workers.nodes],
         "transport": workers.transport,
         "sums": [tensors[0].tolist(), tensors[1].tolist()],
-        "gradients": [g.flatten().tolist() for g in gradients],
-        "riders": riders.tolist(),
-        "seconds": exchange.reset(),
-        "megabytes": exchange.megabytes(gradients),
+        "alltoall": workers.start_alltoall(rows, "rows").wait().tolist(),
+        "allgather": workers.start_allgather(own, "row").wait().tolist(),
+        "gather": workers.start_gather(own, "row to worker 0").wait().tolist(),
+        "team": [
+            team.rank,
+            team.size,
+            team.start_sum([own.clone()], "sum").wait()[0].tolist(),
+            team.start_broadcast(own.clone(), "first").wait().tolist(),
+            team.start_max(own, "largest").wait().tolist(),
+        ],
         "max": workers.max(torch.tensor([rank, -rank]), "max").tolist(),
         "broadcast": received.tolist(),
         "gathered": workers.gather({"rank": rank, "é": None}, "gather"),
@@ -106,6 +113,76 @@ def agreement(workers):
         and norm.running_mean[0].item() == workers.rank,
         "statistics": averaged,
     }
+
+
+EXCHANGES = [
+    {"protocol": protocol, "bits": bits, **more}
+    for protocol, choices in {
+        "ring": [{}, {"lane_bits": 8}, {"block": "bucket"}],
+        "allgather": [{}],
+        "parameter_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
+        "sharded_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
+    }.items()
+    for more in choices
+    for bits in (1, 3, 4, 8, 16)
+    if "lane_bits" not in more or bits >= 4
+] + [
+    {"protocol": protocol, "bits": bits}
+    for protocol in ("ring", "allgather", "parameter_server", "sharded_server")
+    for bits in (32, "float16")
+]
+COUNT = 4 * 64 + 13
+"""Coordinates: some blocks of 64 and a rest that fills none."""
+
+
+def vector_of(rank, step):
+    """A worker's vector: wild in scale, with a block of zeros and one where all is at its largest."""
+    generator = np.random.default_rng([rank, step])
+    x = (generator.standard_normal(COUNT) * 10.0 ** generator.integers(-3, 3, COUNT)).astype(np.float32)
+    x[:64] = 0
+    x[64:128] = np.float32(0.7)
+    return x
+
+
+def exchanges(workers):
+    """Two steps of every protocol: the sums this rank got, as hexadecimal bytes."""
+    answers = []
+    for number, settings in enumerate(EXCHANGES):
+        coded = settings["bits"] not in (32, "float16")
+        memory = Memory() if coded else None
+        plan = make_plan(Exchange(**{"block": 64, "error_feedback": coded} | settings), workers)
+        for step in range(2):
+            draw = Draw(5, 1, step, number, torch.device("cpu"))
+            x = torch.from_numpy(vector_of(workers.rank, step))
+            total = run_now(plan.protocol(workers, x, draw, f"exchange {number}", memory))
+            if memory:
+                memory.settle(counts=True)
+            answers.append(total.numpy().tobytes().hex())
+    return answers
+
+
+def run_now(exchanging):
+    """Carry an exchange through by itself."""
+    result = None
+    while True:
+        try:
+            pending = exchanging.send(result)
+        except StopIteration as end:
+            return end.value
+        result = pending.wait()
+
+
+def nodes_of_two(workers):
+    """Hierarchical exchange over nodes of two workers each, of whole numbers that any order adds exactly."""
+    workers.node_of = [rank // 2 for rank in range(workers.size)]
+    sums = {}
+    for across in ("ring", "allgather", "parameter_server", "sharded_server"):
+        for bits in (32, 8):
+            plan = make_plan(Exchange(protocol="hierarchical", across=across, bits=bits, block=64), workers)
+            x = torch.arange(100.0) * (workers.rank + 1)
+            draw = Draw(0, 0, 0, 0, torch.device("cpu"))
+            sums[f"{across} {bits}"] = run_now(plan.protocol(workers, x, draw, across, None)).tolist()
+    return sums
 
 
 def without_batch_norm(channels, num_classes):

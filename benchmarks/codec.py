@@ -1,0 +1,161 @@
+"""Speed and error of the quantizer: encode and decode, at every number of bits.
+
+``python benchmarks/codec.py [--json PATH] [--count N] [--rounds N]``: 25.6 million normal numbers
+(ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU where there is one; beside
+them formulas (A5) and (A6) written plainly in eager torch, and a copy of memory as the limit. All parts
+run in every round after one that warms up; medians are compared.
+
+Ratios:
+
+- ``error_8bit``: relative l2 error of one draw at 8 bits, max norm, blocks of 512.
+- ``speedup_over_eager``: the plain formula's time over ours, encode + decode at 8 bits; the formula draws
+  from torch's binomial distribution, as the paper's public code does.
+- ``speedup_over_eager_uniform``: the same where it compares uniform numbers instead.
+- ``codec_of_copy_bandwidth``: bytes that encode + decode must move over their time, over the same of a copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.environment import describe_environment
+from hpcdat.exchange.codecs import Quantized, can_compile
+from hpcdat.exchange.quantizer import Quantizer
+from hpcdat.exchange.random import split_key
+
+BITS = (1, 2, 4, 8, 16)
+
+
+S = 127
+"""Levels at 8 bits."""
+
+
+def plain_encode(g: Tensor, draw: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """(A5), (A6) as they stand: the norm, and a byte of twice the level of |g| and its sign's bit.
+
+    Args:
+        g: the gradient.
+        draw: of ones with given probabilities.
+    """
+    norm = g.norm()
+    place = g.abs() / norm * S
+    level = place.floor()
+    level = level + draw(place - level)
+    return norm, (2 * level + (g.sign() + 1) / 2).to(torch.uint8)
+
+
+def plain_decode(norm: Tensor, code: Tensor) -> Tensor:
+    """(A5) of the above."""
+    sign = 2 * (code % 2).float() - 1
+    return norm * sign * (code // 2).float() / S
+
+
+def by_binomial(p: Tensor) -> Tensor:
+    """As the paper's public code draws: from torch's binomial distribution."""
+    return torch.distributions.Binomial(1, p).sample()
+
+
+def by_comparison(p: Tensor) -> Tensor:
+    """The quicker way: uniform numbers, compared."""
+    return (torch.rand_like(p) < p).float()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """What is timed, by name, and the relative l2 error of each codec."""
+    key, count = split_key(1, x.device), x.shape[1]
+    target = torch.empty_like(x)
+    coded = plain_encode(x, by_comparison)
+    parts: dict[str, Callable[[], object]] = {
+        "copy": lambda: target.copy_(x),
+        "plain formula: encode": lambda: plain_encode(x, by_binomial),
+        "plain formula, uniform numbers: encode": lambda: plain_encode(x, by_comparison),
+        "plain formula: decode": lambda: plain_decode(*coded),
+    }
+    errors = {}
+    kinds = [("eager", False)] + ([("compiled", True)] if can_compile() else [])
+    for bits in BITS:
+        for kind, compiled in kinds:
+            codec = Quantized(Quantizer(bits), compiled=compiled)
+            message = codec.encode(x, key)
+            name = f"{bits} bits, {kind}"
+            errors[name] = ((codec.decode(message, count) - x).norm() / x.norm()).item()
+            parts[f"{name}: encode"] = lambda codec=codec: codec.encode(x, key)
+            parts[f"{name}: decode"] = lambda codec=codec, message=message: codec.decode(message, count)
+    return parts, errors
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description="speed and error of the quantizer")
+    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_argument("--count", type=int, default=25_600_000, help="numbers in the vector")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x = torch.randn(1, arguments.count, generator=torch.Generator().manual_seed(0)).to(device)
+    parts, errors = parts_of(x)
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(arguments.rounds + 1):
+        for name, work in parts.items():
+            spent = seconds(work, device)
+            if number > 0:
+                times[name].append(spent)
+    medians = {name: median(values) for name, values in times.items()}
+    best = "8 bits, compiled" if "8 bits, compiled" in errors else "8 bits, eager"
+    ours = medians[f"{best}: encode"] + medians[f"{best}: decode"]
+    decode = medians["plain formula: decode"]
+    plain, quicker = (
+        medians[f"{name}: encode"] + decode for name in ("plain formula", "plain formula, uniform numbers")
+    )
+    # Each way four bytes and one byte a number.
+    moved = 2 * arguments.count * 5 / ours
+    ratios = {
+        "error_8bit": errors[best],
+        "speedup_over_eager": plain / ours,
+        "speedup_over_eager_uniform": quicker / ours,
+        "codec_of_copy_bandwidth": moved / (8 * arguments.count / medians["copy"]),
+    }
+    rows = [
+        [name, f"{1e3 * median(t):.1f}", f"{1e3 * min(t):.1f}", f"{1e3 * max(t):.1f}"]
+        + ([f"{errors[name.split(':')[0]]:.4g}"] if name.endswith("encode") and "bits" in name else [""])
+        for name, t in times.items()
+    ]
+    header = [f"{arguments.count:,} numbers", "ms, median", "min", "max", "error"]
+    print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
+    print()
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.4g}")
+    if arguments.json:
+        report = {
+            "environment": describe_environment(Workers(), device),
+            "settings": {"count": arguments.count, "rounds": arguments.rounds, "block": 512, "norm": "max"},
+            "seconds": times,
+            "errors": errors,
+            "ratios": ratios,
+        }
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What a worker's numbers become on the wire: bytes, and numbers again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hpcdat.exchange.packing import Lanes, pack, packed_bytes, unpack
+from hpcdat.exchange.quantizer import Quantizer
+
+
+class Codec(Protocol):
+    """Turns float32 numbers into bytes and back; what comes back is what the receiver adds."""
+
+    def encode(self, x: Tensor, key: Tensor) -> Tensor:
+        """Numbers (rows, n), float32, as bytes (rows, k), uint8; k depends on n alone.
+
+        Args:
+            x: each row is a message of its own.
+            key: of the random numbers, int32 (2,).
+        """
+        ...
+
+    def decode(self, message: Tensor, count: int) -> Tensor:
+        """The numbers (rows, count), float32, of messages (rows, k)."""
+        ...
+
+    def message_bytes(self, count: int) -> int:
+        """k: bytes of a message of so many numbers."""
+        ...
+
+
+class Cast:
+    """A floating-point format: float32 (nothing is lost), float16 or bfloat16, rounded to nearest.
+
+    Args:
+        dtype: of the numbers on the wire.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def encode(self, x: Tensor, key: Tensor) -> Tensor:  # noqa: D102
+        return x.to(self.dtype).view(torch.uint8)
+
+    def decode(self, message: Tensor, count: int) -> Tensor:  # noqa: D102
+        return message.view(self.dtype).to(torch.float32)
+
+    def message_bytes(self, count: int) -> int:  # noqa: D102
+        return count * self.dtype.itemsize
+
+
+class Quantized:
+    """Codes of the quantizer, behind the norms of their blocks.
+
+    Compiled or not, the bytes are the same: compiling fuses passes over memory. Packing is a step of
+    its own, for the compiler would round once for every part of a word.
+
+    Args:
+        quantizer: makes the codes.
+        compiled: whether by torch.compile, which takes some seconds once.
+    """
+
+    def __init__(self, quantizer: Quantizer, *, compiled: bool = False) -> None:
+        self.quantizer = quantizer
+        self.norms, self._codes, self._numbers = quantizer.norms, quantizer.encode, quantizer.decode
+        if compiled:
+            self.norms, self._codes, self._numbers = (
+                _compiled(method, quantizer) for method in (self.norms, self._codes, self._numbers)
+            )
+            self._pack_lanes = _compiled(self._pack_lanes, quantizer)
+            self._unpack_lanes = _compiled(self._unpack_lanes, quantizer)
+
+    def encode(self, x: Tensor, key: Tensor) -> Tensor:  # noqa: D102
+        norms = self.norms(x)
+        codes = self._codes(x, norms, key)
+        if self.quantizer.bits == 16:
+            packed = (codes - 2**15).to(torch.int16).view(torch.uint8)
+        else:
+            packed = pack(codes, self.quantizer.bits)
+        message = x.new_zeros(len(x), self.message_bytes(x.shape[1]), dtype=torch.uint8)
+        at = 4 * norms.shape[1]
+        message[:, :at].view(torch.float32).copy_(norms)
+        message[:, at : at + packed.shape[1]].copy_(packed)
+        return message
+
+    def decode(self, message: Tensor, count: int) -> Tensor:  # noqa: D102
+        at = 4 * self.quantizer.blocks(count)
+        packed = message[:, at : at + self._code_bytes(count)]
+        if self.quantizer.bits == 16:
+            codes = packed.view(torch.int16).to(torch.int32) + 2**15
+        else:
+            codes = unpack(packed, self.quantizer.bits, count)
+        return self._numbers(codes, message[:, :at].view(torch.float32))
+
+    def message_bytes(self, count: int) -> int:  # noqa: D102
+        # In whole words of four bytes, so that messages one behind the other are aligned.
+        return 4 * (self.quantizer.blocks(count) + -(-self._code_bytes(count) // 4))
+
+    def _code_bytes(self, count: int) -> int:
+        return 2 * count if self.quantizer.bits == 16 else packed_bytes(count, self.quantizer.bits)
+
+    def to_lanes(self, x: Tensor, norms: Tensor, key: Tensor, lanes: Lanes) -> Tensor:
+        """The codes of a vector (n,) as words whose sums do not carry.
+
+        Args:
+            x: float32.
+            norms: (blocks,), which all workers agree on.
+            key: of the random numbers, int32 (2,).
+            lanes: wide enough for the sum of all workers' codes.
+        """
+        return self._pack_lanes(self._codes(x, norms, key), lanes)
+
+    def from_lanes(self, words: Tensor, norms: Tensor, lanes: Lanes, count: int, workers: int) -> Tensor:
+        """The numbers (count,) of sums of so many workers' words."""
+        return self._numbers(self._unpack_lanes(words, lanes, count), norms, workers)
+
+    def _pack_lanes(self, codes: Tensor, lanes: Lanes) -> Tensor:
+        return lanes.pack(codes)
+
+    def _unpack_lanes(self, words: Tensor, lanes: Lanes, count: int) -> Tensor:
+        return lanes.unpack(words, count)
+
+
+def _compiled(method: Callable, quantizer: Quantizer) -> Callable:
+    """The method compiled for this quantizer alone: for one length, and at the second one for any.
+
+    The compiler keeps what it has learnt by the name of the code: with one name for all quantizers it
+    would take bits and levels for variables when it meets a second one.
+    """
+    code = method.__func__.__code__
+    name = re.sub(r"\W", "_", f"{code.co_name}_{quantizer}")
+    original = method.__func__
+    function = FunctionType(code.replace(co_name=name), original.__globals__, name, original.__defaults__)
+    return torch.compile(MethodType(function, method.__self__))
+
+
+def can_compile() -> bool:
+    """Whether there is what torch.compile needs on this machine: a C++ compiler."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "c++", "clang++"))

@@ -1,0 +1,254 @@
+"""Steps 4 to 7 of Algorithm 1 for all gradients of a model, beside its backward pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.exchange.accounting import Traffic, all_reduce_traffic
+from hpcdat.exchange.codecs import can_compile
+from hpcdat.exchange.engine import Engine
+from hpcdat.exchange.plan import COMPILED_FROM, make_plan
+from hpcdat.exchange.protocols import Draw, Exchanging, Memory
+from hpcdat.job import Exchange
+
+
+@dataclass
+class Bucket:
+    """Parameters whose gradients are exchanged together.
+
+    Attributes:
+        number: place in the order of exchanges.
+        parameters: in the order in which the backward pass comes to them.
+        coded: whether their gradients are quantised.
+        memory: of error feedback.
+        missing: gradients of this step that are not there yet.
+    """
+
+    number: int
+    parameters: list[nn.Parameter]
+    coded: bool
+    memory: Memory | None = None
+    missing: int = 0
+
+    @property
+    def count(self) -> int:
+        """Numbers in the vector."""
+        return sum(p.numel() for p in self.parameters)
+
+
+@dataclass
+class Spent:
+    """Seconds of exchanges.
+
+    Attributes:
+        busy: in which one was under way.
+        waited: of these, those in which nothing else could be done.
+    """
+
+    busy: float = 0.0
+    waited: float = 0.0
+
+
+class GradientExchange:
+    """Sums the gradients of a model over the workers, as the job says.
+
+    Biases and batch norm (tensors of one dimension) are exact always: they are few, and most of
+    what rounding harms.
+
+    Args:
+        workers: who take part.
+        model: its parameters' ``.grad`` are exchanged.
+        settings: the job's ``exchange`` section, with a protocol other than ``auto``.
+        seed: the job's.
+
+    Attributes:
+        plan: how coded buckets are exchanged.
+        buckets: in the order of their exchange.
+    """
+
+    def __init__(self, workers: Workers, model: nn.Module, settings: Exchange, seed: int) -> None:
+        self.workers, self.settings, self.seed = workers, settings, seed
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        large = sum(p.numel() for _, p in named) >= COMPILED_FROM
+        self.plan = make_plan(settings, workers, compiled=large and can_compile())
+        self.buckets = make_buckets(named, settings, coding=not self.plan.is_exact)
+        self.spent = Spent()
+        self._alone = workers.size == 1 and self.plan.is_exact
+        self._engine: Engine | None = None
+        self._active, self._next, self._place = False, 0, (0, 0)
+        self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        if settings.overlap and not self._alone:
+            for parameter in self._bucket_of:
+                parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def begin(self, epoch: int, step: int) -> None:
+        """Expect the gradients of a step; with overlap, each bucket starts when its last one is there.
+
+        Args:
+            epoch, step: which, the same on all workers: random numbers depend on them.
+        """
+        self._active, self._next, self._place = True, 0, (epoch, step)
+        for bucket in self.buckets:
+            bucket.missing = len(bucket.parameters)
+
+    def finish(self, riders: Tensor) -> None:
+        """Replace all gradients by their sums over the workers.
+
+        The mean over the samples of (A3) comes from a loss that was divided by the size of the
+        global batch: with equal shares that is 1/M sum_i g_i, and it stays the mean over samples
+        where the shares of a short batch are unequal. A gradient that is not there counts as zero.
+
+        Args:
+            riders: a few float32 numbers that are summed exactly in the same exchange, such as the
+                cost and the wish to stop.
+
+        Raises:
+            WorkerError: the other workers are lost.
+        """
+        self._active = False
+        for parameter in self._bucket_of:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self._alone:
+            return
+        _finish_computing(riders.device)
+        start = time.perf_counter()
+        while self._next < len(self.buckets):
+            self._submit(self.buckets[self._next])
+        self._run(self._exact([riders], "riders"), lambda _: None)
+        self._engine.wait()
+        _finish_computing(riders.device)
+        self.spent.waited += time.perf_counter() - start
+
+    def settle(self, *, counts: bool) -> None:
+        """Tell error feedback whether the step counts or was left out."""
+        for bucket in self.buckets:
+            if bucket.memory is not None:
+                bucket.memory.settle(counts=counts)
+
+    def reset(self) -> Spent:
+        """The seconds since the last reset."""
+        spent, self.spent = self.spent, Spent()
+        if self._engine is not None:
+            spent.busy, self._engine.busy_seconds = self._engine.busy_seconds, 0.0
+        return spent
+
+    def traffic(self) -> Traffic:
+        """Bytes of one iteration on the network, computed from the messages."""
+        total = Traffic(0, 0)
+        for bucket in self.buckets:
+            if bucket.coded:
+                total += self.plan.traffic(bucket.count)
+            else:
+                total += all_reduce_traffic(4 * bucket.count, self.plan.senders)
+        return total
+
+    def gather_state(self) -> list[dict[str, Tensor]]:
+        """All workers' error feedback, on all of them: by bucket and place, (M, n) float32.
+
+        Zeros stand for a worker that keeps none, such as one that is no server.
+        """
+        own = [bucket.memory.kept if bucket.memory else {} for bucket in self.buckets]
+        shapes = self.workers.gather(
+            [{place: list(kept.shape) for place, kept in memory.items()} for memory in own],
+            "shapes of error feedback",
+        )
+        gathered = []
+        for number, memory in enumerate(own):
+            wanted = {place: shape for worker in shapes for place, shape in worker[number].items()}
+            gathered.append(
+                {
+                    place: self.workers.start_allgather(
+                        memory.get(place, torch.zeros(wanted[place])), f"error feedback {place}"
+                    ).wait()
+                    for place in sorted(wanted)
+                }
+            )
+        return gathered
+
+    def load_state(self, gathered: list[dict[str, Tensor]]) -> None:
+        """Take back this worker's rows of what :meth:`gather_state` gave to as many workers."""
+        for bucket, kept in zip(self.buckets, gathered, strict=False):
+            if bucket.memory is not None:
+                bucket.memory.kept = {
+                    place: rows[self.workers.rank].to(bucket.parameters[0].device)
+                    for place, rows in kept.items()
+                }
+
+    def _arrived(self, parameter: nn.Parameter) -> None:
+        """A gradient is there: start every bucket whose turn it is and that has all of its own."""
+        if not self._active:
+            return
+        self._bucket_of[parameter].missing -= 1
+        while self._next < len(self.buckets) and self.buckets[self._next].missing == 0:
+            self._submit(self.buckets[self._next])
+
+    def _submit(self, bucket: Bucket) -> None:
+        self._next += 1
+        gradients = [p.grad for p in bucket.parameters]
+        name = f"gradients {bucket.number}"
+        if not bucket.coded:
+            self._run(self._exact(gradients, name), lambda _: None)
+            return
+
+        def deliver(total: Tensor) -> None:
+            parts = total.split([g.numel() for g in gradients])
+            torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
+
+        self._run(self._coded(bucket, gradients, name), deliver)
+
+    def _run(self, exchanging: Exchanging, deliver: Any) -> None:
+        if self._engine is None:
+            self._engine = Engine()
+        self._engine.submit(lambda: exchanging, deliver)
+
+    def _exact(self, tensors: list[Tensor], name: str) -> Exchanging:
+        return (yield self.workers.start_sum(tensors, name))
+
+    def _coded(self, bucket: Bucket, gradients: list[Tensor], name: str) -> Exchanging:
+        vector = torch.cat([g.flatten() for g in gradients]).to(torch.float32)
+        draw = Draw(self.seed, *self._place, bucket.number, vector.device)
+        return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.memory))
+
+
+def make_buckets(
+    named: Iterable[tuple[str, nn.Parameter]], settings: Exchange, *, coding: bool
+) -> list[Bucket]:
+    """Divide parameters into buckets, last layers first, as the backward pass comes to them.
+
+    Args:
+        named: parameters with their names, first layer first.
+        settings: sizes, blocks and the names of those that stay exact.
+        coding: whether the others are quantised.
+    """
+    buckets: list[Bucket] = []
+    size = settings.bucket_mb * 2**20
+    filling: dict[bool, Bucket] = {}
+    for name, parameter in reversed(list(named)):
+        exact = parameter.dim() <= 1 or any(fnmatchcase(name, pattern) for pattern in settings.exact)
+        coded = coding and not exact
+        alone = coded and settings.block == "tensor"
+        bucket = filling.get(coded)
+        if bucket is None or alone or 4 * (bucket.count + parameter.numel()) > size:
+            memory = Memory() if coded and settings.error_feedback else None
+            bucket = filling[coded] = Bucket(len(buckets), [], coded, memory)
+            buckets.append(bucket)
+        bucket.parameters.append(parameter)
+    # Small exact tensors are ready when the first layer is: they come last.
+    buckets.sort(key=lambda bucket: not bucket.coded)
+    for number, bucket in enumerate(buckets):
+        bucket.number = number
+    return buckets
+
+
+def _finish_computing(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

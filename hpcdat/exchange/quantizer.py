@@ -1,0 +1,141 @@
+"""The randomised quantizer of the DAT paper, (A5) and (A6): unbiased codes of few bits.
+
+A coordinate g of a block with norm ||g|| lies between two of the levels l/s, l = -s..s, of its norm;
+it is rounded to the upper one with the probability that makes the mean right:
+
+    Q(g) = ||g|| xi,  xi = (l + 1)/s with probability s g/||g|| - l, else l/s      (A5), (A6)
+
+(the paper rounds |g| and puts the sign back, which is the same distribution). Sign and levels fit in
+b bits with s = 2^(b-1) - 1: 127 levels at 8 bits. (The s = 2^b of the paper's text makes 2^b + 1
+magnitudes; its Table 4 counts one bit of sign and seven of levels.) With one bit there is no zero: the
+levels are -1 and 1.
+
+Blocks that are all zero decode to exact zeros, denormal ones to their values, and a block that holds NaN
+or infinity to numbers that are not finite, on every worker that decodes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hpcdat.exchange.random import uniform
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Codes of b bits on a grid that is symmetric about zero.
+
+    Attributes:
+        bits: b, 1 to 8 or 16.
+        norm: of a block: ``max`` (every level is used) or the paper's ``l2``, which leaves most levels
+            to coordinates as large as the whole block's norm.
+        block: coordinates with a norm of their own; None for all that are given at once.
+        levels: s, if fewer than b bits allow.
+    """
+
+    bits: int
+    norm: Literal["max", "l2"] = "max"
+    block: int | None = 512
+    levels: int | None = None
+
+    @property
+    def s(self) -> float:
+        """Half the width of the grid, in steps; the codes are 0, 1, ..., 2 s."""
+        return self.levels or (2 ** (self.bits - 1) - 1 if self.bits > 1 else 0.5)
+
+    @property
+    def largest(self) -> int:
+        """The largest code, 2 s."""
+        return int(2 * self.s)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the codes: uint8, or int32 for 16 bits."""
+        return torch.uint8 if self.bits <= 8 else torch.int32
+
+    def blocks(self, count: int) -> int:
+        """Blocks, and so norms, of so many coordinates."""
+        return 1 if self.block is None else -(-count // self.block)
+
+    def norms(self, x: Tensor) -> Tensor:
+        """The norm of every block: (..., n) float32 to (..., blocks(n)).
+
+        Where all coordinates given at once are one block, rows of a matrix have the same norm.
+        """
+        if self.block is None:
+            whole = _norm(x.flatten(), self.norm)
+            return whole.expand(*x.shape[:-1], 1)
+        return _norm(self._in_blocks(x), self.norm)
+
+    def encode(self, x: Tensor, norms: Tensor, key: Tensor) -> Tensor:
+        """The codes of (..., n) float32 numbers.
+
+        Args:
+            x: what is rounded; within the norms.
+            norms: (..., blocks(n)), of these numbers or larger.
+            key: of the random numbers, int32 (2,).
+        """
+        blocks = self._in_blocks(x)
+        codes = round_at_random(blocks, norms[..., None], key, self.s).to(self.dtype)
+        return codes.flatten(-2)[..., : x.shape[-1]]
+
+    def decode(self, codes: Tensor, norms: Tensor, workers: int = 1) -> Tensor:
+        """The numbers that codes stand for, float32 (..., n).
+
+        Args:
+            codes: (..., n), or sums of as many codes as there are workers.
+            norms: (..., blocks(n)).
+            workers: summands.
+        """
+        blocks = self._in_blocks(codes)
+        return from_codes(blocks, norms[..., None], self.s, workers).flatten(-2)[..., : codes.shape[-1]]
+
+    def _in_blocks(self, x: Tensor) -> Tensor:
+        """(..., n) as (..., blocks, block), with zeros behind the last coordinate."""
+        size = self.block or max(x.shape[-1], 1)
+        missing = -x.shape[-1] % size
+        return (pad(x, (0, missing)) if missing else x).unflatten(-1, (-1, size))
+
+
+def _norm(x: Tensor, name: str) -> Tensor:
+    """Over the last dimension; NaN or infinity where there is any."""
+    if name == "max":
+        # One pass; an empty tensor has no largest element.
+        return x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def round_at_random(x: Tensor, norms: Tensor, key: Tensor, s: float) -> Tensor:
+    """(A6): the grid point below each number, or the one above with the probability of the rest.
+
+    Args:
+        x: float32.
+        norms: broadcast to it.
+        key: of the random numbers.
+        s: half the width of the grid, in steps.
+
+    Returns:
+        Codes 0, ..., 2 s, float32.
+    """
+    # Where the norm is zero, all numbers are: x / inf = 0.
+    scale = torch.where(norms > 0, norms, torch.inf)
+    # In this order no denormal norm overflows.
+    place = x / scale * s
+    if s == 0.5:
+        place = place + 0.5
+    below = torch.floor(place)
+    up = uniform(x.numel(), key).view(x.shape) < place - below
+    code = below + up.to(torch.float32)
+    if s != 0.5:
+        code = code + s
+    return code.clamp(0, 2 * s)
+
+
+def from_codes(codes: Tensor, norms: Tensor, s: float, workers: int) -> Tensor:
+    """(A5): norm times level, of sums over so many workers."""
+    return (codes.to(torch.float32) - workers * s) * (norms / s)

@@ -1,0 +1,130 @@
+"""The quantizer and every protocol again, in NumPy, by their definitions: no packing, no network."""
+
+import numpy as np
+
+from hpcdat.seeds import derive
+
+F = np.float32
+
+
+def uniform(count, key):
+    """Keyed hashes of 0, ..., count - 1 as numbers in [0, 1)."""
+    with np.errstate(over="ignore"):
+        k0, k1 = (np.uint32((key >> shift) & 0xFFFFFFFF) for shift in (0, 32))
+        x = np.arange(count, dtype=np.uint32) + k0
+        x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        x = (x ^ (x >> np.uint32(15)) ^ k1) * np.uint32(0x846CA68B)
+        x = x ^ (x >> np.uint32(16))
+    return (x >> np.uint32(8)).astype(F) * F(2.0**-24)
+
+
+class Grid:
+    """2 s + 1 points on a block's norm (two points for one bit)."""
+
+    def __init__(self, bits, block, levels=None):
+        self.s = F(levels or (2 ** (bits - 1) - 1 if bits > 1 else 0.5))
+        self.block = block
+
+    def blocks(self, x):
+        size = self.block or x.shape[-1]
+        missing = -x.shape[-1] % size
+        padded = np.concatenate([x, np.zeros((*x.shape[:-1], missing), x.dtype)], -1)
+        return padded.reshape(*x.shape[:-1], -1, size)
+
+    def norms(self, x):
+        if self.block is None:
+            return np.full((*x.shape[:-1], 1), np.abs(x).max(), F)
+        return np.abs(self.blocks(x)).max(-1)
+
+    def codes(self, x, norms, key):
+        blocks = self.blocks(x)
+        scale = np.where(norms > 0, norms, F(np.inf))[..., None]
+        place = blocks / scale * self.s
+        shift = F(0.5) if self.s == 0.5 else F(0)
+        below = np.floor(place + shift)
+        up = uniform(blocks.size, key).reshape(blocks.shape) < (place + shift) - below
+        return np.clip(below + up + (self.s if shift == 0 else F(0)), 0, 2 * self.s).astype(np.int64)
+
+    def values(self, codes, norms, workers=1, count=None):
+        numbers = (codes.astype(F) - F(workers) * self.s) * (norms / self.s)[..., None]
+        return numbers.reshape(*codes.shape[:-2], -1)[..., :count]
+
+    def rounded(self, x, key):
+        norms = self.norms(x)
+        return self.values(self.codes(x, norms, key), norms, count=x.shape[-1])
+
+
+class Float:
+    """A floating-point format; bfloat16 by its definition, rounding to nearest even."""
+
+    def __init__(self, name):
+        self.name, self.block = name, 1
+
+    def rounded(self, x, key):
+        if self.name == "bfloat16":
+            bits = x.view(np.uint32)
+            return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(F)
+        return x.astype(self.name).astype(F)
+
+
+def expected(settings, vectors, memories, *, step, bucket, block=64):
+    """The sum that every worker must have.
+
+    Args:
+        settings: of the exchange.
+        vectors: of the workers.
+        memories: of the workers' error feedback, dictionaries that are brought up to date.
+        step, bucket: of the draw, with seed 5 and epoch 1.
+    """
+    size, count, bits = len(vectors), len(vectors[0]), settings["bits"]
+    coded = bits not in (32, "float16")
+    block = None if settings.get("block") == "bucket" else block
+    levels = None
+    if "lane_bits" in settings:
+        levels = min((2 ** settings["lane_bits"] - 1) // (2 * size), 2 ** (bits - 1) - 1)
+    send = Grid(bits, block, levels) if coded else Float("float32" if bits == 32 else "float16")
+    back = send if settings.get("two_sided") else Float(settings.get("sum_format", "float32"))
+
+    def key(side, rank):
+        return derive(5, f"quantizer {side}", 1, step, bucket, rank)
+
+    def rounded(side, rank, x, codec):
+        """What arrives of x, with error feedback."""
+        if side in memories[rank]:
+            x = x + memories[rank][side]
+        sent = codec.rounded(x, key(side, rank))
+        if coded:
+            memories[rank][side] = x - sent
+        return sent
+
+    protocol = settings["protocol"]
+    if protocol == "ring":
+        if not coded:
+            total = send.rounded(vectors[0], 0)
+            for x in vectors[1:]:
+                total = send.rounded(total + send.rounded(x, 0), 0)
+            return total
+        fed = [x + memories[rank].get("worker", F(0)) for rank, x in enumerate(vectors)]
+        norms = np.max([send.norms(x) for x in fed], axis=0)
+        codes = [send.codes(x, norms, key("worker", rank)) for rank, x in enumerate(fed)]
+        for rank, (x, code) in enumerate(zip(fed, codes, strict=True)):
+            memories[rank]["worker"] = x - send.values(code, norms, count=count)
+        return send.values(np.sum(codes, axis=0), norms, size, count)
+    if protocol == "allgather":
+        return added([rounded("worker", rank, x[None], send)[0] for rank, x in enumerate(vectors)])
+    if protocol == "parameter_server":
+        total = added([rounded("worker", rank, x[None], send)[0] for rank, x in enumerate(vectors)])
+        return rounded("server", 0, total[None], back)[0]
+    missing = -count % (size * max(send.block or 1, back.block or 1))
+    rows = [np.concatenate([x, np.zeros(missing, F)]).reshape(size, -1) for x in vectors]
+    sent = [rounded("worker", rank, row, send) for rank, row in enumerate(rows)]
+    shards = [rounded("server", rank, added([s[rank] for s in sent])[None], back)[0] for rank in range(size)]
+    return np.concatenate(shards)[:count]
+
+
+def added(vectors):
+    """One after the other, in float32."""
+    total = vectors[0]
+    for x in vectors[1:]:
+        total = total + x
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
+from hpcdat.cluster import box
 from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
@@ -34,6 +36,7 @@ app = typer.Typer(
     mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
     hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
     hpcdat report runs/demo runs/other      puts results side by side
+    hpcdat box up six --rate 100mbit        makes a cluster in a box, to try it on
 
     Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped early (the same command goes on),
     130 interrupted a second time.
@@ -128,6 +131,60 @@ def report(
     folders = [seed for run in runs for seed in sorted(run.glob("seed-*")) or [run]]
     results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
     print(result_table(results, mean=len(runs) == 1))
+
+
+boxes = typer.Typer(
+    no_args_is_help=True,
+    help="""A cluster in a box: nodes and rate-limited links on this machine (root).
+
+    hpcdat box up six --nodes 6 --rate 1gbit
+    hpcdat box run six -np 6 -- .venv/bin/hpcdat train jobs/demo.yaml
+    hpcdat box down six
+    """.replace("\n    ", "\n\n    "),
+)
+app.add_typer(boxes, name="box")
+BoxName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the box.", show_default=False)]
+
+
+@boxes.command("up")
+def box_up(
+    name: BoxName,
+    nodes: Annotated[int, typer.Option(help="Nodes, named node1, node2, ...")] = 6,
+    rate: Annotated[str, typer.Option(help="Rate of every link, each way.")] = "1gbit",
+    delay: Annotated[str, typer.Option(help="Delay of every packet.")] = "0ms",
+    loss: Annotated[str, typer.Option(help="Share of packets lost.")] = "0%",
+) -> None:
+    """Make a box."""
+    made = _told_once(lambda: box.up(name, nodes=nodes, rate=rate, delay=delay, loss=loss))
+    print(f"{name} is up: {nodes} nodes from {made.address(1)} on, {rate} links")
+
+
+@boxes.command("run", context_settings={"ignore_unknown_options": True})
+def box_run(
+    name: BoxName,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", show_default=False)],
+    workers: Annotated[int, typer.Option("-np", "--workers", min=1, help="Workers, dealt to the nodes.")] = 1,
+    mpirun: Annotated[bool, typer.Option(help="Over MPI, by mpirun, rather than over Gloo.")] = False,
+) -> None:
+    """Run a command once for every worker, on the nodes of a box."""
+
+    def find() -> box.Box:
+        found = box.find(name)
+        if found is None:
+            raise box.BoxError(f"there is no box {name}: hpcdat box up {name} makes it")
+        return found
+
+    found = _told_once(find)
+    if mpirun:
+        line = found.inside(1, box.mpirun_command(found, workers, command))
+        raise typer.Exit(subprocess.run(line).returncode)
+    raise typer.Exit(box.run_over_gloo(found, workers, command))
+
+
+@boxes.command("down")
+def box_down(name: BoxName) -> None:
+    """End what runs in a box and remove it."""
+    _told_once(lambda: box.down(name))
 
 
 def main() -> None:

@@ -183,12 +183,10 @@ class Optimizer(Settings):
 class Exchange(Settings):
     """The exchange of gradients between the workers: steps 4 to 7 of Algorithm 1."""
 
-    protocol: Literal["ring", "allgather", "parameter_server", "sharded_server", "hierarchical", "auto"] = (
-        "ring"
-    )
+    protocol: Literal["ring", "allgather", "parameter_server", "sharded_server", "hierarchical"] = "ring"
     """`ring`: all-reduce, of codes on a common grid; `allgather`: all receive all codes;
     `parameter_server`: worker 0 adds; `sharded_server`: each worker adds a shard; `hierarchical`:
-    float32 inside a node, `across` between nodes; `auto`: the fastest by a short measurement"""
+    float32 inside a node, `across` between nodes"""
     across: Literal["ring", "allgather", "parameter_server", "sharded_server"] = "ring"
     """`hierarchical`: the protocol between nodes"""
     bits: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32] = 32
@@ -212,8 +210,6 @@ class Exchange(Settings):
     """MiB of gradients that are exchanged together"""
     overlap: bool = True
     """exchange buckets while the backward pass still computes others"""
-    auto_bits: list[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]] = [32]
-    """`auto`: bits it may choose among"""
 
 
 class Schedule(Settings):
@@ -350,8 +346,8 @@ class Job(Settings):
         exchange = self.exchange
         protocol = exchange.across if exchange.protocol == "hierarchical" else exchange.protocol
         coded = exchange.bits not in (32, "float16")
-        served = protocol in ("parameter_server", "sharded_server", "auto")
-        if exchange.two_sided and not (served and (coded or protocol == "auto")):
+        served = protocol in ("parameter_server", "sharded_server")
+        if exchange.two_sided and not (served and coded):
             raise _refusal(
                 "exchange.two_sided", "false, or codes and a server that quantises their sum (sharded_server)"
             )
@@ -359,12 +355,8 @@ class Job(Settings):
             raise _refusal("exchange.sum_format", "float32: it is for one-sided exchange over servers")
         if exchange.lane_bits and not (protocol == "ring" and coded):
             raise _refusal("exchange.lane_bits", "nothing: lanes are for codes in a ring")
-        if exchange.error_feedback and not coded and exchange.protocol != "auto":
+        if exchange.error_feedback and not coded:
             raise _refusal("exchange.error_feedback", f"false: with bits {exchange.bits} there are no codes")
-        if exchange.auto_bits != [32] and exchange.protocol != "auto":
-            raise _refusal("exchange.auto_bits", "nothing: it is for protocol auto; use exchange.bits")
-        if not exchange.auto_bits:
-            raise _refusal("exchange.auto_bits", "at least one number of bits")
 
     def _check_schedule(self) -> None:
         schedule = self.schedule

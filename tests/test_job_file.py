@@ -161,3 +161,25 @@ def test_no_mapping_whatever_ends_in_anything_but_a_job_or_a_job_error(mapping):
         parse_job(MINIMAL + yaml.safe_dump(mapping, allow_unicode=True).replace("{}\n", ""), "x.yaml")
     except JobError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (["exchange.two_sided=true"], "exchange.two_sided: expected false, or codes and a server"),
+        (["exchange.bits=9"], "exchange.bits: 9"),
+        (["exchange.bits=8", "exchange.sum_format=bfloat16"], "exchange.sum_format: expected float32"),
+        (["exchange.lane_bits=8"], "exchange.lane_bits: expected nothing"),
+        (["exchange.error_feedback=true"], "exchange.error_feedback: expected false"),
+        (["exchange.protocol=rings"], "did you mean 'ring'"),
+        (["early_stopping.patience=2"], "evaluation.every: expected 1 or more"),
+        (["early_stopping.held_out=9"], "early_stopping.patience: expected a number"),
+        (["data.download=true"], "data.download: expected false"),
+        (["data.source=cifar10"], "data.channels: expected 3"),
+        (["model.width=0.5"], "model.width: expected 1"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_told(settings, told):
+    with pytest.raises(JobError) as refused:
+        read_job(DEMO, ["evaluation.every=0", *settings])
+    assert told in str(refused.value)

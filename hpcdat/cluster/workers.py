@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,9 @@ from hpcdat.cluster.watchdog import Watchdog
 from hpcdat.errors import HpcdatError, InputError, WorkerError
 
 T = TypeVar("T")
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
+"""Seconds between looks at a collective under way, which double from one to the other."""
 
 
 class Pending(Protocol):
@@ -309,8 +313,14 @@ class _Handle:
         self._workers, self._handle, self._name, self._result = workers, handle, name, result
 
     def wait(self) -> Any:
+        hvd, pause = self._workers._hvd, SHORTEST_PAUSE
         with self._workers._with_the_others(self._name):
-            return self._result(self._workers._hvd.synchronize(self._handle))
+            # Horovod's own wait asks without a pause: it would take a core, and Python's lock, from
+            # the computation that the exchange runs beside.
+            while not hvd.poll(self._handle):
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            return self._result(hvd.synchronize(self._handle))
 
 
 def start_workers(stall_timeout: float) -> Workers:

@@ -32,6 +32,10 @@ class Codec(Protocol):
         """The numbers (rows, count), float32, of messages (rows, k)."""
         ...
 
+    def decode_sum(self, messages: Tensor, count: int) -> Tensor:
+        """The numbers of messages (M, k), added one after the other in float32: (count,)."""
+        ...
+
     def message_bytes(self, count: int) -> int:
         """k: bytes of a message of so many numbers."""
         ...
@@ -52,6 +56,13 @@ class Cast:
 
     def decode(self, message: Tensor, count: int) -> Tensor:  # noqa: D102
         return message.view(self.dtype).to(torch.float32)
+
+    def decode_sum(self, messages: Tensor, count: int) -> Tensor:  # noqa: D102
+        numbers = messages.view(self.dtype)
+        total = numbers[0].to(torch.float32, copy=True)
+        for row in numbers[1:]:
+            total += row
+        return total
 
     def message_bytes(self, count: int) -> int:  # noqa: D102
         return count * self.dtype.itemsize
@@ -75,6 +86,7 @@ class Quantized:
             self.norms, self._codes, self._numbers = (
                 _compiled(method, quantizer) for method in (self.norms, self._codes, self._numbers)
             )
+            self._total = _compiled(self._total, quantizer)
             self._pack_lanes = _compiled(self._pack_lanes, quantizer)
             self._unpack_lanes = _compiled(self._unpack_lanes, quantizer)
 
@@ -92,13 +104,27 @@ class Quantized:
         return message
 
     def decode(self, message: Tensor, count: int) -> Tensor:  # noqa: D102
+        return self._numbers(*self._parts(message, count))
+
+    def decode_sum(self, messages: Tensor, count: int) -> Tensor:  # noqa: D102
+        return self._total(*self._parts(messages, count))
+
+    def _parts(self, messages: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Codes (rows, count) and norms (rows, blocks) of messages."""
         at = 4 * self.quantizer.blocks(count)
-        packed = message[:, at : at + self._code_bytes(count)]
+        packed = messages[:, at : at + self._code_bytes(count)]
         if self.quantizer.bits == 16:
             codes = packed.view(torch.int16).to(torch.int32) + 2**15
         else:
             codes = unpack(packed, self.quantizer.bits, count)
-        return self._numbers(codes, message[:, :at].view(torch.float32))
+        return codes, messages[:, :at].view(torch.float32)
+
+    def _total(self, codes: Tensor, norms: Tensor) -> Tensor:
+        """The sum over the rows, in their order."""
+        total = self.quantizer.decode(codes[0], norms[0])
+        for row in range(1, len(codes)):
+            total = total + self.quantizer.decode(codes[row], norms[row])
+        return total
 
     def message_bytes(self, count: int) -> int:  # noqa: D102
         # In whole words of four bytes, so that messages one behind the other are aligned.
@@ -116,11 +142,14 @@ class Quantized:
             key: of the random numbers, int32 (2,).
             lanes: wide enough for the sum of all workers' codes.
         """
-        return self._pack_lanes(self._codes(x, norms, key), lanes)
+        codes = self._codes(x, norms, key)
+        # torch.compile makes mistakes where only the type of the elements changes.
+        return lanes.pack(codes) if lanes.is_view else self._pack_lanes(codes, lanes)
 
     def from_lanes(self, words: Tensor, norms: Tensor, lanes: Lanes, count: int, workers: int) -> Tensor:
         """The numbers (count,) of sums of so many workers' words."""
-        return self._numbers(self._unpack_lanes(words, lanes, count), norms, workers)
+        codes = lanes.unpack(words, count) if lanes.is_view else self._unpack_lanes(words, lanes, count)
+        return self._numbers(codes, norms, workers)
 
     def _pack_lanes(self, codes: Tensor, lanes: Lanes) -> Tensor:
         return lanes.pack(codes)

@@ -66,7 +66,7 @@ class GradientExchange:
     Args:
         workers: who take part.
         model: its parameters' ``.grad`` are exchanged.
-        settings: the job's ``exchange`` section, with a protocol other than ``auto``.
+        settings: the job's ``exchange`` section.
         seed: the job's.
 
     Attributes:

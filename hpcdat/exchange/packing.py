@@ -84,7 +84,7 @@ class Lanes:
 
     @staticmethod
     def for_sums_up_to(largest: int) -> Lanes:
-        """The lanes that hold such sums in the fewest bits a code."""
+        """The lanes that hold such sums, below 2^31, in the fewest bits a code."""
         width = largest.bit_length()
         candidates = [Lanes(width, word) for word in (torch.int32, torch.int64) if width <= 8 * word.itemsize]
         return min(candidates, key=lambda lanes: lanes.bits_per_code)
@@ -101,7 +101,7 @@ class Lanes:
 
     def pack(self, codes: Tensor) -> Tensor:
         """Codes (n,), non-negative integers, as words (ceil(n / count),)."""
-        if self._is_view:
+        if self.is_view:
             missing = -len(codes) % self.count
             narrow = codes.to(torch.uint8)
             return (pad(narrow, (0, missing)) if missing else narrow).contiguous().view(self.word)
@@ -109,13 +109,13 @@ class Lanes:
 
     def unpack(self, words: Tensor, count: int) -> Tensor:
         """The codes, or their sums, (count,): uint8 from lanes of 8 bits, otherwise int32."""
-        if self._is_view:
+        if self.is_view:
             return words.view(torch.uint8)[:count]
         mask = (1 << self.width) - 1
         parts = [(words >> (self.width * lane)) & mask for lane in range(self.count)]
         return torch.cat([part.to(torch.int32) for part in parts])[:count]
 
     @property
-    def _is_view(self) -> bool:
-        """Lanes of a byte lie in memory as the bytes of the word do."""
+    def is_view(self) -> bool:
+        """Whether packing moves nothing: lanes of a byte lie in memory as the bytes of the word do."""
         return self.width == 8

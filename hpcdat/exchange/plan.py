@@ -71,7 +71,7 @@ def make_plan(settings: Exchange, workers: Workers, *, compiled: bool = False) -
     """Choose codecs and teams as the settings say; all workers call this together.
 
     Args:
-        settings: of the exchange; its protocol is not ``auto``.
+        settings: of the exchange.
         workers: who take part.
         compiled: whether the codec is, by torch.compile.
 

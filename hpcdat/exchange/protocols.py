@@ -142,7 +142,7 @@ def allgather(
     """
     (message,) = _encode("worker", workers, x[None], codec, draw, memory)
     messages = yield workers.start_allgather(message, name)
-    return _decoded_sum(messages, len(x), codec)
+    return codec.decode_sum(messages, len(x))
 
 
 def parameter_server(
@@ -163,7 +163,7 @@ def parameter_server(
     (message,) = _encode("worker", workers, x[None], codec, draw, memory)
     messages = yield workers.start_gather(message, name)
     if workers.is_first:
-        total = _decoded_sum(messages, len(x), codec)
+        total = codec.decode_sum(messages, len(x))
         answer = _encode("server", workers, total[None], back, draw, memory)
     else:
         answer = torch.empty(1, back.message_bytes(len(x)), dtype=torch.uint8, device=x.device)
@@ -190,7 +190,7 @@ def sharded_server(
     missing = -len(x) % (workers.size * max(_block(codec), _block(back)))
     rows = (pad(x, (0, missing)) if missing else x).view(workers.size, -1)
     messages = yield workers.start_alltoall(_encode("worker", workers, rows, codec, draw, memory), name)
-    total = _decoded_sum(messages, rows.shape[1], codec)
+    total = codec.decode_sum(messages, rows.shape[1])
     (shard,) = _encode("server", workers, total[None], back, draw, memory)
     shards = yield workers.start_allgather(shard, f"{name}: sum")
     return back.decode(shards, rows.shape[1]).flatten()[: len(x)]
@@ -228,14 +228,6 @@ def _encode(
     if memory is not None:
         memory.note(side, rows, codec.decode(messages, rows.shape[1]))
     return messages
-
-
-def _decoded_sum(messages: Tensor, count: int, codec: Codec) -> Tensor:
-    """Step 6: the sum of what the workers sent, in the order of their ranks, float32 (count,)."""
-    total = codec.decode(messages[:1], count)[0]
-    for message in messages[1:]:
-        total = total + codec.decode(message[None], count)[0]
-    return total
 
 
 def _block(codec: Codec) -> int:

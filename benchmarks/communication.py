@@ -1,0 +1,366 @@
+"""Time, bytes and error of the exchange protocols over real links, with peers in the same run.
+
+``python benchmarks/communication.py [--rates 100mbit,1gbit] [--nodes 6] [--count N] [--json PATH]`` makes a
+cluster in a box for every rate (root) and starts one worker a node, one thread each; under mpirun, horovodrun
+or srun the workers and their network are taken as they are (``--rates`` then names the rate of a card).
+
+Every protocol sums the same gradient over all workers, in buckets as in training, encode and decode
+included. After a round that warms up all of them run in every round; a run lasts from a common start until
+its slowest worker is done, medians are compared. MiB are predicted from the messages and measured at the
+network cards.
+
+Ratios (with the rate behind the name for all rates but the first):
+
+- ``fp32_of_limit``: 2 (M - 1) / M of the gradient's bytes over the rate, over the time of our float32.
+- ``int8_one_sided_over_fp32``, ``int8_two_sided_over_fp32``, ``int4_two_sided_over_fp32``: of our float32.
+- ``overlap_over_max``: step time with an exchange beside a backward pass that takes as long, over the
+  longer of the two.
+- ``bytes_measured_over_predicted``: the one farthest from 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from hpcdat.cluster import box
+from hpcdat.cluster.launched import launched
+from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.environment import describe_environment
+from hpcdat.exchange.codecs import Quantized, can_compile
+from hpcdat.exchange.engine import Engine
+from hpcdat.exchange.gradients import GradientExchange
+from hpcdat.exchange.plan import Plan, make_plan
+from hpcdat.exchange.protocols import Draw
+from hpcdat.job import Exchange
+
+OURS = {
+    "float32, ring": Exchange(),
+    "float32, sharded server": Exchange(protocol="sharded_server"),
+    "int8 one-sided, ring of 8-bit lanes": Exchange(bits=8, lane_bits=8),
+    "int8 one-sided, ring": Exchange(bits=8),
+    "int8 one-sided, sharded server": Exchange(protocol="sharded_server", bits=8, sum_format="bfloat16"),
+    "int8 two-sided, sharded server": Exchange(protocol="sharded_server", bits=8, two_sided=True),
+    "int4 two-sided, sharded server": Exchange(protocol="sharded_server", bits=4, two_sided=True),
+    "int8, all-gather": Exchange(protocol="allgather", bits=8),
+}
+BUCKET = 2**19
+"""Numbers exchanged together."""
+
+CPU = torch.device("cpu")
+
+
+class Bench:
+    """One worker's part of the measurement."""
+
+    def __init__(self, workers: Workers, count: int) -> None:
+        self.workers, self.count = workers, count
+        base = torch.randn(count, generator=torch.Generator().manual_seed(0))
+        # Few bits, so that float32 sums are exact in any order.
+        base = (base * 2**10).round() / 2**10
+        shifts = [1009 * rank for rank in range(workers.size)]
+        self.own = base.roll(shifts[workers.rank])
+        self.exact = sum(base.roll(shift) for shift in shifts)
+        self.engine = Engine()
+        self.plans = {name: make_plan(s, workers, compiled=can_compile()) for name, s in OURS.items()}
+        self.result = torch.empty(count)
+
+    def ours(self, name: str) -> Callable[[], None]:
+        """One exchange of ours, in buckets."""
+        plan = self.plans[name]
+
+        def run() -> None:
+            for number, (source, target) in enumerate(
+                zip(self.own.split(BUCKET), self.result.split(BUCKET), strict=True)
+            ):
+                draw = Draw(0, 0, 0, number, CPU)
+                self.engine.submit(
+                    lambda source=source, draw=draw, number=number: plan.protocol(
+                        self.workers, source, draw, f"bucket {number}", None
+                    ),
+                    target.copy_,
+                )
+            self.engine.wait()
+
+        return run
+
+    def peers(self) -> dict[str, Callable[[], None]]:
+        """Other people's all-reduces of the same gradient."""
+        import horovod.torch as hvd
+        import torch.distributed as dist
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            place = [self.workers.host, probe.getsockname()[1]]
+        host, port = self.workers.gather(place, "where torch.distributed meets")[0]
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://{host}:{port}", rank=self.workers.rank, world_size=self.workers.size
+        )
+
+        def torch_gloo() -> None:
+            dist.all_reduce(self.result.copy_(self.own))
+
+        def horovod_fp16() -> None:
+            self.result = hvd.allreduce(self.own, op=hvd.Sum, compression=hvd.Compression.fp16, name="fp16")
+
+        return {"float32, torch.distributed Gloo": torch_gloo, "float16, Horovod": horovod_fp16}
+
+    def time(self, run: Callable[[], None]) -> tuple[float, int]:
+        """Seconds of the slowest worker, and bytes that all cards sent."""
+        self.workers.gather(None, "ready")
+        sent, start = sent_bytes(), time.perf_counter()
+        run()
+        spent = time.perf_counter() - start
+        # The last packets may still be on their way out.
+        time.sleep(0.05)
+        answers = self.workers.gather([spent, sent_bytes() - sent], "times")
+        return max(answer[0] for answer in answers), sum(answer[1] for answer in answers)
+
+    def codec_seconds(self, plan: Plan) -> float:
+        """Computation of one exchange, by itself: what is left when nothing travels."""
+        total = 0.0
+        for number, source in enumerate(self.own.split(BUCKET)):
+            steps = plan.protocol(self.workers, source, Draw(0, 0, 0, number, CPU), f"alone {number}", None)
+            result: Any = None
+            while True:
+                start = time.perf_counter()
+                try:
+                    pending = steps.send(result)
+                except StopIteration:
+                    total += time.perf_counter() - start
+                    break
+                total += time.perf_counter() - start
+                result = pending.wait()
+        return total
+
+    def check(self, plan: Plan | None) -> tuple[float, int]:
+        """Relative l2 error of the last result, and numbers beyond what rounding can explain."""
+        off = self.result - self.exact
+        error = (off.norm() / self.exact.norm()).item()
+        if plan is None or not isinstance(plan.codec, Quantized):
+            bound = 0.0 if plan is not None else 1e-2
+            return error, int((off.abs() > bound * self.exact.abs().max()).sum())
+        quantizer, size = plan.codec.quantizer, self.workers.size
+        step = self.own.abs().max() / quantizer.s
+        bound = size * step + (size * self.own.abs().max() / quantizer.s if plan.back is plan.codec else 0)
+        return error, int((off.abs() > bound + 2**-7 * self.exact.abs().max()).sum())
+
+
+class Computing(torch.autograd.Function):
+    """A layer whose backward pass takes a given time and no core, as on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, seconds: float) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(weight)
+        ctx.seconds = seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: D102
+        (weight,) = ctx.saved_tensors
+        time.sleep(ctx.seconds)
+        return gradient, torch.ones_like(weight), None
+
+
+def measure_overlap(bench: Bench, rounds: int) -> dict[str, float]:
+    """Seconds of computation alone, exchange alone, and of both in a training step."""
+    layers = 24
+    model = nn.ParameterList([nn.Parameter(torch.zeros(bench.count // layers, 1)) for _ in range(layers)])
+    settings = OURS["float32, sharded server"].model_copy(
+        update={"bucket_mb": 4 * bench.count / layers / 2**20}
+    )
+    exchange = GradientExchange(bench.workers, model, settings, 0)
+
+    def backward(seconds: float) -> None:
+        model.zero_grad(set_to_none=True)
+        x = torch.zeros(1, requires_grad=True)
+        for weight in model:
+            x = Computing.apply(x, weight, seconds / layers)
+        x.sum().backward()
+
+    def step(seconds: float) -> None:
+        exchange.begin(0, 0)
+        backward(seconds)
+        exchange.finish(torch.zeros(1))
+
+    def typical(run: Callable[[], None]) -> float:
+        return median([bench.time(run)[0] for _ in range(rounds + 1)][1:])
+
+    communication = typical(lambda: step(0.0))
+    computation = typical(lambda: backward(communication))
+    return {
+        "computation": computation,
+        "communication": communication,
+        "step": typical(lambda: step(communication)),
+    }
+
+
+def sent_bytes() -> int:
+    """By all network cards but the loopback, of this process's node."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    fields = [line.replace(":", " ").split() for line in lines]
+    return sum(int(f[9]) for f in fields if f[0] != "lo")
+
+
+def work(count: int, rounds: int, rate: str | None) -> dict[str, Any]:
+    """A worker's whole part; the report, the same on all workers."""
+    torch.set_num_threads(1)
+    workers = start_workers(600)
+    bench = Bench(workers, count)
+    runs = {name: bench.ours(name) for name in OURS} | bench.peers()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    rows: dict[str, dict[str, Any]] = {}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            spent, sent = bench.time(run)
+            if number == 0:
+                plan = bench.plans.get(name)
+                error, wrong = bench.check(plan)
+                predicted = plan and sum(plan.traffic(len(part)).total for part in bench.own.split(BUCKET))
+                rows[name] = {"error": error, "wrong": wrong, "predicted": predicted}
+            else:
+                times[name].append(spent)
+                rows[name]["sent"] = sent
+    for name, plan in bench.plans.items():
+        rows[name]["codec"] = bench.codec_seconds(plan)
+    report = {
+        "environment": describe_environment(workers, CPU),
+        "settings": {"count": count, "workers": workers.size, "rate": rate, "bucket": BUCKET, "threads": 1},
+        "rows": rows,
+        "seconds": times,
+        "overlap": measure_overlap(bench, rounds),
+    }
+    workers.close()
+    return report
+
+
+def bytes_per_second(rate: str) -> float:
+    """Of a rate as ``tc`` writes it."""
+    number, unit = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate).groups()
+    return float(number) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[unit] / 8
+
+
+def ratios_of(report: dict[str, Any]) -> dict[str, float]:
+    """What the table is read for."""
+    medians = {name: median(values) for name, values in report["seconds"].items()}
+    ours = min(medians["float32, ring"], medians["float32, sharded server"])
+    size, rate = report["settings"]["workers"], report["settings"]["rate"]
+    rows = report["rows"].values()
+    off = [row["sent"] / row["predicted"] for row in rows if row["predicted"] and row["sent"]]
+    overlap = report["overlap"]
+    ratios = {
+        "int8_one_sided_over_fp32": medians["int8 one-sided, ring of 8-bit lanes"] / ours,
+        "int8_two_sided_over_fp32": medians["int8 two-sided, sharded server"] / ours,
+        "int4_two_sided_over_fp32": medians["int4 two-sided, sharded server"] / ours,
+        "overlap_over_max": overlap["step"] / max(overlap["computation"], overlap["communication"]),
+    }
+    if rate:
+        limit = 2 * (size - 1) / size * 4 * report["settings"]["count"] / bytes_per_second(rate)
+        ratios["fp32_of_limit"] = limit / ours
+        ratios["torch_gloo_of_limit"] = limit / medians["float32, torch.distributed Gloo"]
+    if off:
+        ratios["bytes_measured_over_predicted"] = max(off, key=lambda ratio: abs(ratio - 1))
+    return ratios
+
+
+def table_of(report: dict[str, Any]) -> str:
+    """In the manner of nccl-tests: bandwidths in MB/s; effective: of the float32 it stands for."""
+    settings, lines = report["settings"], []
+    size, count = settings["workers"], settings["count"]
+    for name, row in report["rows"].items():
+        spent = median(report["seconds"][name])
+        sent = row["predicted"] or row["sent"]
+        lines.append(
+            [
+                name,
+                f"{4 * count / 2**20:.1f}",
+                f"{1e3 * spent:.0f}",
+                f"{1e3 * row['codec']:.0f}" if "codec" in row else "",
+                f"{4 * count / spent / 1e6:.1f}",
+                f"{sent / size / spent / 1e6:.1f}",
+                f"{2 * (size - 1) / size * 4 * count / spent / 1e6:.1f}",
+                f"{row['error']:.2g}",
+                row["wrong"],
+                f"{row['predicted'] / 2**20:.1f}" if row["predicted"] else "",
+                f"{row['sent'] / 2**20:.1f}",
+            ]
+        )
+    header = ["protocol", "MiB", "ms", "codec ms", "algbw", "busbw", "eff. busbw", "error", "#wrong"]
+    header += ["MiB sent, predicted", "measured"]
+    title = f"{size} workers, {settings['rate'] or 'rate not given'}, {count:,} numbers"
+    overlap = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in report["overlap"].items())
+    return (
+        f"{title}\n{tabulate(lines, header, tablefmt='github', disable_numparse=True)}\noverlap: {overlap}\n"
+    )
+
+
+def in_a_box(rate: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start the workers in a box of this rate; worker 0's report."""
+    name = f"bench-{os.getpid()}"
+    made = box.up(name, nodes=arguments.nodes, rate=rate)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            answer = Path(folder) / "report.json"
+            program = [sys.executable, __file__, "--rates", rate, "--worker-report", str(answer)]
+            sizes = ["--count", str(arguments.count), "--rounds", str(arguments.rounds)]
+            threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": box.CARD}
+            code = box.run_over_gloo(made, arguments.nodes, [*program, *sizes], {**os.environ, **threads})
+            if code:
+                raise SystemExit(f"a worker ended with code {code}")
+            return json.loads(answer.read_text())
+    finally:
+        box.down(name)
+
+
+def main() -> None:
+    """Measure, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(description="the exchange protocols over real links")
+    parser.add_argument("--rates", default="100mbit,1gbit", help="rates of the links (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=6, help="nodes of the box")
+    parser.add_argument("--count", type=int, default=12_000_000, help="numbers in the gradient")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions after a warm-up")
+    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    rates = arguments.rates.split(",")
+    place = launched()
+    if place.size > 1:
+        report = work(arguments.count, arguments.rounds, rates[0])
+        if place.rank > 0:
+            return
+        if arguments.worker_report:
+            arguments.worker_report.write_text(json.dumps(report))
+            return
+        reports = [report]
+    else:
+        try:
+            reports = [in_a_box(rate, arguments) for rate in rates]
+        except box.BoxError as error:
+            raise SystemExit(str(error)) from None
+    ratios: dict[str, float] = {}
+    for number, report in enumerate(reports):
+        print(table_of(report))
+        suffix = f"_{report['settings']['rate']}" if number else ""
+        ratios |= {name + suffix: ratio for name, ratio in ratios_of(report).items()}
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"reports": reports, "ratios": ratios}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

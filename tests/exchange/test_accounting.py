@@ -1,0 +1,60 @@
+"""Bytes on the network, by the paper's own table."""
+
+import pytest
+import torch
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
+from hpcdat.exchange.accounting import traffic
+from hpcdat.exchange.codecs import Cast, Quantized
+from hpcdat.exchange.plan import make_plan
+from hpcdat.exchange.quantizer import Quantizer
+from hpcdat.job import Exchange
+
+RESNET50 = 25_557_032
+FLOAT = Cast(torch.float32)
+
+
+def mebibytes(protocol, codec, back=FLOAT):
+    return traffic(protocol, RESNET50, 6, codec, back).total / 2**20
+
+
+@pytest.mark.parametrize("codec, paper", [(FLOAT, 2924), (16, 1462), (8, 731)])
+def test_all_gather_of_table_4(codec, paper):
+    """ResNet-50, M = 6, one norm for all: 30 vectors."""
+    codec = Quantized(Quantizer(codec, block=None)) if isinstance(codec, int) else codec
+    assert mebibytes("allgather", codec) == pytest.approx(paper, abs=1.0)
+
+
+def test_two_sided_parameter_server_of_table_4():
+    codec = Quantized(Quantizer(8, block=None))
+    assert mebibytes("parameter_server", codec, codec) == pytest.approx(244, abs=0.5)
+
+
+def test_a_ring_sends_two_vectors_less_a_share_from_each_worker():
+    sent = traffic("ring", 1000, 5, FLOAT, FLOAT)
+    assert sent.total == 2 * 4 * 4000 and sent.busiest == pytest.approx(2 * 4 / 5 * 4000)
+    lanes = traffic("ring", 1024, 6, Quantized(Quantizer(8, levels=21)), FLOAT)
+    assert lanes.total == 2 * 5 * (1024 + 2 * 4), "four lanes in four bytes, and a norm for each block"
+
+
+def test_the_card_of_one_server_carries_what_all_send():
+    busiest = traffic("parameter_server", 1000, 6, FLOAT, FLOAT).busiest
+    assert busiest == 5 * 4000 and traffic("sharded_server", 1000, 6, FLOAT, FLOAT).busiest < busiest / 2
+
+
+def team(size):
+    workers = Workers()
+    workers.size = size
+    return workers
+
+
+def test_lanes_that_do_not_pay_are_told_with_the_number():
+    assert make_plan(Exchange(bits=8), team(6)).remark == ""
+    assert (
+        "takes 16.0 bits each, where sharded_server takes 8" in make_plan(Exchange(bits=8), team(64)).remark
+    )
+    narrow = make_plan(Exchange(bits=8, lane_bits=8), team(16))
+    assert narrow.codec.quantizer.levels == 7 and "leave 7 levels of 127" in narrow.remark
+    with pytest.raises(InputError, match=r"8 bits cannot hold the sum of 200 workers' codes: take 9 or more"):
+        make_plan(Exchange(bits=8, lane_bits=8), team(200))

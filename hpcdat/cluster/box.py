@@ -249,7 +249,10 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
         _run(*tc, "qdisc", "add", "dev", device, "root", "handle", "1:", *bucket)
     if float(delay.rstrip("ums")) or float(loss.rstrip("%")):
         netem = ["netem", "delay", delay, "loss", loss, "limit", "100000"]
-        _run("tc", "-n", namespace, "qdisc", "add", "dev", CARD, "parent", "1:1", "handle", "10:", *netem)
+        try:
+            _run("tc", "-n", namespace, "qdisc", "add", "dev", CARD, "parent", "1:1", "handle", "10:", *netem)
+        except BoxError as error:
+            raise BoxError(f"delay and loss need the kernel's netem, which is not here ({error})") from None
 
 
 def _remove(box: Box) -> None:
@@ -279,7 +282,7 @@ def _wait(processes: list[subprocess.Popen]) -> int:
     """Wait for all; when one fails, or this process is told to end, end the others."""
     code = 0
     with _ended_with_us(processes):
-        while any(process.poll() is None for process in processes):
+        while [process for process in processes if process.poll() is None]:
             failed = next((p.returncode for p in processes if p.returncode), 0)
             if failed and not code:
                 code = failed if failed > 0 else 128 - failed

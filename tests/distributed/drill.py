@@ -25,9 +25,11 @@ TIMES = ("total_seconds", "communication_seconds", "waited_seconds", "data_secon
 
 
 def command(run_dir, workers, epochs):
-    """A run that writes a checkpoint after nearly every step."""
+    """A run that writes a checkpoint after nearly every step, and has much to remember."""
     settings = [f"run_dir={run_dir}", f"epochs={epochs}", "attack.steps=2", "checkpoint_minutes=0.0001"]
     settings += ["evaluation.every=2", "evaluation.steps=3", "data.augmentation=crop-flip"]
+    settings += ["early_stopping.patience=1000", "exchange.error_feedback=true"]
+    settings += ["exchange.protocol=sharded_server", "exchange.bits=4", "exchange.two_sided=true"]
     return [sys.executable, "-m", "hpcdat", "train", str(DEMO), "--set", *settings, "-np", str(workers)]
 
 

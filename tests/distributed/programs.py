@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import hpcdat.models
+from hpcdat import run
 from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal, named_state
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
@@ -185,6 +186,59 @@ def nodes_of_two(workers):
     return sums
 
 
+def bytes_on_the_wire(workers):
+    """What was predicted, and what the network cards of all nodes have sent, by protocol."""
+    count, answers = 3_000_000, {}
+    torch.set_num_threads(1)
+    x = torch.randn(count, generator=torch.Generator().manual_seed(workers.rank))
+    for name, settings in {
+        "ring": Exchange(),
+        "ring of lanes": Exchange(bits=8),
+        "allgather": Exchange(protocol="allgather", bits=8),
+        "parameter_server": Exchange(protocol="parameter_server", bits=8, two_sided=True),
+        "sharded_server": Exchange(protocol="sharded_server", bits=8, two_sided=True),
+        "sharded_server in bfloat16": Exchange(protocol="sharded_server", bits=4, sum_format="bfloat16"),
+    }.items():
+        plan = make_plan(settings, workers)
+        workers.gather(None, "ready")
+        before = sent_bytes()
+        run_now(plan.protocol(workers, x, Draw(0, 0, 0, 0, torch.device("cpu")), name, None))
+        workers.gather(None, "done")
+        time.sleep(0.1)
+        sent = sum(workers.gather(sent_bytes() - before, "sent"))
+        answers[name] = [plan.traffic(count).total, sent]
+    return answers
+
+
+def sent_bytes():
+    """By the node's network cards, as the kernel counts."""
+    lines = [
+        line.replace(":", " ").split() for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    ]
+    return sum(int(fields[9]) for fields in lines if fields[0] != "lo")
+
+
+def one_gradient_is_not_a_number(workers, root, run_dir, *settings):
+    """The last worker's gradient has a NaN in the second step of the first epoch, and only there."""
+    gradient = Trainer.local_gradient
+
+    def spoilt(trainer, *batch):
+        cost = gradient(trainer, *batch)
+        first = trainer.state.epoch == 0 and trainer.state.step == 1
+        if first and trainer.workers.rank == trainer.workers.size - 1:
+            trainer.model[1].classifier.weight.grad[0, 0] = float("nan")
+        return cost
+
+    Trainer.local_gradient = spoilt
+    # Exchanged once the backward pass is over, when the gradient has been spoilt.
+    always = ["epochs=1", "attack.steps=1", "evaluation.steps=1", "exchange.overlap=false"]
+    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *always, *settings])
+    train(job, workers, StopRequest())
+    folder = RunFolder(job.run_dir)
+    weights = torch.cat([p.flatten().float() for p in folder.newest_checkpoint().model.values()])
+    return [folder.metrics("epoch")[0]["skipped_steps"], bool(weights.isfinite().all())]
+
+
 def without_batch_norm(channels, num_classes):
     """A net on which the samples of a batch do not see each other."""
     return nn.Sequential(
@@ -258,6 +312,14 @@ def collapse(workers, root, run_dir, *settings):
         "overfitting": [line["epoch"] for line in folder.metrics("overfitting")],
         "kept": [checkpoint.epoch, bool(checkpoint.model["1.classifier.weight"].any())],
     }
+
+
+def train_seeds(workers, root, run_dir, *settings):
+    """TA and RA of three seeds of a shortened demo."""
+    short = ["epochs=8", "attack.steps=3", "schedule.decay_epochs=[6]", "evaluation.every=0"]
+    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *short, *settings])
+    results = run.train_seeds(job, 3, workers, StopRequest())
+    return [[result.ta, result.ra] for result in results.values()]
 
 
 def one_is_slow(workers, root, run_dir):

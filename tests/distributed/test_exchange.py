@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hpcdat.data.digits import write_digits
 from tests.distributed.programs import EXCHANGES, vector_of
 from tests.distributed.ranks import run_program
 from tests.exchange import oracle
@@ -41,3 +42,44 @@ def test_inside_a_node_nothing_is_rounded(tmp_path, transport):
     for name, total in answers[0].items():
         step = 0 if name.endswith(" 32") else 2 * 990 / 127
         assert np.abs(np.array(total) - exact).max() <= step, name
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["exchange.bits=8"],
+        ["exchange.bits=4", "exchange.protocol=sharded_server", "exchange.two_sided=true"],
+        ["exchange.bits=1", "exchange.protocol=allgather", "exchange.error_feedback=true"],
+        ["exchange.bits=32", "exchange.protocol=parameter_server"],
+    ],
+    ids=lambda settings: " ".join(settings).replace("exchange.", ""),
+)
+def test_a_gradient_that_is_not_a_number_is_a_step_skipped_by_all(tmp_path, digits, settings):
+    answers = run_program(
+        "one_gradient_is_not_a_number", "MPI", 2, tmp_path, digits, tmp_path / "run", *settings
+    )
+    assert answers == [[1, True]] * 2
+
+
+def test_8_bits_train_to_the_same_accuracy(tmp_path, digits):
+    """Digits, 8 epochs, three seeds, two workers; within two points of TA and four of RA."""
+    means = {}
+    for name, settings in {
+        "float32": [],
+        "one-sided": ["exchange.bits=8"],
+        "two-sided": ["exchange.bits=8", "exchange.protocol=sharded_server", "exchange.two_sided=true"],
+    }.items():
+        run_dir = tmp_path / name
+        answers = run_program("train_seeds", "MPI", 2, run_dir, digits, run_dir / "run", *settings)
+        means[name] = np.mean(answers[0], axis=0)
+    exact = means.pop("float32")
+    assert exact[0] > 0.95 and exact[1] > 0.5
+    for name, (ta, ra) in means.items():
+        assert abs(ta - exact[0]) < 0.02 and abs(ra - exact[1]) < 0.04, (name, ta, ra, exact)

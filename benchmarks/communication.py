@@ -58,7 +58,7 @@ OURS = {
     "int4 two-sided, sharded server": Exchange(protocol="sharded_server", bits=4, two_sided=True),
     "int8, all-gather": Exchange(protocol="allgather", bits=8),
 }
-BUCKET = 2**19
+BUCKET = 2**20
 """Numbers exchanged together."""
 
 CPU = torch.device("cpu")

@@ -122,8 +122,7 @@ class GradientExchange:
         _finish_computing(riders.device)
         start = time.perf_counter()
         while self._next < len(self.buckets):
-            self._submit(self.buckets[self._next])
-        self._run(self._exact([riders], "riders"), lambda _: None)
+            self._submit(self.buckets[self._next], riders)
         self._engine.wait()
         _finish_computing(riders.device)
         self.spent.waited += time.perf_counter() - start
@@ -184,19 +183,23 @@ class GradientExchange:
                 }
 
     def _arrived(self, parameter: nn.Parameter) -> None:
-        """A gradient is there: start every bucket whose turn it is and that has all of its own."""
+        """A gradient is there: start every bucket whose turn it is and that has all of its own.
+
+        The last one waits for the riders: it is ready when the backward pass is over.
+        """
         if not self._active:
             return
         self._bucket_of[parameter].missing -= 1
-        while self._next < len(self.buckets) and self.buckets[self._next].missing == 0:
+        while self._next < len(self.buckets) - 1 and self.buckets[self._next].missing == 0:
             self._submit(self.buckets[self._next])
 
-    def _submit(self, bucket: Bucket) -> None:
+    def _submit(self, bucket: Bucket, riders: Tensor | None = None) -> None:
         self._next += 1
         gradients = [p.grad for p in bucket.parameters]
         name = f"gradients {bucket.number}"
         if not bucket.coded:
-            self._run(self._exact(gradients, name), lambda _: None)
+            last = bucket is self.buckets[-1]
+            self._run(self._exact([*gradients, riders] if last else gradients, name), lambda _: None)
             return
 
         def deliver(total: Tensor) -> None:
@@ -224,6 +227,8 @@ def make_buckets(
 ) -> list[Bucket]:
     """Divide parameters into buckets, last layers first, as the backward pass comes to them.
 
+    The last bucket is an exact one, if need be an empty one.
+
     Args:
         named: parameters with their names, first layer first.
         settings: sizes, blocks and the names of those that stay exact.
@@ -242,8 +247,10 @@ def make_buckets(
             bucket = filling[coded] = Bucket(len(buckets), [], coded, memory)
             buckets.append(bucket)
         bucket.parameters.append(parameter)
-    # Small exact tensors are ready when the first layer is: they come last.
+    # Small exact tensors are ready when the first layer is: they come last, and riders with them.
     buckets.sort(key=lambda bucket: not bucket.coded)
+    if not buckets or buckets[-1].coded:
+        buckets.append(Bucket(len(buckets), [], coded=False))
     for number, bucket in enumerate(buckets):
         bucket.number = number
     return buckets

@@ -18,6 +18,7 @@ from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.errors import HpcdatError, InputError
 from hpcdat.evaluation.accuracy import Evaluator
+from hpcdat.exchange.compression import QuantizedSum
 from hpcdat.exchange.plan import make_plan
 from hpcdat.exchange.protocols import Draw, Memory
 from hpcdat.job import Exchange
@@ -237,6 +238,35 @@ def one_gradient_is_not_a_number(workers, root, run_dir, *settings):
     folder = RunFolder(job.run_dir)
     weights = torch.cat([p.flatten().float() for p in folder.newest_checkpoint().model.values()])
     return [folder.metrics("epoch")[0]["skipped_steps"], bool(weights.isfinite().all())]
+
+
+def drop_in(workers, op):
+    """A plain Horovod script with the quantizer as its compression: loss before, loss after, weights."""
+    import horovod.torch as hvd
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 1))
+    generator = torch.Generator().manual_seed(workers.rank)
+    x = torch.randn(256, 20, generator=generator)
+    y = x[:, :3].sum(1, keepdim=True)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.05),
+        named_parameters=model.named_parameters(),
+        op=getattr(hvd, op),
+        compression=QuantizedSum(bits=8),
+    )
+    losses = []
+    try:
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    except InputError as error:
+        return str(error)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return [losses[0], losses[-1], weights.tolist()]
 
 
 def without_batch_norm(channels, num_classes):

@@ -83,3 +83,16 @@ def test_8_bits_train_to_the_same_accuracy(tmp_path, digits):
     assert exact[0] > 0.95 and exact[1] > 0.5
     for name, (ta, ra) in means.items():
         assert abs(ta - exact[0]) < 0.02 and abs(ra - exact[1]) < 0.04, (name, ta, ra, exact)
+
+
+@pytest.mark.parametrize("transport", ["MPI", "Gloo"])
+def test_any_horovod_script_can_use_the_quantizer(tmp_path, transport):
+    answers = run_program("drop_in", transport, 3, tmp_path, "Sum")
+    first, last, weights = zip(*answers, strict=True)
+    assert max(last) < 0.05 * min(first)
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_a_horovod_script_that_averages_codes_is_told(tmp_path):
+    for answer in run_program("drop_in", "MPI", 2, tmp_path, "Average"):
+        assert "needs hvd.DistributedOptimizer(..., op=hvd.Sum)" in answer

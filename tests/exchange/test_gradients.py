@@ -1,0 +1,96 @@
+"""Which gradients travel together, in which order, and what they become."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.exchange.gradients import GradientExchange, make_buckets
+from hpcdat.job import Exchange
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 20), nn.Linear(20, 5)
+    )
+
+
+@given(st.sampled_from([1e-5, 1e-3, 25.0]), st.booleans(), st.sampled_from([64, "bucket", "tensor"]))
+def test_every_parameter_is_in_one_bucket_and_last_layers_come_first(size, coding, block):
+    model = net()
+    settings = Exchange(bucket_mb=size, block=block, exact=["4.*"])
+    buckets = make_buckets(list(model.named_parameters()), settings, coding=coding)
+    placed = [p for bucket in buckets for p in bucket.parameters]
+    assert len(placed) == len(set(placed)) == len(list(model.parameters()))
+    assert [bucket.number for bucket in buckets] == list(range(len(buckets)))
+    assert not buckets[-1].coded, "riders go with the last one, exactly"
+    for bucket in buckets:
+        for parameter in bucket.parameters:
+            name = next(n for n, p in model.named_parameters() if p is parameter)
+            assert bucket.coded == (coding and parameter.dim() > 1 and not name.startswith("4."))
+        assert len(bucket.parameters) <= 1 or 4 * bucket.count <= size * 2**20
+        assert block != "tensor" or not bucket.coded or len(bucket.parameters) == 1
+    order = [id(p) for p in model.parameters()]
+    coded = [order.index(id(p)) for bucket in buckets if bucket.coded for p in bucket.parameters]
+    assert coded == sorted(coded, reverse=True)
+
+
+def exchanged(model, settings, seed=0):
+    """Gradients after an exchange of one worker, and its riders."""
+    exchange = GradientExchange(Workers(), model, settings, seed)
+    model.zero_grad(set_to_none=True)
+    exchange.begin(0, 3)
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model(x).square().sum().backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    riders = torch.tensor([1.5, 0.0])
+    exchange.finish(riders)
+    assert riders.tolist() == [1.5, 0.0]
+    return before, [p.grad for p in model.parameters()], exchange
+
+
+def test_biases_and_batch_norm_stay_exact_and_weights_are_rounded():
+    torch.manual_seed(0)
+    model = net()
+    before, after, _ = exchanged(model, Exchange(bits=8, block=64, exact=["3.*"], overlap=False))
+    for (name, p), old, new in zip(model.named_parameters(), before, after, strict=True):
+        assert torch.equal(old, new) == (p.dim() == 1 or name.startswith("3.")), name
+        assert torch.allclose(old, new, atol=(2 * old.abs().max() / 127).item())
+
+
+def test_beside_the_backward_pass_comes_the_same_as_after_it():
+    torch.manual_seed(0)
+    model = net()
+    after = [
+        [g.clone() for g in exchanged(model, Exchange(bits=4, bucket_mb=1e-3, overlap=overlap))[1]]
+        for overlap in (False, True)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
+
+
+def test_gradients_that_are_not_there_count_as_zero():
+    model = net()
+    exchange = GradientExchange(Workers(), model, Exchange(bits=8), 0)
+    exchange.begin(0, 0)
+    exchange.finish(torch.zeros(1))
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
+def test_error_feedback_telescopes_and_forgets_steps_that_do_not_count():
+    """Sum of what arrived = sum of what was sent, less what is still kept."""
+    model = nn.Linear(40, 30, bias=False)
+    exchange = GradientExchange(Workers(), model, Exchange(bits=2, block=64, error_feedback=True), 0)
+    generator = torch.Generator().manual_seed(0)
+    sent = arrived = torch.zeros(30, 40, dtype=torch.float64)
+    for step in range(20):
+        model.weight.grad = torch.randn(30, 40, generator=generator)
+        counts = step % 5 != 3
+        sent = sent + (model.weight.grad.double() if counts else 0)
+        exchange.begin(0, step)
+        exchange.finish(torch.zeros(1))
+        exchange.settle(counts=counts)
+        arrived = arrived + (model.weight.grad.double() if counts else 0)
+    (kept,) = [rows["worker"][0] for rows in exchange.gather_state() if rows]
+    assert torch.allclose(sent, arrived + kept.view(30, 40), atol=1e-4)
+    assert (sent - arrived).abs().max() > 0.1

@@ -18,6 +18,7 @@ from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.errors import Exit, HpcdatError
+from hpcdat.job import Job
 from hpcdat.job_file import read_job
 from hpcdat.record import Result, RunFolder
 from hpcdat.report.table import result_table
@@ -86,7 +87,7 @@ def train(
             return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
         return train_seeds(resolved, seeds, team, stop, overwrite=overwrite)
 
-    results = _as_worker(work, resolved.stall_timeout)
+    results = _as_worker(work, resolved)
     if results is not None:
         print(f"\n{result_table(results, mean=seeds > 1)}")
 
@@ -113,7 +114,7 @@ def evaluate(
 
         return {run: evaluate(run, replaced, team, stop)}
 
-    results = _as_worker(work, resolved.stall_timeout)
+    results = _as_worker(work, resolved)
     if results is not None:
         print(result_table(results))
 
@@ -230,11 +231,11 @@ def _without_np(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _as_worker(work: Callable[[Workers, StopRequest], T], stall_timeout: float) -> T | None:
+def _as_worker(work: Callable[[Workers, StopRequest], T], job: Job) -> T | None:
     """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
     stop = StopRequest()
     try:
-        team = start_workers(stall_timeout)
+        team = start_workers(job.stall_timeout, divisible=job.exchange.protocol == "hierarchical")
     except HpcdatError as error:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)

@@ -174,18 +174,20 @@ class HorovodWorkers(Workers):
     Args:
         place: what the launcher said.
         stall_timeout: longest wait for the others, seconds.
+        divisible: whether they may be divided into teams.
 
     Raises:
         WorkerError: Horovod sees another number of workers than the launcher started.
     """
 
-    def __init__(self, place: Launched, stall_timeout: float) -> None:
+    def __init__(self, place: Launched, stall_timeout: float, *, divisible: bool = False) -> None:
         super().__init__(place.launcher)
         if place.launcher == "srun":
             meet_under_srun()
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(stall_timeout)))
         os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
-        os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
+        if divisible:
+            os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
         self._watchdog = Watchdog(stall_timeout, f"worker {place.rank} on {self.host}")
         with self._watchdog.waiting("to meet"):
             import horovod.torch as hvd
@@ -323,11 +325,13 @@ class _Handle:
             return self._result(hvd.synchronize(self._handle))
 
 
-def start_workers(stall_timeout: float) -> Workers:
+def start_workers(stall_timeout: float, *, divisible: bool = False) -> Workers:
     """Join the other workers of this run, or be the only one.
 
     Args:
         stall_timeout: longest wait for the others, seconds.
+        divisible: whether they may be divided into teams. Horovod then takes a lock for as long as it
+            talks to the other workers, which every new collective waits for, so only where it is needed.
 
     Raises:
         WorkerError: the workers could not find each other.
@@ -336,7 +340,7 @@ def start_workers(stall_timeout: float) -> Workers:
     if place.size == 1:
         return Workers(place.launcher)
     try:
-        return HorovodWorkers(place, stall_timeout)
+        return HorovodWorkers(place, stall_timeout, divisible=divisible)
     except ImportError as error:
         raise WorkerError(f"{place.size} workers need Horovod, which does not start: {error}") from error
     except RuntimeError as error:

@@ -383,7 +383,7 @@ def fit(model, images, job):
 
 def main():
     name, folder, *arguments = sys.argv[1:]
-    workers = start_workers(60)
+    workers = start_workers(60, divisible=name in ("collectives", "nodes_of_two"))
     answer = globals()[name](workers, *arguments)
     Path(folder, f"{name}.{workers.rank}.json").write_text(json.dumps(answer))
     workers.close()

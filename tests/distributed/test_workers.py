@@ -26,11 +26,12 @@ def test_collectives(tmp_path, transport, size):
         assert (answer["rank"], answer["size"], answer["transport"]) == (rank, size, transport)
         assert answer["local"] == [rank, size, 1]
         assert answer["sums"] == [[total] * 3, [total - size]]
-        assert answer["gradients"] == [[total - size] * 4, [float(size)] * 5]
-        assert answer["riders"] == [0.5 * size, 1.0]
-        assert answer["seconds"] > 0
-        # 9 float32 numbers round the ring: each worker sends 2 (M - 1) / M of them.
-        assert answer["megabytes"] == pytest.approx(2 * (size - 1) * 36 / 2**20)
+        assert answer["alltoall"] == [[2 * rank + 100 * r, 2 * rank + 1 + 100 * r] for r in range(size)]
+        assert answer["allgather"] == [[r, r] for r in range(size)]
+        assert answer["gather"] == ([[r, r] for r in range(size)] if rank == 0 else [])
+        mates = list(range(rank % 2, size, 2))
+        place = [mates.index(rank), len(mates)]
+        assert answer["team"] == [*place, [sum(mates)] * 2, [mates[0]] * 2, [mates[-1]] * 2]
         assert answer["max"] == [size - 1, 0]
         assert answer["broadcast"] == [0.0, 0.0]
         assert answer["gathered"] == [{"rank": r, "é": None} for r in range(size)]
@@ -82,6 +83,7 @@ def train(name, transport, size, folder, digits):
     [
         ("dat-pgd", "MPI", 2),
         ("dat-pgd", "Gloo", 2),
+        ("dat-pgd", "MPI", 3),
         ("dat-pgd", "MPI", 4),
         ("dat-pgd", "Gloo", 4),
         ("dat-pgd l2, lambda", "MPI", 2),

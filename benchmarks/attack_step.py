@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from statistics import median
 import foolbox
 import torch
 from tabulate import tabulate
+from timing import seconds
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -91,17 +91,6 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     processor = Path("/proc/cpuinfo")
     return processor.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", processor.read_text()))
-
-
-def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Wall-clock time of the work, the device's included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def measure(rounds: int, device: torch.device) -> dict[str, list[float]]:

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
 from tabulate import tabulate
+from timing import seconds
 from torch import Tensor
 
 from hpcdat.cluster.workers import Workers
@@ -68,17 +68,6 @@ def by_binomial(p: Tensor) -> Tensor:
 def by_comparison(p: Tensor) -> Tensor:
     """The quicker way: uniform numbers, compared."""
     return (torch.rand_like(p) < p).float()
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:

@@ -311,14 +311,15 @@ class Trainer:
         )
 
     def _record(self, rate: float) -> None:
-        totals = self.state.totals
+        totals, traffic = self.state.totals, self.exchange.traffic()
         cost = totals.cost / totals.images if totals.images else math.nan
         self.state.log(
             event="epoch",
             epoch=self.state.epoch,
             lr=rate,
             **asdict(totals) | {"cost": cost if totals.images else None},
-            megabytes=self.exchange.traffic().total / 2**20,
+            megabytes=traffic.total / 2**20,
+            megabytes_busiest_card=traffic.busiest / 2**20,
             workers=self._step_times(),
         )
         self.progress.say(

@@ -12,6 +12,9 @@ from hpcdat.data.images import DataError, Images
 
 DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
+SECONDS_TO_FETCH = 3600
+"""How long a worker waits for another one that fetches the same files."""
+
 
 def read_cifar(source: str, root: Path, *, download: bool) -> tuple[Images, Images]:
     """The training and the test images, with their pixels in memory (about 180 MB).
@@ -32,7 +35,7 @@ def read_cifar(source: str, root: Path, *, download: bool) -> tuple[Images, Imag
     try:
         if download:
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / ".download.lock"):
+            with FileLock(root / ".download.lock", timeout=SECONDS_TO_FETCH):
                 dataset(root, train=True, download=True)
         splits = [dataset(root, train=train, download=False) for train in (True, False)]
     except RuntimeError:

@@ -13,7 +13,7 @@ from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.batches import evaluation_batches
-from hpcdat.errors import Stopped
+from hpcdat.errors import InputError, Stopped
 from hpcdat.job import Evaluation, Norm
 from hpcdat.objectives import clean_loss
 from hpcdat.progress import Progress
@@ -86,6 +86,7 @@ class Evaluator:
 
         Raises:
             Stopped: a stop was asked for; there is no result.
+            InputError: no image can be read.
         """
         device = next(model.parameters()).device
         counts = torch.zeros(3, dtype=torch.int64, device=device)
@@ -107,6 +108,8 @@ class Evaluator:
             model.train(was_training)
         counts = counts.cpu()
         self.workers.sum([counts], f"counts of the {self.label}")
+        if counts[0] == 0:
+            raise InputError(f"{self.label}: none of its images can be read", everywhere=True)
         return Accuracy(*counts.tolist())
 
     def _count(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

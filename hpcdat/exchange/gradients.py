@@ -161,12 +161,13 @@ class GradientExchange:
             "shapes of error feedback",
         )
         gathered = []
-        for number, memory in enumerate(own):
-            wanted = {place: shape for worker in shapes for place, shape in worker[number].items()}
+        for bucket, memory in zip(self.buckets, own, strict=True):
+            wanted = {place: shape for worker in shapes for place, shape in worker[bucket.number].items()}
             gathered.append(
                 {
                     place: self.workers.start_allgather(
-                        memory.get(place, torch.zeros(wanted[place])), f"error feedback {place}"
+                        memory.get(place, bucket.parameters[0].new_zeros(wanted[place])),
+                        f"error feedback {bucket.number} {place}",
                     ).wait()
                     for place in sorted(wanted)
                 }

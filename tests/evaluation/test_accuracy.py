@@ -1,9 +1,11 @@
 """TA and RA where they are known."""
 
+import pytest
 import torch
 from torch import nn
 
 from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Evaluator
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
@@ -67,3 +69,13 @@ def test_a_stronger_attack_finds_no_fewer():
         job = read_job(DEMO, [f"evaluation.eps={eps}"])
         robust.append(evaluated(Threshold(), loader, 41, job).robust)
     assert robust == sorted(robust, reverse=True) and robust[0] == 41 and robust[-1] == 0
+
+
+def test_images_of_which_none_can_be_read_are_told():
+    class Unreadable:
+        def read(self, batches, seed):
+            for _ in batches:
+                yield torch.empty(0, 1, 2, 2), torch.empty(0, dtype=torch.int64)
+
+    with pytest.raises(InputError, match="none of its images can be read"):
+        evaluated(Threshold(), Unreadable(), 7, read_job(DEMO))

@@ -27,6 +27,7 @@ def _fraction(value: Any) -> Any:
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, allow_inf_nan=False)]
 Norm = Literal["linf", "l2"]
+Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
 
 @dataclass(frozen=True)
@@ -183,16 +184,21 @@ class Optimizer(Settings):
 class Exchange(Settings):
     """The exchange of gradients between the workers: steps 4 to 7 of Algorithm 1."""
 
-    protocol: Literal["ring", "allgather", "parameter_server", "sharded_server", "hierarchical"] = "ring"
+    protocol: Literal["ring", "allgather", "parameter_server", "sharded_server", "hierarchical", "auto"] = (
+        "ring"
+    )
     """`ring`: all-reduce, of codes on a common grid; `allgather`: all receive all codes;
     `parameter_server`: worker 0 adds; `sharded_server`: each worker adds a shard; `hierarchical`:
-    float32 inside a node, `across` between nodes"""
+    float32 inside a node, `across` between nodes; `auto`: what is fastest, bits and `bucket_mb` with it,
+    by a measurement of the links at the start of the run"""
     across: Literal["ring", "allgather", "parameter_server", "sharded_server"] = "ring"
     """`hierarchical`: the protocol between nodes"""
-    bits: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32] = 32
+    bits: Bits = 32
     """bits of a coordinate, sign included: codes of the quantizer (A5), (A6); 32: float32, nothing lost"""
+    bits_allowed: Annotated[list[Bits], Field(min_length=1)] = [32, 8]
+    """`auto`: the bits to choose from; fewer are chosen only where they save a tenth of the time"""
     two_sided: bool = False
-    """the sum is quantised too (step 7), with the servers' protocols"""
+    """the sum is quantised too (step 7), with the servers' protocols; `auto`: it may be"""
     sum_format: Literal["float32", "bfloat16"] = "float32"
     """what a server sends the sum in, one-sided"""
     norm: Literal["max", "l2"] = "max"
@@ -210,6 +216,14 @@ class Exchange(Settings):
     """MiB of gradients that are exchanged together"""
     overlap: bool = True
     """exchange buckets while the backward pass still computes others"""
+
+    def in_words(self) -> str:
+        """Protocol and bits: ``ring, 32 bits`` or ``sharded_server, 8 bits two-sided``."""
+        protocol = self.protocol
+        if protocol == "hierarchical":
+            protocol += f" ({self.across})"
+        bits = self.bits if self.bits == "float16" else f"{self.bits} bits"
+        return f"{protocol}, {bits}{' two-sided' if self.two_sided else ''}"
 
 
 class Schedule(Settings):
@@ -345,8 +359,14 @@ class Job(Settings):
     def _check_exchange(self) -> None:
         exchange = self.exchange
         protocol = exchange.across if exchange.protocol == "hierarchical" else exchange.protocol
-        coded = exchange.bits not in (32, "float16")
-        served = protocol in ("parameter_server", "sharded_server")
+        free = protocol == "auto"
+        if exchange.bits_allowed != Exchange().bits_allowed and not free:
+            raise _refusal("exchange.bits_allowed", "nothing: it is for exchange.protocol auto")
+        if free and exchange.bits != Exchange().bits:
+            raise _refusal("exchange.bits", "nothing with protocol auto: bits_allowed bounds its choice")
+        bits = exchange.bits_allowed if free else [exchange.bits]
+        coded = any(b not in (32, "float16") for b in bits)
+        served = free or protocol in ("parameter_server", "sharded_server")
         if exchange.two_sided and not (served and coded):
             raise _refusal(
                 "exchange.two_sided", "false, or codes and a server that quantises their sum (sharded_server)"
@@ -356,7 +376,7 @@ class Job(Settings):
         if exchange.lane_bits and not (protocol == "ring" and coded):
             raise _refusal("exchange.lane_bits", "nothing: lanes are for codes in a ring")
         if exchange.error_feedback and not coded:
-            raise _refusal("exchange.error_feedback", f"false: with bits {exchange.bits} there are no codes")
+            raise _refusal("exchange.error_feedback", f"false: with bits {bits} there are no codes")
 
     def _check_schedule(self) -> None:
         schedule = self.schedule

@@ -18,7 +18,7 @@ from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy, Evaluator
 from hpcdat.files import write_text
-from hpcdat.job import METHODS, Exchange, Job
+from hpcdat.job import METHODS, Job
 from hpcdat.judge import set_aside
 from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder, State
@@ -252,19 +252,10 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
         attack=f"PGD-{attack.steps}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
         communication=median(e["communication_seconds"] for e in whole) if whole else None,
         total=median(e["total_seconds"] for e in whole) if whole else None,
-        exchange=describe_exchange(job.exchange),
+        exchange=folder.exchange(job).in_words(),
         megabytes=epochs[-1]["megabytes"] if epochs else None,
         epoch=epoch,
     )
-
-
-def describe_exchange(settings: Exchange) -> str:
-    """Protocol and bits: ``ring, 32 bits`` or ``sharded_server, 8 bits two-sided``."""
-    protocol = settings.protocol
-    if protocol == "hierarchical":
-        protocol += f" ({settings.across})"
-    bits = settings.bits if settings.bits == "float16" else f"{settings.bits} bits"
-    return f"{protocol}, {bits}{' two-sided' if settings.two_sided else ''}"
 
 
 def in_pixel_units(eps: float) -> str:

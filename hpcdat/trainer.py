@@ -21,6 +21,7 @@ from hpcdat.data.batches import training_shares
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.exchange.choice import settle
 from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.job import Job
 from hpcdat.judge import Judge
@@ -84,7 +85,8 @@ class Trainer:
         self.progress = Progress(shown=workers.is_first)
         self.model = build_model_for(job, train).to(device)
         self.optimizer = build_optimizer(self.model, job.optimizer)
-        self.exchange = GradientExchange(workers, self.model, job.exchange, job.seed)
+        settings = settle(job.exchange, workers, self.model, folder.choice_file, self.progress)
+        self.exchange = GradientExchange(workers, self.model, settings, job.seed)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generator = torch.Generator(device)
         self.loader = open_loader(train, job.data, training=True, batch_size=job.batch_size, device=device)

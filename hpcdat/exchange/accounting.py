@@ -7,10 +7,14 @@ busiest network card. Frames, headers and acknowledgements of the transport are 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from hpcdat.exchange.codecs import Cast, Codec
 from hpcdat.exchange.protocols import lanes_for
+
+Kind = Literal["allreduce", "allgather", "alltoall", "gather", "broadcast"]
 
 
 @dataclass(frozen=True)
@@ -19,24 +23,54 @@ class Traffic:
 
     Attributes:
         total: sent by all workers together.
-        busiest: sent or received, whichever is more, by the worker that has most.
+        sent, received: by the worker that sends and receives most.
     """
 
     total: float
-    busiest: float
+    sent: float
+    received: float
+
+    @property
+    def busiest(self) -> float:
+        """Bytes of the busiest card, in its busier direction: links carry both at once."""
+        return max(self.sent, self.received)
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.total + other.total, self.busiest + other.busiest)
+        return Traffic(self.total + other.total, self.sent + other.sent, self.received + other.received)
 
 
-def all_reduce_traffic(size: float, workers: int) -> Traffic:
-    """A ring all-reduce of so many bytes: each worker sends and receives 2 (M - 1) / M of them."""
-    total = 2 * (workers - 1) * size
-    return Traffic(total, total / workers)
+@dataclass(frozen=True)
+class Collective:
+    """One collective of a protocol, as the workers call it.
+
+    Attributes:
+        kind: which.
+        size: bytes of the vector that is reduced or broadcast, of one worker's row that is gathered, or
+            of all rows that one worker sends to all.
+    """
+
+    kind: Kind
+    size: float
+
+    def traffic(self, workers: int) -> Traffic:
+        """Of so many workers; a reduction or gathering to all is a ring's."""
+        others, size = workers - 1, self.size
+        match self.kind:
+            case "allreduce":
+                total = 2 * others * size
+            case "allgather":
+                total = workers * others * size
+            case "alltoall":
+                total = others * size
+            case "gather":
+                return Traffic(others * size, 0.0, others * size)
+            case "broadcast":
+                return Traffic(others * size, others * size, 0.0)
+        return Traffic(total, total / workers, total / workers)
 
 
-def traffic(protocol: str, count: int, workers: int, codec: Codec, back: Codec) -> Traffic:
-    """Of the exchange of one vector.
+def collectives(protocol: str, count: int, workers: int, codec: Codec, back: Codec) -> list[Collective]:
+    """The collectives of the exchange of one vector, in their order.
 
     Args:
         protocol: ``ring``, ``allgather``, ``parameter_server`` or ``sharded_server``.
@@ -45,16 +79,20 @@ def traffic(protocol: str, count: int, workers: int, codec: Codec, back: Codec) 
         codec: of what the workers send.
         back: of the sum, where a server sends it.
     """
-    others = workers - 1
     sent, returned = codec.message_bytes(count), back.message_bytes(count)
     if protocol == "ring":
         if isinstance(codec, Cast):
-            return all_reduce_traffic(sent, workers)
+            return [Collective("allreduce", sent)]
         lanes = lanes_for(codec.quantizer, workers)
         words = -(-count // lanes.count) * lanes.word.itemsize
-        return all_reduce_traffic(words + 4 * codec.quantizer.blocks(count), workers)
+        return [Collective("allreduce", 4 * codec.quantizer.blocks(count)), Collective("allreduce", words)]
     if protocol == "allgather":
-        return Traffic(workers * others * sent, others * sent)
+        return [Collective("allgather", sent)]
     if protocol == "parameter_server":
-        return Traffic(others * (sent + returned), others * max(sent, returned))
-    return Traffic(others * (sent + returned), others * (sent + returned) / workers)
+        return [Collective("gather", sent), Collective("broadcast", returned)]
+    return [Collective("alltoall", sent), Collective("allgather", returned / workers)]
+
+
+def traffic(crossing: Iterable[Collective], workers: int) -> Traffic:
+    """Of several collectives of so many workers."""
+    return sum((collective.traffic(workers) for collective in crossing), start=Traffic(0, 0, 0))

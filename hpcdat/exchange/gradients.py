@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.cluster.workers import Workers
-from hpcdat.exchange.accounting import Traffic, all_reduce_traffic
+from hpcdat.exchange.accounting import Collective, Traffic, traffic
 from hpcdat.exchange.codecs import can_compile
 from hpcdat.exchange.engine import Engine
-from hpcdat.exchange.plan import COMPILED_FROM, make_plan
+from hpcdat.exchange.plan import COMPILED_FROM, Plan, make_plan
 from hpcdat.exchange.protocols import Draw, Exchanging, Memory
 from hpcdat.job import Exchange
 
@@ -42,6 +42,10 @@ class Bucket:
     def count(self) -> int:
         """Numbers in the vector."""
         return sum(p.numel() for p in self.parameters)
+
+    def collectives(self, plan: Plan) -> list[Collective]:
+        """What crosses the network for it."""
+        return plan.collectives(self.count) if self.coded else [Collective("allreduce", 4 * self.count)]
 
 
 @dataclass
@@ -76,7 +80,7 @@ class GradientExchange:
 
     def __init__(self, workers: Workers, model: nn.Module, settings: Exchange, seed: int) -> None:
         self.workers, self.settings, self.seed = workers, settings, seed
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        named = gradients_of(model)
         large = sum(p.numel() for _, p in named) >= COMPILED_FROM
         self.plan = make_plan(settings, workers, compiled=large and can_compile())
         self.buckets = make_buckets(named, settings, coding=not self.plan.is_exact)
@@ -142,13 +146,8 @@ class GradientExchange:
 
     def traffic(self) -> Traffic:
         """Bytes of one iteration on the network, computed from the messages."""
-        total = Traffic(0, 0)
-        for bucket in self.buckets:
-            if bucket.coded:
-                total += self.plan.traffic(bucket.count)
-            else:
-                total += all_reduce_traffic(4 * bucket.count, self.plan.senders)
-        return total
+        crossing = [collective for bucket in self.buckets for collective in bucket.collectives(self.plan)]
+        return traffic(crossing, self.plan.senders)
 
     def gather_state(self) -> list[dict[str, Tensor]]:
         """All workers' error feedback, on all of them: by bucket and place, (M, n) float32.
@@ -221,6 +220,11 @@ class GradientExchange:
         vector = torch.cat([g.flatten() for g in gradients]).to(torch.float32)
         draw = Draw(self.seed, *self._place, bucket.number, vector.device)
         return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.memory))
+
+
+def gradients_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that have gradients, with their names, first layer first."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def make_buckets(

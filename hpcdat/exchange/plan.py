@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
-from hpcdat.exchange.accounting import Traffic, traffic
+from hpcdat.exchange.accounting import Collective, Traffic, collectives, traffic
 from hpcdat.exchange.codecs import Cast, Codec, Quantized
 from hpcdat.exchange.protocols import (
     SumProtocol,
@@ -58,9 +58,13 @@ class Plan:
             self.protocol.func is ring and isinstance(self.codec, Cast) and self.codec.dtype == torch.float32
         )
 
+    def collectives(self, count: int) -> list[Collective]:
+        """What crosses the network for a vector of so many numbers."""
+        return collectives(self.name, count, self.senders, self.codec, self.back)
+
     def traffic(self, count: int) -> Traffic:
-        """Bytes on the network for a vector of so many numbers."""
-        return traffic(self.name, count, self.senders, self.codec, self.back)
+        """Bytes on the network for it."""
+        return traffic(self.collectives(count), self.senders)
 
 
 COMPILED_FROM = 2**20
@@ -104,7 +108,7 @@ def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple
         settings.bits, settings.norm, settings.block if isinstance(settings.block, int) else None
     )
     if name != "ring":
-        return Quantized(quantizer, compiled=compiled), ""
+        return _quantized(quantizer, compiled=compiled), ""
     if settings.lane_bits:
         most = (2**settings.lane_bits - 1) // (2 * senders)
         if most < 1:
@@ -115,7 +119,13 @@ def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple
             )
         if most < quantizer.s:
             quantizer = Quantizer(quantizer.bits, quantizer.norm, quantizer.block, most)
-    return Quantized(quantizer, compiled=compiled), _remark_on(quantizer, senders)
+    return _quantized(quantizer, compiled=compiled), _remark_on(quantizer, senders)
+
+
+@cache
+def _quantized(quantizer: Quantizer, *, compiled: bool) -> Quantized:
+    """One for all plans, so that it is compiled once."""
+    return Quantized(quantizer, compiled=compiled)
 
 
 def _remark_on(quantizer: Quantizer, senders: int) -> str:

@@ -18,6 +18,7 @@ from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.errors import HpcdatError, InputError
 from hpcdat.evaluation.accuracy import Evaluator
+from hpcdat.exchange.choice import settle
 from hpcdat.exchange.compression import QuantizedSum
 from hpcdat.exchange.plan import make_plan
 from hpcdat.exchange.protocols import Draw, Memory
@@ -209,6 +210,29 @@ def bytes_on_the_wire(workers):
         sent = sum(workers.gather(sent_bytes() - before, "sent"))
         answers[name] = [plan.traffic(count).total, sent]
     return answers
+
+
+def settled_exchange(workers, record):
+    """Protocol auto settled twice, and a third time by a record of other workers."""
+    record, model = Path(record), nn.Linear(300, 300)
+    progress, said = Progress(shown=workers.is_first), []
+    progress.say = said.append
+    settings = Exchange(protocol="auto", two_sided=True)
+    first = settle(settings, workers, model, record, progress)
+    written = record.read_text()
+    again = settle(settings, workers, model, record, progress)
+    assert first == again and record.read_text() == written
+    workers.gather(None, "compared")
+    if workers.is_first:
+        kept = json.loads(written)
+        kept["chosen"]["exchange"]["bits"] = 5
+        record.write_text(json.dumps(kept))
+    altered = settle(settings, workers, model, record, progress)
+    workers.gather(None, "read")
+    if workers.is_first:
+        record.write_text(json.dumps(kept | {"workers": 17}))
+    other = settle(settings, workers, model, record, progress)
+    return [first.model_dump(), altered.bits, other.bits, len(json.loads(written)["links"]), said]
 
 
 def sent_bytes():

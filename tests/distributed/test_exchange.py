@@ -44,6 +44,19 @@ def test_inside_a_node_nothing_is_rounded(tmp_path, transport):
         assert np.abs(np.array(total) - exact).max() <= step, name
 
 
+@pytest.mark.parametrize("transport", ["MPI", "Gloo"])
+def test_auto_is_settled_once_for_all_workers_and_for_all_starts(tmp_path, transport):
+    answers = run_program("settled_exchange", transport, 3, tmp_path, tmp_path / "exchange.json")
+    settings, altered, other, links, _ = answers[0]
+    assert all(answer[:4] == answers[0][:4] for answer in answers)
+    assert settings["protocol"] != "auto" and settings["bits"] in (32, 8) and links == 5
+    assert altered == 5, "the record counts"
+    assert other in (32, 8), "another number of workers measures anew"
+    said = answers[0][-1]
+    assert [line for line in said if "measuring" in line] == ["exchange: measuring links and codecs"] * 2
+    assert "ms an iteration predicted" in said[1]
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "digits"

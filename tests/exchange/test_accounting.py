@@ -5,7 +5,7 @@ import torch
 
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
-from hpcdat.exchange.accounting import traffic
+from hpcdat.exchange.accounting import collectives, traffic
 from hpcdat.exchange.codecs import Cast, Quantized
 from hpcdat.exchange.plan import make_plan
 from hpcdat.exchange.quantizer import Quantizer
@@ -15,8 +15,12 @@ RESNET50 = 25_557_032
 FLOAT = Cast(torch.float32)
 
 
+def sent(protocol, count, workers, codec, back=FLOAT):
+    return traffic(collectives(protocol, count, workers, codec, back), workers)
+
+
 def mebibytes(protocol, codec, back=FLOAT):
-    return traffic(protocol, RESNET50, 6, codec, back).total / 2**20
+    return sent(protocol, RESNET50, 6, codec, back).total / 2**20
 
 
 @pytest.mark.parametrize("codec, paper", [(FLOAT, 2924), (16, 1462), (8, 731)])
@@ -32,15 +36,15 @@ def test_two_sided_parameter_server_of_table_4():
 
 
 def test_a_ring_sends_two_vectors_less_a_share_from_each_worker():
-    sent = traffic("ring", 1000, 5, FLOAT, FLOAT)
-    assert sent.total == 2 * 4 * 4000 and sent.busiest == pytest.approx(2 * 4 / 5 * 4000)
-    lanes = traffic("ring", 1024, 6, Quantized(Quantizer(8, levels=21)), FLOAT)
+    floats = sent("ring", 1000, 5, FLOAT)
+    assert floats.total == 2 * 4 * 4000 and floats.busiest == pytest.approx(2 * 4 / 5 * 4000)
+    lanes = sent("ring", 1024, 6, Quantized(Quantizer(8, levels=21)))
     assert lanes.total == 2 * 5 * (1024 + 2 * 4), "four lanes in four bytes, and a norm for each block"
 
 
 def test_the_card_of_one_server_carries_what_all_send():
-    busiest = traffic("parameter_server", 1000, 6, FLOAT, FLOAT).busiest
-    assert busiest == 5 * 4000 and traffic("sharded_server", 1000, 6, FLOAT, FLOAT).busiest < busiest / 2
+    busiest = sent("parameter_server", 1000, 6, FLOAT).busiest
+    assert busiest == 5 * 4000 and sent("sharded_server", 1000, 6, FLOAT).busiest < busiest / 2
 
 
 def team(size):

@@ -1,0 +1,212 @@
+"""Protocol ``auto``: the exchange that the cost model finds fastest on the links at hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
+from hpcdat.exchange.accounting import Kind
+from hpcdat.exchange.codecs import can_compile
+from hpcdat.exchange.cost import Link, predict
+from hpcdat.exchange.gradients import gradients_of, make_buckets
+from hpcdat.exchange.plan import COMPILED_FROM, PROTOCOLS, Plan, make_plan
+from hpcdat.exchange.probe import Imagined, measure_computing, measure_links
+from hpcdat.files import write_text
+from hpcdat.job import Exchange
+from hpcdat.progress import Progress
+
+WORTH = 0.9
+"""Of the time of a more exact exchange: what a less exact one must stay below to be chosen."""
+BUCKETS = [0.25, 1.0, 4.0, 16.0, 64.0]
+"""MiB of gradients exchanged together."""
+EXACTNESS: list[int | str] = [32, 16, "float16", 8, 7, 6, 5, 4, 3, 2, 1]
+"""Bits, the most exact ones first."""
+
+
+class Candidate(BaseModel):
+    """An exchange that might be chosen.
+
+    Attributes:
+        exchange: its settings.
+        computing: seconds that a worker computes in an iteration, measured; None where that was not
+            needed, since the network alone takes longer than a more exact exchange.
+        seconds: that the exchange takes in an iteration, predicted, with the best size of buckets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    exchange: Exchange
+    computing: float | None
+    seconds: float
+
+
+class Choice(BaseModel):
+    """What was chosen, and why.
+
+    Attributes:
+        workers: among whom.
+        links: as they were measured.
+        candidates: every protocol and number of bits with its best buckets, fastest first.
+        chosen: the one to use.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int
+    links: dict[Kind, Link]
+    candidates: list[Candidate]
+    chosen: Candidate
+
+    def in_words(self) -> str:
+        """For the user: the choice, and what not to compress would take."""
+        chosen = self.chosen
+        most_exact = min(self.candidates, key=lambda c: (*exactness(c.exchange), c.seconds))
+        return (
+            f"{chosen.exchange.in_words()}, {chosen.exchange.bucket_mb:g} MiB together: "
+            f"{1e3 * chosen.seconds:.3g} ms an iteration predicted, {1e3 * most_exact.seconds:.3g} ms for "
+            f"{most_exact.exchange.in_words()}"
+        )
+
+
+def settle(
+    settings: Exchange, workers: Workers, model: nn.Module, record: Path, progress: Progress
+) -> Exchange:
+    """The settings without ``auto``; all workers call this together.
+
+    The choice of an earlier start is kept, so that a run that is resumed goes on with the same arithmetic.
+
+    Args:
+        settings: the job's ``exchange`` section.
+        workers: who will exchange.
+        model: whose gradients.
+        record: the file that the choice is kept in.
+        progress: tells the user.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    if settings.protocol != "auto":
+        return settings
+    if workers.size == 1:
+        return _settled(settings, "ring", 32, False)
+
+    def recall() -> Choice | None:
+        return read_choice(record) if workers.is_first and record.exists() else None
+
+    kept = workers.together("read the chosen exchange", recall)
+    # Another number of workers goes on from an epoch's start, with sums of its own anyway.
+    told = kept.model_dump_json() if kept is not None and kept.workers == workers.size else None
+    told = workers.gather(told, "the chosen exchange")[0]
+    if told is None:
+        progress.say("exchange: measuring links and codecs")
+        choice = choose(settings, workers, model)
+        # Worker 0's, for nothing says that all processors round alike.
+        told = workers.gather(choice.model_dump_json(), "the choice of an exchange")[0]
+
+        def keep() -> None:
+            if workers.is_first:
+                write_text(record, choice.model_dump_json(indent=2) + "\n")
+
+        workers.together("keep the chosen exchange", keep)
+    choice = Choice.model_validate_json(told)
+    progress.say(f"exchange: {choice.in_words()}")
+    return choice.chosen.exchange
+
+
+def read_choice(record: Path) -> Choice:
+    """The choice that a run's folder keeps.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return Choice.model_validate_json(record.read_text())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{record} cannot be read: {error}; start over with --overwrite") from None
+
+
+def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
+    """Measure, predict, and take the most exact of the fast ones.
+
+    Args:
+        settings: with ``auto``; what it allows bounds the choice.
+        workers: two or more; all call this together.
+        model: whose gradients are exchanged.
+    """
+    named = gradients_of(model)
+    device = named[0][1].device
+    compiled = sum(p.numel() for _, p in named) >= COMPILED_FROM and can_compile()
+    allowed = [(one, make_plan(one, Imagined(workers.size), compiled=compiled)) for one in _allowed(settings)]
+    kinds = {c.kind for _, plan in allowed for c in plan.collectives(1)}
+    links = measure_links(workers, sorted(kinds | {"allreduce"}), device)
+
+    def with_best_buckets(one: Exchange, plan: Plan, rate: float | None) -> Candidate:
+        """Predicted for a worker that computes so many seconds a number."""
+        tried = []
+        for bucket_mb in BUCKETS:
+            candidate = one.model_copy(update={"bucket_mb": bucket_mb})
+            buckets = make_buckets(named, candidate, coding=not plan.is_exact)
+            computing = (rate or 0.0) * sum(bucket.count for bucket in buckets if bucket.coded)
+            seconds = predict([b.collectives(plan) for b in buckets], computing, links, workers.size)
+            tried.append(
+                Candidate(exchange=candidate, computing=None if rate is None else computing, seconds=seconds)
+            )
+        return min(tried, key=lambda candidate: candidate.seconds)
+
+    candidates: list[Candidate] = []
+    # The most exact ones first, for what is less exact has to be faster.
+    for one, plan in sorted(allowed, key=lambda pair: exactness(pair[0])):
+        candidate = with_best_buckets(one, plan, None)
+        if all(candidate.seconds < c.seconds for c in candidates if c.computing is not None):
+            rate = 0.0 if plan.is_exact else measure_computing(plan, workers, device)
+            candidate = with_best_buckets(one, plan, rate)
+        candidates.append(candidate)
+    return Choice(
+        workers=workers.size,
+        links=links,
+        candidates=sorted(candidates, key=lambda candidate: candidate.seconds),
+        chosen=most_exact_of_the_fast(c for c in candidates if c.computing is not None),
+    )
+
+
+def exactness(exchange: Exchange) -> tuple[int, bool]:
+    """What sorts the most exact one first."""
+    return EXACTNESS.index(exchange.bits), exchange.two_sided
+
+
+def most_exact_of_the_fast(candidates: Iterable[Candidate]) -> Candidate:
+    """From the most exact on, each less exact one that saves a tenth of the time or more."""
+
+    def place(candidate: Candidate) -> tuple[int, bool]:
+        return exactness(candidate.exchange)
+
+    kept: Candidate | None = None
+    for _, alike in itertools.groupby(sorted(candidates, key=place), place):
+        fastest = min(alike, key=lambda candidate: candidate.seconds)
+        if kept is None or fastest.seconds < WORTH * kept.seconds:
+            kept = fastest
+    return kept
+
+
+def _allowed(settings: Exchange) -> list[Exchange]:
+    """Every protocol with every number of bits, one-sided and, where allowed, two-sided."""
+    allowed = []
+    for bits, protocol in itertools.product(settings.bits_allowed, PROTOCOLS):
+        allowed.append(_settled(settings, protocol, bits, False))
+        served = protocol in ("parameter_server", "sharded_server")
+        if settings.two_sided and served and bits not in (32, "float16"):
+            allowed.append(_settled(settings, protocol, bits, True))
+    return allowed
+
+
+def _settled(settings: Exchange, protocol: str, bits: int | str, two_sided: bool) -> Exchange:
+    feedback = settings.error_feedback and bits not in (32, "float16")
+    return settings.model_copy(
+        update={"protocol": protocol, "bits": bits, "two_sided": two_sided, "error_feedback": feedback}
+    )

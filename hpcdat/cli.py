@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import traceback
@@ -12,7 +13,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
-from hpcdat.cluster import box
+from hpcdat.cluster import box, slurm
 from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
@@ -37,6 +38,7 @@ app = typer.Typer(
     mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
     hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
     hpcdat report runs/demo runs/other      puts results side by side
+    hpcdat submit JOB.yaml --nodes 6        hands a job to Slurm
     hpcdat box up six --rate 100mbit        makes a cluster in a box, to try it on
 
     Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped early (the same command goes on),
@@ -132,6 +134,65 @@ def report(
     folders = [seed for run in runs for seed in sorted(run.glob("seed-*")) or [run]]
     results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
     print(result_table(results, mean=len(runs) == 1))
+
+
+@app.command()
+def submit(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)],
+    settings: Settings = None,
+    set_: SetOption = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes (p).")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs a node, with a worker for each.")] = 0,
+    workers_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Workers a node (q), if not one for each GPU.")
+    ] = None,
+    time: Annotated[
+        str, typer.Option(help="Time limit; before it the run goes back into the queue.")
+    ] = "1-0",
+    site: Annotated[
+        str, typer.Option(help="Profile of the cluster: a YAML file, or a name in slurm/sites.")
+    ] = "plain",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="An array of N seeds.")] = 1,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE,...", help="An array with each of these values."),
+    ] = None,
+    after: Annotated[
+        list[int] | None, typer.Option(metavar="JOBID", help="Start when this job has ended well.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and do nothing.")] = False,
+) -> None:
+    """Hand a job to Slurm.
+
+    Writes a script into the run folder and gives it to sbatch. Two minutes before the time limit the run
+    writes a checkpoint and goes back into the queue, from where it goes on by itself; so it does after a
+    failure, unless it fails twice at the same step.
+    """
+    replaced = [*(set_ or []), *(settings or [])]
+
+    def write() -> tuple[Job, Path, str, int]:
+        resolved = read_job(job, replaced)
+        workers = workers_per_node or max(gpus_per_node, 1)
+        request = slurm.Request(nodes, workers, gpus_per_node, time, after or ())
+        tasks = slurm.tasks_of(
+            resolved.run_dir,
+            sweep or [],
+            range(resolved.seed, resolved.seed + seeds),
+            lambda more: read_job(job, [*replaced, *more]),
+        )
+        script, text = slurm.write_script(resolved, slurm.read_site(site), request, tasks, keep=not dry_run)
+        return resolved, script, text, len(tasks)
+
+    resolved, script, text, tasks = _told_once(write)
+    if dry_run:
+        print(text, end="")
+        return
+    number = _told_once(lambda: slurm.submit(script))
+    log = script.parent / (f"{number}_*.log" if tasks else f"{number}.log")
+    print(f"job {number} is in the queue: squeue -j {number}")
+    print(f"its script: {script}")
+    print(f"its log, as it grows: tail -F {shlex.quote(str(log)) if not tasks else log}")
+    print(f"its result, when it is done: hpcdat report {shlex.quote(str(resolved.run_dir))}")
 
 
 boxes = typer.Typer(

@@ -7,9 +7,9 @@ unknown key, the nearest valid name.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,7 @@ from hpcdat.errors import InputError
 from hpcdat.job import Job
 
 Key = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
 
 
 class JobError(InputError):
@@ -38,22 +39,48 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
     Raises:
         JobError: the file cannot be read, is not YAML, or holds a wrong or unknown setting.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return parse_job(text, str(path), settings)
+    return parse_job(_text_of(path), str(path), settings)
 
 
 def parse_job(text: str, name: str, settings: Sequence[str] = ()) -> Job:
     """The same from YAML text; ``name`` stands for the file in messages."""
+    return _validated(Job, text, name, settings, lambda values: Job.model_validate(values).resolved())
+
+
+def read_settings(path: Path, model: type[M]) -> M:
+    """Other settings than a job's, read and validated with the same care.
+
+    Args:
+        path: the YAML file.
+        model: what it holds.
+
+    Raises:
+        JobError: as :func:`read_job`.
+    """
+    return _validated(model, _text_of(path), str(path), (), model.model_validate)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _validated(
+    model: type[BaseModel],
+    text: str,
+    name: str,
+    settings: Sequence[str],
+    validate: Callable[[dict[str, Any]], M],
+) -> M:
     values, places = _parse_yaml(text, name)
     for setting in settings:
         _override(values, places, setting)
     try:
-        return Job.model_validate(values).resolved()
+        return validate(values)
     except ValidationError as error:
-        complaints = [_complaint(e, places, name) for e in error.errors(include_url=False)]
+        complaints = [_complaint(e, places, name, model) for e in error.errors(include_url=False)]
         raise JobError("\n".join(complaints)) from None
 
 
@@ -80,7 +107,7 @@ def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Key, str]]:
     except (ValueError, RecursionError, OverflowError) as error:
         raise JobError(f"{name}: a value cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise JobError(f"{name}: a job is a mapping of keys to values, this is a {type(values).__name__}")
+        raise JobError(f"{name}: expected a mapping of keys to values, this is a {type(values).__name__}")
     return values, places
 
 
@@ -122,14 +149,14 @@ def _override(values: dict[str, Any], places: dict[Key, str], setting: str) -> N
     places[key] = place
 
 
-def _complaint(error: Any, places: dict[Key, str], name: str) -> str:
+def _complaint(error: Any, places: dict[Key, str], name: str, root: type[BaseModel]) -> str:
     key: Key = tuple(error["loc"])
     if error["type"] == "job":
         key = tuple(error["ctx"]["key"].split("."))
     place = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
     if place == name:
         place = f"{name}:1"
-    model = _model_at(key[:-1])
+    model = _model_at(key[:-1], root)
     if error["type"] == "extra_forbidden":
         known = _names(model)
         near = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
@@ -149,9 +176,9 @@ def _complaint(error: Any, places: dict[Key, str], name: str) -> str:
     return f"{place}: {_dotted(key)}: {error['input']!r:.80}: {expected}{meaning}"
 
 
-def _model_at(key: Key) -> type[BaseModel] | None:
+def _model_at(key: Key, root: type[BaseModel]) -> type[BaseModel] | None:
     """The settings class that the key leads to."""
-    model: type[BaseModel] | None = Job
+    model: type[BaseModel] | None = root
     for part in key:
         field = model.model_fields.get(str(part)) if model else None
         annotation = field.annotation if field else None

@@ -74,6 +74,7 @@ class RunFolder:
         self.result_file = path / "result.json"
         self.table_file = path / "result.md"
         self.choice_file = path / "exchange.json"
+        self.slurm_folder = path / "slurm"
         self.checkpoints = Checkpoints(path / "checkpoints")
 
     def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> State:
@@ -94,13 +95,14 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise RunError(f"run_dir {self.path} cannot be made: {error.strerror}") from None
-        # Hidden files are those of a write that was killed.
-        if any(not file.name.startswith(".") for file in self.path.iterdir()):
+        # Hidden files are those of a write that was killed; a script was there before its run.
+        held = [f for f in self.path.iterdir() if not f.name.startswith(".") and f != self.slurm_folder]
+        if held:
             if not self.job_file.exists():
                 raise RunError(f"run_dir {self.path} holds files that no run wrote: choose another folder")
             if overwrite:
-                shutil.rmtree(self.path)
-                self.path.mkdir()
+                for file in held:
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
             else:
                 self._check_same(job)
         if self.metrics("finished"):

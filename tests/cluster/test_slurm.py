@@ -1,0 +1,158 @@
+"""Scripts for sbatch: sound shell whatever the job's values are, and what they ask Slurm for."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcdat.cluster import slurm
+from hpcdat.cluster.requeue import decide
+from hpcdat.cluster.slurm import Request, Site, Task
+from hpcdat.errors import InputError
+from hpcdat.job_file import JobError, read_job
+from tests.conftest import DEMO
+
+SHELLCHECK = Path(sys.executable).parent / "shellcheck"
+NASTY = "a b'c\"d$(touch owned)`touch owned`%j;&\\"
+SITES = {
+    "plain": {},
+    "everything": {
+        "launcher": "mpirun",
+        "partition": "gpu,long",
+        "account": "me@lab",
+        "cpus_per_worker": 4,
+        "modules": ["gcc/13", "cuda/13.0"],
+        "container": ["apptainer", "exec", "--nv", "/images/my image.sif"],
+        "interface": "10.0.0.0/24",
+        "environment": {"NCCL_IB_HCA": "mlx5 $(touch owned)"},
+        "sbatch": {"exclusive": None, "comment": NASTY, "nice": 5},
+    },
+    "horovodrun": {"launcher": "horovodrun", "interface": "eth0"},
+}
+
+
+def job_in(run_dir):
+    return read_job(DEMO).model_copy(update={"run_dir": run_dir})
+
+
+def request(**values):
+    return Request(**{"nodes": 6, "workers_per_node": 2, "gpus_per_node": 2, "time": "1-0"} | values)
+
+
+@pytest.fixture(params=SITES)
+def site(request):
+    return Site(**SITES[request.param])
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, array):
+    run_dir = tmp_path / NASTY
+    tasks = [Task(run_dir / "seed-0", ("seed=0", f"model.name={NASTY}"))] * 2 if array else []
+    script, text = slurm.write_script(job_in(run_dir), site, request(), tasks)
+    assert script == run_dir / "slurm" / "job.sh" and script.read_text() == text
+    # These two ask whether a $ and a backslash in single quotes are meant as they stand: they are.
+    command = [SHELLCHECK, "--severity=style", "--exclude=SC2016,SC1003", script]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + text
+    # Carried out with a launcher that only tells its arguments.
+    fake = re.sub(r"(?m)^launch=\(\S+", "launch=(printf '%s\\\\n'", text.replace("module load", "true"))
+    done = subprocess.run(
+        ["bash", "-c", fake.replace("scontrol", "echo")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_NODELIST": "n", "PATH": "/usr/bin:/bin"},
+    )
+    told = done.stdout.splitlines()
+    expected = str(run_dir / "seed-0" if array else run_dir)
+    assert f"run_dir={json.dumps(expected)}" in told, done.stdout + done.stderr
+    assert not array or f"model.name={NASTY}" in told
+    assert not list(tmp_path.rglob("owned"))
+
+
+def test_what_slurm_is_asked_for(tmp_path):
+    site = Site(**SITES["everything"])
+    _, text = slurm.write_script(job_in(tmp_path / "run"), site, request(after=[7, 8]), keep=False)
+    directives = re.findall(r"(?m)^#SBATCH --(.*)$", text)
+    for expected in (
+        "nodes=6",
+        "ntasks-per-node=2",
+        "gpus-per-node=2",
+        "time=1-0",
+        "partition=gpu,long",
+        "dependency=afterok:7:8",
+        "signal=B:USR1@120",
+        "requeue",
+        "exclusive",
+        "nice=5",
+        f"output={tmp_path}/run/slurm/%j.log",
+    ):
+        assert expected in directives, text
+    assert "-np 12 --map-by ppr:2:node" in text and "module load gcc/13 cuda/13.0" in text
+    assert not (tmp_path / "run").exists(), "a dry run writes nothing"
+    cpu = slurm.write_script(job_in(tmp_path / "run"), Site(), request(gpus_per_node=0), keep=False)[1]
+    assert "gpus" not in cpu and "srun --ntasks 12" in cpu
+
+
+def test_an_array_has_every_value_with_every_seed(tmp_path):
+    seen = []
+    tasks = slurm.tasks_of(tmp_path, ["attack.eps=2/255,4/255", "epochs=3"], range(5, 7), seen.append)
+    assert [str(task.run_dir.relative_to(tmp_path)) for task in tasks] == [
+        "attack.eps=2_255/epochs=3/seed-5",
+        "attack.eps=2_255/epochs=3/seed-6",
+        "attack.eps=4_255/epochs=3/seed-5",
+        "attack.eps=4_255/epochs=3/seed-6",
+    ]
+    assert seen[-1] == ("attack.eps=4/255", "epochs=3", "seed=6")
+    assert slurm.tasks_of(tmp_path, [], range(1), seen.append) == []
+    with pytest.raises(InputError, match="expected KEY=VALUE,VALUE"):
+        slurm.tasks_of(tmp_path, ["attack.eps"], range(1), seen.append)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("partition: 'a; rm'", "partition: 'a; rm'"),
+        ("modules: ['$(x)']", r"modules.0: '\$\(x\)'"),
+        ("laucher: srun", "did you mean 'launcher'"),
+        ("environment: {A-B: x}", "environment.A-B"),
+        ("launcher: mpirum", "expected one of srun, mpirun, horovodrun; did you mean 'mpirun'"),
+        ("[1]", "expected a mapping"),
+    ],
+)
+def test_a_wrong_profile_is_told_with_its_place(tmp_path, text, message):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(text)
+    with pytest.raises(JobError, match=f"mine.yaml(:1)?: .*{message}"):
+        slurm.read_site(str(profile))
+
+
+def test_an_unknown_site_is_told_the_known_ones():
+    assert slurm.read_site("plain") == Site()
+    with pytest.raises(InputError, match="--site mars: no such profile; give a YAML file, or one of: plain"):
+        slurm.read_site("mars")
+
+
+@pytest.mark.parametrize("time", ["soon", "1:2:3:4", "", "10; ls"])
+def test_a_wrong_time_is_refused(time):
+    with pytest.raises(InputError, match="expected minutes"):
+        request(time=time)
+
+
+def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
+    place = [3, 10]
+    monkeypatch.setattr("hpcdat.cluster.requeue.progress", lambda run_dir: place)
+
+    def again(code, warned=False):
+        return decide(tmp_path, code, warned=warned)[0]
+
+    assert not again(0) and not again(2)
+    assert again(75, warned=True) and not again(75), "scancel must not bring it back"
+    assert again(1), "the first failure"
+    assert not again(1), "a second one at the same step"
+    place = [3, 11]
+    assert again(137), "it has come further"
+    assert again(75, warned=True) and not again(1), "a stop in time is no progress"

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
-from hpcdat.cluster import box, slurm
+from hpcdat.cluster import box, box_slurm, slurm
 from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
@@ -202,6 +202,10 @@ boxes = typer.Typer(
     hpcdat box up six --nodes 6 --rate 1gbit
     hpcdat box run six -np 6 -- .venv/bin/hpcdat train jobs/demo.yaml
     hpcdat box down six
+
+    With a Slurm of its own (--slurm; Debian's slurm-wlm and munge):
+
+    hpcdat box login six -- .venv/bin/hpcdat submit jobs/demo.yaml --nodes 6
     """.replace("\n    ", "\n\n    "),
 )
 app.add_typer(boxes, name="box")
@@ -215,10 +219,34 @@ def box_up(
     rate: Annotated[str, typer.Option(help="Rate of every link, each way.")] = "1gbit",
     delay: Annotated[str, typer.Option(help="Delay of every packet.")] = "0ms",
     loss: Annotated[str, typer.Option(help="Share of packets lost.")] = "0%",
+    slurm: Annotated[bool, typer.Option("--slurm", help="With a Slurm of its own.")] = False,
 ) -> None:
     """Make a box."""
-    made = _told_once(lambda: box.up(name, nodes=nodes, rate=rate, delay=delay, loss=loss))
+    made = _told_once(lambda: box.up(name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm))
     print(f"{name} is up: {nodes} nodes from {made.address(1)} on, {rate} links")
+    if slurm:
+        print(f"its Slurm: hpcdat box login {name} -- sinfo")
+
+
+@boxes.command("login", context_settings={"ignore_unknown_options": True})
+def box_login(
+    name: BoxName,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", show_default=False)],
+) -> None:
+    """Run a command as on the login node of a box with Slurm: sbatch, squeue, hpcdat submit."""
+
+    def find() -> Path:
+        file = box_slurm.configuration_file(_found(name))
+        if not file.exists():
+            raise box.BoxError(f"the box {name} has no Slurm: hpcdat box up {name} --slurm makes one with it")
+        return file
+
+    environment = {**os.environ, "SLURM_CONF": str(_told_once(find))}
+    try:
+        raise typer.Exit(subprocess.run(command, env=environment).returncode)
+    except FileNotFoundError:
+        print(f"{command[0]}: no such command", file=sys.stderr)
+        raise typer.Exit(Exit.WRONG_INPUT) from None
 
 
 @boxes.command("run", context_settings={"ignore_unknown_options": True})
@@ -229,14 +257,7 @@ def box_run(
     mpirun: Annotated[bool, typer.Option(help="Over MPI, by mpirun, rather than over Gloo.")] = False,
 ) -> None:
     """Run a command once for every worker, on the nodes of a box."""
-
-    def find() -> box.Box:
-        found = box.find(name)
-        if found is None:
-            raise box.BoxError(f"there is no box {name}: hpcdat box up {name} makes it")
-        return found
-
-    found = _told_once(find)
+    found = _told_once(lambda: _found(name))
     if mpirun:
         line = found.inside(1, box.mpirun_command(found, workers, command))
         raise typer.Exit(subprocess.run(line).returncode)
@@ -247,6 +268,13 @@ def box_run(
 def box_down(name: BoxName) -> None:
     """End what runs in a box and remove it."""
     _told_once(lambda: box.down(name))
+
+
+def _found(name: str) -> box.Box:
+    found = box.find(name)
+    if found is None:
+        raise box.BoxError(f"there is no box {name}: hpcdat box up {name} makes it")
+    return found
 
 
 def main() -> None:

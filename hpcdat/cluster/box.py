@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcdat.cluster import box_slurm
 from hpcdat.errors import InputError, WorkerError
 
 HOSTS_FILES = Path("/etc/netns")
@@ -67,7 +68,15 @@ class Box:
         return ["ip", "netns", "exec", self.namespace(node), "unshare", "--uts", *named]
 
 
-def up(name: str, *, nodes: int = 6, rate: str = "1gbit", delay: str = "0ms", loss: str = "0%") -> Box:
+def up(
+    name: str,
+    *,
+    nodes: int = 6,
+    rate: str = "1gbit",
+    delay: str = "0ms",
+    loss: str = "0%",
+    slurm: bool = False,
+) -> Box:
     """Make a box.
 
     Args:
@@ -76,8 +85,10 @@ def up(name: str, *, nodes: int = 6, rate: str = "1gbit", delay: str = "0ms", lo
         rate: of every link, each way, as ``tc`` writes it: ``1gbit``, ``100mbit``.
         delay: added to every packet at each card, such as ``1ms``.
         loss: share of packets lost at each card, such as ``0.1%``.
+        slurm: whether to start Slurm over it.
 
     Raises:
+        SlurmError: Slurm is not installed or does not start.
         BoxError: not root, no ``ip`` or ``tc``, a wrong value, or there is such a box already.
     """
     _check_tools()
@@ -99,6 +110,8 @@ def up(name: str, *, nodes: int = 6, rate: str = "1gbit", delay: str = "0ms", lo
         _run("ip", "link", "set", box.bridge, "up")
         for node in range(1, nodes + 1):
             _add_node(box, node, rate, delay, loss)
+        if slurm:
+            box_slurm.up(box)
     except BaseException:
         _remove(box)
         raise
@@ -260,6 +273,7 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
 
 def _remove(box: Box) -> None:
     """Everything of a box, however much of it there is."""
+    box_slurm.down(box)
     for node in range(1, box.nodes + 1):
         namespace = box.namespace(node)
         pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import uuid
 
 import pytest
 
@@ -13,25 +12,6 @@ from hpcdat.cluster import box
 from hpcdat.cluster.box import CARD, BoxError
 from tests.conftest import CHECKOUT
 from tests.distributed.ranks import environment
-
-
-@pytest.fixture
-def make_box():
-    """Makes boxes with names of their own, and takes them away; skips, loudly, where none can be made."""
-    names = []
-
-    def make(**choices):
-        name = f"test-{uuid.uuid4().hex[:8]}"
-        names.append(name)
-        try:
-            return box.up(name, **choices)
-        except BoxError as error:
-            pytest.skip(f"NO CLUSTER IN A BOX HERE: {error}")
-
-    yield make
-    for name in names:
-        if box.find(name):
-            box.down(name)
 
 
 def run_inside(made, node, *command):

@@ -12,9 +12,8 @@ from typing import Any, Literal
 from hpcdat.checkpoint import Checkpoint, load_checkpoint
 from hpcdat.checkpoints import Checkpoints
 from hpcdat.errors import InputError
-from hpcdat.exchange.choice import read_choice
 from hpcdat.files import write_text
-from hpcdat.job import Exchange, Job
+from hpcdat.job import Job
 from hpcdat.job_file import JobError, read_job, write_job
 
 State = Literal["new", "unfinished", "finished"]
@@ -174,11 +173,6 @@ class RunFolder:
             return json.loads(self.environment_file.read_text())
         except (OSError, ValueError) as error:
             raise RunError(f"{self.environment_file} cannot be read: {error}") from None
-
-    def exchange(self, job: Job) -> Exchange:
-        """How gradients are exchanged: the job's setting, or what ``auto`` has chosen for this run."""
-        chosen = job.exchange.protocol == "auto" and self.choice_file.exists()
-        return read_choice(self.choice_file).chosen.exchange if chosen else job.exchange
 
     def write_result(self, result: Result, table: str) -> None:
         """Write the result as JSON and as a Markdown table."""

@@ -17,6 +17,7 @@ from hpcdat.data.images import Images
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy, Evaluator
+from hpcdat.exchange.choice import recall_exchange
 from hpcdat.files import write_text
 from hpcdat.job import METHODS, Job
 from hpcdat.judge import set_aside
@@ -252,7 +253,7 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
         attack=f"PGD-{attack.steps}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
         communication=median(e["communication_seconds"] for e in whole) if whole else None,
         total=median(e["total_seconds"] for e in whole) if whole else None,
-        exchange=folder.exchange(job).in_words(),
+        exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),
         megabytes=epochs[-1]["megabytes"] if epochs else None,
         epoch=epoch,
     )

@@ -38,7 +38,8 @@ def decide(run_dir: Path, code: int, *, warned: bool) -> tuple[bool, str]:
         return False, "stopped as somebody asked; sbatch of the same script goes on"
     place = progress(run_dir)
     notes = RunFolder(run_dir).slurm_folder / "failures.jsonl"
-    earlier = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    # A line without its end was being written when the node was lost.
+    earlier = [json.loads(line) for line in notes.read_text().split("\n")[:-1]] if notes.exists() else []
     notes.parent.mkdir(parents=True, exist_ok=True)
     with notes.open("a") as file:
         note = {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID"), "code": code, "place": place}

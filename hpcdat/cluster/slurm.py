@@ -242,6 +242,8 @@ def _directives(
         "constraint": site.constraint,
         "array": f"0-{len(tasks) - 1}" if tasks else None,
         "dependency": "afterok:" + ":".join(map(str, request.after)) if request.after else None,
+        # Paths in a job are relative to where it was submitted.
+        "chdir": str(Path.cwd()),
         "output": log,
         "signal": f"B:USR1@{SECONDS_OF_WARNING}",
         "open-mode": "append",

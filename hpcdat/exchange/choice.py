@@ -69,7 +69,7 @@ class Choice(BaseModel):
         most_exact = min(self.candidates, key=lambda c: (*exactness(c.exchange), c.seconds))
         return (
             f"{chosen.exchange.in_words()}, {chosen.exchange.bucket_mb:g} MiB together: "
-            f"{1e3 * chosen.seconds:.3g} ms an iteration predicted, {1e3 * most_exact.seconds:.3g} ms for "
+            f"{1e3 * chosen.seconds:.1f} ms an iteration predicted, {1e3 * most_exact.seconds:.1f} ms for "
             f"{most_exact.exchange.in_words()}"
         )
 
@@ -94,7 +94,7 @@ def settle(
     if settings.protocol != "auto":
         return settings
     if workers.size == 1:
-        return _settled(settings, "ring", 32, False)
+        return exact(settings)
 
     def recall() -> Choice | None:
         return read_choice(record) if workers.is_first and record.exists() else None
@@ -117,6 +117,23 @@ def settle(
     choice = Choice.model_validate_json(told)
     progress.say(f"exchange: {choice.in_words()}")
     return choice.chosen.exchange
+
+
+def recall_exchange(settings: Exchange, record: Path) -> Exchange:
+    """How a run has exchanged its gradients: by its settings, or as ``auto`` chose for it.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    if settings.protocol != "auto":
+        return settings
+    # One worker alone has nothing to choose.
+    return read_choice(record).chosen.exchange if record.exists() else exact(settings)
+
+
+def exact(settings: Exchange) -> Exchange:
+    """Horovod's own all-reduce in float32."""
+    return _settled(settings, "ring", 32, False)
 
 
 def read_choice(record: Path) -> Choice:

@@ -156,3 +156,6 @@ def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
     place = [3, 11]
     assert again(137), "it has come further"
     assert again(75, warned=True) and not again(1), "a stop in time is no progress"
+    with (tmp_path / "slurm" / "failures.jsonl").open("a") as file:
+        file.write('{"time": 17')
+    assert not again(1), "a line cut off by the loss of a node is left out"

@@ -96,7 +96,7 @@ def test_long_waits_want_large_buckets_and_long_messages_that_collide_small_ones
     assert choosing(colliding, bits_allowed=[32]).chosen.exchange.bucket_mb < 1
 
 
-def test_error_feedback_and_format_of_the_sum_are_kept_where_they_apply(choosing):
+def test_error_feedback_is_kept_where_there_are_codes(choosing):
     slow = choosing(link(1e-3, 1e5), error_feedback=True)
     assert slow.chosen.exchange.error_feedback
     assert not min(slow.candidates, key=lambda c: -c.seconds).exchange.error_feedback
@@ -107,3 +107,13 @@ def test_a_damaged_record_is_told(tmp_path):
     record.write_text('{"workers": 2')
     with pytest.raises(InputError, match=r"exchange.json cannot be read"):
         choice.read_choice(record)
+
+
+def test_a_run_recalls_how_it_exchanged(tmp_path):
+    record, auto = tmp_path / "exchange.json", Exchange(protocol="auto")
+    assert choice.recall_exchange(Exchange(bits=4), record).in_words() == "ring, 4 bits"
+    assert choice.recall_exchange(auto, record).in_words() == "ring, 32 bits", "one worker chooses nothing"
+    chosen = candidate(8, 1.0, two_sided=True)
+    kept = choice.Choice(workers=2, links={}, candidates=[chosen], chosen=chosen)
+    record.write_text(kept.model_dump_json())
+    assert choice.recall_exchange(auto, record).in_words() == "sharded_server, 8 bits two-sided"

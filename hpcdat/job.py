@@ -2,6 +2,7 @@
 
 The one place where a setting has its name, default, unit, range and meaning. A setting left
 out is filled in by :meth:`Job.resolved`, so that the run folder holds every value that was used.
+``like: OTHER.yaml`` in a file takes from another job what this one does not set.
 """
 
 from __future__ import annotations
@@ -299,6 +300,8 @@ class Job(Settings):
     """minutes between checkpoints within an epoch; every epoch ends with one"""
     skipped_steps: int = Field(10, ge=0)
     """steps with a cost or gradient that is not finite that may be skipped before the run stops"""
+    reproduces: list[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]] = []
+    """rows of the papers' tables that `hpcdat report --table` puts the run beside, such as dat-4/dat-pgd-8"""
     data: Data = Data()
     model: Model = Model()
     attack: Attack = Attack()

@@ -29,6 +29,9 @@ class JobError(InputError):
 def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
     """Read, validate and complete a job.
 
+    A job that is ``like: OTHER.yaml`` (a path from its own folder) takes from that one what it does not
+    set itself.
+
     Args:
         path: the YAML file.
         settings: ``key=value`` texts that replace keys of the file; ``attack.eps=4/255``.
@@ -44,7 +47,10 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
 
 def parse_job(text: str, name: str, settings: Sequence[str] = ()) -> Job:
     """The same from YAML text; ``name`` stands for the file in messages."""
-    return _validated(Job, text, name, settings, lambda values: Job.model_validate(values).resolved())
+    values, places = _parse_job(text, name)
+    for setting in settings:
+        _override(values, places, setting)
+    return _validated(Job, values, places, name, lambda values: Job.model_validate(values).resolved())
 
 
 def read_settings(path: Path, model: type[M]) -> M:
@@ -57,7 +63,8 @@ def read_settings(path: Path, model: type[M]) -> M:
     Raises:
         JobError: as :func:`read_job`.
     """
-    return _validated(model, _text_of(path), str(path), (), model.model_validate)
+    values, places = _parse_yaml(_text_of(path), str(path))
+    return _validated(model, values, places, str(path), model.model_validate)
 
 
 def _text_of(path: Path) -> str:
@@ -69,14 +76,11 @@ def _text_of(path: Path) -> str:
 
 def _validated(
     model: type[BaseModel],
-    text: str,
+    values: dict[str, Any],
+    places: dict[Key, str],
     name: str,
-    settings: Sequence[str],
     validate: Callable[[dict[str, Any]], M],
 ) -> M:
-    values, places = _parse_yaml(text, name)
-    for setting in settings:
-        _override(values, places, setting)
     try:
         return validate(values)
     except ValidationError as error:
@@ -87,6 +91,33 @@ def _validated(
 def write_job(job: Job) -> str:
     """The job as YAML that :func:`parse_job` reads back to an equal job."""
     return yaml.safe_dump(job.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _parse_job(text: str, name: str, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Key, str]]:
+    """A job's values and places, those of the job that it is like among them."""
+    values, places = _parse_yaml(text, name)
+    if "like" not in values:
+        return values, places
+    other, place = values.pop("like"), places.pop(("like",))
+    if not isinstance(other, str):
+        raise JobError(f"{place}: like: expected the path of another job, not {other!r:.80}")
+    path = Path(name).parent / other
+    above = (*above, Path(name).resolve())
+    if path.resolve() in above:
+        raise JobError(f"{place}: like: {path} is, in the end, like itself")
+    try:
+        inherited, its_places = _parse_job(_text_of(path), str(path), above)
+    except JobError as error:
+        raise JobError(f"{place}: like: {error}") from None
+    return _laid_over(inherited, values), its_places | places
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    laid = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(laid.get(key), dict)
+        laid[key] = _laid_over(laid[key], value) if both else value
+    return laid
 
 
 def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Key, str]]:

@@ -21,7 +21,7 @@ optimizer: {lr: 1e-2}
 """
 
 
-@pytest.mark.parametrize("path", sorted((CHECKOUT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((CHECKOUT / "jobs").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_job_that_is_shipped_is_valid_and_survives_writing(path):
     job = read_job(path)
     assert parse_job(write_job(job), "copy") == job
@@ -186,3 +186,29 @@ def test_settings_that_do_not_go_together_are_told(settings, told):
     with pytest.raises(JobError) as refused:
         read_job(DEMO, ["evaluation.every=0", *settings])
     assert told in str(refused.value)
+
+
+def test_a_job_like_another_takes_from_it_what_it_does_not_set(tmp_path):
+    (tmp_path / "base.yaml").write_text(MINIMAL + "attack: {eps: 0.1, steps: 3}\n")
+    (tmp_path / "jobs").mkdir()
+    middle, last = tmp_path / "jobs" / "middle.yaml", tmp_path / "jobs" / "last.yaml"
+    middle.write_text("like: ../base.yaml\nattack: {steps: 5}\nexchange: {bits: 8}\n")
+    last.write_text("like: middle.yaml\nrun_dir: runs/last\nexchange: {lane_bits: 8}\n")
+    job = read_job(last, ["attack.eps=0.2"])
+    assert (job.attack.eps, job.attack.steps, job.batch_size) == (0.2, 5, 4)
+    assert (job.exchange.bits, job.exchange.lane_bits, job.run_dir) == (8, 8, Path("runs/last"))
+    # Mistakes are told where they stand, and where the way there began.
+    middle.write_text("like: ../base.yaml\nattack: {stepz: 5}\n")
+    with pytest.raises(JobError, match=r"middle\.yaml:2: attack\.stepz: unknown key"):
+        read_job(last)
+    middle.write_text("like: last.yaml\n")
+    with pytest.raises(
+        JobError, match=r"last\.yaml:1: like: .*middle\.yaml:1: like: .*is, in the end, like itself"
+    ):
+        read_job(last)
+    last.write_text("like: nowhere.yaml\n")
+    with pytest.raises(JobError, match=r"last\.yaml:1: like: .*nowhere\.yaml: cannot be read: No such file"):
+        read_job(last)
+    last.write_text("like: [1]\n")
+    with pytest.raises(JobError, match=r"last\.yaml:1: like: expected the path of another job"):
+        read_job(last)

@@ -26,6 +26,8 @@ from hpcdat.cluster import box_slurm
 from hpcdat.errors import InputError, WorkerError
 
 HOSTS_FILES = Path("/etc/netns")
+MARK = "# hpcdat box "
+"""Begins the line of a node's hosts file that tells of its links."""
 SUBNETS = range(1, 255)
 CARD = "eth0"
 """The network card of a node, as processes in it see it."""
@@ -249,7 +251,9 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
     hosts = HOSTS_FILES / namespace / "hosts"
     hosts.parent.mkdir(parents=True, exist_ok=True)
     names = [f"{box.address(n)} node{n}" for n in range(1, box.nodes + 1)]
-    hosts.write_text("\n".join(["127.0.0.1 localhost", *names]) + "\n")
+    links = f"{rate} links" + (f", {delay} delay" if _number(delay) else "")
+    links += f", {loss} loss" if _number(loss) else ""
+    hosts.write_text("\n".join([f"{MARK}{box.name}: {links}", "127.0.0.1 localhost", *names]) + "\n")
     _run("ip", "netns", "add", namespace)
     _run("ip", "link", "add", cable, "type", "veth", "peer", "name", CARD, "netns", namespace)
     _run("ip", "link", "set", cable, "master", box.bridge, "up")
@@ -263,12 +267,25 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
     bucket = ["tbf", "rate", rate, "burst", "128kb", "latency", "100ms"]
     for tc, device in ((("tc", "-n", namespace), CARD), (("tc",), cable)):
         _run(*tc, "qdisc", "add", "dev", device, "root", "handle", "1:", *bucket)
-    if float(delay.rstrip("ums")) or float(loss.rstrip("%")):
+    if _number(delay) or _number(loss):
         netem = ["netem", "delay", delay, "loss", loss, "limit", "100000"]
         try:
             _run("tc", "-n", namespace, "qdisc", "add", "dev", CARD, "parent", "1:1", "handle", "10:", *netem)
         except BoxError as error:
             raise BoxError(f"delay and loss need the kernel's netem, which is not here ({error})") from None
+
+
+def _number(value: str) -> float:
+    return float(value.rstrip("ums%"))
+
+
+def links_here(hosts: Path = Path("/etc/hosts")) -> str | None:
+    """Of the box that this process runs in a node of, in words such as ``1gbit links``; else None."""
+    try:
+        lines = hosts.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith(MARK)), None)
 
 
 def _remove(box: Box) -> None:

@@ -38,6 +38,7 @@ class Engine:
         self._new: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._done = threading.Semaphore(0)
         self._submitted = 0
+        self._since = 0.0
         self._error: BaseException | None = None
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
@@ -68,18 +69,15 @@ class Engine:
 
     def _work(self) -> None:
         running: deque[_Running] = deque()
-        since = 0.0
         while True:
             if not running:
                 begin, deliver = self._new.get()
-                since = time.perf_counter()
+                self._since = time.perf_counter()
                 self._start(begin, deliver, running)
             elif len(running) < IN_FLIGHT and not self._new.empty():
                 self._start(*self._new.get(), running)
             else:
                 self._advance(running)
-            if not running:
-                self.busy_seconds += time.perf_counter() - since
 
     def _start(self, begin: Callable, deliver: Callable, running: deque[_Running]) -> None:
         steps = None if self._error else begin()
@@ -91,7 +89,7 @@ class Engine:
         try:
             result = exchange.pending.wait()
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, running)
             return
         self._go_on(exchange.steps, result, exchange.deliver, running)
 
@@ -99,7 +97,7 @@ class Engine:
         self, steps: Generator | None, value: Any, deliver: Callable, running: deque[_Running]
     ) -> None:
         if steps is None:
-            self._done.release()
+            self._end_one(running)
             return
         try:
             running.append(_Running(steps, steps.send(value), deliver))
@@ -108,10 +106,15 @@ class Engine:
                 deliver(end.value)
             except BaseException as error:
                 self._error = error
-            self._done.release()
+            self._end_one(running)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, running)
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException, running: deque[_Running]) -> None:
         self._error = self._error or error
+        self._end_one(running)
+
+    def _end_one(self, running: deque[_Running]) -> None:
+        if not running:
+            self.busy_seconds += time.perf_counter() - self._since
         self._done.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -53,11 +53,11 @@ class Spent:
     """Seconds of exchanges.
 
     Attributes:
-        busy: in which one was under way.
+        busy: in which one was under way, of each step.
         waited: of these, those in which nothing else could be done.
     """
 
-    busy: float = 0.0
+    busy: list[float] = field(default_factory=list)
     waited: float = 0.0
 
 
@@ -130,6 +130,8 @@ class GradientExchange:
         self._engine.wait()
         _finish_computing(riders.device)
         self.spent.waited += time.perf_counter() - start
+        self.spent.busy.append(self._engine.busy_seconds)
+        self._engine.busy_seconds = 0.0
 
     def settle(self, *, counts: bool) -> None:
         """Tell error feedback whether the step counts or was left out."""
@@ -138,10 +140,8 @@ class GradientExchange:
                 bucket.memory.settle(counts=counts)
 
     def reset(self) -> Spent:
-        """The seconds since the last reset."""
+        """The seconds of the steps since the last reset."""
         spent, self.spent = self.spent, Spent()
-        if self._engine is not None:
-            spent.busy, self._engine.busy_seconds = self._engine.busy_seconds, 0.0
         return spent
 
     def traffic(self) -> Traffic:

@@ -25,19 +25,18 @@ HEADERS = [
 ]
 
 
-def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
-    """A Markdown table, one row a run, with the meaning of its columns below.
+def result_rows(runs: Mapping[Path, Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a run.
 
     Args:
         runs: results by the folders of their runs.
-        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
     """
     rows = [
         [
             result.method,
             f"{result.p} x {result.q}",
             f"{result.p * result.q} x {result.batch}",
-            result.epoch,
+            str(result.epoch),
             f"{100 * result.ta:.2f}",
             f"{100 * result.ra:.2f}",
             _seconds(result.communication),
@@ -48,6 +47,17 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
         ]
         for path, result in runs.items()
     ]
+    return HEADERS, rows
+
+
+def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
+    """A Markdown table, one row a run, with the meaning of its columns below.
+
+    Args:
+        runs: results by the folders of their runs.
+        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
+    """
+    header, rows = result_rows(runs)
     if mean and len(runs) > 1:
         rows.append(_mean_row(list(runs.values())))
     attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
@@ -56,7 +66,7 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
         "C, T: seconds with gradients on their way and of everything, per epoch (median). "
         "MB: MiB all workers\nsend in an iteration, computed."
     )
-    return tabulate(rows, HEADERS, tablefmt="github", disable_numparse=True) + "\n\n" + note
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
 
 
 def _mean_row(results: list[Result]) -> list[str]:

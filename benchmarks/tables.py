@@ -1,0 +1,129 @@
+"""Tables 1 and 4 of the DAT paper in miniature, on six emulated nodes: ``make tables``.
+
+``python benchmarks/tables.py [--out FOLDER] [--json PATH] [--against PATH]``: every job of jobs/miniature
+is trained in a box (root, iproute2): the baselines on one node, DAT on six with links of ``--rate``, and
+the HPC rows with links of ``--fast-rate``. The report of both tables is written to FOLDER; with
+``--against`` the C of an earlier JSON are compared.
+
+Ratios, for PGD and FGSM:
+
+- ``c_8_bits_over_32_*``, ``c_8_bits_two_sided_over_32_*``: C of 8 bits over C of 32 bits (the DAT paper: 0.66
+  and 1.21 for PGD).
+- ``c_against_*``: C of a job over that of the earlier report, the one furthest from 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from hpcdat.cluster import box
+from hpcdat.job import METHODS
+from hpcdat.job_file import read_job
+from hpcdat.record import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+JOBS = sorted((ROOT / "jobs" / "miniature").glob("*.yaml"))
+HPC = "-hpc"
+
+
+def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path) -> None:
+    """Train jobs one after the other in a box with such links."""
+    name = f"tables-{os.getpid()}"
+    made = box.up(name, nodes=nodes, rate=rate)
+    # A worker has no more than its share of the machine's cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": box.CARD}
+    try:
+        for job in jobs:
+            workers = 1 if METHODS[read_job(job).method].centralised else nodes
+            settings = ["--overwrite", "--set", f"run_dir={runs / job.stem}"]
+            command = [sys.executable, "-m", "hpcdat", "train", str(job), *settings]
+            began = time.monotonic()
+            print(f"{job.stem}: {workers} workers, {rate} links", end="", flush=True)
+            log = runs / f"{job.stem}.log"
+            with log.open("w") as file:
+                code = _quietly(file, made, workers, command, environment)
+            if code:
+                raise SystemExit(f"\n{job.stem} ended with code {code}: {log}")
+            print(f", {time.monotonic() - began:.0f} s", flush=True)
+    finally:
+        box.down(name)
+
+
+def _quietly(file, made: box.Box, workers: int, command: list[str], environment: dict[str, str]) -> int:  # noqa: ANN001
+    """Run over the box with all that the workers say in a file."""
+    kept = os.dup(1), os.dup(2)
+    try:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+        return box.run_over_gloo(made, workers, command, environment)
+    finally:
+        for descriptor, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+
+
+def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None]) -> dict[str, float]:
+    """What the tables are read for, from C by job."""
+    ratios = {}
+    for oracle in ("pgd", "fgsm"):
+        full = seconds[f"dat-{oracle}"]
+        ratios[f"c_8_bits_over_32_{oracle}"] = seconds[f"dat-{oracle}-8"] / full
+        ratios[f"c_8_bits_two_sided_over_32_{oracle}"] = seconds[f"dat-{oracle}-8-two-sided"] / full
+    again = {job: c / before[job] for job, c in seconds.items() if c and before.get(job)}
+    if again:
+        furthest = max(again, key=lambda job: abs(again[job] - 1))
+        ratios[f"c_against_{furthest}"] = again[furthest]
+    return ratios
+
+
+def main() -> None:
+    """Train, write the report, print it and the ratios."""
+    parser = argparse.ArgumentParser(description="Tables 1 and 4 of the DAT paper in miniature")
+    parser.add_argument("--nodes", type=int, default=6, help="nodes of the box")
+    parser.add_argument("--rate", default="100mbit", help="rate of the links (default: %(default)s)")
+    parser.add_argument("--fast-rate", default="10gbit", help="of the HPC rows' links (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tables", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tables" / "report", help="of the report")
+    parser.add_argument("--json", type=Path, help="write environment, C of every job and ratios here")
+    parser.add_argument("--against", type=Path, metavar="PATH", help="JSON of an earlier time")
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    try:
+        train([j for j in JOBS if HPC not in j.stem], arguments.rate, arguments.nodes, arguments.runs)
+        train([j for j in JOBS if HPC in j.stem], arguments.fast_rate, arguments.nodes, arguments.runs)
+    except box.BoxError as error:
+        raise SystemExit(str(error)) from None
+    folders = [arguments.runs / job.stem for job in JOBS]
+    tables = ["--table", "dat-1", "--table", "dat-4", "--out", str(arguments.out)]
+    title = ["--title", "The DAT paper's Tables 1 and 4 in miniature"]
+    subprocess.run(
+        [sys.executable, "-m", "hpcdat", "report", *map(str, folders), *tables, *title], check=True
+    )
+    results = {folder.name: RunFolder(folder).read_result() for folder in folders}
+    seconds = {
+        name: result.communication if result.p * result.q > 1 else None for name, result in results.items()
+    }
+    before = json.loads(arguments.against.read_text())["seconds"] if arguments.against else {}
+    ratios = ratios_of(seconds, before)
+    print()
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f}")
+    if arguments.json:
+        report = {
+            "environment": RunFolder(arguments.runs / "dat-pgd").environment(),
+            "rates": {"links": arguments.rate, "hpc": arguments.fast_rate},
+            "seconds": seconds,
+            "ratios": ratios,
+        }
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Runs beside the rows of a paper's table: what was measured, what the paper states, and their ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hpcdat.errors import InputError
+from hpcdat.job import Job
+from hpcdat.record import Result, RunFolder
+from hpcdat.report.paper import TABLES, PaperRow, PaperTable
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as a report reads it.
+
+    Attributes:
+        folder: of the run.
+        job: resolved.
+        result: TA, RA, C, T, bytes.
+        environment: what it ran on.
+        epochs: its metrics, a line an epoch.
+    """
+
+    folder: Path
+    job: Job
+    result: Result
+    environment: Mapping[str, Any]
+    epochs: Sequence[Mapping[str, Any]]
+
+    @property
+    def setup(self) -> str:
+        """Workers, batch and exchange, in words."""
+        result = self.result
+        exchange = f", {result.exchange}" if result.p * result.q > 1 else ""
+        return f"{result.p} x {result.q}, batch {result.p * result.q} x {result.batch}{exchange}"
+
+    @property
+    def hardware(self) -> str:
+        """Nodes, devices and links, in words."""
+        workers = self.environment["workers"]
+        devices = ", ".join(dict.fromkeys(worker["device"] for worker in workers))
+        nodes = self.environment["nodes"]
+        links = self.environment.get("emulated_links")
+        if links:
+            cores = max(worker["cpus"] for worker in workers)
+            return f"{nodes} emulated nodes on one machine ({cores} cores, {devices}), emulated {links}"
+        return f"{nodes} node{'s' * (nodes > 1)}, {len(workers)} worker{'s' * (len(workers) > 1)}: {devices}"
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        RunError: it is not a run's, has no result yet, or its records are damaged.
+    """
+    files = RunFolder(folder)
+    return Run(folder, files.read_job([]), files.read_result(), files.environment(), files.metrics("epoch"))
+
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A column: measured of a run, or computed from a row's other values in the same way for both sides.
+
+    Attributes:
+        header: of its columns.
+        digits: behind the point.
+        measure: of a run; None where it was not measured.
+        derive: from a row's values and those of its reference row.
+    """
+
+    header: str
+    digits: int
+    measure: Callable[[Run], float | None] | None = None
+    derive: Callable[[Values, Values], float] | None = None
+
+
+def _training_seconds(run: Run) -> float:
+    return sum(epoch["total_seconds"] for epoch in run.epochs)
+
+
+def _throughput(run: Run) -> float | None:
+    seconds = _training_seconds(run)
+    return sum(epoch["images"] for epoch in run.epochs) / seconds / 1000 if seconds else None
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "ta": Quantity("TA (%)", 2, measure=lambda run: 100 * run.result.ta),
+    "ra": Quantity("RA (%)", 2, measure=lambda run: 100 * run.result.ra),
+    # No run is evaluated with AutoAttack yet.
+    "aa": Quantity("AA (%)", 2, measure=lambda run: None),
+    "c": Quantity(
+        "C (s)", 2, measure=lambda run: run.result.communication if run.result.p * run.result.q > 1 else None
+    ),
+    "t": Quantity("T (s)", 2, measure=lambda run: run.result.total),
+    "mb": Quantity("MB / iteration", 1, measure=lambda run: run.result.megabytes),
+    "training": Quantity("training (s)", 1, measure=_training_seconds),
+    "throughput": Quantity("images / ms", 3, measure=_throughput),
+    "speed_up": Quantity(
+        "speed-up of T - C", 2, derive=lambda row, reference: reference["t"] / (row["t"] - row["c"])
+    ),
+    "c_of_reference": Quantity("C, of 32 bits", 3, derive=lambda row, reference: row["c"] / reference["c"]),
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row of a comparison.
+
+    Attributes:
+        row: the paper's.
+        runs: those that stand for it; their mean is taken.
+        ours, paper: values by quantity, those that are known.
+    """
+
+    row: PaperRow
+    runs: Sequence[Run]
+    ours: Values
+    paper: Values
+
+    def ratio(self, quantity: str) -> float | None:
+        """Ours over the paper's, where both are known."""
+        if quantity not in self.ours or not self.paper.get(quantity):
+            return None
+        return self.ours[quantity] / self.paper[quantity]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paper's table with runs beside it."""
+
+    table: PaperTable
+    rows: Sequence[Compared]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that stand for a row."""
+        return [run for row in self.rows for run in row.runs]
+
+
+def compare(name: str, runs: Sequence[Run]) -> Comparison:
+    """Put runs beside the rows that their jobs say they reproduce.
+
+    Args:
+        name: of the table.
+        runs: of any tables.
+
+    Raises:
+        InputError: there is no such table or row, or no run stands for one of its rows.
+    """
+    if name not in TABLES:
+        raise InputError(f"--table {name}: there are {', '.join(TABLES)}")
+    table = TABLES[name]
+    standing: dict[str, list[Run]] = {row.key: [] for row in table.rows}
+    for run in runs:
+        for key in (row for of, row in _reproduced(run) if of == name):
+            if key not in standing:
+                raise InputError(
+                    f"{run.folder} reproduces {name}/{key}, but the rows are: {', '.join(standing)}"
+                )
+            standing[key].append(run)
+    if not any(standing.values()):
+        raise InputError(
+            f"none of these runs stands for a row of {name}: a job says so, as in reproduces: "
+            f"[{name}/{table.rows[0].key}]"
+        )
+    measured = {key: _measured(standing[key], table) for key in standing}
+    stated = stated_by(table)
+    return Comparison(
+        table,
+        [
+            Compared(row, standing[row.key], _derived(row, measured, table), stated[row.key])
+            for row in table.rows
+        ],
+    )
+
+
+def stated_by(table: PaperTable) -> dict[str, Values]:
+    """What a paper states of each row, and what follows from it."""
+    values = {row.key: row.values for row in table.rows}
+    return {row.key: _derived(row, values, table) for row in table.rows}
+
+
+def differences(table: PaperTable, run: Run) -> list[str]:
+    """Where the work of a run is not the paper's, in words."""
+    images = max((epoch["images"] for epoch in run.epochs), default=None)
+    job = run.job
+    ours = {
+        "data.images": images,
+        "data.image_size": job.data.image_size,
+        "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
+        "epochs": run.result.epoch,
+        "attack.eps": job.attack.eps,
+        "p": run.result.p,
+        "q": run.result.q,
+        "batch_size": run.result.batch,
+    }
+    return [
+        f"{key}: {_short(ours[key])}, the paper's {_short(value)}"
+        for key, value in table.work.items()
+        if ours[key] != value
+    ]
+
+
+def _reproduced(run: Run) -> list[tuple[str, str]]:
+    return [tuple(name.split("/")) for name in run.job.reproduces]
+
+
+def _measured(runs: Sequence[Run], table: PaperTable) -> Values:
+    """Means over the runs of a row."""
+    means = {}
+    for key in table.quantities:
+        measure = QUANTITIES[key].measure
+        values = [value for run in runs if measure and (value := measure(run)) is not None]
+        if values:
+            means[key] = fmean(values)
+    return means
+
+
+def _derived(row: PaperRow, values: Mapping[str, Values], table: PaperTable) -> Values:
+    """A row's values and what follows from them."""
+    own, reference = dict(values[row.key]), values.get(row.reference or "", {})
+    for key in table.quantities:
+        if derive := QUANTITIES[key].derive:
+            try:
+                own[key] = derive(own, reference)
+            except (KeyError, ZeroDivisionError):
+                continue
+    return own
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

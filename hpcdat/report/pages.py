@@ -1,0 +1,170 @@
+"""A report on disk: Markdown, CSV and one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import jinja2
+from tabulate import tabulate
+
+from hpcdat.files import write_text
+from hpcdat.report.comparison import QUANTITIES, Comparison, Run, differences
+from hpcdat.report.plots import plot_comparison, plot_runs
+from hpcdat.report.table import result_rows
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("hpcdat.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of a report, with its plot and notes.
+
+    Attributes:
+        title: of the table.
+        header, rows: its text.
+        names: columns at the left that are words.
+        plot: SVG.
+        notes: below it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int
+    plot: str
+    notes: Sequence[str]
+
+    @property
+    def markdown(self) -> str:
+        """Title, table and notes."""
+        aligned = ["left"] * self.names + ["right"] * (len(self.header) - self.names)
+        table = tabulate(self.rows, self.header, tablefmt="github", disable_numparse=True, colalign=aligned)
+        return "\n".join([f"## {self.title}", "", table, "", *(f"- {note}" for note in self.notes), ""])
+
+
+def comparison_section(comparison: Comparison) -> Section:
+    """A paper's table: for each quantity ours, the paper's, and their ratio."""
+    quantities = [
+        key for key in comparison.table.quantities if any(key in row.ours for row in comparison.rows)
+    ]
+    header = ["row", "the paper's", "ours"]
+    for key in quantities:
+        header += [QUANTITIES[key].header, "paper", "ours / paper"]
+    rows = []
+    for compared in comparison.rows:
+        cells = [
+            compared.row.label,
+            compared.row.setup,
+            "; ".join({run.setup: None for run in compared.runs}),
+        ]
+        for key in quantities:
+            digits, ratio = QUANTITIES[key].digits, compared.ratio(key)
+            cells.append(_number(compared.ours.get(key), digits))
+            cells.append(_number(compared.paper.get(key), digits))
+            cells.append("" if ratio is None else f"{ratio:.3g}")
+        rows.append(cells)
+    return Section(comparison.table.title, header, rows, 3, plot_comparison(comparison), _notes(comparison))
+
+
+def runs_section(runs: Sequence[Run]) -> Section:
+    """All runs, without a paper beside them."""
+    header, rows = result_rows({run.folder: run.result for run in runs})
+    notes = [
+        "TA: clean test accuracy; RA: under "
+        + "; ".join(dict.fromkeys(f"{r.result.attack} on {r.result.images} test images" for r in runs))
+        + ".",
+        "C, T: seconds with gradients on their way and of training as a whole, per epoch (median).",
+        "MB: MiB that all workers send in an iteration, computed.",
+        *_hardware(runs),
+    ]
+    return Section("Runs", header, rows, 1, plot_runs(runs), notes)
+
+
+def write_report(sections: Sequence[Section], folder: Path, title: str) -> list[Path]:
+    """Write report.md, report.csv and report.html.
+
+    Args:
+        sections: in their order.
+        folder: made if not there.
+        title: of the page.
+
+    Returns:
+        The files.
+    """
+    made = f"Made by hpcdat report, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC."
+    markdown = "\n".join([f"# {title}", "", *(section.markdown for section in sections), made, ""])
+    page = TEMPLATES.get_template("page.html.j2").render(title=title, sections=sections, made=made)
+    table = io.StringIO()
+    writer = csv.writer(table)
+    for section in sections:
+        writer.writerow(["table", *section.header])
+        writer.writerows([section.title, *row] for row in section.rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"report.md": markdown, "report.csv": table.getvalue(), "report.html": page}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """What a reader has to know before comparing."""
+    runs = comparison.runs
+    missing = [row.row for row in comparison.rows if not row.runs]
+    notes = [f"Paper: {comparison.table.hardware}.", *_hardware(runs)]
+    others: dict[str, list[str]] = {}
+    for run in runs:
+        others.setdefault("; ".join(differences(comparison.table, run)), []).append(run.folder.name)
+    for difference, names in others.items():
+        if difference:
+            which = "" if len(others) == 1 else f" ({', '.join(names)})"
+            notes.append(f"Other work than the paper's{which}: {difference}.")
+    if any("model.name" in difference for difference in others):
+        notes.append(
+            "So seconds, bytes and accuracies are not to be held against the paper's; how the rows of one "
+            "side compare with each other may be."
+        )
+    if missing:
+        notes.append(f"Not run: {'; '.join(f'{row.label}, {row.setup}' for row in missing)}.")
+    if "speed_up" in comparison.table.quantities and any(run.job.exchange.overlap for run in runs):
+        notes.append(
+            "Some of our exchanges ran beside the backward pass: T - C leaves out computation that they hid."
+        )
+    if any(run.environment.get("emulated_links") for run in runs):
+        notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
+    if "aa" in comparison.table.quantities:
+        notes.append("AA (AutoAttack) was not measured.")
+    notes.append(
+        "C: seconds an epoch with gradients on their way, from when the last worker came to each exchange; "
+        "T: of training as a whole; medians over the epochs. MB: MiB that all workers send in an iteration,"
+        " computed."
+    )
+    seeds = {len(row.runs) for row in comparison.rows if row.runs}
+    notes.append(
+        "Ours are single runs; the paper's are means of three seeds."
+        if seeds == {1}
+        else f"Ours are means of {'/'.join(map(str, sorted(seeds)))} runs a row, the paper's of three seeds."
+    )
+    return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
+
+
+def _hardware(runs: Sequence[Run]) -> list[str]:
+    """Of the runs, each kind once."""
+    kinds: dict[str, list[str]] = {}
+    for run in runs:
+        kinds.setdefault(run.hardware, []).append(run.folder.name)
+    alike = len(kinds) == 1
+    return [
+        f"Ours{'' if alike else ' (' + ', '.join(names) + ')'}: {hardware}."
+        for hardware, names in kinds.items()
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,77 @@
+"""Plots of a report, as SVG texts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from hpcdat.report.comparison import QUANTITIES, Comparison, Run
+
+OURS, PAPERS, REST = "#1f6fb2", "#c9a15a", "#b9cfe4"
+"""Colours of our bars, of the paper's, and of the part of T that is not C."""
+PANELS = ("c_of_reference", "speed_up", "ta", "ra", "training", "throughput")
+"""Quantities that are drawn, those of them that a table has."""
+
+
+def plot_comparison(comparison: Comparison) -> str:
+    """A panel for each quantity, ours and the paper's side by side."""
+    keys = [key for key in PANELS if any(key in row.ours for row in comparison.rows)]
+    rows = list(reversed(comparison.rows))
+    figure = _figure(max(len(keys), 1), len(rows))
+    for place, key in enumerate(keys):
+        axes = figure.add_subplot(1, len(keys), place + 1)
+        for offset, colour, label, values in (
+            (0.2, OURS, "ours", [row.ours.get(key) for row in rows]),
+            (-0.2, PAPERS, "paper", [row.paper.get(key) for row in rows]),
+        ):
+            places = [i + offset for i, value in enumerate(values) if value is not None]
+            axes.barh(places, [v for v in values if v is not None], 0.38, color=colour, label=label)
+        axes.set_yticks(range(len(rows)))
+        axes.set_yticklabels([f"{row.row.label}, {row.row.setup}" for row in rows] if place == 0 else [])
+        axes.set_title(QUANTITIES[key].header, fontsize=10)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+    if keys:
+        figure.axes[-1].legend(fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def plot_runs(runs: Sequence[Run]) -> str:
+    """C and the rest of T of every run, and its accuracies."""
+    runs = list(reversed(runs))
+    figure = _figure(2, len(runs))
+    places = range(len(runs))
+    seconds, accuracies = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    communication = [run.result.communication or 0.0 for run in runs]
+    # With exchanges beside the backward pass C is a part of T's time, not an addend.
+    rest = [(run.result.total or 0.0) - c for run, c in zip(runs, communication, strict=True)]
+    seconds.barh(places, communication, color=OURS, label="C")
+    seconds.barh(places, rest, left=communication, color=REST, label="T")
+    seconds.set_title("seconds an epoch", fontsize=10)
+    seconds.set_yticks(places)
+    seconds.set_yticklabels([str(run.folder) for run in runs])
+    for offset, colour, label, values in (
+        (0.2, REST, "TA (%)", [100 * run.result.ta for run in runs]),
+        (-0.2, OURS, "RA (%)", [100 * run.result.ra for run in runs]),
+    ):
+        accuracies.barh([place + offset for place in places], values, 0.38, color=colour, label=label)
+    accuracies.set_title("accuracy", fontsize=10)
+    accuracies.set_yticks([])
+    for axes in figure.axes:
+        axes.legend(fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def _figure(columns: int, rows: int) -> Figure:
+    return Figure(figsize=(4.2 + 2.6 * columns, 1.2 + 0.38 * rows), layout="constrained")
+
+
+def _svg(figure: Figure) -> str:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    # A page has one document type, its own.
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,128 @@
+"""Runs beside the papers' numbers."""
+
+import csv
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from hpcdat.cli import app
+from hpcdat.errors import InputError
+from hpcdat.files import write_text
+from hpcdat.job_file import parse_job, write_job
+from hpcdat.record import Result, RunFolder
+from hpcdat.report.comparison import compare, differences, read_run, stated_by
+from hpcdat.report.paper import TABLES
+
+JOB = """\
+run_dir: {folder}
+method: {method}
+epochs: 2
+batch_size: 25
+reproduces: [{rows}]
+data: {{source: digits, channels: 1, image_size: 8}}
+model: {{name: digits-cnn, mean: [0.5], std: [0.25]}}
+optimizer: {{lr: 0.1}}
+attack: {{eps: 0.1}}
+exchange: {{overlap: false}}
+"""
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Makes the folder of a finished run."""
+
+    def make(name, rows, *, method="dat-pgd", p=6, c=3.0, t=5.0, ta=0.9, mb=52.3, links="100mbit links"):
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        job = parse_job(JOB.format(folder=folder.path, method=method, rows=rows), "x.yaml")
+        write_text(folder.job_file, write_job(job))
+        worker = {"host": "a", "device": "Some CPU", "cpus": 2, "threads": 1}
+        environment = {"nodes": p, "workers": [worker] * p, "emulated_links": links}
+        write_text(folder.environment_file, json.dumps(environment))
+        for epoch in (1, 2):
+            folder.log(event="epoch", epoch=epoch, images=600, total_seconds=t, communication_seconds=c)
+        attack = "PGD-10, linf, eps 0.1"
+        result = Result(method, 0, p, 1, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2)
+        folder.write_result(result, "")
+        return folder.path
+
+    return make
+
+
+def test_what_the_paper_computes_itself_comes_out_as_it_says():
+    """Its speed-up of computation, 5.67, and C of 8 bits over 32: 0.66 and 1.21."""
+    for table in TABLES.values():
+        assert all(row.reference is None or table.row(row.reference) for row in table.rows)
+    by_name = {
+        f"{name}/{row.key}": stated_by(TABLES[name])[row.key]
+        for name in ("dat-1", "dat-4")
+        for row in TABLES[name].rows
+    }
+    assert by_name["dat-1/dat-pgd"]["speed_up"] == pytest.approx(5.67, abs=0.005)
+    assert by_name["dat-4/dat-pgd-8"]["c_of_reference"] == pytest.approx(0.66, abs=0.005)
+    assert by_name["dat-4/dat-pgd-8-two-sided"]["c_of_reference"] == pytest.approx(1.21, abs=0.006)
+    assert by_name["dat-4/dat-fgsm-32"]["c_of_reference"] == 1
+    # 30 x ResNet-50's gradient, and a quarter of ten of them.
+    assert by_name["dat-4/dat-pgd-32"]["mb"] == pytest.approx(30 * 97.49, rel=1e-3)
+    assert by_name["dat-4/dat-pgd-8-two-sided"]["mb"] == pytest.approx(10 * 97.49 / 4, rel=2e-3)
+
+
+def test_runs_stand_in_the_rows_that_they_reproduce(make_run):
+    full = make_run("full", "dat-1/dat-pgd, dat-4/dat-pgd-32", c=4.0, t=10.0)
+    codes = [make_run(f"codes {seed}", "dat-4/dat-pgd-8", c=c, ta=0.8) for seed, c in ((0, 0.9), (1, 1.1))]
+    at = make_run("at", "dat-1/at", method="at", p=1, c=0.5, t=12.0)
+    runs = [read_run(folder) for folder in (full, *codes, at)]
+    rows = {row.row.key: row for row in compare("dat-4", runs).rows}
+    assert rows["dat-pgd-8"].ours["c"] == pytest.approx(1.0)
+    assert rows["dat-pgd-8"].ours["c_of_reference"] == pytest.approx(0.25)
+    assert rows["dat-pgd-8"].ratio("c_of_reference") == pytest.approx(0.25 / (592 / 898))
+    assert rows["dat-pgd-8"].ratio("ta") == pytest.approx(80 / 56.53)
+    assert not rows["dat-pgd-16"].ours and rows["dat-pgd-16"].ratio("c") is None
+    rows = {row.row.key: row for row in compare("dat-1", runs).rows}
+    assert rows["dat-pgd"].ours["speed_up"] == pytest.approx(12 / (10 - 4))
+    # One worker exchanges nothing, and what was not measured is not there.
+    assert "c" not in rows["at"].ours and "aa" not in rows["at"].ours
+    told = differences(TABLES["dat-1"], runs[0])
+    assert "data.images: 600, the paper's 1,281,167" in told and "q: 1, the paper's 6" in told
+    assert not any(line.startswith("p:") for line in told)
+
+
+def test_a_report_is_whole_in_each_of_its_files(make_run, tmp_path):
+    """The same numbers as text, as CSV, and in a page that fetches nothing."""
+    folders = [
+        make_run("thirty-two", "dat-4/dat-pgd-32", c=4.0),
+        make_run("<eight>", "dat-4/dat-pgd-8", c=1.0),
+    ]
+    out = tmp_path / "out"
+    command = ["report", *map(str, folders), "--table", "dat-4", "--out", str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "| DAT-PGD" in done.output and "0.250" in done.output
+    markdown, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    table = list(csv.reader((out / "report.csv").open()))
+    header, eight = table[0], table[3]
+    assert eight[header.index("C, of 32 bits")] == "0.250" and eight[header.index("ours")].startswith("6 x 1")
+    for text in (markdown, page):
+        assert "0.250" in text and "1091" in text and "both cannot be right" in text
+        assert "6 emulated nodes on one machine (2 cores, Some CPU), emulated 100mbit links" in text
+        assert "Not run: DAT-PGD, ring, 16 bits" in text
+    assert page.count("<svg") == 1
+    assert not re.search(r"(src|href)=\"(?!#)", page)
+    assert "<eight>" not in page
+    done = CliRunner().invoke(app, ["report", *map(str, folders), "--out", str(tmp_path / "plain")])
+    assert done.exit_code == 0 and (tmp_path / "plain" / "report.html").exists()
+
+
+def test_what_does_not_fit_is_told(make_run):
+    plain, wrong = make_run("plain", ""), make_run("wrong", "dat-4/dat-pgd-7")
+    for folder, table, told in (
+        (plain, "dat-4", "none of these runs stands for a row of dat-4"),
+        (plain, "dat-9", "dat-9: there are dat-1, dat-4, conadv-3, conadv-fig4"),
+        (wrong, "dat-4", "reproduces dat-4/dat-pgd-7, but the rows are: dat-pgd-32"),
+    ):
+        with pytest.raises(InputError, match=re.escape(told)):
+            compare(table, [read_run(folder)])
+        done = CliRunner().invoke(app, ["report", str(folder), "--table", table])
+        assert done.exit_code == 2 and "Traceback" not in done.output

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import socket
 import sys
 import tempfile
@@ -260,12 +259,6 @@ def work(count: int, rounds: int, rate: str | None) -> dict[str, Any]:
     return report
 
 
-def bytes_per_second(rate: str) -> float:
-    """Of a rate as ``tc`` writes it."""
-    number, unit = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate).groups()
-    return float(number) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[unit] / 8
-
-
 def ratios_of(report: dict[str, Any]) -> dict[str, float]:
     """What the table is read for."""
     medians = {name: median(values) for name, values in report["seconds"].items()}
@@ -281,7 +274,7 @@ def ratios_of(report: dict[str, Any]) -> dict[str, float]:
         "overlap_over_max": overlap["step"] / max(overlap["computation"], overlap["communication"]),
     }
     if rate:
-        limit = 2 * (size - 1) / size * 4 * report["settings"]["count"] / bytes_per_second(rate)
+        limit = 2 * (size - 1) / size * 4 * report["settings"]["count"] / box.bytes_per_second(rate)
         ratios["fp32_of_limit"] = limit / ours
         ratios["torch_gloo_of_limit"] = limit / medians["float32, torch.distributed Gloo"]
     if off:

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -18,13 +18,21 @@ from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
-from hpcdat.errors import Exit, HpcdatError
+from hpcdat.errors import Exit, HpcdatError, InputError
 from hpcdat.job import Job
 from hpcdat.job_file import read_job
 from hpcdat.record import Result, RunFolder
 from hpcdat.report.table import result_table
 
+if TYPE_CHECKING:
+    from hpcdat.cluster.doctor import Report
+    from hpcdat.forecast import Calibration
+    from hpcdat.report.pages import Section
+
 T = TypeVar("T")
+
+STALL_TIMEOUT = 120
+"""Seconds that a worker may keep the others waiting where no job says it."""
 
 app = typer.Typer(
     name="hpcdat",
@@ -38,6 +46,8 @@ app = typer.Typer(
     mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
     hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
     hpcdat report runs/demo runs/other      puts results side by side
+    hpcdat doctor JOB.yaml                  looks at all nodes and links before a run, started like train
+    hpcdat plan JOB.yaml --nodes 6,100      predicts C, T, bytes and speed-up
     hpcdat submit JOB.yaml --nodes 6        hands a job to Slurm
     hpcdat box up six --rate 100mbit        makes a cluster in a box, to try it on
 
@@ -126,14 +136,150 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
     ],
+    table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A paper's table: dat-1, dat-4, conadv-3 or conadv-fig4."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write report.md, report.csv and report.html there."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Runs of hpcdat",
 ) -> None:
-    """Print the results of runs in one table.
+    """Print the results of runs in one table, or beside a paper's.
 
-    Of one folder with several seeds in it (`hpcdat train --seeds N`) also their mean.
+    Of one folder with several seeds in it (`hpcdat train --seeds N`) also their mean. With `--table` each
+    run stands in the rows that its job `reproduces`, with the paper's own number and the ratio beside it;
+    several tables may be asked for. With `--out` the tables are written with plots and notes.
     """
     folders = [seed for run in runs for seed in sorted(run.glob("seed-*")) or [run]]
-    results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
-    print(result_table(results, mean=len(runs) == 1))
+    if not table and out is None:
+        results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
+        print(result_table(results, mean=len(runs) == 1))
+        return
+
+    def write() -> tuple[list[Section], list[Path]]:
+        from hpcdat.report import pages
+        from hpcdat.report.comparison import compare, read_run
+
+        read = [read_run(folder) for folder in folders]
+        sections = [pages.comparison_section(compare(name, read)) for name in table or []]
+        if not table:
+            sections.append(pages.runs_section(read))
+        return sections, pages.write_report(sections, out, title) if out else []
+
+    sections, files = _told_once(write)
+    print("\n".join(section.markdown for section in sections), end="")
+    for file in files:
+        print(f"written: {file}")
+
+
+@app.command()
+def doctor(
+    job: Annotated[
+        Path | None, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)
+    ] = None,
+    settings: Settings = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    json: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write facts, findings and links there.")
+    ] = None,
+) -> None:
+    """Look at the nodes of a run, and measure the links between them.
+
+    Started like `hpcdat train`, on the nodes that the run is to have. Horovod, GPUs, versions, clocks,
+    cores and links are looked at; with a job its images and run_dir too. Ends with exit code 1 where a
+    check failed; warnings do not count.
+    """
+    replaced = [*(set_ or []), *(settings or [])]
+
+    def read() -> Job | None:
+        if job is None and replaced:
+            raise InputError("settings replace those of a job, and none is named")
+        return read_job(job, replaced) if job else None
+
+    resolved = _told_once(read)
+    if workers > 1:
+        _start_locally(workers)
+
+    def work(team: Workers, stop: StopRequest) -> Report:
+        from hpcdat.cluster.doctor import examine
+
+        return examine(resolved, team, stop)
+
+    found = _as_worker(work, resolved)
+    if found is None:
+        return
+    print(found.in_words(), flush=True)
+    if json:
+        _told_once(lambda: found.write(json))
+    if found.failed:
+        raise typer.Exit(Exit.FAILURE)
+
+
+@app.command()
+def plan(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)],
+    settings: Settings = None,
+    set_: SetOption = None,
+    nodes: Annotated[
+        str, typer.Option(metavar="P,P,...", help="Numbers of nodes (p) to predict for.")
+    ] = "1,2,6",
+    workers_per_node: Annotated[int, typer.Option(min=1, help="Workers a node (q).")] = 1,
+    workers: WorkersOption = 1,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Links measured before (--save).")
+    ] = None,
+    link: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Assume links of this rate: 1gbit, 200gbit.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the links that were measured.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Training images, where they are not here to be counted.")
+    ] = None,
+) -> None:
+    """Predict what a job costs on so many nodes: C, T, bytes and speed-up, before it runs.
+
+    Attack, gradient and update of the job's network are timed here, on random images. Links are measured
+    where this is started on several nodes, as `hpcdat train` is; else they are those of `--calibration`,
+    or of a rate that is assumed (`--link`). With exchange.protocol auto it says which protocol it would
+    choose.
+    """
+    replaced = [*(set_ or []), *(settings or [])]
+    started = workers if workers > 1 else launched().size
+
+    def read() -> tuple[Job, list[int], Calibration | None]:
+        from hpcdat import forecast
+
+        resolved, wanted = read_job(job, replaced), forecast.read_nodes(nodes)
+        if calibration and link:
+            raise InputError("--calibration and --link: one of them says what the links are")
+        if calibration:
+            return resolved, wanted, forecast.Calibration.read(calibration)
+        if link:
+            return resolved, wanted, forecast.assume(box.bytes_per_second(link))
+        if started == 1 and max(wanted) * workers_per_node > 1:
+            raise InputError(
+                "nothing is known of the links: start it on several nodes, as hpcdat train is, to measure "
+                "them, or give --calibration FILE or --link RATE"
+            )
+        return resolved, wanted, None
+
+    resolved, wanted, known = _told_once(read)
+    if workers > 1:
+        _start_locally(workers)
+
+    def work(team: Workers, stop: StopRequest) -> str:
+        from hpcdat import forecast
+
+        return forecast.predict_job(resolved, wanted, workers_per_node, images, known, save, team)
+
+    told = _as_worker(work, resolved)
+    if told is not None:
+        print(told)
 
 
 @app.command()
@@ -320,11 +466,14 @@ def _without_np(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _as_worker(work: Callable[[Workers, StopRequest], T], job: Job) -> T | None:
+def _as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T | None:
     """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
     stop = StopRequest()
     try:
-        team = start_workers(job.stall_timeout, divisible=job.exchange.protocol == "hierarchical")
+        team = start_workers(
+            job.stall_timeout if job else STALL_TIMEOUT,
+            divisible=job is not None and job.exchange.protocol == "hierarchical",
+        )
     except HpcdatError as error:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)

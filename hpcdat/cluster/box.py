@@ -28,6 +28,7 @@ from hpcdat.errors import InputError, WorkerError
 HOSTS_FILES = Path("/etc/netns")
 MARK = "# hpcdat box "
 """Begins the line of a node's hosts file that tells of its links."""
+RATE = r"(?P<number>\d+(\.\d+)?)(?P<unit>[kmg]?)bit"
 SUBNETS = range(1, 255)
 CARD = "eth0"
 """The network card of a node, as processes in it see it."""
@@ -99,7 +100,7 @@ def up(
     if not 1 <= nodes <= 200:
         raise BoxError(f"{nodes}: a box has 1 to 200 nodes")
     for value, pattern, example in (
-        (rate, r"\d+(\.\d+)?[kmg]?bit", "1gbit"),
+        (rate, RATE, "1gbit"),
         (delay, r"\d+(\.\d+)?(us|ms|s)", "1ms"),
         (loss, r"\d+(\.\d+)?%", "0.1%"),
     ):
@@ -273,6 +274,18 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
             _run("tc", "-n", namespace, "qdisc", "add", "dev", CARD, "parent", "1:1", "handle", "10:", *netem)
         except BoxError as error:
             raise BoxError(f"delay and loss need the kernel's netem, which is not here ({error})") from None
+
+
+def bytes_per_second(rate: str) -> float:
+    """Of a rate as ``tc`` writes it.
+
+    Raises:
+        BoxError: it is none.
+    """
+    match = re.fullmatch(RATE, rate)
+    if match is None:
+        raise BoxError(f"{rate!r}: expected a value like 1gbit")
+    return float(match["number"]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match["unit"]] / 8
 
 
 def _number(value: str) -> float:

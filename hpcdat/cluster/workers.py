@@ -114,6 +114,16 @@ class Workers:
         """Begin to collect every worker's tensor on worker 0: (M, ...) there, (0, ...) elsewhere."""
         return Done(row[None])
 
+    def start_send(self, row: Tensor, source: int, target: int, name: str) -> Pending:
+        """Begin to send a tensor from one worker to another: (1, ...) on the latter, (0, ...) elsewhere.
+
+        Args:
+            row: of the same shape and dtype on all workers, which call this together.
+            source, target: ranks.
+            name: as above.
+        """
+        return Done(row[None])
+
     def start_broadcast(self, tensor: Tensor, name: str) -> Pending:
         """Begin to replace a tensor by worker 0's, in place."""
         return Done(tensor)
@@ -253,6 +263,15 @@ class HorovodWorkers(Workers):
         splits = torch.tensor([1] + [0] * (self.size - 1), dtype=torch.int32)
         with self._with_the_others(name):
             handle = self._hvd.alltoall_async(row[None], splits, name=self._prefix + name, **self._where)
+        return _Handle(self, handle, name, lambda received: received[0])
+
+    def start_send(self, row: Tensor, source: int, target: int, name: str) -> Pending:  # noqa: D102
+        sends = self.rank == source
+        splits = torch.tensor([int(sends and rank == target) for rank in range(self.size)], dtype=torch.int32)
+        with self._with_the_others(name):
+            handle = self._hvd.alltoall_async(
+                row[None][: int(sends)], splits, name=self._prefix + name, **self._where
+            )
         return _Handle(self, handle, name, lambda received: received[0])
 
     def start_broadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102

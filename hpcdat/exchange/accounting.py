@@ -7,6 +7,7 @@ busiest network card. Frames, headers and acknowledgements of the transport are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -53,7 +54,7 @@ class Collective:
     size: float
 
     def traffic(self, workers: int) -> Traffic:
-        """Of so many workers; a reduction or gathering to all is a ring's."""
+        """Of so many workers; a reduction or gathering to all is a ring's, a broadcast a tree's."""
         others, size = workers - 1, self.size
         match self.kind:
             case "allreduce":
@@ -65,8 +66,35 @@ class Collective:
             case "gather":
                 return Traffic(others * size, 0.0, others * size)
             case "broadcast":
-                return Traffic(others * size, others * size, 0.0)
+                return Traffic(others * size, math.ceil(math.log2(workers)) * size, 0.0)
         return Traffic(total, total / workers, total / workers)
+
+    def on_card(self, nodes: int, per_node: int) -> float:
+        """Bytes through the busiest card, in its busier direction, of nodes with so many workers each.
+
+        Rings and trees cross from node to node once; in an all-to-all every worker of a node sends to all
+        others.
+        """
+        workers = nodes * per_node
+        if nodes == 1:
+            return 0.0
+        match self.kind:
+            case "alltoall":
+                return per_node * (workers - per_node) / workers * self.size
+            case "gather":
+                return (workers - per_node) * self.size
+            case "broadcast":
+                return math.ceil(math.log2(nodes)) * self.size
+        return self.traffic(workers).busiest
+
+    def rounds(self, workers: int) -> int:
+        """Messages that follow each other."""
+        match self.kind:
+            case "allreduce":
+                return max(2 * (workers - 1), 1)
+            case "broadcast":
+                return max(math.ceil(math.log2(workers)), 1)
+        return max(workers - 1, 1)
 
 
 def collectives(protocol: str, count: int, workers: int, codec: Codec, back: Codec) -> list[Collective]:

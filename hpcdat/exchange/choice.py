@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,14 +13,17 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.accounting import Kind
 from hpcdat.exchange.codecs import can_compile
-from hpcdat.exchange.cost import Link, predict
+from hpcdat.exchange.cost import Network, predict
 from hpcdat.exchange.gradients import gradients_of, make_buckets
 from hpcdat.exchange.plan import COMPILED_FROM, PROTOCOLS, Plan, make_plan
-from hpcdat.exchange.probe import Imagined, measure_computing, measure_links
+from hpcdat.exchange.probe import Imagined, measure_computing, measure_network
 from hpcdat.files import write_text
 from hpcdat.job import Exchange
 from hpcdat.progress import Progress
 
+Named = Sequence[tuple[str, nn.Parameter]]
+"""Parameters with their names."""
+KINDS: tuple[Kind, ...] = ("allreduce", "allgather", "alltoall", "gather", "broadcast")
 WORTH = 0.9
 """Of the time of a more exact exchange: what a less exact one must stay below to be chosen."""
 BUCKETS = [0.25, 1.0, 4.0, 16.0, 64.0]
@@ -51,7 +54,7 @@ class Choice(BaseModel):
 
     Attributes:
         workers: among whom.
-        links: as they were measured.
+        network: as it was measured.
         candidates: every protocol and number of bits with its best buckets, fastest first.
         chosen: the one to use.
     """
@@ -59,7 +62,7 @@ class Choice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workers: int
-    links: dict[Kind, Link]
+    network: Network
     candidates: list[Candidate]
     chosen: Candidate
 
@@ -159,37 +162,84 @@ def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
     named = gradients_of(model)
     device = named[0][1].device
     compiled = sum(p.numel() for _, p in named) >= COMPILED_FROM and can_compile()
-    allowed = [(one, make_plan(one, Imagined(workers.size), compiled=compiled)) for one in _allowed(settings)]
-    kinds = {c.kind for _, plan in allowed for c in plan.collectives(1)}
-    links = measure_links(workers, sorted(kinds | {"allreduce"}), device)
+    network = measure_network(workers, KINDS, device)
 
-    def with_best_buckets(one: Exchange, plan: Plan, rate: float | None) -> Candidate:
-        """Predicted for a worker that computes so many seconds a number."""
-        tried = []
-        for bucket_mb in BUCKETS:
-            candidate = one.model_copy(update={"bucket_mb": bucket_mb})
-            buckets = make_buckets(named, candidate, coding=not plan.is_exact)
-            computing = (rate or 0.0) * sum(bucket.count for bucket in buckets if bucket.coded)
-            seconds = predict([b.collectives(plan) for b in buckets], computing, links, workers.size)
-            tried.append(
-                Candidate(exchange=candidate, computing=None if rate is None else computing, seconds=seconds)
-            )
-        return min(tried, key=lambda candidate: candidate.seconds)
+    def rate(plan: Plan) -> float:
+        return measure_computing(plan, workers, device)
 
+    return choose_for(settings, named, network, network.nodes, network.per_node, rate, compiled=compiled)
+
+
+def choose_for(
+    settings: Exchange,
+    named: Named,
+    network: Network,
+    nodes: int,
+    per_node: int,
+    rate: Callable[[Plan], float],
+    *,
+    compiled: bool,
+) -> Choice:
+    """The choice over links that were measured.
+
+    Args:
+        settings: with ``auto``.
+        named: the parameters, first layer first.
+        network: as it was measured.
+        nodes, per_node: the workers that are to exchange.
+        rate: seconds a number that a worker computes for a plan; asked only where it matters.
+        compiled: whether codecs are.
+    """
+    size = nodes * per_node
     candidates: list[Candidate] = []
     # The most exact ones first, for what is less exact has to be faster.
-    for one, plan in sorted(allowed, key=lambda pair: exactness(pair[0])):
-        candidate = with_best_buckets(one, plan, None)
+    for one in sorted(_allowed(settings), key=exactness):
+        plan = make_plan(one, Imagined(size), compiled=compiled)
+
+        def price(computing_rate: float | None, one: Exchange = one, plan: Plan = plan) -> Candidate:
+            tried = []
+            for bucket_mb in BUCKETS:
+                candidate = one.model_copy(update={"bucket_mb": bucket_mb})
+                spent = predicted(candidate, plan, named, network, nodes, per_node, computing_rate or 0.0)
+                tried.append(spent)
+            best = min(tried, key=lambda candidate: candidate.seconds)
+            return best if computing_rate is not None else best.model_copy(update={"computing": None})
+
+        candidate = price(None)
         if all(candidate.seconds < c.seconds for c in candidates if c.computing is not None):
-            rate = 0.0 if plan.is_exact else measure_computing(plan, workers, device)
-            candidate = with_best_buckets(one, plan, rate)
+            candidate = price(0.0 if plan.is_exact else rate(plan))
         candidates.append(candidate)
     return Choice(
-        workers=workers.size,
-        links=links,
+        workers=size,
+        network=network,
         candidates=sorted(candidates, key=lambda candidate: candidate.seconds),
         chosen=most_exact_of_the_fast(c for c in candidates if c.computing is not None),
     )
+
+
+def predicted(
+    exchange: Exchange,
+    plan: Plan,
+    named: Named,
+    network: Network,
+    nodes: int,
+    per_node: int,
+    rate: float,
+) -> Candidate:
+    """What the cost model says of one exchange.
+
+    Args:
+        exchange: its settings.
+        plan: made for them, for as many workers.
+        named: the parameters, first layer first.
+        network: as it was measured.
+        nodes, per_node: the workers that are to exchange.
+        rate: seconds a number that a worker computes.
+    """
+    buckets = make_buckets(named, exchange, coding=not plan.is_exact)
+    computing = rate * sum(bucket.count for bucket in buckets if bucket.coded)
+    seconds = predict([b.collectives(plan) for b in buckets], computing, network, nodes, per_node)
+    return Candidate(exchange=exchange, computing=computing, seconds=seconds)
 
 
 def exactness(exchange: Exchange) -> tuple[int, bool]:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from types import FunctionType, MethodType
 from typing import Protocol
 
@@ -87,8 +88,7 @@ class Quantized:
                 _compiled(method, quantizer) for method in (self.norms, self._codes, self._numbers)
             )
             self._total = _compiled(self._total, quantizer)
-            self._pack_lanes = _compiled(self._pack_lanes, quantizer)
-            self._unpack_lanes = _compiled(self._unpack_lanes, quantizer)
+        self._compiled = compiled
 
     def encode(self, x: Tensor, key: Tensor) -> Tensor:  # noqa: D102
         merged = self._merged(x)
@@ -154,30 +154,34 @@ class Quantized:
             key: of the random numbers, int32 (2,).
             lanes: wide enough for the sum of all workers' codes.
         """
-        codes = self._codes(x, norms, key)
-        # torch.compile makes mistakes where only the type of the elements changes.
-        return lanes.pack(codes) if lanes.is_view else self._pack_lanes(codes, lanes)
+        pack, _ = self._packing(lanes)
+        return pack(self._codes(x, norms, key))
 
     def from_lanes(self, words: Tensor, norms: Tensor, lanes: Lanes, count: int, workers: int) -> Tensor:
         """The numbers (count,) of sums of so many workers' words."""
-        codes = lanes.unpack(words, count) if lanes.is_view else self._unpack_lanes(words, lanes, count)
-        return self._numbers(codes, norms, workers)
+        _, unpack = self._packing(lanes)
+        return self._numbers(unpack(words, count), norms, workers)
 
-    def _pack_lanes(self, codes: Tensor, lanes: Lanes) -> Tensor:
-        return lanes.pack(codes)
+    def _packing(self, lanes: Lanes) -> tuple[Callable, Callable]:
+        # torch.compile makes mistakes where only the type of the elements changes.
+        if self._compiled and not lanes.is_view:
+            return _compiled_packing(lanes)
+        return lanes.pack, lanes.unpack
 
-    def _unpack_lanes(self, words: Tensor, lanes: Lanes, count: int) -> Tensor:
-        return lanes.unpack(words, count)
+
+@cache
+def _compiled_packing(lanes: Lanes) -> tuple[Callable, Callable]:
+    return _compiled(lanes.pack, lanes), _compiled(lanes.unpack, lanes)
 
 
-def _compiled(method: Callable, quantizer: Quantizer) -> Callable:
-    """The method compiled for this quantizer alone: for one length, and at the second one for any.
+def _compiled(method: Callable, constants: object) -> Callable:
+    """The method compiled for one quantizer or kind of lanes: for one length, and at the second one for any.
 
-    The compiler keeps what it has learnt by the name of the code: with one name for all quantizers it
-    would take bits and levels for variables when it meets a second one.
+    The compiler keeps what it has learnt by the name of the code: with one name for all of them it would
+    take bits and levels for variables when it meets a second one.
     """
     code = method.__func__.__code__
-    name = re.sub(r"\W", "_", f"{code.co_name}_{quantizer}")
+    name = re.sub(r"\W", "_", f"{code.co_name}_{constants}")
     original = method.__func__
     function = FunctionType(code.replace(co_name=name), original.__globals__, name, original.__defaults__)
     return torch.compile(MethodType(function, method.__self__))

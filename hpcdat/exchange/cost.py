@@ -2,8 +2,9 @@
 
 A collective takes the time that was measured for as many bytes through the busiest card; coding and
 adding take a time in proportion to the numbers. The network carries one collective at a time and
-codes are computed beside it, so several buckets take as long as the longer of the two sums, and the
-shorter part of one bucket, in which the other has nothing to do.
+codes are computed beside it, so several buckets take as long as the longer of the two sums, and of the
+shorter one what cannot be hidden: the part of one bucket, in which the other has nothing to do, and what
+both lose by sharing processors.
 """
 
 from __future__ import annotations
@@ -48,19 +49,50 @@ class Link(BaseModel):
         return sooner + max(later - sooner, 0.0) * (carried - less) / (more - less)
 
 
+class Network(BaseModel):
+    """Links as they were measured, and what becomes of them among other numbers of workers.
+
+    Attributes:
+        nodes, per_node: workers that it was measured among: on so many nodes, so many on each.
+        links: of every kind of collective that was measured.
+        sharing: of what could run beside each other, network and computation, the share that does not,
+            because they share processors: 0 on nodes of their own with cards that work by themselves, 1
+            where nothing is gained.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: int = Field(ge=1)
+    per_node: int = Field(1, ge=1)
+    links: Mapping[Kind, Link]
+    sharing: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def seconds(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
+        """Of a collective among ``per_node`` workers on each of ``nodes`` nodes.
+
+        Where these are not the measured ones, bytes on the busiest card follow from the algorithm, and the
+        time of an empty message grows with the messages that have to follow each other.
+        """
+        link = self.links[collective.kind]
+        rounds = collective.rounds(nodes * per_node) / collective.rounds(self.nodes * self.per_node)
+        return link.seconds(collective.on_card(nodes, per_node)) + (rounds - 1) * link.latency
+
+
 def predict(
     buckets: Sequence[Sequence[Collective]],
     computing: float,
-    links: Mapping[Kind, Link],
-    workers: int,
+    network: Network,
+    nodes: int,
+    per_node: int = 1,
 ) -> float:
     """Seconds of one exchange of all buckets.
 
     Args:
         buckets: the collectives of each.
         computing: seconds that a worker computes for all of them.
-        links: of every kind of collective among them.
-        workers: that cross the network.
+        network: as it was measured.
+        nodes, per_node: the workers that exchange: on so many nodes, so many on each.
     """
-    wire = sum(links[c.kind].seconds(c.traffic(workers).busiest) for bucket in buckets for c in bucket)
-    return max(wire, computing) + min(wire, computing) / max(len(buckets), 1)
+    wire = sum(network.seconds(c, nodes, per_node) for bucket in buckets for c in bucket)
+    alone = 1 / max(len(buckets), 1)
+    return max(wire, computing) + min(wire, computing) * (alone + (1 - alone) * network.sharing)

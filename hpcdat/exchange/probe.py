@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hpcdat.cluster.workers import Done, Pending, Workers
 from hpcdat.exchange.accounting import Collective, Kind
-from hpcdat.exchange.cost import Link
+from hpcdat.exchange.cost import Link, Network
 from hpcdat.exchange.plan import Plan
 from hpcdat.exchange.protocols import Draw
 
@@ -25,8 +25,10 @@ NUMBERS = 2**19
 """In the vector that the computation is timed with."""
 
 
-def measure_links(workers: Workers, kinds: Iterable[Kind], device: torch.device) -> dict[Kind, Link]:
-    """Time every kind of collective, small and large; all workers call this together.
+def measure_network(workers: Workers, kinds: Iterable[Kind], device: torch.device) -> Network:
+    """Time every kind of collective, small and large, and what computing beside them costs.
+
+    All workers call this together. On one machine every worker is taken for a node of its own.
 
     Args:
         workers: who take part, two or more.
@@ -36,16 +38,44 @@ def measure_links(workers: Workers, kinds: Iterable[Kind], device: torch.device)
     Returns:
         The same on all workers: medians of the slowest worker's times.
     """
-    return {kind: _measure_link(workers, kind, device) for kind in kinds}
+    nodes = workers.nodes if workers.nodes > 1 else workers.size
+    per_node = -(-workers.size // nodes)
+    links = {kind: _measure_link(workers, kind, nodes, per_node, device) for kind in kinds}
+    sharing = _measure_sharing(workers, links["allreduce"], nodes, per_node, device)
+    return Network(nodes=nodes, per_node=per_node, links=links, sharing=sharing)
 
 
-def _measure_link(workers: Workers, kind: Kind, device: torch.device) -> Link:
+def _measure_sharing(workers: Workers, link: Link, nodes: int, per_node: int, device: torch.device) -> float:
+    """Of computation beside an all-reduce that takes about as long: the share that is not hidden."""
+    carried = link.points[-1][0]
+    size = max(int(carried / Collective("allreduce", 1).on_card(nodes, per_node)), 4 * workers.size)
+    vector = torch.randn(NUMBERS, device=device, generator=torch.Generator(device).manual_seed(0))
+    turns = 1
+
+    def compute() -> None:
+        for _ in range(turns):
+            vector.mul(1.5).round_().clamp_(-127, 127).to(torch.int8)
+        _finish(device)
+
+    def both() -> None:
+        pending = _start(workers, "allreduce", size, device)
+        compute()
+        pending.wait()
+
+    wire = _seconds(workers, lambda: _start(workers, "allreduce", size, device).wait())
+    turns = max(1, round(wire / max(_seconds(workers, compute), 1e-6)))
+    computing, together = _seconds(workers, compute), _seconds(workers, both)
+    hidden = max(wire, computing) + min(wire, computing) - together
+    return min(max(1 - hidden / min(wire, computing), 0.0), 1.0)
+
+
+def _measure_link(workers: Workers, kind: Kind, nodes: int, per_node: int, device: torch.device) -> Link:
     # What of a message passes the busiest card.
-    share = Collective(kind, 1).traffic(workers.size).busiest
+    share = Collective(kind, 1).on_card(nodes, per_node)
     points: list[tuple[float, float]] = []
     for carried in (0, *SIZES):
         size = max(int(carried / share), 4 * workers.size)
-        spent = _seconds(workers, lambda size=size: _start(workers, kind, size, device))
+        spent = _seconds(workers, lambda size=size: _start(workers, kind, size, device).wait())
         points.append((carried, spent))
         if spent > LONG_ENOUGH:
             break
@@ -67,13 +97,13 @@ def _start(workers: Workers, kind: Kind, size: int, device: torch.device) -> Pen
     return start(row, name)
 
 
-def _seconds(workers: Workers, start: Callable[[], Pending]) -> float:
-    """Of a collective on the slowest worker: the median, after one that opens connections."""
+def _seconds(workers: Workers, work: Callable[[], object]) -> float:
+    """Of work that all do at once, on the slowest worker: the median, after one that opens connections."""
     times = []
     for _ in range(1 + REPEATS):
         workers.gather(None, "probe: ready")
         began = time.perf_counter()
-        start().wait()
+        work()
         times.append(time.perf_counter() - began)
     every = workers.gather(times[1:], "probe: times")
     return median(max(worker[repeat] for worker in every) for repeat in range(REPEATS))
@@ -90,7 +120,7 @@ class Imagined(Workers):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size = size
+        self.size = self.nodes = size
         self.node_of = list(range(size))
 
     def start_allgather(self, row: Tensor, name: str) -> Pending:  # noqa: D102

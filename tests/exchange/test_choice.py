@@ -7,7 +7,7 @@ from hpcdat.errors import InputError
 from hpcdat.exchange import choice
 from hpcdat.exchange.accounting import Collective
 from hpcdat.exchange.choice import Candidate, choose, most_exact_of_the_fast
-from hpcdat.exchange.cost import Link, predict
+from hpcdat.exchange.cost import Link, Network, predict
 from hpcdat.exchange.probe import Imagined
 from hpcdat.job import Exchange
 
@@ -28,11 +28,30 @@ def test_a_collective_takes_its_latency_and_its_bytes_on_the_line_through_the_me
 
 def test_time_is_the_longer_of_network_and_computation_and_one_bucket_of_the_other():
     links = {"allreduce": link(0.001, 1e6), "allgather": link(0.002, 2e6)}
+    network = Network(nodes=6, links=links)
     # Six workers: 2 * 5/6 of an all-reduced vector, five gathered rows.
     buckets = [[Collective("allreduce", 6e5), Collective("allgather", 2e5)]] * 4
     wire = 4 * (0.001 + 1.0 + 0.002 + 0.5)
-    assert predict(buckets, 2.0, links, 6) == pytest.approx(wire + 2.0 / 4)
-    assert predict(buckets, 10.0, links, 6) == pytest.approx(10.0 + wire / 4)
+    assert predict(buckets, 2.0, network, 6) == pytest.approx(wire + 2.0 / 4)
+    assert predict(buckets, 10.0, network, 6) == pytest.approx(10.0 + wire / 4)
+    # On shared processors, half of what could be hidden is not.
+    shared = network.model_copy(update={"sharing": 0.5})
+    assert predict(buckets, 2.0, shared, 6) == pytest.approx(wire + 2.0 * (1 / 4 + 3 / 4 / 2))
+
+
+def test_other_numbers_of_workers_send_other_bytes_and_wait_for_more_messages():
+    network = Network(nodes=3, links={kind: link(0.01, 1e6) for kind in KINDS})
+
+    def seconds(kind, nodes, per_node=1):
+        return network.seconds(Collective(kind, 3e5), nodes, per_node)
+
+    # Two thousand nodes: 3998 messages in a row where there were 4, and two vectors less a share.
+    assert seconds("allreduce", 2000) == pytest.approx(0.01 * 3998 / 4 + 2 * 1999 / 2000 * 0.3)
+    assert seconds("allgather", 6) == pytest.approx(0.01 * 5 / 2 + 5 * 0.3)
+    # Each of two workers on a node sends two thirds of its vector to the other nodes.
+    assert seconds("alltoall", 3, 2) == pytest.approx(0.01 * 5 / 2 + 2 * 2 / 3 * 0.3)
+    assert seconds("gather", 3, 2) == pytest.approx(0.01 * 5 / 2 + 4 * 0.3)
+    assert seconds("broadcast", 8) == pytest.approx(0.01 * 3 / 2 + 3 * 0.3)
 
 
 def candidate(bits, seconds, two_sided=False):
@@ -61,9 +80,10 @@ def choosing(monkeypatch):
 
     def run(links, size=6, **settings):
         def made_up(workers, kinds, device):
-            return {kind: links[kind] if isinstance(links, dict) else links for kind in kinds}
+            known = {kind: links[kind] if isinstance(links, dict) else links for kind in kinds}
+            return Network(nodes=workers.size, links=known)
 
-        monkeypatch.setattr(choice, "measure_links", made_up)
+        monkeypatch.setattr(choice, "measure_network", made_up)
         model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 500))
         return choose(Exchange(protocol="auto", **settings), Imagined(size), model)
 
@@ -114,6 +134,6 @@ def test_a_run_recalls_how_it_exchanged(tmp_path):
     assert choice.recall_exchange(Exchange(bits=4), record).in_words() == "ring, 4 bits"
     assert choice.recall_exchange(auto, record).in_words() == "ring, 32 bits", "one worker chooses nothing"
     chosen = candidate(8, 1.0, two_sided=True)
-    kept = choice.Choice(workers=2, links={}, candidates=[chosen], chosen=chosen)
+    kept = choice.Choice(workers=2, network=Network(nodes=2, links={}), candidates=[chosen], chosen=chosen)
     record.write_text(kept.model_dump_json())
     assert choice.recall_exchange(auto, record).in_words() == "sharded_server, 8 bits two-sided"

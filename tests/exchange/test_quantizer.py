@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hpcdat.exchange.codecs import Cast, Quantized, can_compile
+from hpcdat.exchange.protocols import lanes_for
 from hpcdat.exchange.quantizer import Quantizer, from_codes
 from hpcdat.exchange.random import split_key, uniform
 from tests.exchange import oracle
@@ -160,3 +161,20 @@ def test_compiled_codecs_give_the_same_bytes():
         assert torch.equal(compiled.encode(x, key(4)), messages)
         assert torch.equal(compiled.decode(messages, count), eager.decode(messages, count))
         assert torch.equal(compiled.decode_sum(messages, count), eager.decode_sum(messages, count))
+
+
+@pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
+def test_compiled_lanes_of_several_teams_live_in_one_process():
+    """A forecast for several numbers of workers makes a plan for each."""
+    x = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    quantizer = Quantizer(8)
+    compiled, eager = (Quantized(quantizer, compiled=c) for c in (True, False))
+    norms = eager.norms(x)
+    for workers in (3, 6, 20):
+        lanes = lanes_for(quantizer, workers)
+        words = compiled.to_lanes(x, norms, key(3), lanes)
+        assert torch.equal(words, eager.to_lanes(x, norms, key(3), lanes))
+        assert torch.equal(
+            compiled.from_lanes(words, norms, lanes, 3000, workers),
+            eager.from_lanes(words, norms, lanes, 3000, workers),
+        )

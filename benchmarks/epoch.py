@@ -1,0 +1,201 @@
+"""Epochs of training over p x q emulated nodes, beside what ``hpcdat plan`` predicts for them.
+
+``python benchmarks/epoch.py [--rates R,R] [--shapes PxQ,...] [--json PATH]`` makes a box for every rate and
+shape (root, iproute2), calibrates the cost model on its links, and trains a third of pre-activation
+ResNet-18's width on digits with every protocol: DAT-FGSM, four steps an epoch. C and T are medians over the
+epochs after the first, in which codecs are compiled. Exchanges follow the backward pass, since all nodes
+share this machine's cores.
+
+Ratios:
+
+- ``plan_error_max``: largest relative error of the predicted C, calibrated on the same links and workers.
+- ``plan_error_elsewhere_max``: the same, calibrated on the first shape with other workers at the same rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from hpcdat.cluster import box
+from hpcdat.cluster.launched import launched
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.cluster.workers import start_workers
+from hpcdat.environment import describe_environment
+from hpcdat.forecast import Calibration, coding_rate, forecast, measure, measure_computing_of
+from hpcdat.job_file import read_job
+from hpcdat.record import RunFolder
+from hpcdat.run import train
+
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
+EXCHANGES = {
+    "ring, float32": [],
+    "ring, 8 bits": ["bits=8"],
+    "allgather, 8 bits": ["bits=8", "protocol=allgather"],
+    "parameter server, 8 bits two-sided": ["bits=8", "protocol=parameter_server", "two_sided=true"],
+    "sharded server, float32": ["protocol=sharded_server", "bucket_mb=1"],
+    "sharded server, 8 bits": ["bits=8", "protocol=sharded_server", "bucket_mb=1"],
+    "sharded server, 8 bits two-sided": [
+        *("bits=8", "protocol=sharded_server", "two_sided=true", "bucket_mb=1"),
+    ],
+}
+STEPS = 4
+CPU = torch.device("cpu")
+
+
+def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path) -> dict[str, Any]:
+    """A worker's whole part; the report, the same on all workers."""
+    torch.set_num_threads(1)
+    workers = start_workers(600)
+    images = STEPS * batch * workers.size
+    always = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
+    always += ["evaluation.steps=1", "schedule.decay_epochs=[]"]
+    calibration = measure(workers, CPU)
+    if workers.is_first:
+        calibration.write(keep)
+    other = Calibration.read(elsewhere) if elsewhere else None
+    p, q = workers.nodes, workers.size // workers.nodes
+    rate = cache(coding_rate(CPU, workers))
+    rows: dict[str, dict[str, Any]] = {}
+    for number, (name, settings) in enumerate(EXCHANGES.items()):
+        exchange = [f"exchange.{setting}" for setting in settings]
+        job = read_job(JOB, [*always, f"run_dir={runs / str(number)}", *exchange])
+        model, computing = measure_computing_of(job, 10, CPU)
+        train(job, workers, StopRequest())
+        lines = RunFolder(job.run_dir).metrics("epoch")[1:]
+        measured = [line["communication_seconds"] for line in lines]
+        known = forecast(job, images, model, computing, calibration, p, q, rate)
+        rows[name] = {
+            "communication": measured,
+            "total": [line["total_seconds"] for line in lines],
+            "predicted": known.communication,
+            "predicted_total": known.total,
+            "megabytes": lines[-1]["megabytes"],
+        }
+        if other:
+            known = forecast(job, images, model, computing, other, p, q, rate)
+            rows[name]["predicted_elsewhere"] = known.communication
+    report = {
+        "environment": describe_environment(workers, CPU),
+        "calibration": calibration.model_dump(mode="json"),
+        "elsewhere": other and other.measured_on,
+        "p": p,
+        "q": q,
+        "rows": rows,
+    }
+    workers.close()
+    return report
+
+
+def in_a_box(
+    rate: str, p: int, q: int, arguments: argparse.Namespace, folder: Path, elsewhere: Path | None
+) -> dict[str, Any]:
+    """Start the workers in a box of this rate; worker 0's report."""
+    name = f"epoch-{os.getpid()}"
+    made = box.up(name, nodes=p, rate=rate)
+    answer = folder / f"{rate}-{p}x{q}.json"
+    program = [sys.executable, __file__, "--worker-report", str(answer), "--batch", str(arguments.batch)]
+    program += ["--epochs", str(arguments.epochs)] + (["--elsewhere", str(elsewhere)] if elsewhere else [])
+    threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": box.CARD}
+    try:
+        code = box.run_over_gloo(made, p * q, program, {**os.environ, **threads})
+    finally:
+        box.down(name)
+    if code:
+        raise SystemExit(f"a worker ended with code {code}")
+    return {"rate": rate, **json.loads(answer.read_text())}
+
+
+def off(row: dict[str, Any], key: str = "predicted") -> float:
+    """Relative error of a prediction of C."""
+    return abs(row[key] / median(row["communication"]) - 1)
+
+
+def table_of(report: dict[str, Any]) -> str:
+    """A row for each protocol."""
+    lines = []
+    for name, row in report["rows"].items():
+        c = row["communication"]
+        elsewhere = row.get("predicted_elsewhere")
+        lines.append(
+            [
+                name,
+                f"{row['megabytes']:.1f}",
+                f"{median(c):.3f}",
+                f"{min(c):.3f} - {max(c):.3f}",
+                f"{row['predicted']:.3f}",
+                f"{row['predicted'] / median(c):.2f}",
+                "" if elsewhere is None else f"{elsewhere / median(c):.2f}",
+                f"{median(row['total']):.2f}",
+                f"{row['predicted_total']:.2f}",
+            ]
+        )
+    header = ["protocol", "MB / iteration", "C (s)", "range", "predicted", "of C", "elsewhere, of C"]
+    header += ["T (s)", "predicted"]
+    sharing = report["calibration"]["network"]["sharing"]
+    title = f"{report['p']} x {report['q']} workers, {report['rate']} links, sharing {sharing:.2f}"
+    return f"{title}\n{tabulate(lines, header, tablefmt='github', disable_numparse=True)}\n"
+
+
+def main() -> None:
+    """Train and predict, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(
+        description="epochs over p x q emulated nodes, and the plan's prediction"
+    )
+    parser.add_argument("--rates", default="100mbit,1gbit", help="rates of the links (default: %(default)s)")
+    parser.add_argument(
+        "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=10, help="images of a worker in a step")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs, the first of which warms up")
+    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--elsewhere", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker_report:
+        answer = arguments.worker_report
+        keep, runs = answer.with_suffix(".calibration"), answer.with_suffix(".runs")
+        report = work(arguments.batch, arguments.epochs, runs, arguments.elsewhere, keep)
+        if launched().rank == 0:
+            answer.write_text(json.dumps(report))
+        return
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", arguments.shapes):
+        raise SystemExit(f"--shapes {arguments.shapes}: expected nodes x workers a node, as in 6x1,3x2")
+    shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes.split(",")]
+    reports = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rate in arguments.rates.split(","):
+            first: Path | None = None
+            for p, q in shapes:
+                try:
+                    report = in_a_box(rate, p, q, arguments, Path(folder), first)
+                except box.BoxError as error:
+                    raise SystemExit(str(error)) from None
+                first = first or Path(folder) / f"{rate}-{p}x{q}.calibration"
+                reports.append(report)
+                print(table_of(report), flush=True)
+    rows = [row for report in reports for row in report["rows"].values()]
+    ratios = {"plan_error_max": max(off(row) for row in rows)}
+    if any("predicted_elsewhere" in row for row in rows):
+        ratios["plan_error_elsewhere_max"] = max(
+            off(row, "predicted_elsewhere") for row in rows if "predicted_elsewhere" in row
+        )
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"reports": reports, "ratios": ratios}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

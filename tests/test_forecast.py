@@ -1,0 +1,129 @@
+"""What a job is to cost: by hand, and what is said where nothing can be predicted."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from hpcdat.errors import InputError
+from hpcdat.exchange.choice import KINDS
+from hpcdat.exchange.cost import Link, Network
+from hpcdat.forecast import Calibration, Computing, forecast, measure_computing_of, read_nodes
+from hpcdat.job_file import read_job
+from tests.conftest import DEMO
+
+LATENCY, RATE = 0.001, 1e6
+COMPUTING = Computing(attack=0.02, gradient=0.01, update=0.05, measured_on="paper")
+
+
+def calibration(nodes):
+    links = {kind: Link(points=[(0, LATENCY), (RATE, LATENCY + 1)]) for kind in KINDS}
+    return Calibration(network=Network(nodes=nodes, links=links), measured_on="paper")
+
+
+def predict(settings, nodes, per_node=1, measured=6, images=1200):
+    job = read_job(DEMO, ["batch_size=20", *settings])
+    model = nn.Linear(1000, 250)
+    rate = 1e-6
+    return forecast(job, images, model, COMPUTING, calibration(measured), nodes, per_node, lambda plan: rate)
+
+
+def test_float32_in_a_ring_takes_its_bytes_and_its_messages():
+    known = predict(["exchange.overlap=false"], 6)
+    # 250,250 numbers: 2 * 5/6 of them through every card, in one all-reduce.
+    seconds = LATENCY + 2 * 5 / 6 * 4 * 250250 / RATE
+    assert known.steps == 10 and known.seconds == pytest.approx(seconds)
+    assert known.communication == pytest.approx(10 * seconds)
+    assert known.traffic.total == pytest.approx(2 * 5 * 4 * 250250)
+    step = 20 * 0.03 + 0.05
+    assert known.total == pytest.approx(10 * (step + seconds))
+    assert known.speed_up == pytest.approx(60 * step / known.total)
+    # Half of that is hidden where the backward pass is long enough, but never the last bucket.
+    hidden = predict([], 6)
+    assert hidden.total == pytest.approx(10 * (step + seconds)), "one bucket alone"
+    many = predict(["exchange.bucket_mb=0.001"], 6)
+    assert many.total < 10 * (step + many.seconds) - 10 * 0.9 * 2 / 3 * 20 * 0.01
+
+
+def test_codes_are_computed_beside_the_network():
+    known = predict(["exchange.bits=8", "exchange.protocol=sharded_server", "exchange.two_sided=true"], 6)
+    norms = math.ceil(250000 / 6 / 512)
+    row = 4 * (norms + math.ceil(250000 / 6 / 4))
+    wire = 2 * LATENCY + 5 * row / RATE * 2
+    exact = LATENCY + 2 * 5 / 6 * 4 * 250 / RATE
+    # Two buckets, one of codes and one of biases: of the shorter sum one half is not hidden.
+    assert known.seconds == pytest.approx(wire + exact + 0.25 / 2, rel=1e-3)
+
+
+def test_through_nodes_only_one_of_their_workers_crosses_the_network():
+    flat, nodes = (
+        predict(["exchange.protocol=hierarchical", *more], 3, 4) for more in ([], ["exchange.across=ring"])
+    )
+    assert flat.seconds == nodes.seconds == pytest.approx(predict([], 3).seconds)
+    assert nodes.steps == 5
+
+
+def test_one_worker_exchanges_nothing():
+    known = predict([], 1)
+    assert (known.communication, known.traffic.total, known.speed_up) == (0, 0, 1)
+
+
+def test_auto_is_chosen_for_the_links():
+    slow = predict(["exchange.protocol=auto"], 6).exchange
+    assert slow.protocol != "auto" and slow.bits == 8
+
+
+def test_the_time_of_an_attack_is_in_proportion_to_its_steps():
+    job = read_job(DEMO, ["attack.steps=40"])
+    _, forty = measure_computing_of(job, 10, torch.device("cpu"))
+    assert forty.attack > 5 * forty.gradient > 0
+    _, plain = measure_computing_of(read_job(DEMO, ["method=plain"]), 10, torch.device("cpu"))
+    assert plain.attack == 0 < plain.gradient
+
+
+def test_a_calibration_is_kept_and_a_damaged_one_told(tmp_path):
+    file = tmp_path / "cluster.json"
+    calibration(3).write(file)
+    assert Calibration.read(file) == calibration(3)
+    file.write_text('{"network": 1}')
+    with pytest.raises(InputError, match=r"cluster\.json is no calibration"):
+        Calibration.read(file)
+    with pytest.raises(InputError, match=r"cannot be written"):
+        calibration(3).write(tmp_path / "no" / "such" / "folder.json")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2,", "six", "", "1.5"])
+def test_what_is_no_number_of_nodes_is_told(text):
+    with pytest.raises(InputError, match="expected numbers of nodes"):
+        read_nodes(text)
+
+
+def plan(*options):
+    command = [sys.executable, "-m", "hpcdat", "plan", str(DEMO), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ([], "nothing is known of the links"),
+        (["--link", "fast"], "expected a value like 1gbit"),
+        (["--link", "1gbit", "--calibration", "x"], "one of them says what the links are"),
+        (["--calibration", "nowhere.json"], "nowhere.json is no calibration"),
+        (["--link", "1gbit", "--nodes", "x"], "expected numbers of nodes"),
+        (["--link", "1gbit", "--set", "data.source=folder", "data.root=/nowhere"], "--images N says"),
+    ],
+)
+def test_a_plan_without_what_it_needs_is_refused(options, told):
+    done = plan(*options)
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_plan_says_what_it_is_made_from():
+    done = plan("--nodes", "1,2000", "--link", "10gbit", "--images", "100000")
+    assert done.returncode == 0, done.stderr
+    assert "| 2000 x 1 | 1 " in done.stdout
+    assert "Links: nothing: links of 10000 Mbit/s and 0.2 ms a message are assumed." in done.stdout

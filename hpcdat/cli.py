@@ -25,7 +25,7 @@ from hpcdat.record import Result, RunFolder
 from hpcdat.report.table import result_table
 
 if TYPE_CHECKING:
-    from hpcdat.cluster.doctor import Report
+    from hpcdat.doctor.examination import Report
     from hpcdat.forecast import Calibration
     from hpcdat.report.pages import Section
 
@@ -204,7 +204,7 @@ def doctor(
         _start_locally(workers)
 
     def work(team: Workers, stop: StopRequest) -> Report:
-        from hpcdat.cluster.doctor import examine
+        from hpcdat.doctor.examination import examine
 
         return examine(resolved, team, stop)
 

@@ -1,10 +1,10 @@
 """Seconds of an exchange, predicted from a few measured numbers.
 
 A collective takes the time that was measured for as many bytes through the busiest card; coding and
-adding take a time in proportion to the numbers. The network carries one collective at a time and
-codes are computed beside it, so several buckets take as long as the longer of the two sums, and of the
-shorter one what cannot be hidden: the part of one bucket, in which the other has nothing to do, and what
-both lose by sharing processors.
+adding take a time in proportion to the numbers. The network carries one collective at a time, the workers
+agree at once on all that are under way, and codes are computed beside them. So several buckets take as
+long as the longer of the two sums, and of the shorter one what cannot be hidden: the part of one bucket,
+in which the other has nothing to do, and what both lose by sharing processors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from hpcdat.exchange.accounting import Collective, Kind
+from hpcdat.exchange.engine import IN_FLIGHT
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -67,15 +68,18 @@ class Network(BaseModel):
     links: Mapping[Kind, Link]
     sharing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    def seconds(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
-        """Of a collective among ``per_node`` workers on each of ``nodes`` nodes.
+    def latency(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
+        """Seconds of a collective that carries nothing, among so many workers on each of so many nodes.
 
-        Where these are not the measured ones, bytes on the busiest card follow from the algorithm, and the
-        time of an empty message grows with the messages that have to follow each other.
+        Where these are not the measured ones, it grows with the messages that have to follow each other.
         """
-        link = self.links[collective.kind]
         rounds = collective.rounds(nodes * per_node) / collective.rounds(self.nodes * self.per_node)
-        return link.seconds(collective.on_card(nodes, per_node)) + (rounds - 1) * link.latency
+        return rounds * self.links[collective.kind].latency
+
+    def transfer(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
+        """Seconds that its bytes add to that; those on the busiest card follow from the algorithm."""
+        link = self.links[collective.kind]
+        return max(link.seconds(collective.on_card(nodes, per_node)) - link.latency, 0.0)
 
 
 def predict(
@@ -93,6 +97,9 @@ def predict(
         network: as it was measured.
         nodes, per_node: the workers that exchange: on so many nodes, so many on each.
     """
-    wire = sum(network.seconds(c, nodes, per_node) for bucket in buckets for c in bucket)
+    crossing = [collective for bucket in buckets for collective in bucket]
+    latency = sum(network.latency(c, nodes, per_node) for c in crossing)
+    wire = sum(network.transfer(c, nodes, per_node) for c in crossing)
+    wire += latency / max(min(len(buckets), IN_FLIGHT), 1)
     alone = 1 / max(len(buckets), 1)
     return max(wire, computing) + min(wire, computing) * (alone + (1 - alone) * network.sharing)

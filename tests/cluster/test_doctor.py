@@ -11,10 +11,9 @@ import pytest
 
 from hpcdat.cluster import box
 from hpcdat.cluster.box import CARD
-from hpcdat.cluster.doctor import (
-    Node,
-    Pair,
-    RunDir,
+from hpcdat.cluster.workers import Workers
+from hpcdat.data.digits import write_digits
+from hpcdat.doctor.checks import (
     check_clocks,
     check_dali,
     check_gpus,
@@ -24,12 +23,10 @@ from hpcdat.cluster.doctor import (
     check_room,
     check_run_dir,
     check_versions,
-    clock_offsets,
-    examine,
-    pairs_of,
 )
-from hpcdat.cluster.workers import Workers
-from hpcdat.data.digits import write_digits
+from hpcdat.doctor.examination import examine
+from hpcdat.doctor.facts import Node, RunDir, clock_offsets
+from hpcdat.doctor.links import Pair, pairs_of
 from hpcdat.job import Data
 from hpcdat.job_file import read_job
 from tests.conftest import CHECKOUT, DEMO

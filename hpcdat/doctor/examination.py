@@ -1,0 +1,166 @@
+"""All of it, one after the other, by all workers together; and the report of what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.cluster.workers import Workers
+from hpcdat.doctor.checks import (
+    Finding,
+    check_clocks,
+    check_dali,
+    check_gpus,
+    check_horovod,
+    check_images,
+    check_pairs,
+    check_room,
+    check_run_dir,
+    check_versions,
+    count,
+    megabytes,
+)
+from hpcdat.doctor.facts import (
+    Node,
+    RunDir,
+    clock_offsets,
+    clock_stamps,
+    device_of,
+    firsts_of,
+    look_at_nodes,
+    look_at_run_dir,
+)
+from hpcdat.doctor.links import Pair, measure_pairs
+from hpcdat.errors import InputError
+from hpcdat.files import write_text
+from hpcdat.job import Job
+
+PAIRS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found.
+
+    Attributes:
+        title: workers, nodes, launcher, in words.
+        nodes: in the order of ranks.
+        clocks: seconds that each node's clock is ahead of the first one's, and how far that may be off.
+        run_dir: None without a job.
+        pairs: in the order they were measured.
+        findings: in the order of the checks.
+    """
+
+    title: str
+    nodes: list[Node]
+    clocks: list[tuple[float, float]]
+    run_dir: RunDir | None
+    pairs: list[Pair]
+    findings: list[Finding]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed; warnings do not count."""
+        return any(finding.level == "failure" for finding in self.findings)
+
+    def in_words(self) -> str:
+        """For people: a table of the findings, and one of the links."""
+        rows = [[f.level, f.check, f.found, f.where, f.advice] for f in self.findings]
+        widths = [None, None, 46, 20, 36]
+        headers = ["", "Check", "Found", "Where", "What to do"]
+        table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
+        parts = [self.title, table]
+        if self.pairs:
+            parts.append(_pairs_table(self.pairs))
+        counts = [sum(f.level == level for f in self.findings) for level in ("failure", "warning")]
+        parts.append(f"failures: {counts[0]}, warnings: {counts[1]}")
+        return "\n\n".join(parts)
+
+    def write(self, path: Path) -> None:
+        """Write facts, findings and links as JSON.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        value = {
+            "title": self.title,
+            "facts": {
+                "nodes": [asdict(node) for node in self.nodes],
+                "clocks": [
+                    {"host": node.host, "seconds_ahead": ahead, "error_bound": bound}
+                    for node, (ahead, bound) in zip(self.nodes, self.clocks, strict=True)
+                ],
+                "run_dir": self.run_dir and asdict(self.run_dir),
+            },
+            "findings": [asdict(finding) for finding in self.findings],
+            "links": [asdict(pair) for pair in self.pairs],
+        }
+        try:
+            write_text(path, json.dumps(value, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _pairs_table(pairs: Sequence[Pair]) -> str:
+    ordered = sorted(pairs, key=lambda pair: pair.bandwidth)
+    rows = [
+        [pair.one, pair.other, f"{1000 * pair.latency:.2f}", megabytes(pair.bandwidth)]
+        for pair in ordered[:PAIRS_SHOWN]
+    ]
+    headers = ["Link", "", "ms", "MB/s"]
+    align = ("left", "left", "right", "right")
+    table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
+    if len(pairs) > PAIRS_SHOWN:
+        table += f"\nand {len(pairs) - PAIRS_SHOWN} faster ones, which --json writes too"
+    return table + (
+        "\n\nms: half of the way there and back of a byte (median), Horovod's agreement between all workers"
+        "\nincluded. MB/s: there and back, one way and one pair at a time."
+    )
+
+
+def examine(job: Job | None, workers: Workers, stop: StopRequest) -> Report:
+    """Look at all nodes and measure their links; all workers call this together.
+
+    Args:
+        job: resolved, or None to leave out what depends on it.
+        workers: those of the run that is to be.
+        stop: the user's wish to stop.
+
+    Returns:
+        The same on all workers.
+
+    Raises:
+        WorkerError: something could not be looked at on some worker, or a worker was lost.
+        Stopped: a stop was asked for.
+    """
+    nodes, firsts = look_at_nodes(job, workers), firsts_of(workers)
+    offsets = clock_offsets(clock_stamps(workers))
+    clocks = [offsets[rank] for rank in firsts]
+    run_dir = look_at_run_dir(job.run_dir, workers) if job else None
+    device = device_of(job, workers)
+    taken = [gpu for node in nodes for gpu in node.takes]
+    # Horovod wants a tensor on the same kind of device from all, NCCL each of them on its own.
+    if None in taken or len(set(taken)) < workers.size:
+        device = torch.device("cpu")
+    pairs = measure_pairs(workers, [node.host for node in nodes], firsts, device, stop)
+    findings = [
+        *check_horovod(nodes, workers.transport),
+        *check_gpus(nodes, job.device if job else "auto"),
+        *check_dali(nodes, job.data.loader if job else None),
+        *check_versions(nodes),
+        *check_clocks([node.host for node in nodes], clocks),
+        *(check_images(nodes, job.data) if job else []),
+        *(check_run_dir(run_dir, nodes[0].host) if run_dir else []),
+        *check_room(nodes),
+        *check_pairs(pairs, len(nodes)),
+    ]
+    title = f"{count(workers.size, 'worker')} on {count(len(nodes), 'node')}"
+    if workers.launcher != "none":
+        title += f", started by {workers.launcher}"
+    return Report(title, nodes, clocks, run_dir, pairs, findings)

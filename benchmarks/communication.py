@@ -322,8 +322,8 @@ def in_a_box(rate: str, arguments: argparse.Namespace) -> dict[str, Any]:
             answer = Path(folder) / "report.json"
             program = [sys.executable, __file__, "--rates", rate, "--worker-report", str(answer)]
             sizes = ["--count", str(arguments.count), "--rounds", str(arguments.rounds)]
-            threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": box.CARD}
-            code = box.run_over_gloo(made, arguments.nodes, [*program, *sizes], {**os.environ, **threads})
+            card = {"GLOO_SOCKET_IFNAME": box.CARD}
+            code = box.run_over_gloo(made, arguments.nodes, [*program, *sizes], {**os.environ, **card})
             if code:
                 raise SystemExit(f"a worker ended with code {code}")
             return json.loads(answer.read_text())

@@ -56,7 +56,6 @@ CPU = torch.device("cpu")
 
 def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
-    torch.set_num_threads(1)
     workers = start_workers(600)
     images = STEPS * batch * workers.size
     always = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
@@ -107,9 +106,8 @@ def in_a_box(
     answer = folder / f"{rate}-{p}x{q}.json"
     program = [sys.executable, __file__, "--worker-report", str(answer), "--batch", str(arguments.batch)]
     program += ["--epochs", str(arguments.epochs)] + (["--elsewhere", str(elsewhere)] if elsewhere else [])
-    threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": box.CARD}
     try:
-        code = box.run_over_gloo(made, p * q, program, {**os.environ, **threads})
+        code = box.run_over_gloo(made, p * q, program)
     finally:
         box.down(name)
     if code:

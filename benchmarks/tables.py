@@ -36,37 +36,23 @@ HPC = "-hpc"
 def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path) -> None:
     """Train jobs one after the other in a box with such links."""
     name = f"tables-{os.getpid()}"
-    made = box.up(name, nodes=nodes, rate=rate)
-    # A worker has no more than its share of the machine's cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": box.CARD}
+    box.up(name, nodes=nodes, rate=rate)
     try:
         for job in jobs:
             workers = 1 if METHODS[read_job(job).method].centralised else nodes
-            settings = ["--overwrite", "--set", f"run_dir={runs / job.stem}"]
-            command = [sys.executable, "-m", "hpcdat", "train", str(job), *settings]
+            train = ["train", str(job), "--overwrite", "--set", f"run_dir={runs / job.stem}"]
+            hpcdat = [sys.executable, "-m", "hpcdat"]
+            command = [*hpcdat, "box", "run", name, "-np", str(workers), "--", *hpcdat, *train]
             began = time.monotonic()
             print(f"{job.stem}: {workers} workers, {rate} links", end="", flush=True)
             log = runs / f"{job.stem}.log"
             with log.open("w") as file:
-                code = _quietly(file, made, workers, command, environment)
-            if code:
-                raise SystemExit(f"\n{job.stem} ended with code {code}: {log}")
+                done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
+            if done.returncode:
+                raise SystemExit(f"\n{job.stem} ended with code {done.returncode}: {log}")
             print(f", {time.monotonic() - began:.0f} s", flush=True)
     finally:
         box.down(name)
-
-
-def _quietly(file, made: box.Box, workers: int, command: list[str], environment: dict[str, str]) -> int:  # noqa: ANN001
-    """Run over the box with all that the workers say in a file."""
-    kept = os.dup(1), os.dup(2)
-    try:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-        return box.run_over_gloo(made, workers, command, environment)
-    finally:
-        for descriptor, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, descriptor)
-            os.close(copy)
 
 
 def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None]) -> dict[str, float]:

@@ -36,6 +36,9 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; the others are untouched.
         """
+        # What writes that were killed have left would add up.
+        for torn in self.folder.glob(".*.pt-*"):
+            torn.unlink(missing_ok=True)
         if best:
             save_checkpoint(self.best_file, checkpoint)
             return self.best_file

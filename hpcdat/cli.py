@@ -387,7 +387,7 @@ def box_login(
             raise box.BoxError(f"the box {name} has no Slurm: hpcdat box up {name} --slurm makes one with it")
         return file
 
-    environment = {**os.environ, "SLURM_CONF": str(_told_once(find))}
+    environment = box.SHARED_CORES | dict(os.environ) | {"SLURM_CONF": str(_told_once(find))}
     try:
         raise typer.Exit(subprocess.run(command, env=environment).returncode)
     except FileNotFoundError:
@@ -406,7 +406,7 @@ def box_run(
     found = _told_once(lambda: _found(name))
     if mpirun:
         line = found.inside(1, box.mpirun_command(found, workers, command))
-        raise typer.Exit(subprocess.run(line).returncode)
+        raise typer.Exit(subprocess.run(line, env=box.SHARED_CORES | dict(os.environ)).returncode)
     raise typer.Exit(box.run_over_gloo(found, workers, command))
 
 

@@ -17,7 +17,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write: writes the contents into an open binary file.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
+        OSError: it could not be written; what was there before is untouched. It names the file.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
@@ -27,8 +27,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            # A disk that is full does not say which.
+            error.filename = str(path)
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -112,9 +113,19 @@ class RunFolder:
         return "unfinished" if self.checkpoints.exist() else "new"
 
     def log(self, **metrics: Any) -> None:
-        """Append one line to the metrics; it is on disk when this returns."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        """Append one line to the metrics; it is on disk when this returns.
+
+        Raises:
+            OSError: it could not be written; names the file.
+        """
+        try:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = str(self.metrics_file)
+            raise
 
     def metrics_bytes(self) -> int:
         """Length of the metrics so far."""

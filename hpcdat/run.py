@@ -200,6 +200,9 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
         device = torch.device("cuda", workers.local_rank % gpus)
         torch.cuda.set_device(device)
         return device
+    if "OMP_NUM_THREADS" in os.environ:
+        # Whoever sets that knows who else is on these cores.
+        return torch.device("cpu")
     mine, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     # A launcher that binds each worker to its own cores has already divided them.
     bound = mine < all_cores

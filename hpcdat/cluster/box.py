@@ -34,6 +34,11 @@ CARD = "eth0"
 """The network card of a node, as processes in it see it."""
 
 
+SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "OMPI_MCA_mpi_yield_when_idle": "1"}
+"""For what runs in a box, unless told otherwise: its nodes share the machine's cores, and one that waits must
+not keep the others from working."""
+
+
 class BoxError(InputError):
     """A box that cannot be made or found; the message says what to do."""
 
@@ -162,7 +167,7 @@ def run_over_gloo(
         box: where.
         workers: how many.
         command: of each worker; hpcdat's find each other and use Gloo.
-        environment: of the workers; this process's if left out.
+        environment: of the workers, beside :data:`SHARED_CORES`; this process's if left out.
 
     Returns:
         The exit code of the first that failed, or 0.
@@ -188,7 +193,7 @@ def run_over_gloo(
             processes.append(
                 subprocess.Popen(
                     box.inside(node + 1, command),
-                    env={**(os.environ if environment is None else environment), **variables},
+                    env=SHARED_CORES | dict(os.environ if environment is None else environment) | variables,
                 )
             )
     return _wait(processes)

@@ -100,9 +100,18 @@ def up(box: Box) -> None:
     named = ["unshare", "--uts", "sh", "-c", 'hostname ctl && exec slurmctld -c -f "$0"']
     _run(*named, str(configuration_file(box)))
     for node in range(1, box.nodes + 1):
-        (folder / f"node{node}").mkdir(exist_ok=True)
-        _run(*box.inside(node, ["slurmd", "-N", f"node{node}", "-f", str(configuration_file(box))]))
+        start_node(box, node)
     _wait_until_idle(box)
+
+
+def start_node(box: Box, node: int) -> None:
+    """Start Slurm's daemon in a node, counted from 1; also in one that was lost and is back.
+
+    Raises:
+        SlurmError: it does not start.
+    """
+    (FOLDERS / box.name / f"node{node}").mkdir(exist_ok=True)
+    _run(*box.inside(node, ["slurmd", "-N", f"node{node}", "-f", str(configuration_file(box))]))
 
 
 def down(box: Box) -> None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from hpcdat.errors import Exit, HpcdatError
+from hpcdat.files import write_text
 from hpcdat.record import RunFolder
 
 
@@ -40,11 +41,13 @@ def decide(run_dir: Path, code: int, *, warned: bool) -> tuple[bool, str]:
     notes = RunFolder(run_dir).slurm_folder / "failures.jsonl"
     # A line without its end was being written when the node was lost.
     earlier = [json.loads(line) for line in notes.read_text().split("\n")[:-1]] if notes.exists() else []
-    notes.parent.mkdir(parents=True, exist_ok=True)
-    with notes.open("a") as file:
-        note = {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID"), "code": code, "place": place}
-        file.write(json.dumps(note) + "\n")
+    note = {"time": time.time(), "job": os.environ.get("SLURM_JOB_ID"), "code": code, "place": place}
     where = f"epoch {place[0]}, step {place[1]}" if place else "before its first checkpoint"
+    try:
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        write_text(notes, "".join(json.dumps(each) + "\n" for each in [*earlier, note]))
+    except OSError as error:
+        return False, f"failed (code {code}) {where}, and {notes} cannot be written: {error.strerror}"
     if earlier and earlier[-1]["place"] == place:
         return False, f"failed (code {code}) twice {where}: not again; {notes} tells when"
     return True, f"failed (code {code}) {where}; it goes on from there"

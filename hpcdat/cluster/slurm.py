@@ -26,6 +26,8 @@ from hpcdat.record import RunFolder
 
 SECONDS_OF_WARNING = 120
 """Between Slurm's warning and the time limit: a step, a checkpoint, and the way back into the queue."""
+SHORTEST_TIME = 300
+"""Seconds of the shortest time limit that leaves a run some time between its start and the warning."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:+&|@/-]+$")]
 """What Slurm and module systems use for names; nothing that a shell would act on."""
@@ -83,6 +85,12 @@ class Request:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
             raise InputError(f"--time {self.time!r}: expected minutes, HH:MM:SS or D-HH:MM")
+        # To Slurm, 0 is no limit.
+        if 0 < _seconds(self.time) < SHORTEST_TIME:
+            raise InputError(
+                f"--time {self.time}: a run is warned {SECONDS_OF_WARNING // 60} minutes before its limit, "
+                f"which leaves no time to train; give it {SHORTEST_TIME // 60} minutes or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -217,6 +225,16 @@ def submit(script: Path) -> int:
     if done.returncode != 0:
         raise WorkerError(f"Slurm refuses {script}: {done.stderr.strip()}")
     return int(done.stdout.strip().split(";")[0])
+
+
+def _seconds(time: str) -> int:
+    """Of a time limit as sbatch reads it; with days the next number is hours, without, a lone one minutes."""
+    days, dash, rest = time.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    if not dash and len(numbers) < 3:
+        numbers.insert(0, 0)
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _element(task: Task) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Boxes for the tests."""
 
 import uuid
+from contextlib import contextmanager
 
 import pytest
 
@@ -9,9 +10,8 @@ from hpcdat.cluster.box import BoxError
 from hpcdat.cluster.box_slurm import SlurmError
 
 
-@pytest.fixture
-def make_box():
-    """Makes boxes with names of their own, and takes them away; skips, loudly, where none can be made."""
+@contextmanager
+def making_boxes():
     names = []
 
     def make(**choices):
@@ -22,7 +22,23 @@ def make_box():
         except (BoxError, SlurmError) as error:
             pytest.skip(f"NO CLUSTER IN A BOX HERE: {error}")
 
-    yield make
-    for name in names:
-        if box.find(name):
-            box.down(name)
+    try:
+        yield make
+    finally:
+        for name in names:
+            if box.find(name):
+                box.down(name)
+
+
+@pytest.fixture
+def make_box():
+    """Makes boxes with names of their own, and takes them away; skips, loudly, where none can be made."""
+    with making_boxes() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_shared_box():
+    """The same, for boxes that the tests of a file share."""
+    with making_boxes() as make:
+        yield make

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcdat.cluster.box import SHARED_CORES
 from hpcdat.cluster.box_slurm import FOLDERS, configuration_file
 from hpcdat.cluster.slurm import Request, Site, write_script
 from hpcdat.job_file import read_job
@@ -27,7 +28,7 @@ def login(make_box):
         done = subprocess.run(
             command,
             cwd=CHECKOUT,
-            env=environment() | {"SLURM_CONF": str(configuration_file(made)), "OMP_NUM_THREADS": "1"},
+            env=SHARED_CORES | environment() | {"SLURM_CONF": str(configuration_file(made))},
             capture_output=True,
             text=True,
             timeout=120,
@@ -65,16 +66,17 @@ def test_a_run_that_slurm_takes_off_its_nodes_ends_as_one_left_in_peace(login, t
     peace, fire = tmp_path / "in peace", tmp_path / "under $(fire)"
     profile = tmp_path / "site.yaml"
     network = login.box.address(0) + "/24"
-    # These nodes share their cores, which Open MPI cannot see.
-    polite = {"OMPI_MCA_mpi_yield_when_idle": "1"}
-    profile.write_text(json.dumps({"launcher": "mpirun", "interface": network, "environment": polite}))
+    profile.write_text(json.dumps({"launcher": "mpirun", "interface": network}))
     for run_dir in (peace, fire):
         number, logs = submit(login, run_dir, "--site", str(profile))
         if run_dir == fire:
             wait_for(lambda: len(RunFolder(fire).metrics("epoch")) >= 1, logs)
             login("scontrol", "requeue", str(number))
-            # Slurm would let it wait for two minutes.
             wait_for(lambda number=number: "PENDING" in login("squeue", "-ho%T", f"-j{number}"), logs)
+            wait_for(lambda: set(login("sinfo", "-hNo%T").split()) == {"idle"}, logs)
+            # Slurm would let it wait for two minutes. A start within the second in which it has withdrawn
+            # the credential of the last one fails, and the job with it.
+            time.sleep(2)
             login("scontrol", "update", f"JobId={number}", "StartTime=now")
         wait_for(finished(run_dir), logs)
     log = (fire / "slurm" / f"{number}.log").read_text()

@@ -214,7 +214,7 @@ def test_a_node_with_a_slow_link_and_without_the_shared_folders(make_box, tmp_pa
     # Node 3 has a folder of its own where the others share one.
     alone = f'if [ $SLURM_PROCID = 2 ]; then mount -t tmpfs none {shared}; fi; exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", alone, "sh", *HPCDAT, "doctor", str(DEMO)]
-    variables = environment() | {"OMP_NUM_THREADS": "1"}
+    variables = environment()
     assert box.run_over_gloo(made, 3, [*command, "--json", str(file), "--set", *settings], variables) == 1
     found = json.loads(file.read_text())
     wrong = {f["check"]: (f["level"], f["where"]) for f in found["findings"] if f["level"] != "ok"}

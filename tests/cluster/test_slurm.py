@@ -142,6 +142,23 @@ def test_a_wrong_time_is_refused(time):
         request(time=time)
 
 
+@pytest.mark.parametrize("time", ["1", "4", "4:59", "0:04:59", "0-0:4"])
+def test_a_time_limit_that_leaves_no_time_to_train_is_refused(time):
+    with pytest.raises(InputError, match=f"--time {time}: .* give it 5 minutes or more"):
+        request(time=time)
+
+
+@pytest.mark.parametrize("time", ["0", "5", "5:00", "0:05:00", "0-0:5", "1-0", "0-1", "12:00:00"])
+def test_time_limits_as_sbatch_reads_them(time):
+    assert request(time=time).time == time
+
+
+def test_hpcdat_submit_refuses_a_short_time_limit_in_one_line():
+    command = [sys.executable, "-m", "hpcdat", "submit", str(DEMO), "--time", "3", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "5 minutes or more" in done.stderr
+
+
 def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
     place = [3, 10]
     monkeypatch.setattr("hpcdat.cluster.requeue.progress", lambda run_dir: place)
@@ -159,3 +176,9 @@ def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
     with (tmp_path / "slurm" / "failures.jsonl").open("a") as file:
         file.write('{"time": 17')
     assert not again(1), "a line cut off by the loss of a node is left out"
+    assert not again(1), "and does not spoil the next one"
+    (tmp_path / "slurm" / "failures.jsonl").unlink()
+    (tmp_path / "slurm").rmdir()
+    (tmp_path / "slurm").touch()
+    again, reason = decide(tmp_path, 1, warned=False)
+    assert not again and "failures.jsonl cannot be written" in reason

@@ -8,8 +8,10 @@ share this machine's cores.
 
 Ratios:
 
-- ``plan_error_max``: largest relative error of the predicted C, calibrated on the same links and workers.
-- ``plan_error_elsewhere_max``: the same, calibrated on the first shape with other workers at the same rate.
+- ``plan_error_max``: largest relative error of the predicted C, calibrated on the same links and workers, a
+  trial exchange of two million numbers included.
+- ``plan_error_elsewhere_max``: the same, calibrated on the first shape alone, with other workers at the same
+  rate, and without a trial.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import os
 import re
 import sys
 import tempfile
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +34,15 @@ from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.environment import describe_environment
-from hpcdat.forecast import Calibration, coding_rate, forecast, measure, measure_computing_of
+from hpcdat.forecast import (
+    Calibration,
+    coding_rate,
+    forecast,
+    measure,
+    measure_computing_of,
+    trials,
+    untried,
+)
 from hpcdat.job_file import read_job
 from hpcdat.record import RunFolder
 from hpcdat.run import train
@@ -59,22 +68,23 @@ def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path
     workers = start_workers(600)
     images = STEPS * batch * workers.size
     always = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
-    always += ["evaluation.steps=1", "schedule.decay_epochs=[]"]
+    always += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
     calibration = measure(workers, CPU)
     if workers.is_first:
         calibration.write(keep)
     other = Calibration.read(elsewhere) if elsewhere else None
     p, q = workers.nodes, workers.size // workers.nodes
-    rate = cache(coding_rate(CPU, workers))
+    rate = coding_rate(CPU, workers)
     rows: dict[str, dict[str, Any]] = {}
     for number, (name, settings) in enumerate(EXCHANGES.items()):
         exchange = [f"exchange.{setting}" for setting in settings]
         job = read_job(JOB, [*always, f"run_dir={runs / str(number)}", *exchange])
         model, computing = measure_computing_of(job, 10, CPU)
+        correction = trials(calibration, model, CPU, workers)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
         measured = [line["communication_seconds"] for line in lines]
-        known = forecast(job, images, model, computing, calibration, p, q, rate)
+        known = forecast(job, images, model, computing, calibration, p, q, rate, correction)
         rows[name] = {
             "communication": measured,
             "total": [line["total_seconds"] for line in lines],
@@ -83,7 +93,7 @@ def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path
             "megabytes": lines[-1]["megabytes"],
         }
         if other:
-            known = forecast(job, images, model, computing, other, p, q, rate)
+            known = forecast(job, images, model, computing, other, p, q, rate, untried)
             rows[name]["predicted_elsewhere"] = known.communication
     report = {
         "environment": describe_environment(workers, CPU),
@@ -156,7 +166,7 @@ def main() -> None:
         "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=10, help="images of a worker in a step")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs, the first of which warms up")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs, the first of which warms up")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--elsewhere", type=Path, help=argparse.SUPPRESS)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -24,11 +24,11 @@ from hpcdat.data.images import Images
 from hpcdat.environment import device_name
 from hpcdat.errors import InputError
 from hpcdat.exchange.accounting import Collective, Traffic, traffic
-from hpcdat.exchange.choice import KINDS, choose_for, predicted
-from hpcdat.exchange.codecs import can_compile
+from hpcdat.exchange.choice import KINDS, choose_for, measure_correction, predicted
 from hpcdat.exchange.cost import Link, Network
+from hpcdat.exchange.engine import IN_FLIGHT
 from hpcdat.exchange.gradients import gradients_of, make_buckets
-from hpcdat.exchange.plan import COMPILED_FROM, Plan, make_plan
+from hpcdat.exchange.plan import Plan, make_plan, pays_to_compile
 from hpcdat.exchange.probe import Imagined, measure_computing, measure_network
 from hpcdat.files import write_text
 from hpcdat.job import Exchange, Job
@@ -104,7 +104,7 @@ def assume(rate: float) -> Calibration:
     """Links of a rate in bytes a second each way, of which nothing was measured."""
     links = {}
     for kind in KINDS:
-        latency = Collective(kind, 0).rounds(2) * MESSAGE_SECONDS
+        latency = Collective(kind, 0).rounds(2) * MESSAGE_SECONDS / IN_FLIGHT
         links[kind] = Link(points=[(0.0, latency), (rate, latency + 1.0)])
     words = f"nothing: links of {8e-6 * rate:g} Mbit/s and {1e3 * MESSAGE_SECONDS:g} ms a message are assumed"
     return Calibration(network=Network(nodes=2, links=links), measured_on=words)
@@ -197,15 +197,17 @@ def predict_job(
         images, classes = len(found), len(found.classes)
     else:
         classes = CLASSES
-    if calibration is None and workers.size > 1:
+    measured = calibration is None and workers.size > 1
+    if measured:
         calibration = measure(workers, device)
         if save and workers.is_first:
             calibration.write(save)
     model, computing = workers.together("time a step", lambda: measure_computing_of(job, classes, device))
-    rate = cache(coding_rate(device, workers))
+    rate = coding_rate(device, workers)
+    correction = trials(calibration, model, device, workers) if measured else untried
     rows, links = [], calibration or assume(1.0)
     for p in nodes:
-        known = forecast(job, images, model, computing, links, p, per_node, rate)
+        known = forecast(job, images, model, computing, links, p, per_node, rate, correction)
         bucket = f", {known.exchange.bucket_mb:g} MiB together" if p * per_node > 1 else ""
         rows.append(
             [
@@ -322,20 +324,50 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return median(times[1:])
 
 
-def coding_rate(device: torch.device, workers: Workers | None = None) -> Callable[[Plan], float]:
+def coding_rate(device: torch.device, workers: Workers) -> Callable[[Plan], float]:
     """Seconds a number that a worker computes for a plan, measured here.
 
     Args:
         device: where it computes.
-        workers: who all measure at once, as they will compute; None: this process alone.
+        workers: who all measure at once, as they will compute.
     """
 
     def rate(plan: Plan) -> float:
-        if plan.is_exact:
-            return 0.0
-        return measure_computing(plan, workers or Workers(), device)
+        return 0.0 if plan.is_exact else measure_computing(plan, workers, device)
 
     return rate
+
+
+def trials(
+    calibration: Calibration, model: nn.Module, device: torch.device, workers: Workers
+) -> Callable[[Exchange, float], float]:
+    """Factors by which whole exchanges between these workers take longer than is predicted, once for each.
+
+    Of one worker alone nothing can be tried, and nothing of links that are not here.
+
+    Args:
+        calibration: of the links between the workers.
+        model: of the job; a large one's codecs are compiled.
+        device: where they compute.
+        workers: who try it.
+    """
+    known: dict[str, float] = {}
+    compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
+
+    def correction(exchange: Exchange, rate: float) -> float:
+        key = f"{exchange.in_words()}, {exchange.bucket_mb}"
+        if key not in known:
+            known[key] = measure_correction(
+                exchange, rate, calibration.network, workers, device, compiled=compiled
+            )
+        return known[key]
+
+    return correction
+
+
+def untried(exchange: Exchange, rate: float) -> float:
+    """The factor where nothing can be tried."""
+    return 1.0
 
 
 def forecast(
@@ -347,6 +379,7 @@ def forecast(
     nodes: int,
     per_node: int,
     rate: Callable[[Plan], float],
+    correction: Callable[[Exchange, float], float],
 ) -> Forecast:
     """Predict a job on p x q workers.
 
@@ -360,14 +393,16 @@ def forecast(
         calibration: of the links.
         nodes, per_node: p and q.
         rate: of the codecs, as :func:`coding_rate` gives it.
+        correction: factor of the exchange's time, as a trial gives it.
     """
     workers = nodes * per_node
     named = gradients_of(model)
-    compiled = sum(p.numel() for _, p in named) >= COMPILED_FROM and can_compile()
+    compiled = pays_to_compile(sum(p.numel() for _, p in named))
     steps = math.ceil(images / (job.batch_size * workers))
     exchange = job.exchange
     if exchange.protocol == "auto" and workers > 1:
-        chosen = choose_for(exchange, named, calibration.network, nodes, per_node, rate, compiled=compiled)
+        network = calibration.network
+        chosen = choose_for(exchange, named, network, nodes, per_node, rate, correction, compiled=compiled)
         exchange = chosen.chosen.exchange
     # Inside a node float32 costs next to nothing beside the network's time.
     across = exchange.protocol == "hierarchical"
@@ -380,7 +415,9 @@ def forecast(
         # Where all others' codes are decoded, that takes as many times as long for as many times the workers.
         growth = 1.0 if plan.name == "ring" else max(senders / SERVER_SENDERS, 1.0)
         whole = make_plan(flat, Imagined(senders), compiled=compiled)
-        spent = predicted(flat, whole, named, calibration.network, *crossing, growth * rate(plan)).seconds
+        coding = growth * rate(plan)
+        spent = predicted(flat, whole, named, calibration.network, *crossing, coding).seconds
+        spent *= correction(flat, rate(plan))
         buckets = make_buckets(named, flat, coding=not plan.is_exact)
         sent = traffic((c for b in buckets for c in b.collectives(whole)), senders)
     share = images / steps / workers

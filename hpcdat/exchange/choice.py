@@ -6,17 +6,17 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.accounting import Kind
-from hpcdat.exchange.codecs import can_compile
 from hpcdat.exchange.cost import Network, predict
 from hpcdat.exchange.gradients import gradients_of, make_buckets
-from hpcdat.exchange.plan import COMPILED_FROM, PROTOCOLS, Plan, make_plan
-from hpcdat.exchange.probe import Imagined, measure_computing, measure_network
+from hpcdat.exchange.plan import PROTOCOLS, Plan, make_plan, pays_to_compile
+from hpcdat.exchange.probe import TRIAL, Imagined, measure_computing, measure_exchange, measure_network
 from hpcdat.files import write_text
 from hpcdat.job import Exchange
 from hpcdat.progress import Progress
@@ -161,13 +161,45 @@ def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
     """
     named = gradients_of(model)
     device = named[0][1].device
-    compiled = sum(p.numel() for _, p in named) >= COMPILED_FROM and can_compile()
+    compiled = pays_to_compile(sum(p.numel() for _, p in named))
     network = measure_network(workers, KINDS, device)
 
     def rate(plan: Plan) -> float:
         return measure_computing(plan, workers, device)
 
-    return choose_for(settings, named, network, network.nodes, network.per_node, rate, compiled=compiled)
+    def correction(exchange: Exchange, rate: float) -> float:
+        return measure_correction(exchange, rate, network, workers, device, compiled=compiled)
+
+    nodes, per_node = network.nodes, network.per_node
+    return choose_for(settings, named, network, nodes, per_node, rate, correction, compiled=compiled)
+
+
+def measure_correction(
+    exchange: Exchange,
+    rate: float,
+    network: Network,
+    workers: Workers,
+    device: torch.device,
+    *,
+    compiled: bool,
+) -> float:
+    """What a trial exchange took over what is predicted for it; all workers call this together.
+
+    Args:
+        exchange: its settings.
+        rate: seconds a number that a worker computes for it.
+        network: as it was measured between these workers.
+        workers: two or more.
+        device: where they compute.
+        compiled: whether codecs are.
+    """
+    plan = make_plan(exchange, workers, compiled=compiled)
+    count = int(min(exchange.bucket_mb * 2**18, TRIAL))
+    buckets = TRIAL // count
+    expected = predict(
+        [plan.collectives(count)] * buckets, rate * count * buckets, network, network.nodes, network.per_node
+    )
+    return measure_exchange(plan, workers, count, buckets, device) / expected
 
 
 def choose_for(
@@ -177,6 +209,7 @@ def choose_for(
     nodes: int,
     per_node: int,
     rate: Callable[[Plan], float],
+    correction: Callable[[Exchange, float], float],
     *,
     compiled: bool,
 ) -> Choice:
@@ -188,6 +221,7 @@ def choose_for(
         network: as it was measured.
         nodes, per_node: the workers that are to exchange.
         rate: seconds a number that a worker computes for a plan; asked only where it matters.
+        correction: factor of what is predicted for settings and such a rate; likewise.
         compiled: whether codecs are.
     """
     size = nodes * per_node
@@ -196,18 +230,24 @@ def choose_for(
     for one in sorted(_allowed(settings), key=exactness):
         plan = make_plan(one, Imagined(size), compiled=compiled)
 
-        def price(computing_rate: float | None, one: Exchange = one, plan: Plan = plan) -> Candidate:
-            tried = []
-            for bucket_mb in BUCKETS:
-                candidate = one.model_copy(update={"bucket_mb": bucket_mb})
-                spent = predicted(candidate, plan, named, network, nodes, per_node, computing_rate or 0.0)
-                tried.append(spent)
-            best = min(tried, key=lambda candidate: candidate.seconds)
-            return best if computing_rate is not None else best.model_copy(update={"computing": None})
+        def price(computing_rate: float, one: Exchange = one, plan: Plan = plan) -> Candidate:
+            tried = [
+                predicted(
+                    one.model_copy(update={"bucket_mb": bucket_mb}),
+                    *(plan, named, network, nodes, per_node, computing_rate),
+                )
+                for bucket_mb in BUCKETS
+            ]
+            return min(tried, key=lambda one: one.seconds)
 
-        candidate = price(None)
+        candidate = price(0.0)
         if all(candidate.seconds < c.seconds for c in candidates if c.computing is not None):
-            candidate = price(0.0 if plan.is_exact else rate(plan))
+            computing_rate = 0.0 if plan.is_exact else rate(plan)
+            candidate = price(computing_rate)
+            factor = correction(candidate.exchange, computing_rate)
+            candidate = candidate.model_copy(update={"seconds": factor * candidate.seconds})
+        else:
+            candidate = candidate.model_copy(update={"computing": None})
         candidates.append(candidate)
     return Choice(
         workers=size,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpcdat.errors import InputError
 from hpcdat.exchange.codecs import Quantized, can_compile
-from hpcdat.exchange.plan import COMPILED_FROM
+from hpcdat.exchange.plan import pays_to_compile
 from hpcdat.exchange.protocols import lanes_for
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.exchange.random import split_key
@@ -61,7 +61,7 @@ class QuantizedSum:
         if tensor.dim() <= 1:
             return tensor, None
         self._calls += 1
-        codec = self._codecs[tensor.numel() >= COMPILED_FROM and can_compile()]
+        codec = self._codecs[pays_to_compile(tensor.numel())]
         vector = tensor.flatten().to(torch.float32)
         norms = codec.norms(vector)
         norms = self._hvd.allreduce(

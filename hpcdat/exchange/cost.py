@@ -25,7 +25,8 @@ class Link(BaseModel):
     """The network as one kind of collective finds it.
 
     Attributes:
-        points: bytes through the busiest card and the seconds they took, two or more, bytes rising.
+        points: bytes through the busiest card and the seconds they took with as many collectives under way
+            as in an exchange, each; two or more, bytes rising.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +35,7 @@ class Link(BaseModel):
 
     @property
     def latency(self) -> float:
-        """Seconds of a collective that carries next to nothing, negotiation included."""
+        """Seconds of a collective that carries next to nothing, agreement included."""
         return self.points[0][1]
 
     @property
@@ -100,6 +101,7 @@ def predict(
     crossing = [collective for bucket in buckets for collective in bucket]
     latency = sum(network.latency(c, nodes, per_node) for c in crossing)
     wire = sum(network.transfer(c, nodes, per_node) for c in crossing)
-    wire += latency / max(min(len(buckets), IN_FLIGHT), 1)
+    # With fewer under way each waits longer.
+    wire += latency * IN_FLIGHT / max(min(len(buckets), IN_FLIGHT), 1)
     alone = 1 / max(len(buckets), 1)
     return max(wire, computing) + min(wire, computing) * (alone + (1 - alone) * network.sharing)

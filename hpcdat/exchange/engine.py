@@ -67,11 +67,18 @@ class Engine:
             error, self._error = self._error, None
             raise error
 
+    def close(self) -> None:
+        """End the thread; nothing can be submitted any more."""
+        self._new.put(None)
+
     def _work(self) -> None:
         running: deque[_Running] = deque()
         while True:
             if not running:
-                begin, deliver = self._new.get()
+                new = self._new.get()
+                if new is None:
+                    return
+                begin, deliver = new
                 self._since = time.perf_counter()
                 self._start(begin, deliver, running)
             elif len(running) < IN_FLIGHT and not self._new.empty():

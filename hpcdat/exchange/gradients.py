@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from hpcdat.cluster.workers import Workers
 from hpcdat.exchange.accounting import Collective, Traffic, traffic
-from hpcdat.exchange.codecs import can_compile
 from hpcdat.exchange.engine import Engine
-from hpcdat.exchange.plan import COMPILED_FROM, Plan, make_plan
+from hpcdat.exchange.plan import Plan, make_plan, pays_to_compile
 from hpcdat.exchange.protocols import Draw, Exchanging, Memory
 from hpcdat.job import Exchange
 
@@ -81,8 +80,8 @@ class GradientExchange:
     def __init__(self, workers: Workers, model: nn.Module, settings: Exchange, seed: int) -> None:
         self.workers, self.settings, self.seed = workers, settings, seed
         named = gradients_of(model)
-        large = sum(p.numel() for _, p in named) >= COMPILED_FROM
-        self.plan = make_plan(settings, workers, compiled=large and can_compile())
+        compiled = pays_to_compile(sum(p.numel() for _, p in named))
+        self.plan = make_plan(settings, workers, compiled=compiled)
         self.buckets = make_buckets(named, settings, coding=not self.plan.is_exact)
         self.spent = Spent()
         self._alone = workers.size == 1 and self.plan.is_exact

@@ -10,7 +10,7 @@ import torch
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.accounting import Collective, Traffic, collectives, traffic
-from hpcdat.exchange.codecs import Cast, Codec, Quantized
+from hpcdat.exchange.codecs import Cast, Codec, Quantized, can_compile
 from hpcdat.exchange.protocols import (
     SumProtocol,
     allgather,
@@ -69,6 +69,11 @@ class Plan:
 
 COMPILED_FROM = 2**20
 """Numbers from which on it pays to compile the codec."""
+
+
+def pays_to_compile(count: int) -> bool:
+    """Whether codecs of so many numbers are compiled, where they can be."""
+    return count >= COMPILED_FROM and can_compile()
 
 
 def make_plan(settings: Exchange, workers: Workers, *, compiled: bool = False) -> Plan:

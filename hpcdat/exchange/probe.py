@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
@@ -13,13 +14,18 @@ from torch import Tensor
 from hpcdat.cluster.workers import Done, Pending, Workers
 from hpcdat.exchange.accounting import Collective, Kind
 from hpcdat.exchange.cost import Link, Network
+from hpcdat.exchange.engine import IN_FLIGHT, Engine
 from hpcdat.exchange.plan import Plan
 from hpcdat.exchange.protocols import Draw
 
 REPEATS = 3
 SIZES = [2**16, 2**18, 2**20, 2**22, 2**24]
-"""Bytes through the busiest card, tried until one takes long enough."""
-LONG_ENOUGH = 0.3
+"""Bytes through the busiest card, tried until a series of them takes long enough."""
+SERIES = 2**21
+"""Bytes of a series, if IN_FLIGHT messages are not more: switches let the first ones pass at once."""
+TRIAL = 2**21
+"""Numbers of an exchange that is tried as a whole."""
+LONG_ENOUGH = 0.5
 """Seconds."""
 NUMBERS = 2**19
 """In the vector that the computation is timed with."""
@@ -75,15 +81,27 @@ def _measure_link(workers: Workers, kind: Kind, nodes: int, per_node: int, devic
     points: list[tuple[float, float]] = []
     for carried in (0, *SIZES):
         size = max(int(carried / share), 4 * workers.size)
-        spent = _seconds(workers, lambda size=size: _start(workers, kind, size, device).wait())
-        points.append((carried, spent))
+        count = max(IN_FLIGHT, SERIES // carried if carried else 0)
+
+        def series(size: int = size, count: int = count) -> None:
+            """As many under way as in an exchange."""
+            waiting: deque[Pending] = deque()
+            for number in range(count):
+                if len(waiting) == IN_FLIGHT:
+                    waiting.popleft().wait()
+                waiting.append(_start(workers, kind, size, device, number % IN_FLIGHT))
+            for pending in waiting:
+                pending.wait()
+
+        spent = _seconds(workers, series)
+        points.append((carried, spent / count))
         if spent > LONG_ENOUGH:
             break
     return Link(points=points)
 
 
-def _start(workers: Workers, kind: Kind, size: int, device: torch.device) -> Pending:
-    name = f"probe of {kind}"
+def _start(workers: Workers, kind: Kind, size: int, device: torch.device, number: int = 0) -> Pending:
+    name = f"probe of {kind} {number}"
     if kind == "allreduce":
         return workers.start_sum([torch.zeros(size // 4, device=device)], name)
     row = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -141,6 +159,7 @@ def measure_computing(plan: Plan, workers: Workers, device: torch.device) -> flo
         device: where the vector lies.
     """
     vector = torch.randn(NUMBERS, device=device, generator=torch.Generator(device).manual_seed(0))
+    target = torch.empty_like(vector)
     times = []
     # Compiled codecs learn one length first, and at the second one all of them.
     for number, count in enumerate((NUMBERS // 2, *[NUMBERS] * (1 + REPEATS))):
@@ -148,11 +167,43 @@ def measure_computing(plan: Plan, workers: Workers, device: torch.device) -> flo
         workers.gather(None, "probe: ready to compute")
         _finish(device)
         began = time.perf_counter()
-        _play(plan, vector[:count], draw)
+        # As an exchange of gradients does: into one vector, and back into their places.
+        result = _play(plan, torch.cat([vector[:count]]), draw)
+        torch._foreach_copy_([target[:count]], [result])
         _finish(device)
         times.append(time.perf_counter() - began)
     every = workers.gather(times[2:], "probe: computing")
     return median(max(worker[repeat] for worker in every) for repeat in range(REPEATS)) / NUMBERS
+
+
+def measure_exchange(plan: Plan, workers: Workers, count: int, buckets: int, device: torch.device) -> float:
+    """Seconds of an exchange as training makes it; all workers call this together.
+
+    Args:
+        plan: made for these workers.
+        workers: who take part.
+        count: numbers in a bucket.
+        buckets: how many.
+        device: where they lie.
+    """
+    vector = torch.randn(count, device=device, generator=torch.Generator(device).manual_seed(0))
+    target, engine = torch.empty_like(vector), Engine()
+
+    def exchange() -> None:
+        for number in range(buckets):
+            draw = Draw(0, 0, 0, number, device)
+            engine.submit(
+                lambda draw=draw, number=number: plan.protocol(
+                    workers, torch.cat([vector]), draw, f"trial {number}", None
+                ),
+                target.copy_,
+            )
+        engine.wait()
+        _finish(device)
+
+    spent = _seconds(workers, exchange)
+    engine.close()
+    return spent
 
 
 def _play(plan: Plan, vector: Tensor, draw: Draw) -> Tensor:

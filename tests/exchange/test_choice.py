@@ -32,10 +32,11 @@ def test_time_is_the_longer_of_network_and_computation_and_one_bucket_of_the_oth
     network = Network(nodes=6, links=links)
     # Six workers: 2 * 5/6 of an all-reduced vector, five gathered rows.
     buckets = [[Collective("allreduce", 6e5), Collective("allgather", 2e5)]] * 4
-    # Agreed upon four at a time.
-    wire = 4 * (1.0 + 0.5) + (0.001 + 0.002)
+    wire = 4 * (1.0 + 0.5 + 0.001 + 0.002)
     assert predict(buckets, 2.0, network, 6) == pytest.approx(wire + 2.0 / 4)
     assert predict(buckets, 10.0, network, 6) == pytest.approx(10.0 + wire / 4)
+    # Alone, a bucket waits as long as four that are agreed upon together.
+    assert predict(buckets[:1], 0.0, network, 6) == pytest.approx(1.0 + 0.5 + 4 * (0.001 + 0.002))
     # On shared processors, half of what could be hidden is not.
     shared = network.model_copy(update={"sharing": 0.5})
     assert predict(buckets, 2.0, shared, 6) == pytest.approx(wire + 2.0 * (1 / 4 + 3 / 4 / 2))
@@ -87,6 +88,7 @@ def choosing(monkeypatch):
             return Network(nodes=workers.size, links=known)
 
         monkeypatch.setattr(choice, "measure_network", made_up)
+        monkeypatch.setattr(choice, "measure_correction", lambda *_, **__: 1.0)
         model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 500))
         return choose(Exchange(protocol="auto", **settings), Imagined(size), model)
 

@@ -9,7 +9,7 @@ share this machine's cores.
 Ratios:
 
 - ``plan_error_max``: largest relative error of the predicted C, calibrated on the same links and workers, a
-  trial exchange of two million numbers included.
+  trial of up to two million numbers' exchange included.
 - ``plan_error_elsewhere_max``: the same, calibrated on the first shape alone, with other workers at the same
   rate, and without a trial.
 """
@@ -80,7 +80,7 @@ def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path
         exchange = [f"exchange.{setting}" for setting in settings]
         job = read_job(JOB, [*always, f"run_dir={runs / str(number)}", *exchange])
         model, computing = measure_computing_of(job, 10, CPU)
-        correction = trials(calibration, model, CPU, workers)
+        correction = trials(calibration, model, workers)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
         measured = [line["communication_seconds"] for line in lines]

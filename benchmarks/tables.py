@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from hpcdat.cluster import box
@@ -59,9 +60,11 @@ def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None])
     """What the tables are read for, from C by job."""
     ratios = {}
     for oracle in ("pgd", "fgsm"):
-        full = seconds[f"dat-{oracle}"]
-        ratios[f"c_8_bits_over_32_{oracle}"] = seconds[f"dat-{oracle}-8"] / full
-        ratios[f"c_8_bits_two_sided_over_32_{oracle}"] = seconds[f"dat-{oracle}-8-two-sided"] / full
+        full = seconds.get(f"dat-{oracle}")
+        for name, job in (("8_bits", "8"), ("8_bits_two_sided", "8-two-sided")):
+            codes = seconds.get(f"dat-{oracle}-{job}")
+            if full and codes:
+                ratios[f"c_{name}_over_32_{oracle}"] = codes / full
     again = {job: c / before[job] for job, c in seconds.items() if c and before.get(job)}
     if again:
         furthest = max(again, key=lambda job: abs(again[job] - 1))
@@ -75,18 +78,25 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=6, help="nodes of the box")
     parser.add_argument("--rate", default="100mbit", help="rate of the links (default: %(default)s)")
     parser.add_argument("--fast-rate", default="10gbit", help="of the HPC rows' links (default: %(default)s)")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="jobs by name, such as 'dat-fgsm*'")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tables", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tables" / "report", help="of the report")
     parser.add_argument("--json", type=Path, help="write environment, C of every job and ratios here")
     parser.add_argument("--against", type=Path, metavar="PATH", help="JSON of an earlier time")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    jobs = [job for job in JOBS if fnmatch(job.stem, arguments.only)]
+    if not jobs:
+        raise SystemExit(f"--only {arguments.only}: the jobs are {', '.join(job.stem for job in JOBS)}")
     try:
-        train([j for j in JOBS if HPC not in j.stem], arguments.rate, arguments.nodes, arguments.runs)
-        train([j for j in JOBS if HPC in j.stem], arguments.fast_rate, arguments.nodes, arguments.runs)
+        for rate, some in (
+            (arguments.rate, [job for job in jobs if HPC not in job.stem]),
+            (arguments.fast_rate, [job for job in jobs if HPC in job.stem]),
+        ):
+            train(some, rate, arguments.nodes, arguments.runs)
     except box.BoxError as error:
         raise SystemExit(str(error)) from None
-    folders = [arguments.runs / job.stem for job in JOBS]
+    folders = [arguments.runs / job.stem for job in jobs]
     tables = ["--table", "dat-1", "--table", "dat-4", "--out", str(arguments.out)]
     title = ["--title", "The DAT paper's Tables 1 and 4 in miniature"]
     subprocess.run(
@@ -103,7 +113,7 @@ def main() -> None:
         print(f"{name}: {ratio:.3f}")
     if arguments.json:
         report = {
-            "environment": RunFolder(arguments.runs / "dat-pgd").environment(),
+            "environment": RunFolder(folders[-1]).environment(),
             "rates": {"links": arguments.rate, "hpc": arguments.fast_rate},
             "seconds": seconds,
             "ratios": ratios,

@@ -204,7 +204,7 @@ def predict_job(
             calibration.write(save)
     model, computing = workers.together("time a step", lambda: measure_computing_of(job, classes, device))
     rate = coding_rate(device, workers)
-    correction = trials(calibration, model, device, workers) if measured else untried
+    correction = trials(calibration, model, workers) if measured else untried
     rows, links = [], calibration or assume(1.0)
     for p in nodes:
         known = forecast(job, images, model, computing, links, p, per_node, rate, correction)
@@ -339,7 +339,7 @@ def coding_rate(device: torch.device, workers: Workers) -> Callable[[Plan], floa
 
 
 def trials(
-    calibration: Calibration, model: nn.Module, device: torch.device, workers: Workers
+    calibration: Calibration, model: nn.Module, workers: Workers
 ) -> Callable[[Exchange, float], float]:
     """Factors by which whole exchanges between these workers take longer than is predicted, once for each.
 
@@ -347,18 +347,18 @@ def trials(
 
     Args:
         calibration: of the links between the workers.
-        model: of the job; a large one's codecs are compiled.
-        device: where they compute.
+        model: whose gradients are tried, where it lies.
         workers: who try it.
     """
     known: dict[str, float] = {}
-    compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
+    named = gradients_of(model)
+    compiled = pays_to_compile(sum(p.numel() for _, p in named))
 
     def correction(exchange: Exchange, rate: float) -> float:
         key = f"{exchange.in_words()}, {exchange.bucket_mb}"
         if key not in known:
             known[key] = measure_correction(
-                exchange, rate, calibration.network, workers, device, compiled=compiled
+                exchange, rate, named, calibration.network, workers, compiled=compiled
             )
         return known[key]
 

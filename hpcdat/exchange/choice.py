@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
@@ -168,7 +167,7 @@ def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
         return measure_computing(plan, workers, device)
 
     def correction(exchange: Exchange, rate: float) -> float:
-        return measure_correction(exchange, rate, network, workers, device, compiled=compiled)
+        return measure_correction(exchange, rate, named, network, workers, compiled=compiled)
 
     nodes, per_node = network.nodes, network.per_node
     return choose_for(settings, named, network, nodes, per_node, rate, correction, compiled=compiled)
@@ -177,29 +176,37 @@ def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
 def measure_correction(
     exchange: Exchange,
     rate: float,
+    named: Named,
     network: Network,
     workers: Workers,
-    device: torch.device,
     *,
     compiled: bool,
 ) -> float:
-    """What a trial exchange took over what is predicted for it; all workers call this together.
+    """What a trial took over what is predicted for it; all workers call this together.
+
+    Tried are the buckets of the model itself, as many as make TRIAL numbers.
 
     Args:
         exchange: its settings.
         rate: seconds a number that a worker computes for it.
+        named: the parameters, first layer first.
         network: as it was measured between these workers.
         workers: two or more.
-        device: where they compute.
         compiled: whether codecs are.
     """
     plan = make_plan(exchange, workers, compiled=compiled)
-    count = int(min(exchange.bucket_mb * 2**18, TRIAL))
-    buckets = TRIAL // count
+    buckets = make_buckets(named, exchange, coding=not plan.is_exact)
+    sizes = [bucket.count for bucket in buckets if bucket.coded or plan.is_exact]
+    before = itertools.accumulate(sizes, initial=0)
+    sizes = [min(size, TRIAL) for size, done in zip(sizes, before, strict=False) if size and done < TRIAL]
+    if not sizes:
+        return 1.0
     expected = predict(
-        [plan.collectives(count)] * buckets, rate * count * buckets, network, network.nodes, network.per_node
+        [plan.collectives(size) for size in sizes],
+        rate * sum(sizes),
+        *(network, network.nodes, network.per_node),
     )
-    return measure_exchange(plan, workers, count, buckets, device) / expected
+    return measure_exchange(plan, workers, sizes, named[0][1].device) / expected
 
 
 def choose_for(

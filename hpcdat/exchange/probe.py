@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ from hpcdat.exchange.accounting import Collective, Kind
 from hpcdat.exchange.cost import Link, Network
 from hpcdat.exchange.engine import IN_FLIGHT, Engine
 from hpcdat.exchange.plan import Plan
-from hpcdat.exchange.protocols import Draw
+from hpcdat.exchange.protocols import Draw, Exchanging
 
 REPEATS = 3
 SIZES = [2**16, 2**18, 2**20, 2**22, 2**24]
@@ -176,28 +177,25 @@ def measure_computing(plan: Plan, workers: Workers, device: torch.device) -> flo
     return median(max(worker[repeat] for worker in every) for repeat in range(REPEATS)) / NUMBERS
 
 
-def measure_exchange(plan: Plan, workers: Workers, count: int, buckets: int, device: torch.device) -> float:
+def measure_exchange(plan: Plan, workers: Workers, sizes: Sequence[int], device: torch.device) -> float:
     """Seconds of an exchange as training makes it; all workers call this together.
 
     Args:
         plan: made for these workers.
         workers: who take part.
-        count: numbers in a bucket.
-        buckets: how many.
+        sizes: numbers in each bucket.
         device: where they lie.
     """
-    vector = torch.randn(count, device=device, generator=torch.Generator(device).manual_seed(0))
+    vector = torch.randn(max(sizes), device=device, generator=torch.Generator(device).manual_seed(0))
     target, engine = torch.empty_like(vector), Engine()
 
+    def bucket(number: int, size: int) -> Exchanging:
+        draw = Draw(0, 0, 0, number, device)
+        return plan.protocol(workers, torch.cat([vector[:size]]), draw, f"trial {number}", None)
+
     def exchange() -> None:
-        for number in range(buckets):
-            draw = Draw(0, 0, 0, number, device)
-            engine.submit(
-                lambda draw=draw, number=number: plan.protocol(
-                    workers, torch.cat([vector]), draw, f"trial {number}", None
-                ),
-                target.copy_,
-            )
+        for number, size in enumerate(sizes):
+            engine.submit(partial(bucket, number, size), target[:size].copy_)
         engine.wait()
         _finish(device)
 

@@ -82,13 +82,13 @@ def test_less_exact_must_save_a_tenth(candidates, expected):
 def choosing(monkeypatch):
     """Choices over made-up links."""
 
-    def run(links, size=6, **settings):
+    def run(links, size=6, trial=lambda *_, **__: 1.0, **settings):
         def made_up(workers, kinds, device):
             known = {kind: links[kind] if isinstance(links, dict) else links for kind in kinds}
             return Network(nodes=workers.size, links=known)
 
         monkeypatch.setattr(choice, "measure_network", made_up)
-        monkeypatch.setattr(choice, "measure_correction", lambda *_, **__: 1.0)
+        monkeypatch.setattr(choice, "measure_correction", trial)
         model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 500))
         return choose(Exchange(protocol="auto", **settings), Imagined(size), model)
 
@@ -112,6 +112,20 @@ def test_slow_links_take_the_fewest_bytes_of_what_is_allowed(choosing):
 def test_a_network_with_one_fast_collective_is_used_for_it(choosing):
     links = {kind: link(1e-3, 1e5) for kind in KINDS} | {"allgather": link(1e-3, 1e8)}
     assert choosing(links).chosen.exchange.protocol == "allgather"
+
+
+def test_a_trial_that_takes_longer_than_its_parts_counts(choosing):
+    slow = link(1e-3, 1e5)
+    assert choosing(slow).chosen.exchange.protocol == "ring"
+    tried = []
+
+    def trial(exchange, *_, **__):
+        tried.append(exchange.protocol)
+        return 10.0 if exchange.protocol == "ring" and exchange.bits == 8 else 1.0
+
+    chosen = choosing(slow, trial=trial).chosen
+    assert chosen.exchange.protocol != "ring" and chosen.exchange.bits == 8
+    assert "ring" in tried
 
 
 def test_long_waits_want_large_buckets_and_long_messages_that_collide_small_ones(choosing):

@@ -48,8 +48,11 @@ class Run:
         links = self.environment.get("emulated_links")
         if links:
             cores = max(worker["cpus"] for worker in workers)
-            return f"{nodes} emulated nodes on one machine ({cores} cores, {devices}), emulated {links}"
-        return f"{nodes} node{'s' * (nodes > 1)}, {len(workers)} worker{'s' * (len(workers) > 1)}: {devices}"
+            where = f"on one machine ({cores} cores, {devices}), emulated {links}"
+            return f"{nodes} emulated {_plural('node', nodes)} {where}"
+        return (
+            f"{nodes} {_plural('node', nodes)}, {len(workers)} {_plural('worker', len(workers))}: {devices}"
+        )
 
 
 def read_run(folder: Path) -> Run:
@@ -198,8 +201,6 @@ def differences(table: PaperTable, run: Run) -> list[str]:
         "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
         "epochs": run.result.epoch,
         "attack.eps": job.attack.eps,
-        "p": run.result.p,
-        "q": run.result.q,
         "batch_size": run.result.batch,
     }
     return [
@@ -234,6 +235,10 @@ def _derived(row: PaperRow, values: Mapping[str, Values], table: PaperTable) -> 
             except (KeyError, ZeroDivisionError):
                 continue
     return own
+
+
+def _plural(what: str, number: int) -> str:
+    return what if number == 1 else f"{what}s"
 
 
 def _short(value: object) -> str:

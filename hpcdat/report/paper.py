@@ -33,7 +33,7 @@ class PaperTable:
         name: as ``hpcdat report --table`` takes it.
         title: where it stands and what it shows.
         work: what the paper trained, so that a report can say where a run differs: settings of the job by
-            their dotted names, ``p`` and ``q``.
+            their dotted names.
         hardware: what the paper ran on.
         quantities: the columns, in order; see :data:`hpcdat.report.comparison.QUANTITIES`.
         rows: in the paper's order.
@@ -54,7 +54,7 @@ class PaperTable:
 
 
 IMAGENET = {"data.images": 1_281_167, "data.image_size": 224, "model.name": "resnet50", "epochs": 30}
-DAT_WORK = {**IMAGENET, "attack.eps": 2 / 255, "p": 6, "q": 6, "batch_size": 85}
+DAT_WORK = {**IMAGENET, "attack.eps": 2 / 255, "batch_size": 85}
 DAT_HARDWARE = (
     "6 nodes with 6 NVIDIA V100 (or P100) each, dual 22-core CPUs, 1 Gbit/s Ethernet; the HPC rows: "
     "InfiniBand between nodes, NVLink inside"

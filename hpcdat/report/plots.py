@@ -33,7 +33,7 @@ def plot_comparison(comparison: Comparison) -> str:
         axes.set_title(QUANTITIES[key].header, fontsize=10)
         axes.set_ylim(-0.6, len(rows) - 0.4)
     if keys:
-        figure.axes[-1].legend(fontsize=8, loc="lower right")
+        figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return _svg(figure)
 
 

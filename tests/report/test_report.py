@@ -85,8 +85,8 @@ def test_runs_stand_in_the_rows_that_they_reproduce(make_run):
     # One worker exchanges nothing, and what was not measured is not there.
     assert "c" not in rows["at"].ours and "aa" not in rows["at"].ours
     told = differences(TABLES["dat-1"], runs[0])
-    assert "data.images: 600, the paper's 1,281,167" in told and "q: 1, the paper's 6" in told
-    assert not any(line.startswith("p:") for line in told)
+    assert "data.images: 600, the paper's 1,281,167" in told and "batch_size: 25, the paper's 85" in told
+    assert not any(line.startswith("data.root") for line in told)
 
 
 def test_a_report_is_whole_in_each_of_its_files(make_run, tmp_path):

@@ -34,9 +34,10 @@ from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.environment import describe_environment
+from hpcdat.exchange.choice import coding_rate
+from hpcdat.exchange.codecs import can_compile
 from hpcdat.forecast import (
     Calibration,
-    coding_rate,
     forecast,
     measure,
     measure_computing_of,
@@ -74,13 +75,13 @@ def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path
         calibration.write(keep)
     other = Calibration.read(elsewhere) if elsewhere else None
     p, q = workers.nodes, workers.size // workers.nodes
-    rate = coding_rate(CPU, workers)
+    rate = coding_rate(workers, CPU, compiled=can_compile())
     rows: dict[str, dict[str, Any]] = {}
     for number, (name, settings) in enumerate(EXCHANGES.items()):
         exchange = [f"exchange.{setting}" for setting in settings]
         job = read_job(JOB, [*always, f"run_dir={runs / str(number)}", *exchange])
         model, computing = measure_computing_of(job, 10, CPU)
-        correction = trials(calibration, model, workers)
+        correction = trials(calibration, model, rate, workers)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
         measured = [line["communication_seconds"] for line in lines]

@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="PATH", help="JSON of an earlier time")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    before = json.loads(arguments.against.read_text())["seconds"] if arguments.against else {}
     jobs = [job for job in JOBS if fnmatch(job.stem, arguments.only)]
     if not jobs:
         raise SystemExit(f"--only {arguments.only}: the jobs are {', '.join(job.stem for job in JOBS)}")
@@ -93,11 +94,14 @@ def main() -> None:
             (arguments.rate, [job for job in jobs if HPC not in job.stem]),
             (arguments.fast_rate, [job for job in jobs if HPC in job.stem]),
         ):
-            train(some, rate, arguments.nodes, arguments.runs)
+            if some:
+                train(some, rate, arguments.nodes, arguments.runs)
     except box.BoxError as error:
         raise SystemExit(str(error)) from None
     folders = [arguments.runs / job.stem for job in jobs]
-    tables = ["--table", "dat-1", "--table", "dat-4", "--out", str(arguments.out)]
+    shown = dict.fromkeys(row.split("/")[0] for job in jobs for row in read_job(job).reproduces)
+    tables = [word for table in sorted(shown) for word in ("--table", table)]
+    tables += ["--out", str(arguments.out)]
     title = ["--title", "The DAT paper's Tables 1 and 4 in miniature"]
     subprocess.run(
         [sys.executable, "-m", "hpcdat", "report", *map(str, folders), *tables, *title], check=True
@@ -106,7 +110,6 @@ def main() -> None:
     seconds = {
         name: result.communication if result.p * result.q > 1 else None for name, result in results.items()
     }
-    before = json.loads(arguments.against.read_text())["seconds"] if arguments.against else {}
     ratios = ratios_of(seconds, before)
     print()
     for name, ratio in ratios.items():

@@ -150,10 +150,13 @@ def report(
 
     Of one folder with several seeds in it (`hpcdat train --seeds N`) also their mean. With `--table` each
     run stands in the rows that its job `reproduces`, with the paper's own number and the ratio beside it;
-    several tables may be asked for. With `--out` the tables are written with plots and notes.
+    several tables may be asked for. They are written with plots and notes, to the folder `report` if
+    `--out` names no other.
     """
+    if table and out is None:
+        out = Path("report")
     folders = [seed for run in runs for seed in sorted(run.glob("seed-*")) or [run]]
-    if not table and out is None:
+    if out is None:
         results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
         print(result_table(results, mean=len(runs) == 1))
         return
@@ -166,7 +169,7 @@ def report(
         sections = [pages.comparison_section(compare(name, read)) for name in table or []]
         if not table:
             sections.append(pages.runs_section(read))
-        return sections, pages.write_report(sections, out, title) if out else []
+        return sections, pages.write_report(sections, out, title)
 
     sections, files = _told_once(write)
     print("\n".join(section.markdown for section in sections), end="")
@@ -257,6 +260,10 @@ def plan(
         resolved, wanted = read_job(job, replaced), forecast.read_nodes(nodes)
         if calibration and link:
             raise InputError("--calibration and --link: one of them says what the links are")
+        if save and (calibration or link or started == 1):
+            raise InputError(
+                "--save: nothing is measured here; start it on several nodes, as hpcdat train is"
+            )
         if calibration:
             return resolved, wanted, forecast.Calibration.read(calibration)
         if link:
@@ -316,7 +323,7 @@ def submit(
     """
     replaced = [*(set_ or []), *(settings or [])]
 
-    def write() -> tuple[Job, Path, str, int]:
+    def write() -> tuple[Path, str, list[Path], bool]:
         resolved = read_job(job, replaced)
         workers = workers_per_node or max(gpus_per_node, 1)
         request = slurm.Request(nodes, workers, gpus_per_node, time, after or ())
@@ -327,18 +334,20 @@ def submit(
             lambda more: read_job(job, [*replaced, *more]),
         )
         script, text = slurm.write_script(resolved, slurm.read_site(site), request, tasks, keep=not dry_run)
-        return resolved, script, text, len(tasks)
+        # Seeds are looked for in the folder of all of them.
+        folders = [task.run_dir for task in tasks] if sweep else [resolved.run_dir]
+        return script, text, folders, bool(tasks)
 
-    resolved, script, text, tasks = _told_once(write)
+    script, text, folders, is_array = _told_once(write)
     if dry_run:
         print(text, end="")
         return
     number = _told_once(lambda: slurm.submit(script))
-    log = script.parent / (f"{number}_*.log" if tasks else f"{number}.log")
+    log = script.parent / (f"{number}_*.log" if is_array else f"{number}.log")
     print(f"job {number} is in the queue: squeue -j {number}")
     print(f"its script: {script}")
-    print(f"its log, as it grows: tail -F {shlex.quote(str(log)) if not tasks else log}")
-    print(f"its result, when it is done: hpcdat report {shlex.quote(str(resolved.run_dir))}")
+    print(f"its log, as it grows: tail -F {log if is_array else shlex.quote(str(log))}")
+    print(f"its result, when it is done: hpcdat report {shlex.join(map(str, folders))}")
 
 
 boxes = typer.Typer(

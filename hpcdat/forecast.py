@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from tabulate import tabulate
 from torch import nn
 
@@ -24,12 +24,20 @@ from hpcdat.data.images import Images
 from hpcdat.environment import device_name
 from hpcdat.errors import InputError
 from hpcdat.exchange.accounting import Collective, Traffic, traffic
-from hpcdat.exchange.choice import KINDS, choose_for, measure_correction, predicted
+from hpcdat.exchange.choice import (
+    KINDS,
+    Correction,
+    Rate,
+    choose_for,
+    coding_rate,
+    measure_correction,
+    predicted,
+)
 from hpcdat.exchange.cost import Link, Network
 from hpcdat.exchange.engine import IN_FLIGHT
 from hpcdat.exchange.gradients import gradients_of, make_buckets
-from hpcdat.exchange.plan import Plan, make_plan, pays_to_compile
-from hpcdat.exchange.probe import Imagined, measure_computing, measure_network
+from hpcdat.exchange.plan import make_plan, pays_to_compile
+from hpcdat.exchange.probe import Imagined, measure_network
 from hpcdat.files import write_text
 from hpcdat.job import Exchange, Job
 from hpcdat.models import build_model
@@ -40,14 +48,12 @@ from hpcdat.run import choose_device
 REPEATS = 3
 FEW = 16
 """Images that a processor's time is taken with; a GPU is given the whole batch."""
-CLASSES = 1000
-"""Of a network whose images are not here to be looked at."""
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
+"""Of images that are not here to be looked at."""
 BACKWARD = 2 / 3
 """Of the time of a forward and backward pass: the backward pass, in which exchanges can hide."""
 MESSAGE_SECONDS = 2e-4
 """Of one empty message over a link that was not measured."""
-SERVER_SENDERS = 64
-"""Workers from which on the computation for more of them is extrapolated."""
 
 
 class Calibration(BaseModel):
@@ -82,8 +88,11 @@ class Calibration(BaseModel):
             InputError: it cannot be read.
         """
         try:
-            return cls.model_validate_json(path.read_text())
-        except (OSError, ValidationError) as error:
+            read = cls.model_validate_json(path.read_text())
+            if missing := set(KINDS) - set(read.network.links):
+                raise ValueError(f"links of {', '.join(sorted(missing))} are missing")
+            return read
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} is no calibration: {error}") from None
 
 
@@ -194,17 +203,18 @@ def predict_job(
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     if images is None:
         found = workers.together("find the images", lambda: _find(job))
-        images, classes = len(found), len(found.classes)
+        images, classes = len(found) - job.early_stopping.held_out, len(found.classes)
     else:
-        classes = CLASSES
+        classes = CLASSES[job.data.source]
     measured = calibration is None and workers.size > 1
     if measured:
         calibration = measure(workers, device)
-        if save and workers.is_first:
-            calibration.write(save)
+        keep = partial(calibration.write, save) if save and workers.is_first else bool
+        workers.together("keep the calibration", keep)
     model, computing = workers.together("time a step", lambda: measure_computing_of(job, classes, device))
-    rate = coding_rate(device, workers)
-    correction = trials(calibration, model, workers) if measured else untried
+    compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
+    rate = coding_rate(workers, device, compiled=compiled)
+    correction = trials(calibration, model, rate, workers) if measured else untried
     rows, links = [], calibration or assume(1.0)
     for p in nodes:
         known = forecast(job, images, model, computing, links, p, per_node, rate, correction)
@@ -228,9 +238,11 @@ def predict_job(
             table,
             "",
             f"C, T: predicted seconds an epoch of {images:,} images, {job.batch_size} a worker in a step,",
-            "without reading them, waiting for slower workers, and evaluation. Speed-up: of T, over one.",
+            "without reading them, waiting for slower workers, and evaluation. Inside a node messages take",
+            "no time but their agreement. Speed-up: of T, over one worker.",
             f"Computation: measured on {computing.measured_on}; an image takes "
-            f"{1e3 * computing.attack:.4g} ms of attack and {1e3 * computing.gradient:.4g} ms of gradient.",
+            f"{1e3 * computing.attack:.4g} ms of attack and {1e3 * computing.gradient:.4g} ms of gradient, "
+            f"with {classes} classes.",
             f"Links: {calibration.measured_on if calibration else 'none needed'}.",
         ]
     )
@@ -324,38 +336,21 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return median(times[1:])
 
 
-def coding_rate(device: torch.device, workers: Workers) -> Callable[[Plan], float]:
-    """Seconds a number that a worker computes for a plan, measured here.
-
-    Args:
-        device: where it computes.
-        workers: who all measure at once, as they will compute.
-    """
-
-    def rate(plan: Plan) -> float:
-        return 0.0 if plan.is_exact else measure_computing(plan, workers, device)
-
-    return rate
-
-
-def trials(
-    calibration: Calibration, model: nn.Module, workers: Workers
-) -> Callable[[Exchange, float], float]:
+def trials(calibration: Calibration, model: nn.Module, rate: Rate, workers: Workers) -> Correction:
     """Factors by which whole exchanges between these workers take longer than is predicted, once for each.
-
-    Of one worker alone nothing can be tried, and nothing of links that are not here.
 
     Args:
         calibration: of the links between the workers.
         model: whose gradients are tried, where it lies.
-        workers: who try it.
+        rate: of the codecs.
+        workers: who try it; two or more.
     """
     known: dict[str, float] = {}
     named = gradients_of(model)
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
 
-    def correction(exchange: Exchange, rate: float) -> float:
-        key = f"{exchange.in_words()}, {exchange.bucket_mb}"
+    def correction(exchange: Exchange) -> float:
+        key = exchange.model_dump_json()
         if key not in known:
             known[key] = measure_correction(
                 exchange, rate, named, calibration.network, workers, compiled=compiled
@@ -365,8 +360,8 @@ def trials(
     return correction
 
 
-def untried(exchange: Exchange, rate: float) -> float:
-    """The factor where nothing can be tried."""
+def untried(exchange: Exchange) -> float:
+    """The factor where nothing can be tried: the links are elsewhere."""
     return 1.0
 
 
@@ -378,8 +373,8 @@ def forecast(
     calibration: Calibration,
     nodes: int,
     per_node: int,
-    rate: Callable[[Plan], float],
-    correction: Callable[[Exchange, float], float],
+    rate: Rate,
+    correction: Correction,
 ) -> Forecast:
     """Predict a job on p x q workers.
 
@@ -392,7 +387,7 @@ def forecast(
         computing: of a worker.
         calibration: of the links.
         nodes, per_node: p and q.
-        rate: of the codecs, as :func:`coding_rate` gives it.
+        rate: of the codecs, as :func:`~hpcdat.exchange.choice.coding_rate` gives it.
         correction: factor of the exchange's time, as a trial gives it.
     """
     workers = nodes * per_node
@@ -409,21 +404,19 @@ def forecast(
     crossing = (nodes, 1) if across else (nodes, per_node)
     flat = exchange.model_copy(update={"protocol": exchange.across}) if across else exchange
     senders = crossing[0] * crossing[1]
-    plan = make_plan(flat, Imagined(min(senders, SERVER_SENDERS)), compiled=compiled)
     spent, sent, buckets = 0.0, Traffic(0, 0, 0), []
     if senders > 1:
-        # Where all others' codes are decoded, that takes as many times as long for as many times the workers.
-        growth = 1.0 if plan.name == "ring" else max(senders / SERVER_SENDERS, 1.0)
-        whole = make_plan(flat, Imagined(senders), compiled=compiled)
-        coding = growth * rate(plan)
-        spent = predicted(flat, whole, named, calibration.network, *crossing, coding).seconds
-        spent *= correction(flat, rate(plan))
+        plan = make_plan(flat, Imagined(senders), compiled=compiled)
+        coding = rate(flat, senders)
+        spent = predicted(flat, plan, named, calibration.network, *crossing, coding).seconds
+        spent *= correction(flat)
         buckets = make_buckets(named, flat, coding=not plan.is_exact)
-        sent = traffic((c for b in buckets for c in b.collectives(whole)), senders)
+        sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
     share = images / steps / workers
     hidden = BACKWARD * computing.gradient * share if exchange.overlap else 0.0
     # Of the last bucket nothing is hidden.
     waited = max(spent - hidden, spent / max(len(buckets), 1))
     total = steps * (computing.step(share) + waited)
-    alone = math.ceil(images / job.batch_size) * computing.step(min(job.batch_size, images))
+    per_image = computing.attack + computing.gradient
+    alone = images * per_image + math.ceil(images / job.batch_size) * computing.update
     return Forecast(nodes, per_node, steps, exchange, spent, steps * spent, total, alone / total, sent)

@@ -199,6 +199,8 @@ class RunFolder:
         try:
             return Result(**json.loads(self.result_file.read_text()))
         except FileNotFoundError:
+            if not self.job_file.exists():
+                raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml") from None
             raise RunError(
                 f"{self.path} has no result yet: run `hpcdat evaluate {self.path}` first"
             ) from None

@@ -288,7 +288,7 @@ def bytes_per_second(rate: str) -> float:
         BoxError: it is none.
     """
     match = re.fullmatch(RATE, rate)
-    if match is None:
+    if match is None or not float(match["number"]):
         raise BoxError(f"{rate!r}: expected a value like 1gbit")
     return float(match["number"]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match["unit"]] / 8
 

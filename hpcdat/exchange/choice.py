@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from hpcdat.cluster.workers import Workers
@@ -23,6 +24,12 @@ from hpcdat.progress import Progress
 Named = Sequence[tuple[str, nn.Parameter]]
 """Parameters with their names."""
 KINDS: tuple[Kind, ...] = ("allreduce", "allgather", "alltoall", "gather", "broadcast")
+Rate = Callable[[Exchange, int], float]
+"""Seconds a number that a worker computes, by settings and senders."""
+Correction = Callable[[Exchange], float]
+"""Factor of what is predicted, by settings."""
+MOST_SENDERS = 64
+"""Whose codes a worker is made to decode in a measurement; for more it is extrapolated."""
 WORTH = 0.9
 """Of the time of a more exact exchange: what a less exact one must stay below to be chosen."""
 BUCKETS = [0.25, 1.0, 4.0, 16.0, 64.0]
@@ -146,7 +153,7 @@ def read_choice(record: Path) -> Choice:
     """
     try:
         return Choice.model_validate_json(record.read_text())
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{record} cannot be read: {error}; start over with --overwrite") from None
 
 
@@ -163,19 +170,43 @@ def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
     network = measure_network(workers, KINDS, device)
 
-    def rate(plan: Plan) -> float:
-        return measure_computing(plan, workers, device)
+    rate = coding_rate(workers, device, compiled=compiled)
 
-    def correction(exchange: Exchange, rate: float) -> float:
+    def correction(exchange: Exchange) -> float:
         return measure_correction(exchange, rate, named, network, workers, compiled=compiled)
 
     nodes, per_node = network.nodes, network.per_node
     return choose_for(settings, named, network, nodes, per_node, rate, correction, compiled=compiled)
 
 
+def coding_rate(workers: Workers, device: torch.device, *, compiled: bool) -> Rate:
+    """Seconds a number that a worker computes in an exchange among so many senders, measured once for each.
+
+    Args:
+        workers: who all measure at once, as they will compute.
+        device: where.
+        compiled: whether codecs are.
+    """
+    known: dict[str, float] = {}
+
+    def rate(exchange: Exchange, senders: int) -> float:
+        played = min(senders, MOST_SENDERS)
+        plan = make_plan(exchange, Imagined(played), compiled=compiled)
+        if plan.is_exact:
+            return 0.0
+        key = f"{played} {exchange.model_dump_json(exclude={'bucket_mb', 'overlap'})}"
+        if key not in known:
+            known[key] = measure_computing(plan, workers, device)
+        # Where one decodes all codes of all, it takes as many times as long for as many times the senders.
+        grows = plan.name in ("allgather", "parameter_server")
+        return known[key] * (senders / played if grows else 1.0)
+
+    return rate
+
+
 def measure_correction(
     exchange: Exchange,
-    rate: float,
+    rate: Rate,
     named: Named,
     network: Network,
     workers: Workers,
@@ -188,7 +219,7 @@ def measure_correction(
 
     Args:
         exchange: its settings.
-        rate: seconds a number that a worker computes for it.
+        rate: as :func:`coding_rate` gives it.
         named: the parameters, first layer first.
         network: as it was measured between these workers.
         workers: two or more.
@@ -203,7 +234,7 @@ def measure_correction(
         return 1.0
     expected = predict(
         [plan.collectives(size) for size in sizes],
-        rate * sum(sizes),
+        rate(exchange, plan.senders) * sum(sizes),
         *(network, network.nodes, network.per_node),
     )
     return measure_exchange(plan, workers, sizes, named[0][1].device) / expected
@@ -215,8 +246,8 @@ def choose_for(
     network: Network,
     nodes: int,
     per_node: int,
-    rate: Callable[[Plan], float],
-    correction: Callable[[Exchange, float], float],
+    rate: Rate,
+    correction: Correction,
     *,
     compiled: bool,
 ) -> Choice:
@@ -227,8 +258,8 @@ def choose_for(
         named: the parameters, first layer first.
         network: as it was measured.
         nodes, per_node: the workers that are to exchange.
-        rate: seconds a number that a worker computes for a plan; asked only where it matters.
-        correction: factor of what is predicted for settings and such a rate; likewise.
+        rate: as :func:`coding_rate` gives it; asked only where it matters.
+        correction: factor of what is predicted for some settings; likewise.
         compiled: whether codecs are.
     """
     size = nodes * per_node
@@ -249,9 +280,8 @@ def choose_for(
 
         candidate = price(0.0)
         if all(candidate.seconds < c.seconds for c in candidates if c.computing is not None):
-            computing_rate = 0.0 if plan.is_exact else rate(plan)
-            candidate = price(computing_rate)
-            factor = correction(candidate.exchange, computing_rate)
+            candidate = price(rate(one, size))
+            factor = correction(candidate.exchange)
             candidate = candidate.model_copy(update={"seconds": factor * candidate.seconds})
         else:
             candidate = candidate.model_copy(update={"computing": None})

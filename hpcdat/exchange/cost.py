@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hpcdat.exchange.accounting import Collective, Kind
 from hpcdat.exchange.engine import IN_FLIGHT
@@ -33,16 +34,17 @@ class Link(BaseModel):
 
     points: list[tuple[Amount, Amount]] = Field(min_length=2)
 
+    @field_validator("points")
+    @classmethod
+    def _rise(cls, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        if any(more <= less for (less, _), (more, _) in pairwise(points)):
+            raise ValueError("bytes must rise from point to point")
+        return points
+
     @property
     def latency(self) -> float:
         """Seconds of a collective that carries next to nothing, agreement included."""
         return self.points[0][1]
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes per second between the two largest messages."""
-        (less, sooner), (more, later) = self.points[-2:]
-        return (more - less) / max(later - sooner, 1e-9)
 
     def seconds(self, carried: float) -> float:
         """Of a collective with so many bytes through the busiest card, on the line through its neighbours."""

@@ -96,7 +96,7 @@ def _measure_link(workers: Workers, kind: Kind, nodes: int, per_node: int, devic
 
         spent = _seconds(workers, series)
         points.append((carried, spent / count))
-        if spent > LONG_ENOUGH:
+        if spent > LONG_ENOUGH and carried:
             break
     return Link(points=points)
 

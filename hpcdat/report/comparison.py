@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcdat.errors import InputError
 from hpcdat.job import Job
-from hpcdat.record import Result, RunFolder
+from hpcdat.record import Result, RunError, RunFolder
 from hpcdat.report.paper import TABLES, PaperRow, PaperTable
 
 
@@ -36,7 +36,9 @@ class Run:
     def setup(self) -> str:
         """Workers, batch and exchange, in words."""
         result = self.result
-        exchange = f", {result.exchange}" if result.p * result.q > 1 else ""
+        lanes = self.job.exchange.lane_bits
+        exchange = f", {result.exchange}" + (f" in lanes of {lanes}" if lanes else "")
+        exchange = exchange if result.p * result.q > 1 else ""
         return f"{result.p} x {result.q}, batch {result.p * result.q} x {result.batch}{exchange}"
 
     @property
@@ -62,7 +64,12 @@ def read_run(folder: Path) -> Run:
         RunError: it is not a run's, has no result yet, or its records are damaged.
     """
     files = RunFolder(folder)
-    return Run(folder, files.read_job([]), files.read_result(), files.environment(), files.metrics("epoch"))
+    result, environment, epochs = files.read_result(), files.environment(), files.metrics("epoch")
+    if not {"workers", "nodes"} <= environment.keys():
+        raise RunError(f"{files.environment_file} does not say what the run ran on")
+    if not epochs or not all({"images", "total_seconds"} <= epoch.keys() for epoch in epochs):
+        raise RunError(f"{files.metrics_file} does not have the run's epochs")
+    return Run(folder, files.read_job([]), result, environment, epochs)
 
 
 Values = Mapping[str, float]
@@ -193,7 +200,7 @@ def stated_by(table: PaperTable) -> dict[str, Values]:
 
 def differences(table: PaperTable, run: Run) -> list[str]:
     """Where the work of a run is not the paper's, in words."""
-    images = max((epoch["images"] for epoch in run.epochs), default=None)
+    images = max(epoch["images"] for epoch in run.epochs)
     job = run.job
     ours = {
         "data.images": images,

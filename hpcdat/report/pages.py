@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 from tabulate import tabulate
 
+from hpcdat.errors import InputError
 from hpcdat.files import write_text
 from hpcdat.report.comparison import QUANTITIES, Comparison, Run, differences
 from hpcdat.report.plots import plot_comparison, plot_runs
@@ -76,14 +77,7 @@ def comparison_section(comparison: Comparison) -> Section:
 def runs_section(runs: Sequence[Run]) -> Section:
     """All runs, without a paper beside them."""
     header, rows = result_rows({run.folder: run.result for run in runs})
-    notes = [
-        "TA: clean test accuracy; RA: under "
-        + "; ".join(dict.fromkeys(f"{r.result.attack} on {r.result.images} test images" for r in runs))
-        + ".",
-        "C, T: seconds with gradients on their way and of training as a whole, per epoch (median).",
-        "MB: MiB that all workers send in an iteration, computed.",
-        *_hardware(runs),
-    ]
+    notes = [*_meanings(runs), *_hardware(runs)]
     return Section("Runs", header, rows, 1, plot_runs(runs), notes)
 
 
@@ -97,6 +91,9 @@ def write_report(sections: Sequence[Section], folder: Path, title: str) -> list[
 
     Returns:
         The files.
+
+    Raises:
+        InputError: the folder cannot be made or written.
     """
     made = f"Made by hpcdat report, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC."
     markdown = "\n".join([f"# {title}", "", *(section.markdown for section in sections), made, ""])
@@ -106,10 +103,13 @@ def write_report(sections: Sequence[Section], folder: Path, title: str) -> list[
     for section in sections:
         writer.writerow(["table", *section.header])
         writer.writerows([section.title, *row] for row in section.rows)
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {"report.md": markdown, "report.csv": table.getvalue(), "report.html": page}
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_text(folder / name, text)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
     return [folder / name for name in texts]
 
 
@@ -125,7 +125,7 @@ def _notes(comparison: Comparison) -> list[str]:
         if difference:
             which = "" if len(others) == 1 else f" ({', '.join(names)})"
             notes.append(f"Other work than the paper's{which}: {difference}.")
-    if any("model.name" in difference for difference in others):
+    if any(others):
         notes.append(
             "So seconds, bytes and accuracies are not to be held against the paper's; how the rows of one "
             "side compare with each other may be."
@@ -140,18 +140,23 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
     if "aa" in comparison.table.quantities:
         notes.append("AA (AutoAttack) was not measured.")
-    notes.append(
+    notes += _meanings(runs) if "c" in comparison.table.quantities else []
+    counts = {len(row.runs) for row in comparison.rows if row.runs}
+    ours = "single runs" if counts == {1} else f"means of {'/'.join(map(str, sorted(counts)))} runs a row"
+    theirs = f"; the paper's are means of {comparison.table.seeds} seeds" if comparison.table.seeds else ""
+    notes.append(f"Ours are {ours}{theirs}.")
+    return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
+
+
+def _meanings(runs: Sequence[Run]) -> list[str]:
+    """What the columns are."""
+    attacks = dict.fromkeys(f"{run.result.attack} on {run.result.images} test images" for run in runs)
+    return [
+        f"Our TA: clean test accuracy; our RA: under {'; '.join(attacks)}.",
         "C: seconds an epoch with gradients on their way, from when the last worker came to each exchange; "
         "T: of training as a whole; medians over the epochs. MB: MiB that all workers send in an iteration,"
-        " computed."
-    )
-    seeds = {len(row.runs) for row in comparison.rows if row.runs}
-    notes.append(
-        "Ours are single runs; the paper's are means of three seeds."
-        if seeds == {1}
-        else f"Ours are means of {'/'.join(map(str, sorted(seeds)))} runs a row, the paper's of three seeds."
-    )
-    return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
+        " computed.",
+    ]
 
 
 def _hardware(runs: Sequence[Run]) -> list[str]:

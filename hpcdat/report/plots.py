@@ -47,10 +47,10 @@ def plot_runs(runs: Sequence[Run]) -> str:
     # With exchanges beside the backward pass C is a part of T's time, not an addend.
     rest = [(run.result.total or 0.0) - c for run, c in zip(runs, communication, strict=True)]
     seconds.barh(places, communication, color=OURS, label="C")
-    seconds.barh(places, rest, left=communication, color=REST, label="T")
+    seconds.barh(places, rest, left=communication, color=REST, label="rest of T")
     seconds.set_title("seconds an epoch", fontsize=10)
     seconds.set_yticks(places)
-    seconds.set_yticklabels([str(run.folder) for run in runs])
+    seconds.set_yticklabels([str(run.folder).replace("$", r"\$") for run in runs])
     for offset, colour, label, values in (
         (0.2, REST, "TA (%)", [100 * run.result.ta for run in runs]),
         (-0.2, OURS, "RA (%)", [100 * run.result.ra for run in runs]),

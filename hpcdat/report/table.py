@@ -63,8 +63,8 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
     attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
     note = (
         f"TA: clean test accuracy. RA: under {attacks}.\n"
-        "C, T: seconds with gradients on their way and of everything, per epoch (median). "
-        "MB: MiB all workers\nsend in an iteration, computed."
+        "C, T: seconds with gradients on their way and of training as a whole, per epoch (median). "
+        "MB: MiB all\nworkers send in an iteration, computed."
     )
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
 

@@ -232,7 +232,7 @@ def settled_exchange(workers, record):
     if workers.is_first:
         record.write_text(json.dumps(kept | {"workers": 17}))
     other = settle(settings, workers, model, record, progress)
-    return [first.model_dump(), altered.bits, other.bits, len(json.loads(written)["links"]), said]
+    return [first.model_dump(), altered.bits, other.bits, len(json.loads(written)["network"]["links"]), said]
 
 
 def sent_bytes():

@@ -24,7 +24,9 @@ def test_a_collective_takes_its_latency_and_its_bytes_on_the_line_through_the_me
     assert [bent.seconds(c) for c in (0, 500, 1000, 1500, 3000)] == pytest.approx(
         [0.01, 0.015, 0.02, 0.035, 0.08]
     )
-    assert bent.latency == 0.01 and bent.bandwidth == pytest.approx(1000 / 0.03)
+    assert bent.latency == 0.01
+    with pytest.raises(ValueError, match="bytes must rise"):
+        Link(points=[(0, 0.1), (0, 0.2)])
 
 
 def test_time_is_the_longer_of_network_and_computation_and_one_bucket_of_the_other():

@@ -40,10 +40,10 @@ from hpcdat.exchange.plan import make_plan, pays_to_compile
 from hpcdat.exchange.probe import Imagined, measure_network
 from hpcdat.files import write_text
 from hpcdat.job import Exchange, Job
-from hpcdat.models import build_model
 from hpcdat.objectives import clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 from hpcdat.run import choose_device
+from hpcdat.trainer import build_model_for
 
 REPEATS = 3
 FEW = 16
@@ -266,17 +266,7 @@ def measure_computing_of(job: Job, classes: int, device: torch.device) -> tuple[
     Returns:
         The network, for its shapes, and the seconds: medians.
     """
-    model = build_model(
-        job.model.name,
-        channels=job.data.channels,
-        num_classes=classes,
-        mean=job.model.mean,
-        std=job.model.std,
-        seed=0,
-        precision=job.model.precision,
-        width=job.model.width,
-        channels_last=job.model.channels_last,
-    ).to(device)
+    model = build_model_for(job, classes).to(device)
     batch = job.batch_size if device.type == "cuda" else min(job.batch_size, FEW)
     optimizer = build_optimizer(model, job.optimizer)
     generator = torch.Generator(device).manual_seed(0)
@@ -301,12 +291,11 @@ def measure_computing_of(job: Job, classes: int, device: torch.device) -> tuple[
 
     def gradient() -> None:
         optimizer.zero_grad(set_to_none=True)
-        adversarial = x if job.oracle == "none" else x.clone()
         costs = local_cost(
             model,
             x,
             y,
-            None if job.oracle == "none" else adversarial,
+            None if job.oracle == "none" else x,
             lambda_=job.objective.lambda_,
             label_smoothing=job.objective.label_smoothing,
         )

@@ -141,7 +141,7 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopReq
     def build() -> torch.nn.Module:
         if train_images.classes != checkpoint.classes:
             raise InputError(f"{job.data.root} holds other classes than those of the training")
-        model = build_model_for(job, train_images)
+        model = build_model_for(job, len(train_images.classes))
         model.load_state_dict(checkpoint.model)
         return model.to(device)
 

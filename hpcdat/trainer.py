@@ -83,7 +83,7 @@ class Trainer:
         self.job, self.workers, self.folder, self.device, self.stop = job, workers, folder, device, stop
         self.train_images = train
         self.progress = Progress(shown=workers.is_first)
-        self.model = build_model_for(job, train).to(device)
+        self.model = build_model_for(job, len(train.classes)).to(device)
         self.optimizer = build_optimizer(self.model, job.optimizer)
         settings = settle(job.exchange, workers, self.model, folder.choice_file, self.progress)
         self.exchange = GradientExchange(workers, self.model, settings, job.seed)
@@ -363,12 +363,12 @@ def all_finite(tensors: list[Tensor]) -> bool:
     return bool(torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all())
 
 
-def build_model_for(job: Job, images: Images) -> torch.nn.Module:
-    """The job's network, with a logit for each class of the images."""
+def build_model_for(job: Job, classes: int) -> torch.nn.Module:
+    """The job's network, with a logit for each class."""
     return build_model(
         job.model.name,
         channels=job.data.channels,
-        num_classes=len(images.classes),
+        num_classes=classes,
         mean=job.model.mean,
         std=job.model.std,
         seed=derive(job.seed, "weights"),

@@ -320,7 +320,7 @@ def evaluate(workers, root, *settings):
     torch.set_num_threads(1)
     job = read_job(DEMO, [f"data.root={root}", "attack.eps=0.1", *settings])
     train_images, test_images = find_images(job.data)
-    model = fit(build_model_for(job, train_images), train_images, job)
+    model = fit(build_model_for(job, len(train_images.classes)), train_images, job)
     loader = open_loader(
         test_images,
         job.data,

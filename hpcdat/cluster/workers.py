@@ -146,7 +146,7 @@ class Workers:
         return [value]
 
     def close(self) -> None:
-        """Leave the other workers in peace; nothing collective can follow."""
+        """Leave the other workers, all of them together; nothing collective can follow."""
 
     def together(self, what: str, work: Callable[[], T]) -> T:
         """Do some work on each worker; if it fails on one, it fails on all.
@@ -304,6 +304,8 @@ class HorovodWorkers(Workers):
         return [json.loads(bytes(part.tolist())) for part in texts]
 
     def close(self) -> None:  # noqa: D102
+        # Horovod ends for all when it ends for one: another team may still be at its last collective.
+        self.gather(None, "all have come to the end")
         with self._watchdog.waiting("to end"):
             self._hvd.shutdown()
 

@@ -188,6 +188,15 @@ def nodes_of_two(workers):
     return sums
 
 
+def teams_that_end_apart(workers):
+    """The second team is still at its last sum when the first has nothing left to do."""
+    team = workers.divided([rank // 2 for rank in range(workers.size)])
+    time.sleep(workers.rank // 2)
+    total = torch.ones(3)
+    team.sum([total], "the last sum")
+    return total.tolist()
+
+
 def bytes_on_the_wire(workers):
     """What was predicted, and what the network cards of all nodes have sent, by protocol."""
     count, answers = 3_000_000, {}
@@ -405,9 +414,12 @@ def fit(model, images, job):
     return model
 
 
+DIVIDED = ("collectives", "nodes_of_two", "teams_that_end_apart")
+
+
 def main():
     name, folder, *arguments = sys.argv[1:]
-    workers = start_workers(60, divisible=name in ("collectives", "nodes_of_two"))
+    workers = start_workers(60, divisible=name in DIVIDED)
     answer = globals()[name](workers, *arguments)
     Path(folder, f"{name}.{workers.rank}.json").write_text(json.dumps(answer))
     workers.close()

@@ -41,6 +41,11 @@ def test_collectives(tmp_path, transport, size):
         assert f"cannot write: no space left (worker {size - 1} on " in text
 
 
+@pytest.mark.parametrize("transport", ["MPI", "Gloo"])
+def test_no_team_ends_while_another_is_at_work(tmp_path, transport):
+    assert run_program("teams_that_end_apart", transport, 4, tmp_path) == [[2.0] * 3] * 4
+
+
 @pytest.mark.parametrize("transport, size", TEAMS)
 def test_models_are_made_equal_checked_and_their_batch_norm_averaged(tmp_path, transport, size):
     mean = (size - 1) / 2

@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tables 1 and 4 of the DAT paper in miniature")
     parser.add_argument("--nodes", type=int, default=6, help="nodes of the box")
     parser.add_argument("--rate", default="100mbit", help="rate of the links (default: %(default)s)")
-    parser.add_argument("--fast-rate", default="10gbit", help="of the HPC rows' links (default: %(default)s)")
+    parser.add_argument("--fast-rate", default="1gbit", help="of the HPC rows' links (default: %(default)s)")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="jobs by name, such as 'dat-fgsm*'")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tables", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tables" / "report", help="of the report")

@@ -1,8 +1,8 @@
 """One Horovod wheel with MPI, Gloo and NCCL, built from the sdist without a CUDA toolkit.
 
-Horovod's last release asks for C++14 and torch's headers need C++17; that, and a run-time
-library path that survives the move to another environment, is all that is changed. The same
-wheel runs with and without a GPU.
+Horovod's last release asks for C++14 and torch's headers need C++17; that, a run-time library
+path that survives the move to another environment, and the order in which Gloo posts sends and
+receives are all that is changed. The same wheel runs with and without a GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +27,18 @@ LIBRARY_PATH = ":".join(
     f"$ORIGIN/../../{folder}" for folder in ("torch/lib", "nvidia/nccl/lib", "nvidia/cu13/lib", "../..")
 )
 
+# In Gloo a worker must be told that the other is ready before it sends, by a message that waits behind
+# whatever goes the same way. So receives are posted before sends: else two workers that send to each other,
+# one of them a moment late, take turns and need twice the time.
+_SEND_TO_NEXT = "out->send(sendRank, slot, byteOffsets[sendIndex], byteCounts[sendIndex]);\n"
+_RECEIVE_FROM_PREVIOUS = "out->recv(recvRank, slot, byteOffsets[recvIndex], byteCounts[recvIndex]);\n"
+_SEND_TO_EACH = (
+    "    in->send(\n        sendRank, slot, inOffsetPerRank[sendRank], inLengthPerRank[sendRank]);\n"
+)
+_RECEIVE_FROM_EACH = (
+    "    out->recv(\n        recvRank, slot, outOffsetPerRank[recvRank], outLengthPerRank[recvRank]);\n"
+)
+
 PATCHES = (
     ("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
     ("horovod/torch/CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
@@ -36,6 +48,21 @@ PATCHES = (
         "set(CMAKE_CXX_STANDARD_REQUIRED ON)\n"
         "set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\n"
         f'set(CMAKE_INSTALL_RPATH "{LIBRARY_PATH}$ENV{{HPCDAT_SITE_LIBRARIES}}")',
+    ),
+    *(
+        (
+            "third_party/gloo/gloo/allgatherv.cc",
+            indent + _SEND_TO_NEXT + indent + _RECEIVE_FROM_PREVIOUS,
+            indent + _RECEIVE_FROM_PREVIOUS + indent + _SEND_TO_NEXT,
+        )
+        for indent in ("      ", "    ")
+    ),
+    (
+        "third_party/gloo/gloo/alltoallv.cc",
+        _SEND_TO_EACH + _RECEIVE_FROM_EACH,
+        _RECEIVE_FROM_EACH
+        + "  }\n  for (int i = 1; i < worldSize; i++) {\n    int sendRank = (myRank + i) % worldSize;\n"
+        + _SEND_TO_EACH,
     ),
 )
 

@@ -37,7 +37,7 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.environment import describe_environment
 from hpcdat.job import Optimizer
 from hpcdat.models import build_model
-from hpcdat.objectives import clean_loss, local_cost
+from hpcdat.objectives import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 
 BATCH, SIZE, CLASSES = 64, 32, 10
@@ -68,7 +68,8 @@ def training_step(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Cal
         x_adv = attack(model, x, y)
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        local_cost(model, x, y, x_adv).mean().backward()
+        cost = local_cost(model, None, Labelled(x_adv, y), weights=(0.0, 1.0))
+        (cost.total / len(x)).backward()
         optimizer.step()
 
     return step

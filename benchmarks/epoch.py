@@ -167,7 +167,7 @@ def main() -> None:
         "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=10, help="images of a worker in a step")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs, the first of which warms up")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs, the first of which warms up")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--elsewhere", type=Path, help=argparse.SUPPRESS)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.balls import BALLS
+from hpcdat.models.split_batch_norm import Branch, routed
 
 LARGEST = 1e4
 """A radius or step beyond any image's diameter: a mistake in the units."""
@@ -31,15 +32,18 @@ def inner_maximisation(
     step_size: float,
     steps: int,
     norm: Literal["linf", "l2"] = "linf",
+    direction: Literal["steepest", "gradient"] = "steepest",
     random_start: bool = True,
     batch_norm: Literal["eval", "train"] = "eval",
+    branch: Branch = "clean",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Perturbed images that (nearly) maximise phi in the ball around each image, (A1).
 
     One step of ``step_size = 1.25 eps`` from a random start is Fast AT's FGSM; ``steps > 1`` is
     PGD; ``random_start=False, steps=1, step_size=eps`` is the plain FGSM. Each step moves along
-    the steepest ascent of the norm and projects onto ball and box. A sample whose gradient is
+    the steepest ascent of the norm, or by a multiple of the gradient itself (ConAdv, eq. (3) and
+    (5)), and projects onto ball and box. A sample whose gradient is
     zero or not finite stays where it is for that step.
 
     The model is left as it was: mode, buffers, parameter gradients and ``requires_grad``. Random
@@ -50,12 +54,15 @@ def inner_maximisation(
         phi: robustness regulariser of eq. (2), from outputs to one value a sample.
         x: images (N, C, H, W), floating point in [0, 1].
         eps: radius of the ball, [0, 1] units, in [0, 1e4].
-        step_size: length of a step in the same norm and units, in [0, 1e4].
+        step_size: length of a step in the same norm and units, in [0, 1e4]; alpha of ConAdv with
+            ``direction="gradient"``.
         steps: number of gradient steps, >= 1.
         norm: norm of the ball, a key of :data:`hpcdat.balls.BALLS`.
+        direction: ``steepest`` or ``gradient``.
         random_start: start uniformly in the ball, clipped to [0, 1], instead of at ``x``.
         batch_norm: statistics the attacked model's batch norm uses: ``eval`` the running ones,
             ``train`` those of the attacked batch. Everything else is in evaluation mode.
+        branch: of split batch norm that the attacked images pass.
         generator: source of the random start, on x's device; None needs ``random_start=False``.
 
     Returns:
@@ -71,11 +78,12 @@ def inner_maximisation(
         return x.detach().clone()
     x = x.detach()
     ball = BALLS[norm](x, eps)
-    with attacked(model, batch_norm), torch.enable_grad():
+    with attacked(model, batch_norm), routed(model, branch), torch.enable_grad():
         x_adv = ball.project(x + ball.sample(generator)) if random_start else x
         for _ in range(steps):
             gradient = input_gradient(model, phi, x_adv)
-            x_adv = ball.project(x_adv + step_size * ball.steepest(gradient))
+            move = ball.steepest(gradient) if direction == "steepest" else _finite(gradient)
+            x_adv = ball.project(x_adv + step_size * move)
     return ball.round_inside(x_adv)
 
 
@@ -87,6 +95,12 @@ def input_gradient(model: nn.Module, phi: Regulariser, x: Tensor) -> Tensor:
     """
     x = x.detach().requires_grad_()
     return torch.autograd.grad(phi(model(x)).sum(), x)[0]
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """The gradient, or 0 for a sample where it is not finite."""
+    whole = gradient.isfinite().flatten(1).all(1).view(-1, *[1] * (gradient.dim() - 1))
+    return torch.where(whole, gradient, 0)
 
 
 @contextmanager

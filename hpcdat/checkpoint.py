@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcdat.errors import InputError
 from hpcdat.files import write_atomically
 
-FORMAT = 4
+FORMAT = 5
 
 
 class CheckpointError(InputError):
@@ -30,6 +30,7 @@ class EpochTotals:
     Attributes:
         cost: of the samples, summed.
         images: trained on by all workers.
+        correct: of these, those classified right as they are, where the cost looks at them.
         skipped_steps: left out because a cost or gradient was not finite.
         skipped_images: that could not be read.
         total_seconds, waited_seconds, data_seconds: spent in all, waiting for exchanges, and waiting for
@@ -39,6 +40,7 @@ class EpochTotals:
 
     cost: float = 0.0
     images: int = 0
+    correct: int = 0
     skipped_steps: int = 0
     skipped_images: int = 0
     total_seconds: float = 0.0
@@ -67,6 +69,7 @@ class Checkpoint:
         skipped_steps: steps skipped since the run began.
         judgement: a dictionary of :class:`~hpcdat.early_stopping.Judgement`.
         feedback: error feedback of the exchange by bucket and place, (M, n) float32.
+        stale: weights that the adversarial examples in flight were made with, step by step.
         workers: number of workers M that trained.
         classes: names of the classes, in the order of the logits.
         metrics_bytes: length of the metrics file when this was written; what stands behind it
@@ -84,6 +87,7 @@ class Checkpoint:
     skipped_steps: int = 0
     judgement: dict[str, Any] = field(default_factory=dict)
     feedback: list[dict[str, Any]] = field(default_factory=list)
+    stale: list[list[Any]] = field(default_factory=list)
     metrics_bytes: int = 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -19,6 +19,7 @@ from torch import nn
 from hpcdat.attacks import inner_maximisation
 from hpcdat.cluster.box import links_here
 from hpcdat.cluster.workers import Workers
+from hpcdat.concurrent import Role, assign_roles, trained_by
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.environment import device_name
@@ -40,7 +41,7 @@ from hpcdat.exchange.plan import make_plan, pays_to_compile
 from hpcdat.exchange.probe import Imagined, measure_network
 from hpcdat.files import write_text
 from hpcdat.job import Exchange, Job
-from hpcdat.objectives import clean_loss, local_cost
+from hpcdat.objectives import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 from hpcdat.run import choose_device
 from hpcdat.trainer import build_model_for
@@ -135,9 +136,14 @@ class Computing:
     update: float
     measured_on: str
 
-    def step(self, batch: float) -> float:
-        """Of a training step with so many images."""
-        return (self.attack + self.gradient) * batch + self.update
+    def step(self, batch: float, roles: Iterable[Role]) -> float:
+        """Of a training step with so many images in a batch, by the worker that has most to do."""
+
+        def images(role: Role) -> float:
+            halves = (role.clean is not None) + (role.adversarial is not None)
+            return len(role.attacked) * self.attack + halves / 2 * self.gradient
+
+        return max(map(images, roles)) * batch + self.update
 
 
 @dataclass(frozen=True)
@@ -284,22 +290,18 @@ def measure_computing_of(job: Job, classes: int, device: torch.device) -> tuple[
             step_size=settings.step_size,
             steps=steps,
             norm=settings.norm,
+            direction=settings.direction,
             random_start=settings.random_start,
             batch_norm=settings.batch_norm,
+            branch=settings.branch,
             generator=generator,
         )
 
     def gradient() -> None:
         optimizer.zero_grad(set_to_none=True)
-        costs = local_cost(
-            model,
-            x,
-            y,
-            None if job.oracle == "none" else x,
-            lambda_=job.objective.lambda_,
-            label_smoothing=job.objective.label_smoothing,
-        )
-        costs.mean().backward()
+        images, weights = Labelled(x, y), job.weights_of_cost
+        smoothing = job.objective.label_smoothing
+        local_cost(model, images, images, weights=weights, label_smoothing=smoothing).total.backward()
 
     # One step of the attack stands for all: they are alike.
     attacked = 0.0 if job.oracle == "none" else settings.steps * _seconds(lambda: attack(1), device)
@@ -382,7 +384,9 @@ def forecast(
     workers = nodes * per_node
     named = gradients_of(model)
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
-    steps = math.ceil(images / (job.batch_size * workers))
+    roles = assign_roles(job.concurrent, workers)
+    batches = len(trained_by(roles)["clean"])
+    steps = math.ceil(images / (job.batch_size * batches))
     exchange = job.exchange
     if exchange.protocol == "auto" and workers > 1:
         network = calibration.network
@@ -401,11 +405,13 @@ def forecast(
         spent *= correction(flat)
         buckets = make_buckets(named, flat, coding=not plan.is_exact)
         sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
-    share = images / steps / workers
+    share = images / steps / batches
     hidden = BACKWARD * computing.gradient * share if exchange.overlap else 0.0
+    if job.delay and job.concurrent.place == "beside":
+        hidden += computing.attack * share
     # Of the last bucket nothing is hidden.
     waited = max(spent - hidden, spent / max(len(buckets), 1))
-    total = steps * (computing.step(share) + waited)
+    total = steps * (computing.step(share, set(roles)) + waited)
     per_image = computing.attack + computing.gradient
     alone = images * per_image + math.ceil(images / job.batch_size) * computing.update
     return Forecast(nodes, per_node, steps, exchange, spent, steps * spent, total, alone / total, sent)

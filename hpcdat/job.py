@@ -33,31 +33,37 @@ Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
 @dataclass(frozen=True)
 class Method:
-    """What a method's name in the DAT paper (Sec. 6.1) stands for.
+    """What a method's name stands for: the DAT paper's (Sec. 6.1) and the ConAdv paper's (Sec. 3).
 
     Attributes:
         oracle: inner maximisation oracle of (A1): several steps, one step, or none.
-        lalr: layer-wise adaptive rate, eq. (3); None leaves the choice to ``optimizer.name``.
+        optimizers: that it may be trained with, the usual one first; ``lamb`` is LALR, eq. (3) of DAT.
         centralised: conventional AT and Fast AT train on one node only.
         scaled_rate: the learning rate grows with the global batch, ``lr`` for every 256 images
             (large-batch SGD: Goyal et al. 2017, Xie et al. 2019).
+        split: the cost is that of clean and adversarial images, each with a batch norm of their own.
+        delay: tau of eq. (3) of ConAdv where a job does not say.
     """
 
     oracle: Literal["none", "pgd", "fgsm"]
-    lalr: bool | None
+    optimizers: tuple[str, ...]
     centralised: bool = False
     scaled_rate: bool = False
+    split: bool = False
+    delay: int = 0
 
 
 METHODS: dict[str, Method] = {
-    "plain": Method("none", lalr=None),
-    "at": Method("pgd", lalr=False, centralised=True),
-    "fast-at": Method("fgsm", lalr=False, centralised=True),
-    "dat-pgd": Method("pgd", lalr=True),
-    "dat-fgsm": Method("fgsm", lalr=True),
-    "dat-pgd-without-lalr": Method("pgd", lalr=False),
-    "dat-fgsm-without-lalr": Method("fgsm", lalr=False),
-    "dat-lsgd": Method("pgd", lalr=False, scaled_rate=True),
+    "plain": Method("none", ("lamb", "sgd", "lars")),
+    "at": Method("pgd", ("sgd",), centralised=True),
+    "fast-at": Method("fgsm", ("sgd",), centralised=True),
+    "dat-pgd": Method("pgd", ("lamb",)),
+    "dat-fgsm": Method("fgsm", ("lamb",)),
+    "dat-pgd-without-lalr": Method("pgd", ("sgd",)),
+    "dat-fgsm-without-lalr": Method("fgsm", ("sgd",)),
+    "dat-lsgd": Method("pgd", ("sgd",), scaled_rate=True),
+    "disadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True),
+    "conadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True, delay=1),
 }
 MethodName = Literal[
     "plain",
@@ -68,6 +74,8 @@ MethodName = Literal[
     "dat-pgd-without-lalr",
     "dat-fgsm-without-lalr",
     "dat-lsgd",
+    "disadv",
+    "conadv",
 ]
 
 
@@ -144,11 +152,18 @@ class Attack(Settings):
     steps: int | None = Field(None, ge=1)
     """gradient steps; left out: 10 for PGD, 1 for FGSM (the only value FGSM takes)"""
     step_size: Fraction | None = None
-    """length of a step, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM"""
+    """length of a step, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for
+    `disadv` and `conadv`"""
+    direction: Literal["steepest", "gradient"] = "steepest"
+    """`steepest`: ascent of the norm, for linf the sign of the gradient; `gradient`: `step_size` times the
+    gradient itself, as eq. (3) of ConAdv has it"""
     random_start: bool = True
     """start from a uniform random point of the ball"""
-    batch_norm: Literal["eval", "train"] = "eval"
-    """statistics the attacked model normalises with: running (eval) or the batch's own (train)"""
+    batch_norm: Literal["eval", "train"] | None = None
+    """statistics the attacked model normalises with: running (eval) or the batch's own (train); left out:
+    eval, for `disadv` and `conadv` train"""
+    branch: Literal["clean", "adversarial"] | None = None
+    """`disadv`, `conadv`: the batch norm that the attack passes; left out: adversarial"""
 
 
 class Objective(Settings):
@@ -159,19 +174,42 @@ class Objective(Settings):
 
     lambda_: float = Field(0.0, alias="lambda", ge=0, allow_inf_nan=False)
     """weight of the clean loss beside the robustness regulariser; 0 is AT's eq. (1)"""
+    combine: Literal["mean", "sum"] = "mean"
+    """`disadv`, `conadv`: of the clean and the adversarial loss, `mean` as eq. (4) of ConAdv, or `sum` as
+    its eq. (2)"""
+
+
+class Concurrent(Settings):
+    """When and where adversarial examples are made: ConAdv, Sec. 3.3 and Algorithm 1."""
+
+    delay: int | None = Field(None, ge=0)
+    """tau: steps between the attack of a batch and the update by it; left out: 1, with `disadv` 0. The
+    first tau batches of an epoch are attacked with the weights of its start"""
+    place: Literal["beside", "workers"] = "beside"
+    """`beside`: every worker attacks the batch it trains on, on a GPU in a stream beside its update, on a
+    CPU while gradients are on their way; `workers`: attack workers do, and hand the examples over"""
+    update_workers: int | None = Field(None, ge=1)
+    """`workers`: batches that one attack worker makes the examples of; left out: as many up to 3 as divide
+    the workers evenly"""
+    halves: Literal["together", "apart"] = "together"
+    """`together`: one worker computes both halves of a batch's cost; `apart`: two do, when batches cannot
+    be made smaller and there are more workers"""
 
 
 class Optimizer(Settings):
     """The outer minimisation oracle of (A4)."""
 
-    name: Literal["lamb", "sgd"] | None = None
-    """`lamb`: LALR over Adam, eq. (3); `sgd`: with momentum; left out: what `method` asks for"""
+    name: Literal["lamb", "sgd", "lars"] | None = None
+    """`lamb`: LALR over Adam, eq. (3); `sgd`: with momentum; `lars`: layer-wise rates over momentum (You et
+    al. 2017); left out: what `method` asks for"""
     lr: float = Field(gt=0, allow_inf_nan=False)
     """learning rate eta before warm-up and decay; with `dat-lsgd`, for every 256 of the global batch"""
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     """coefficient of the decay added to the descent direction; not on biases and batch norm"""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """momentum of `sgd`"""
+    """momentum of `sgd` and `lars`"""
+    trust_coefficient: float = Field(0.001, gt=0, allow_inf_nan=False)
+    """share of a layer's norm that a step of `lars` has at rate 1"""
     beta1: float = Field(0.9, ge=0, lt=1)
     """decay of `lamb`'s first moment"""
     beta2: float = Field(0.999, ge=0, lt=1)
@@ -275,8 +313,8 @@ class EarlyStopping(Settings):
     held_out: int = Field(0, ge=0)
     """training images set aside to judge by; 0: judge by the test images, as the DAT paper does"""
     fgsm_guard: bool = True
-    """with FGSM: end training, with the weights of the epoch before, where robust accuracy on 256
-    training images breaks down (catastrophic overfitting)"""
+    """with FGSM, but for `disadv` and `conadv`: end training, with the weights of the epoch before, where
+    robust accuracy on 256 training images breaks down (catastrophic overfitting)"""
 
 
 class Job(Settings):
@@ -285,7 +323,7 @@ class Job(Settings):
     run_dir: Path
     """folder of the run: settings, environment, metrics, checkpoints, result"""
     method: MethodName
-    """training method, by its name in the DAT paper"""
+    """training method, by its name in the DAT or the ConAdv paper"""
     epochs: int = Field(ge=1)
     """passes over the training images"""
     batch_size: int = Field(ge=1)
@@ -306,6 +344,7 @@ class Job(Settings):
     model: Model = Model()
     attack: Attack = Attack()
     objective: Objective = Objective()
+    concurrent: Concurrent = Concurrent()
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     exchange: Exchange = Exchange()
@@ -322,8 +361,8 @@ class Job(Settings):
         for key, eps in (("attack.eps", self.attack.eps), ("evaluation.eps", self.evaluation.eps)):
             if self.attack.norm == "linf" and (eps or 0) > 1:
                 raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
-        if method.lalr is not None and self.optimizer.name not in (None, "lamb" if method.lalr else "sgd"):
-            fitting = "lamb" if method.lalr else "sgd"
+        if self.optimizer.name not in (None, *method.optimizers):
+            (fitting,) = method.optimizers
             raise _refusal(
                 "optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it"
             )
@@ -346,6 +385,7 @@ class Job(Settings):
         if self.early_stopping.held_out and not self.early_stopping.patience:
             raise _refusal("early_stopping.patience", "a number, if training images are held out to judge by")
         self._check_data()
+        self._check_concurrent()
         self._check_exchange()
         self._check_schedule()
         return self
@@ -358,6 +398,31 @@ class Job(Settings):
             raise _refusal("data.channels", f"3: {data.source} has colours")
         if data.download and data.source not in ("cifar10", "cifar100"):
             raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
+
+    def _check_concurrent(self) -> None:
+        method, concurrent = METHODS[self.method], self.concurrent
+        if not method.split:
+            if concurrent.delay or concurrent.model_copy(update={"delay": None}) != Concurrent():
+                raise _refusal("concurrent", f"nothing: method {self.method} attacks with current weights")
+            if self.attack.branch == "adversarial":
+                raise _refusal("attack.branch", f"nothing: method {self.method} has one batch norm")
+            if self.objective.combine != Objective().combine:
+                raise _refusal("objective.combine", "nothing: it is for methods disadv and conadv")
+            return
+        if self.objective.lambda_:
+            raise _refusal(
+                "objective.lambda", f"0: objective.combine weighs the losses of method {self.method}"
+            )
+        if self.method == "disadv" and concurrent.delay:
+            raise _refusal("concurrent.delay", "0, or nothing: method disadv attacks with current weights")
+        if self.attack.batch_norm == "eval" and self.delay:
+            raise _refusal(
+                "attack.batch_norm", "train, or nothing: running statistics are not those of stale weights"
+            )
+        if concurrent.place == "workers" and not self.delay:
+            raise _refusal("concurrent.place", "beside: without delay the update waits for its examples")
+        if concurrent.update_workers and concurrent.place != "workers":
+            raise _refusal("concurrent.update_workers", "nothing: it is for concurrent.place workers")
 
     def _check_exchange(self) -> None:
         exchange = self.exchange
@@ -407,13 +472,32 @@ class Job(Settings):
         """The inner maximisation oracle that the method names."""
         return METHODS[self.method].oracle
 
+    @property
+    def delay(self) -> int:
+        """tau: how many steps old the weights are that a batch is attacked with."""
+        given = self.concurrent.delay
+        return METHODS[self.method].delay if given is None else given
+
+    @property
+    def weights_of_cost(self) -> tuple[float, float]:
+        """Of the clean and the adversarial loss in the local cost."""
+        if METHODS[self.method].split:
+            weight = 0.5 if self.objective.combine == "mean" else 1.0
+            return weight, weight
+        return (1.0, 0.0) if self.oracle == "none" else (self.objective.lambda_, 1.0)
+
     def resolved(self) -> Job:
         """The same job with every setting that was left out filled in."""
         method = METHODS[self.method]
         steps = self.attack.steps or (1 if method.oracle == "fgsm" else 10)
-        factor = 1.25 if method.oracle == "fgsm" else 2.5 / steps
+        factor = 2.5 / steps if method.oracle != "fgsm" else 1.0 if method.split else 1.25
         attack = self.attack.model_copy(
-            update={"steps": steps, "step_size": _or(self.attack.step_size, factor * self.attack.eps)}
+            update={
+                "steps": steps,
+                "step_size": _or(self.attack.step_size, factor * self.attack.eps),
+                "batch_norm": self.attack.batch_norm or ("train" if method.split else "eval"),
+                "branch": self.attack.branch or ("adversarial" if method.split else "clean"),
+            }
         )
         eps = _or(self.evaluation.eps, attack.eps)
         evaluation = self.evaluation.model_copy(
@@ -422,10 +506,11 @@ class Job(Settings):
                 "step_size": _or(self.evaluation.step_size, 2.5 * eps / self.evaluation.steps),
             }
         )
-        name = self.optimizer.name or ("sgd" if method.lalr is False else "lamb")
+        name = self.optimizer.name or method.optimizers[0]
         return self.model_copy(
             update={
                 "attack": attack,
+                "concurrent": self.concurrent.model_copy(update={"delay": self.delay}),
                 "evaluation": evaluation,
                 "optimizer": self.optimizer.model_copy(update={"name": name}),
             }

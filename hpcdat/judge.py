@@ -11,7 +11,7 @@ from hpcdat.data import open_loader
 from hpcdat.data.images import DataError, Images
 from hpcdat.early_stopping import GUARD_IMAGES, GUARD_STEPS
 from hpcdat.evaluation.accuracy import Accuracy, Evaluator
-from hpcdat.job import Evaluation, Job
+from hpcdat.job import METHODS, Evaluation, Job
 from hpcdat.progress import Progress
 from hpcdat.training_state import TrainingState
 
@@ -57,7 +57,7 @@ class Judge:
         self.on_test = evaluator(test, job.evaluation)
         self.on_judged = self.on_test if judged is test else evaluator(judged, job.evaluation)
         self.guard = None
-        if job.oracle == "fgsm" and job.early_stopping.fgsm_guard:
+        if job.oracle == "fgsm" and job.early_stopping.fgsm_guard and not METHODS[job.method].split:
             watched = train.equal_part(min(GUARD_IMAGES, len(train)))
             self.guard = evaluator(watched, self._guard_settings(len(watched)), "guard against overfitting")
 

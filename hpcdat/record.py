@@ -32,7 +32,8 @@ class Result:
         method: by its name in the DAT paper.
         seed: of the job.
         p, q: nodes, and workers a node.
-        batch: images of a worker in a step.
+        batches: of a step; fewer than workers where some attack for others.
+        batch: images of each.
         images: test images.
         ta, ra: standard and robust test accuracy, in [0, 1].
         attack: the attack that RA was measured with, in words.
@@ -47,6 +48,7 @@ class Result:
     seed: int
     p: int
     q: int
+    batches: int
     batch: int
     images: int
     ta: float

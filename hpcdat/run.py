@@ -12,6 +12,7 @@ import torch
 
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
+from hpcdat.concurrent import assign_roles, trained_by
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
 from hpcdat.environment import describe_environment
@@ -249,6 +250,7 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
         seed=job.seed,
         p=team["nodes"],
         q=len(team["workers"]) // team["nodes"],
+        batches=len(trained_by(assign_roles(job.concurrent, len(team["workers"])))["clean"]),
         batch=job.batch_size,
         images=accuracy.images,
         ta=accuracy.ta,

@@ -1,11 +1,14 @@
-"""Algorithm 1 of the DAT paper (Algorithm A1 of its supplement): the one trainer of this project."""
+"""Algorithm 1 of the DAT paper (Algorithm A1 of its supplement) and of the ConAdv paper: the one trainer."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from statistics import median
 
 import torch
@@ -13,20 +16,22 @@ from torch import Tensor
 
 from hpcdat.attacks import inner_maximisation
 from hpcdat.checkpoint import EpochTotals
-from hpcdat.cluster.agreement import check_equal, make_equal
+from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
+from hpcdat.concurrent import Adversary, Batch, assign_roles, trained_by
 from hpcdat.data import open_loader
-from hpcdat.data.batches import training_shares
+from hpcdat.data.batches import Share, training_shares
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.exchange.choice import settle
 from hpcdat.exchange.gradients import GradientExchange
-from hpcdat.job import Job
+from hpcdat.job import METHODS, Job
 from hpcdat.judge import Judge
 from hpcdat.models import build_model
-from hpcdat.objectives import clean_loss, local_cost
+from hpcdat.models.split_batch_norm import split_batch_norm
+from hpcdat.objectives import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 from hpcdat.optim.schedule import learning_rate
 from hpcdat.progress import Progress
@@ -45,6 +50,7 @@ class StepOutcome:
     Attributes:
         cost: of eq. (2), mean over the global batch, before the update.
         images: of the global batch, those that could not be read left out.
+        correct: of these, those classified right as they are, where the cost looks at them.
         finite: whether cost and gradients were finite; if not, the step was left out.
         stop: whether any worker was asked to stop.
         save: whether worker 0 wants a checkpoint.
@@ -52,6 +58,7 @@ class StepOutcome:
 
     cost: float
     images: int
+    correct: int
     finite: bool
     stop: bool
     save: bool
@@ -89,38 +96,52 @@ class Trainer:
         self.exchange = GradientExchange(workers, self.model, settings, job.seed)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generator = torch.Generator(device)
+        self.roles = assign_roles(job.concurrent, workers.size)
+        self.role, self.batches = self.roles[workers.rank], len(trained_by(self.roles)["clean"])
+        self.adversary = Adversary(job, self.model, self.roles, workers, device, self.attack)
+        batch_norm = BatchNormStatistics(self.model, workers, trained_by(self.roles))
         self.loader = open_loader(train, job.data, training=True, batch_size=job.batch_size, device=device)
-        self.state = TrainingState(self.model, self.optimizer, self.exchange, workers, folder, train.classes)
+        self.state = TrainingState(
+            self.model,
+            self.optimizer,
+            self.exchange,
+            self.adversary,
+            batch_norm,
+            workers,
+            folder,
+            train.classes,
+        )
         self.judge = Judge(job, workers, self.state, train, judged, test, device, self.progress, stop)
         self._clock, self._saved = time.perf_counter(), time.monotonic()
         self._step_seconds: list[float] = []
 
-    def step(self, x: Tensor, y: Tensor, global_size: int) -> StepOutcome:
+    def step(self, now: Batch, ahead: Batch | None) -> StepOutcome:
         """One iteration t of Algorithm 1.
 
         Args:
-            x: this worker's images B_t^(i), (N, C, H, W) in [0, 1]; N may be 0.
-            y: their labels (N,).
-            global_size: images of all workers in this iteration.
+            now: this worker's images B_t^(i); there may be none.
+            ahead: with ConAdv those of iteration t + tau, if the epoch has one.
 
         Returns:
             What came of it, the same on all workers.
         """
         statistics = self.state.batch_norm.local()
         # Block 1, on every worker i
-        x_adv = self.attack(x, y)  # step 2: (A1)
+        x_adv = self.adversary.take(now)  # step 2: (A1), with ConAdv tau iterations ago
         self.exchange.begin(self.state.epoch, self.state.step)
-        cost = self.local_gradient(x, y, x_adv, global_size)  # step 3: (A2)
+        self.adversary.begin(ahead)  # ConAdv: step 2 of iteration t + tau, beside this one
+        cost, correct = self.local_gradient(now, x_adv)  # step 3: (A2)
+        self.adversary.finish()
         # Block 2, of which the exchange has done what it could beside block 1
-        riders = torch.tensor(
-            [cost, float(len(x)), float(self.stop.wanted), float(self._save_is_due())], device=self.device
-        )
+        images = len(now.images[self.role.clean].x) if self.role.clean is not None else 0
+        flags = [float(self.stop.wanted), float(self._save_is_due())]
+        riders = torch.tensor([cost, float(images), correct, *flags], device=self.device)
         self.exchange.finish(riders)  # steps 4 to 7: (A3)
         gradients = [p.grad for p in self.parameters]
         # Block 3, on every worker i
-        total_cost, images, stops, saves = riders.tolist()
-        if images != global_size:
-            total_cost *= self._make_up_for_unread_images(gradients, int(images), global_size)
+        total_cost, images, correct, stops, saves = riders.tolist()
+        if images != now.global_size:
+            total_cost *= self._make_up_for_unread_images(gradients, int(images), now.global_size)
         finite = all_finite([*gradients, riders])
         self.exchange.settle(counts=finite)
         if finite:
@@ -128,49 +149,59 @@ class Trainer:
         else:
             # The sum is the same on all workers, so all of them leave the step out.
             self.state.batch_norm.restore(statistics)
-        return StepOutcome(total_cost, int(images), finite, stop=stops > 0, save=saves > 0)
+            correct = 0
+        return StepOutcome(total_cost, int(images), int(correct), finite, stop=stops > 0, save=saves > 0)
 
-    def attack(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Sample-wise attack generation (A1); None for plain training."""
+    def attack(self, images: Labelled, number: int, step: int) -> Tensor:
+        """Sample-wise attack generation (A1), with the weights at hand.
+
+        Args:
+            images: what is attacked.
+            number, step: of their batch and of the iteration, which the random start depends on.
+        """
         if self.job.oracle == "none":
-            return None
+            return images.x
         settings = self.job.attack
-        place = (self.state.epoch, self.state.step, self.workers.rank)
+        seed = derive(self.job.seed, "attack", self.state.epoch, step, number)
         return inner_maximisation(
             self.model,
-            partial(clean_loss, y=y),
-            x,
+            partial(clean_loss, y=images.y),
+            images.x,
             eps=settings.eps,
             step_size=settings.step_size,
             steps=settings.steps,
             norm=settings.norm,
+            direction=settings.direction,
             random_start=settings.random_start,
             batch_norm=settings.batch_norm,
-            generator=self.generator.manual_seed(derive(self.job.seed, "attack", *place)),
+            branch=settings.branch,
+            generator=self.generator.manual_seed(seed),
         )
 
-    def local_gradient(self, x: Tensor, y: Tensor, x_adv: Tensor | None, global_size: int) -> float:
-        """Local gradient computation (A2), left in ``.grad``; returns this worker's part of the cost.
+    def local_gradient(self, now: Batch, x_adv: Labelled | None) -> tuple[float, float]:
+        """Local gradient computation (A2), left in ``.grad``.
 
         Costs are summed over the samples and divided by the global batch: the sum over the
         workers is then the mean over all samples, whatever each worker's share.
+
+        Returns:
+            This worker's part of the cost, and how many clean images it saw classified right.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        cost = 0.0
-        if len(x):
-            objective = self.job.objective
-            costs = local_cost(
-                self.model,
-                x,
-                y,
-                x_adv,
-                lambda_=objective.lambda_,
-                label_smoothing=objective.label_smoothing,
-            )
-            loss = costs.sum() / global_size
-            loss.backward()
-            cost = loss.item()
-        return cost
+        role = self.role
+        clean = now.images[role.clean] if role.clean is not None else None
+        parts = [
+            images if images is not None and len(images.x) else None
+            for images in (clean, x_adv if role.adversarial is not None else None)
+        ]
+        if parts == [None, None]:
+            self.exchange.contribute_nothing()
+            return 0.0, 0.0
+        smoothing = self.job.objective.label_smoothing
+        cost = local_cost(self.model, *parts, weights=self.job.weights_of_cost, label_smoothing=smoothing)
+        loss = cost.total / now.global_size
+        loss.backward()
+        return loss.item(), cost.correct.item()
 
     def run(self) -> Accuracy:
         """Train to the last epoch, evaluating where the job asks for it and at the end.
@@ -209,39 +240,35 @@ class Trainer:
             Whether training may go on; if not, the state is that of the epoch before.
         """
         state = self.state
-        shares = training_shares(
-            len(self.train_images),
-            self.job.batch_size,
-            rank=self.workers.rank,
-            groups=self.workers.node_of if self.job.data.split == "nodes" else [0] * self.workers.size,
-            seed=self.job.seed,
-            epoch=state.epoch,
-        )
-        shares_left = shares[state.step :]
-        loader_seed = derive(self.job.seed, "augmentation", state.epoch)
-        batches = self.loader.read([share.indices for share in shares_left], loader_seed)
+        shares = self._shares()
+        steps = len(shares[0])
+        batches = self._read(shares)
         self.model.train()
-        self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", len(shares), state.step)
+        self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", steps, state.step)
         self._clock, self._step_seconds = time.perf_counter(), []
-        for share in shares_left:
+        window = deque(islice(batches, self.adversary.delay))
+        state.totals.data_seconds += time.perf_counter() - self._clock
+        self.adversary.begin_epoch(window)
+        for _ in range(state.step, steps):
             asked = time.perf_counter()
-            x, y = next(batches)
+            newest = next(batches, None)
             began, waited = time.perf_counter(), self.exchange.spent.waited
             state.totals.data_seconds += began - asked
-            rate = self._set_rate(len(shares))
-            outcome = self.step(x, y, share.global_size)
+            rate = self._set_rate(steps)
+            if newest is not None:
+                window.append(newest)
+            now = window.popleft()
+            outcome = self.step(now, newest if self.adversary.delay else None)
             self._step_seconds.append(time.perf_counter() - began - (self.exchange.spent.waited - waited))
             state.step += 1
-            self._count(outcome, share.global_size)
+            self._count(outcome, now.global_size)
             self.progress.step()
-            if state.step < len(shares):
+            if state.step < steps:
                 if outcome.stop or outcome.save:
                     self._save()
                 if outcome.stop:
                     self._stop()
         self._measure()
-        # The loader may tidy up behind its last batch.
-        next(batches, None)
         self.progress.end()
         state.batch_norm.average()
         check_equal(self.workers, self.model)
@@ -255,10 +282,36 @@ class Trainer:
             self._stop()
         return True
 
+    def _shares(self) -> list[list[Share]]:
+        """The epoch's shares of the batches that this worker reads, or of one that it only counts."""
+        homes = [self.workers.node_of[rank] for rank in trained_by(self.roles)["clean"]]
+        return [
+            training_shares(
+                len(self.train_images),
+                self.job.batch_size,
+                rank=number,
+                groups=homes if self.job.data.split == "nodes" else [0] * self.batches,
+                seed=self.job.seed,
+                epoch=self.state.epoch,
+            )
+            for number in self.role.reads or (0,)
+        ]
+
+    def _read(self, shares: list[list[Share]]) -> Iterator[Batch]:
+        """The images of the steps that are left of the epoch."""
+        reads, first = self.role.reads, self.state.step
+        wanted = [share.indices for step in list(zip(*shares, strict=True))[first:] for share in step]
+        seed = derive(self.job.seed, "augmentation", self.state.epoch)
+        loaded = self.loader.read(wanted if reads else [], seed)
+        for step, share in enumerate(shares[0][first:], start=first):
+            yield Batch(step, share.global_size, {n: Labelled(*next(loaded)) for n in reads})
+        # The loader may tidy up behind its last batch.
+        next(loaded, None)
+
     def _set_rate(self, steps: int) -> float:
         """Give the optimiser the rate of the step at hand, the same on all workers."""
         progress = self.state.epoch + self.state.step / steps
-        rate = learning_rate(self.job, progress, self.job.batch_size * self.workers.size)
+        rate = learning_rate(self.job, progress, self.job.batch_size * self.batches)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -280,6 +333,7 @@ class Trainer:
         if outcome.finite:
             state.totals.cost += outcome.cost * outcome.images
             state.totals.images += outcome.images
+            state.totals.correct += outcome.correct
             return
         state.totals.skipped_steps += 1
         state.skipped_steps += 1
@@ -317,11 +371,13 @@ class Trainer:
     def _record(self, rate: float) -> None:
         totals, traffic = self.state.totals, self.exchange.traffic()
         cost = totals.cost / totals.images if totals.images else math.nan
+        seen = totals.images and self.job.weights_of_cost[0]
         self.state.log(
             event="epoch",
             epoch=self.state.epoch,
             lr=rate,
             **asdict(totals) | {"cost": cost if totals.images else None},
+            training_accuracy=totals.correct / totals.images if seen else None,
             megabytes=traffic.total / 2**20,
             megabytes_busiest_card=traffic.busiest / 2**20,
             workers=self._step_times(),
@@ -339,11 +395,16 @@ class Trainer:
         """
         mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
         medians, longest, hosts = zip(*self.workers.gather(mine, "step times"), strict=True)
-        usual, slowest = median(medians), max(range(len(medians)), key=medians.__getitem__)
-        if medians[slowest] > SLOW_WORKER * usual:
+        # Compared with those that do the same: an attack worker has less to do.
+        works = [(role.clean is None, role.adversarial is None, len(role.attacked)) for role in self.roles]
+        usual = [
+            median(m for m, other in zip(medians, works, strict=True) if other == work) for work in works
+        ]
+        slowest = max(range(len(medians)), key=lambda rank: medians[rank] / usual[rank])
+        if medians[slowest] > SLOW_WORKER * usual[slowest]:
             self.progress.say(
                 f"worker {slowest} on {hosts[slowest]} is slow: {medians[slowest]:.3g} s for its part of a "
-                f"step, the median of the workers is {usual:.3g} s"
+                f"step, the median of the workers is {usual[slowest]:.3g} s"
             )
         return {"step_seconds": list(medians), "longest_step_seconds": list(longest)}
 
@@ -365,7 +426,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
 
 def build_model_for(job: Job, classes: int) -> torch.nn.Module:
     """The job's network, with a logit for each class."""
-    return build_model(
+    model = build_model(
         job.model.name,
         channels=job.data.channels,
         num_classes=classes,
@@ -376,3 +437,6 @@ def build_model_for(job: Job, classes: int) -> torch.nn.Module:
         width=job.model.width,
         channels_last=job.model.channels_last,
     )
+    if METHODS[job.method].split:
+        split_batch_norm(model)
+    return model

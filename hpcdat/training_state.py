@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from hpcdat.checkpoint import Checkpoint, EpochTotals, load_checkpoint
 from hpcdat.cluster.agreement import BatchNormStatistics
 from hpcdat.cluster.workers import Workers
+from hpcdat.concurrent import Adversary
 from hpcdat.early_stopping import Judgement
 from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.record import RunFolder
@@ -25,6 +26,8 @@ class TrainingState:
         model: the network, equal on all workers but for running batch-norm statistics.
         optimizer: its optimiser, equal on all workers.
         exchange: of its gradients, for the error feedback it keeps.
+        adversary: for the examples it has in flight.
+        batch_norm: the statistics in which the workers differ within an epoch.
         workers: who trains.
         folder: the run's; worker 0 writes.
         classes: names of the classes, in the order of the logits.
@@ -34,7 +37,6 @@ class TrainingState:
         totals: of those steps.
         skipped_steps: steps skipped since the run began.
         judgement: of the evaluations so far.
-        batch_norm: the statistics in which the workers differ within an epoch.
     """
 
     def __init__(
@@ -42,14 +44,16 @@ class TrainingState:
         model: nn.Module,
         optimizer: Optimizer,
         exchange: GradientExchange,
+        adversary: Adversary,
+        batch_norm: BatchNormStatistics,
         workers: Workers,
         folder: RunFolder,
         classes: list[str],
     ) -> None:
         self.model, self.optimizer, self.exchange = model, optimizer, exchange
+        self.adversary, self.batch_norm = adversary, batch_norm
         self.workers, self.folder = workers, folder
         self.classes = classes
-        self.batch_norm = BatchNormStatistics(model, workers)
         self.epoch = self.step = self.skipped_steps = 0
         self.totals = EpochTotals()
         self.judgement = Judgement()
@@ -91,6 +95,7 @@ class TrainingState:
             skipped_steps=self.skipped_steps,
             judgement=asdict(self.judgement),
             feedback=self.exchange.gather_state(),
+            stale=self.adversary.stale() if self.step else [],
             metrics_bytes=self.folder.metrics_bytes(),
         )
 
@@ -161,6 +166,7 @@ class TrainingState:
                 self.batch_norm.scatter(checkpoint.statistics)
             if checkpoint.workers == self.workers.size:
                 self.exchange.load_state(checkpoint.feedback)
+            self.adversary.restore(checkpoint.stale)
             if forget and self.workers.is_first:
                 self.folder.forget_metrics_after(checkpoint.metrics_bytes)
             return checkpoint

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.objectives import clean_loss, local_cost
+from hpcdat.objectives import Labelled, clean_loss, local_cost
 
 
 @pytest.fixture
@@ -17,22 +17,37 @@ def by_hand(logits, y):
     return torch.stack([torch.log(z.exp().sum()) - z[label] for z, label in zip(logits, y, strict=True)])
 
 
-@pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0])
-def test_clean_and_perturbed_cost_are_weighed(batch, lambda_):
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (0.5, 0.5)])
+def test_clean_and_perturbed_cost_are_weighed(batch, weights):
     model, x, y = batch
     x_adv = (x + 0.1).clamp(0, 1)
-    expected = lambda_ * by_hand(model(x), y) + by_hand(model(x_adv), y)
-    torch.testing.assert_close(local_cost(model, x, y, x_adv, lambda_=lambda_), expected)
+    expected = weights[0] * by_hand(model(x), y).sum() + weights[1] * by_hand(model(x_adv), y).sum()
+    cost = local_cost(model, Labelled(x, y), Labelled(x_adv, y), weights=weights)
+    torch.testing.assert_close(cost.total, expected)
+    seen = (model(x).argmax(1) == y).sum() if weights[0] else 0
+    assert cost.correct == seen
+
+
+def test_either_half_can_be_left_to_another_worker(batch):
+    model, x, y = batch
+    whole = local_cost(model, Labelled(x, y), Labelled(x, y), weights=(0.25, 0.75)).total
+    halves = [
+        local_cost(model, *parts, weights=(0.25, 0.75)).total
+        for parts in ((Labelled(x, y), None), (None, Labelled(x, y)), (None, None))
+    ]
+    torch.testing.assert_close(sum(halves), whole)
 
 
 def test_label_smoothing_gives_a_share_of_the_target_to_all_classes(batch):
     model, x, y = batch
-    smooth = local_cost(model, x, y, x, lambda_=0.5, label_smoothing=0.3)
+    images = Labelled(x, y)
+    smooth = local_cost(model, images, images, weights=(0.5, 1.0), label_smoothing=0.3).total
     classes = torch.stack([by_hand(model(x), torch.full_like(y, c)) for c in range(3)])
-    torch.testing.assert_close(smooth, 1.5 * (0.7 * by_hand(model(x), y) + 0.3 * classes.mean(0)))
+    torch.testing.assert_close(smooth, 1.5 * (0.7 * by_hand(model(x), y) + 0.3 * classes.mean(0)).sum())
 
 
 def test_plain_training_costs_the_clean_loss(batch):
     model, x, y = batch
-    torch.testing.assert_close(local_cost(model, x, y, None), by_hand(model(x), y))
+    cost = local_cost(model, Labelled(x, y), None, weights=(1.0, 0.0))
+    torch.testing.assert_close(cost.total, by_hand(model(x), y).sum())
     assert clean_loss(model(x), y).shape == (5,)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import WorkerError
+from hpcdat.models.split_batch_norm import BatchNorm, Branch, branch_of
 
 
 def make_equal(workers: Workers, model: nn.Module) -> None:
@@ -24,28 +26,41 @@ class BatchNormStatistics:
 
     Args:
         model: holds the layers.
-        workers: who trains it.
+        workers: who has it.
+        trained_by: ranks of the workers that learn the statistics of a branch of split batch norm, by
+            branch; a model without has ``clean`` alone.
     """
 
-    def __init__(self, model: nn.Module, workers: Workers) -> None:
+    def __init__(
+        self, model: nn.Module, workers: Workers, trained_by: Mapping[Branch, Sequence[int]]
+    ) -> None:
         self.workers = workers
         layers = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+            (module, trained_by[branch_of(name)])
+            for name, module in model.named_modules()
+            if isinstance(module, BatchNorm) and module.running_mean is not None
         ]
-        self.statistics = [t for module in layers for t in (module.running_mean, module.running_var)]
-        self.counts = [module.num_batches_tracked for module in layers]
+        self.statistics = [t for module, _ in layers for t in (module.running_mean, module.running_var)]
+        self.counts = [module.num_batches_tracked for module, _ in layers]
+        self._trainers = [len(ranks) for _, ranks in layers for _ in range(2)]
+        self._foreign = [
+            t
+            for module, ranks in layers
+            if workers.rank not in ranks
+            for t in (module.running_mean, module.running_var)
+        ]
 
     @torch.no_grad()
     def average(self) -> None:
-        """Replace the statistics by their mean over the workers, and the counts by the largest.
+        """Replace the statistics by their mean over the workers that learn them, the counts by the largest.
 
         A worker may have had no image in the last, short batch of an epoch, so counts can differ.
         """
         if self.statistics:
+            for statistic in self._foreign:
+                statistic.zero_()
             self.workers.sum(self.statistics, "batch-norm statistics")
-            torch._foreach_div_(self.statistics, self.workers.size)
+            torch._foreach_div_(self.statistics, self._trainers)
             largest = self.workers.max(torch.stack(self.counts), "batch-norm counts")
             torch._foreach_copy_(self.counts, list(largest.unbind()))
 

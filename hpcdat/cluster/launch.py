@@ -37,7 +37,7 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
         environment[ON_TERMINAL] = "1"
     # In a session of its own, so that the terminal's Ctrl-C reaches this process alone.
     mpirun = subprocess.Popen(
-        mpirun_command(workers, arguments),
+        mpirun_command(workers, [sys.executable, "-m", "hpcdat", *arguments]),
         env=environment,
         start_new_session=True,
         preexec_fn=_end_with_parent,
@@ -72,8 +72,14 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def mpirun_command(workers: int, arguments: Sequence[str]) -> list[str]:
-    """The mpirun of this environment, or the one on PATH, with as many workers as asked for."""
+def mpirun_command(workers: int, program: Sequence[str]) -> list[str]:
+    """The command line that starts a program once for every worker, on this machine.
+
+    It is the mpirun of this environment, or else the one on PATH.
+
+    Raises:
+        InputError: there is neither.
+    """
     beside = Path(sys.executable).parent / "mpirun"
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
     if mpirun is None:
@@ -81,4 +87,4 @@ def mpirun_command(workers: int, arguments: Sequence[str]) -> list[str]:
     command = [mpirun, "-np", str(workers), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
     if os.geteuid() == 0:
         command.append("--allow-run-as-root")
-    return [*command, sys.executable, "-m", "hpcdat", *arguments]
+    return [*command, *program]

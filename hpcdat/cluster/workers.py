@@ -124,6 +124,17 @@ class Workers:
         """
         return Done(row[None])
 
+    def start_deal(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:
+        """Begin to send each worker as many rows as it is to get; the result is what all sent here.
+
+        Args:
+            rows: (N, ...), of the same shape behind N and the same dtype on all workers, which call this
+                together; those for worker 0 come first.
+            counts: rows for every worker, N in all.
+            name: as above.
+        """
+        return Done(rows)
+
     def start_broadcast(self, tensor: Tensor, name: str) -> Pending:
         """Begin to replace a tensor by worker 0's, in place."""
         return Done(tensor)
@@ -260,18 +271,17 @@ class HorovodWorkers(Workers):
         return _Handle(self, handle, name)
 
     def start_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
-        splits = torch.tensor([1] + [0] * (self.size - 1), dtype=torch.int32)
-        with self._with_the_others(name):
-            handle = self._hvd.alltoall_async(row[None], splits, name=self._prefix + name, **self._where)
-        return _Handle(self, handle, name, lambda received: received[0])
+        return self.start_deal(row[None], [1] + [0] * (self.size - 1), name)
 
     def start_send(self, row: Tensor, source: int, target: int, name: str) -> Pending:  # noqa: D102
         sends = self.rank == source
-        splits = torch.tensor([int(sends and rank == target) for rank in range(self.size)], dtype=torch.int32)
+        counts = [int(sends and rank == target) for rank in range(self.size)]
+        return self.start_deal(row[None][: int(sends)], counts, name)
+
+    def start_deal(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
+        splits = torch.tensor(list(counts), dtype=torch.int32)
         with self._with_the_others(name):
-            handle = self._hvd.alltoall_async(
-                row[None][: int(sends)], splits, name=self._prefix + name, **self._where
-            )
+            handle = self._hvd.alltoall_async(rows, splits, name=self._prefix + name, **self._where)
         return _Handle(self, handle, name, lambda received: received[0])
 
     def start_broadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102

@@ -102,6 +102,12 @@ class GradientExchange:
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
+    def contribute_nothing(self) -> None:
+        """Exchange zeros: this worker has no gradients in this step."""
+        self._zero_missing()
+        while self.settings.overlap and not self._alone and self._next < len(self.buckets) - 1:
+            self._submit(self.buckets[self._next])
+
     def finish(self, riders: Tensor) -> None:
         """Replace all gradients by their sums over the workers.
 
@@ -117,9 +123,7 @@ class GradientExchange:
             WorkerError: the other workers are lost.
         """
         self._active = False
-        for parameter in self._bucket_of:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        self._zero_missing()
         if self._alone:
             return
         _finish_computing(riders.device)
@@ -180,6 +184,11 @@ class GradientExchange:
                     place: rows[self.workers.rank].to(bucket.parameters[0].device)
                     for place, rows in kept.items()
                 }
+
+    def _zero_missing(self) -> None:
+        for parameter in self._bucket_of:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _arrived(self, parameter: nn.Parameter) -> None:
         """A gradient is there: start every bucket whose turn it is and that has all of its own.

@@ -19,7 +19,8 @@ from hpcdat.exchange.engine import IN_FLIGHT, Engine
 from hpcdat.exchange.plan import Plan
 from hpcdat.exchange.protocols import Draw, Exchanging
 
-REPEATS = 3
+REPEATS, MOST_REPEATS = 3, 11
+"""How often something is timed: the more often, the shorter it takes."""
 SIZES = [2**16, 2**18, 2**20, 2**22, 2**24]
 """Bytes through the busiest card, tried until a series of them takes long enough."""
 SERIES = 2**21
@@ -118,14 +119,18 @@ def _start(workers: Workers, kind: Kind, size: int, device: torch.device, number
 
 def _seconds(workers: Workers, work: Callable[[], object]) -> float:
     """Of work that all do at once, on the slowest worker: the median, after one that opens connections."""
-    times = []
-    for _ in range(1 + REPEATS):
-        workers.gather(None, "probe: ready")
+
+    def once() -> float:
         began = time.perf_counter()
         work()
-        times.append(time.perf_counter() - began)
-    every = workers.gather(times[1:], "probe: times")
-    return median(max(worker[repeat] for worker in every) for repeat in range(REPEATS))
+        # All are ready for the next one when they know what this one took.
+        return max(workers.gather(time.perf_counter() - began, "probe: seconds"))
+
+    workers.gather(None, "probe: ready")
+    once()
+    times = [once()]
+    repeats = min(max(int(LONG_ENOUGH / times[0]), REPEATS), MOST_REPEATS)
+    return median(times + [once() for _ in range(repeats - 1)])
 
 
 class Imagined(Workers):

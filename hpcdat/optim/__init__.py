@@ -7,14 +7,15 @@ from torch import nn
 
 from hpcdat.job import Optimizer
 from hpcdat.optim.lamb import LAMB
+from hpcdat.optim.lars import LARS
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimiser that the job names, over two groups of parameters.
 
-    Weights (two or more dimensions) are decayed and, with ``lamb``, get the layer-wise rate of
-    eq. (3). Biases and batch norm (one dimension) are neither decayed nor rescaled: their norms
-    start at zero or say nothing about a layer's scale.
+    Weights (two or more dimensions) are decayed and, with ``lamb`` and ``lars``, get a layer-wise
+    rate, with ``lamb`` that of eq. (3). Biases and batch norm (one dimension) are neither decayed
+    nor rescaled: their norms start at zero or say nothing about a layer's scale.
 
     Args:
         model: its parameters are optimised.
@@ -34,6 +35,14 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
             weight_decay=settings.weight_decay,
             c_l=settings.c_l,
             c_u=settings.c_u,
+        )
+    if settings.name == "lars":
+        return LARS(
+            groups,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            trust_coefficient=settings.trust_coefficient,
         )
     return torch.optim.SGD(
         groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True

@@ -39,7 +39,7 @@ class Run:
         lanes = self.job.exchange.lane_bits
         exchange = f", {result.exchange}" + (f" in lanes of {lanes}" if lanes else "")
         exchange = exchange if result.p * result.q > 1 else ""
-        return f"{result.p} x {result.q}, batch {result.p * result.q} x {result.batch}{exchange}"
+        return f"{result.p} x {result.q}, batch {result.batches} x {result.batch}{exchange}"
 
     @property
     def hardware(self) -> str:

@@ -35,7 +35,7 @@ def result_rows(runs: Mapping[Path, Result]) -> tuple[list[str], list[list[str]]
         [
             result.method,
             f"{result.p} x {result.q}",
-            f"{result.p * result.q} x {result.batch}",
+            f"{result.batches} x {result.batch}",
             str(result.epoch),
             f"{100 * result.ta:.2f}",
             f"{100 * result.ra:.2f}",

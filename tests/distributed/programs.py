@@ -1,5 +1,6 @@
 """What the ranks of the distributed tests do; each program returns a JSON value."""
 
+import copy
 import hashlib
 import json
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import hpcdat.models
 from hpcdat import run
@@ -16,7 +18,8 @@ from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equa
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
-from hpcdat.errors import HpcdatError, InputError
+from hpcdat.data.batches import training_shares
+from hpcdat.errors import HpcdatError, InputError, Stopped
 from hpcdat.evaluation.accuracy import Evaluator
 from hpcdat.exchange.choice import settle
 from hpcdat.exchange.compression import QuantizedSum
@@ -25,10 +28,13 @@ from hpcdat.exchange.protocols import Draw, Memory
 from hpcdat.job import Exchange
 from hpcdat.job_file import read_job
 from hpcdat.judge import Judge
+from hpcdat.models.split_batch_norm import routed
 from hpcdat.objectives import clean_loss
+from hpcdat.optim import build_optimizer
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.run import train
+from hpcdat.seeds import derive
 from hpcdat.trainer import Trainer, build_model_for
 from tests.conftest import DEMO
 
@@ -99,7 +105,8 @@ def agreement(workers):
     model[1].running_mean.fill_(float(workers.rank))
     model[1].running_var.fill_(float(2 + workers.rank))
     model[1].num_batches_tracked.fill_(10 + workers.rank)
-    batch_norm = BatchNormStatistics(model, workers)
+    everybody = list(range(workers.size))
+    batch_norm = BatchNormStatistics(model, workers, {"clean": everybody, "adversarial": []})
     gathered = batch_norm.gather()
     local = batch_norm.local()
     batch_norm.average()
@@ -375,6 +382,106 @@ def collapse(workers, root, run_dir, *settings):
         "overfitting": [line["epoch"] for line in folder.metrics("overfitting")],
         "kept": [checkpoint.epoch, bool(checkpoint.model["1.classifier.weight"].any())],
     }
+
+
+def train_concurrently(workers, root, run_dir, stop_after, *settings):
+    """Train, stopped once after so many steps (0: never) and gone on with; fingerprints by name."""
+    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings])
+    if int(stop_after):
+        stop, step = StopRequest(), Trainer.step
+
+        def step_and_stop(trainer, *batches):
+            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == int(stop_after)
+            return step(trainer, *batches)
+
+        Trainer.step = step_and_stop
+        try:
+            train(job, workers, stop)
+            raise AssertionError("it was to be stopped")
+        except Stopped:
+            stop.wanted = False
+            Trainer.step = step
+    train(job, workers, StopRequest())
+    return fingerprints(RunFolder(job.run_dir).newest_checkpoint().model)
+
+
+CONCURRENTLY = [
+    *("method=conadv", "epochs=2", "batch_size=30", "data.train_images=130", "data.test_images=20"),
+    *("optimizer.lr=8", "optimizer.momentum=0.5", "evaluation.every=0", "evaluation.steps=1"),
+    *("schedule.decay_epochs=[1]", "attack.eps=0.1"),
+]
+"""Five steps an epoch with one batch of 30 in each, the last of 10 images; three with two."""
+
+
+def simulate_concurrently(workers, root, batches, delay, *settings):
+    """The same in one process, plainly: old weights are stored, and all batches computed one by one."""
+    batches, delay = int(batches), int(delay)
+    job = read_job(DEMO, [f"data.root={root}", *CONCURRENTLY, *settings])
+    images, _ = find_images(job.data)
+    model = build_model_for(job, 10)
+    optimizer = build_optimizer(model, job.optimizer)
+    loader = open_loader(images, job.data, training=True, batch_size=30, device=torch.device("cpu"))
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    # Each update worker has running statistics of its own, which are averaged after every epoch.
+    statistics = [[t.clone() for layer in layers for t in layer.buffers()] for _ in range(batches)]
+    for epoch in range(job.epochs):
+        shares = [
+            training_shares(130, 30, rank=n, groups=[0] * batches, seed=job.seed, epoch=epoch)
+            for n in range(batches)
+        ]
+        weights = []
+        for step in range(len(shares[0])):
+            weights.append([p.detach().clone() for p in model.parameters()])
+            model.train()
+            gradients = []
+            for number in range(batches):
+                share = shares[number][step]
+                if not len(share.indices):
+                    continue
+                (x, y), *_ = list(loader.read([share.indices], derive(job.seed, "augmentation", epoch)))
+                for layer, kept in zip(
+                    (t for m in layers for t in m.buffers()), statistics[number], strict=True
+                ):
+                    layer.copy_(kept)
+                old = copy.deepcopy(model)
+                for p, earlier in zip(old.parameters(), weights[max(0, step - delay)], strict=True):
+                    p.data.copy_(earlier)
+                seed = derive(job.seed, "attack", epoch, step, number)
+                x_adv = one_signed_step(old, x, y, 0.1, torch.Generator().manual_seed(seed))
+                with routed(model, "adversarial"):
+                    adversarial = cross_entropy(model(x_adv), y, reduction="none")
+                clean = cross_entropy(model(x), y, reduction="none")
+                loss = (0.5 * adversarial.sum() + 0.5 * clean.sum()) / share.global_size
+                gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+                statistics[number] = [t.clone() for m in layers for t in m.buffers()]
+            for p, *parts in zip(model.parameters(), *gradients, strict=True):
+                p.grad = sum(parts[1:], parts[0])
+            for group in optimizer.param_groups:
+                group["lr"] = 8.0 if epoch == 0 else 0.8
+            optimizer.step()
+        means = [
+            sum(parts) / batches if parts[0].is_floating_point() else max(parts)
+            for parts in zip(*statistics, strict=True)
+        ]
+        statistics = [[t.clone() for t in means] for _ in range(batches)]
+    for layer, mean in zip((t for m in layers for t in m.buffers()), means, strict=True):
+        layer.copy_(mean)
+    return fingerprints(model.state_dict())
+
+
+def one_signed_step(model, x, y, eps, generator):
+    """Random start, sign of the gradient, clip: by auxiliary batch norm and the batch's statistics."""
+    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    start = x + (2 * torch.rand(x.shape, generator=generator) - 1) * eps
+    start = torch.minimum(torch.maximum(start, low), high).requires_grad_()
+    with routed(model, "adversarial"):
+        (gradient,) = torch.autograd.grad(cross_entropy(model(start), y, reduction="sum"), start)
+    return torch.minimum(torch.maximum(start.detach() + eps * gradient.sign(), low), high)
+
+
+def fingerprints(state):
+    """A hash of every tensor, by name."""
+    return {n: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest()[:16] for n, t in state.items()}
 
 
 def train_seeds(workers, root, run_dir, *settings):

@@ -1,0 +1,302 @@
+"""The throughput of concurrent adversarial learning, with workers at the limit: one core each.
+
+``python benchmarks/conadv.py [--json PATH]`` starts two workers (with three cores or more also three) by
+mpirun, each bound to a core, and times iterations of the trainer on images in memory: vanilla training,
+DisAdv and ConAdv in every placement, and their parts, one after the other in every round. ``--device cuda``
+times one worker on a GPU instead, ConAdv in streams, and a variant that shares one forward pass between the
+update and the attack. Runs of one worker are made on all cores at once, so that all have the same share of
+the machine's memory.
+
+Ratios, of throughput:
+
+- ``pair_of_limit``: an update and an attack worker over DisAdv on one worker, divided by the limit
+  (attack + update) / max(attack, update).
+- ``split_of_limit``: clean half, adversarial half and attack on a worker each, over DisAdv with its halves on
+  a worker each, divided by the limit (attack + half) / (longest of the three).
+- ``split_over_vanilla``: the same three workers over vanilla training with a worker a batch.
+- ``beside_over_disadv``: ConAdv over DisAdv, both on one worker.
+- ``shared_forward_over_beside``: the variant over ConAdv, both on one worker.
+
+With two cores the three workers' step is not timed but added up: the longest of the three parts, and what a
+step of the pair, or of DisAdv in halves, takes beyond its parts, whichever is more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from timing import seconds
+from torch import Tensor, nn
+
+from hpcdat.cluster.launch import mpirun_command
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.concurrent import Batch
+from hpcdat.data.images import Images
+from hpcdat.environment import describe_environment
+from hpcdat.job_file import read_job
+from hpcdat.models.split_batch_norm import SplitBatchNorm
+from hpcdat.objectives import Labelled, clean_loss, local_cost
+from hpcdat.record import RunFolder
+from hpcdat.trainer import Trainer
+
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
+ALWAYS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
+ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "exchange.overlap=true"]
+ATTACK_WORKER, APART = ["concurrent.place=workers"], ["concurrent.halves=apart"]
+ALONE = {
+    "vanilla": ["method=plain"],
+    "DisAdv": ["method=disadv"],
+    "ConAdv": ["method=conadv"],
+}
+OF_TWO = {
+    "vanilla, a batch each": ["method=plain"],
+    "DisAdv, a batch each": ["method=disadv"],
+    "ConAdv, a batch each": ["method=conadv"],
+    "DisAdv, halves apart": ["method=disadv", *APART],
+    "ConAdv, update and attack worker": ["method=conadv", *ATTACK_WORKER],
+}
+OF_THREE = {"ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *APART]}
+CLASSES = 10
+
+
+class Bench:
+    """Trainers of all setups, with images in memory."""
+
+    def __init__(self, arguments: argparse.Namespace, workers: Workers, device: torch.device) -> None:
+        self.arguments, self.workers, self.device = arguments, workers, device
+        size, batch = arguments.size, arguments.batch
+        pixels = np.zeros((CLASSES, size, size, 3), np.uint8)
+        names = [str(n) for n in range(CLASSES)]
+        self.images = Images(names, list(range(CLASSES)), names, pixels)
+        generator = torch.Generator(device).manual_seed(workers.rank)
+        self.x = torch.rand(batch, 3, size, size, generator=generator, device=device)
+        self.y = torch.randint(CLASSES, (batch,), generator=generator, device=device)
+        self.work: dict[str, Callable[[], object]] = {}
+        self.divisor: dict[str, int] = {}
+
+    def trainer(self, settings: Sequence[str], workers: Workers) -> Trainer:
+        """A job's trainer, before its first step."""
+        given = self.arguments
+        model = [f"model.name={given.model}", *([f"model.width={given.width}"] if given.width != 1 else [])]
+        sizes = [f"batch_size={given.batch}", f"data.image_size={given.size}"]
+        job = read_job(JOB, [*ALWAYS, *model, *sizes, *settings])
+        folder, images = RunFolder(job.run_dir), (self.images,) * 3
+        trainer = Trainer(job, workers, folder, *images, self.device, StopRequest())
+        trainer.model.train()
+        return trainer
+
+    def add_steps(self, name: str, settings: Sequence[str], workers: Workers) -> None:
+        """Time iterations of a job."""
+        trainer = self.trainer(settings, workers)
+        images = {number: Labelled(self.x, self.y) for number in trainer.role.reads}
+        delay, count = trainer.adversary.delay, self.arguments.steps
+
+        def batch(step: int) -> Batch:
+            return Batch(step, self.arguments.batch * trainer.batches, images)
+
+        def steps() -> None:
+            # What is in flight at the end is the next round's.
+            for step in range(count):
+                trainer.state.step = step
+                trainer.step(batch(step), batch(step + delay) if delay else None)
+
+        trainer.adversary.begin_epoch([batch(step) for step in range(delay)])
+        self.work[name], self.divisor[name] = steps, count
+
+    def add_parts(self) -> None:
+        """Time the parts of a ConAdv step by themselves."""
+        trainer = self.trainer(ALONE["ConAdv"], Workers())
+        images = Labelled(self.x, self.y)
+
+        def gradient(*parts: Labelled | None) -> None:
+            trainer.optimizer.zero_grad(set_to_none=True)
+            local_cost(trainer.model, *parts, weights=(0.5, 0.5)).total.backward()
+
+        self.work["part: attack"] = partial(trainer.attack, images, 0, 0)
+        self.work["part: clean half"] = partial(gradient, images, None)
+        self.work["part: adversarial half"] = partial(gradient, None, images)
+        self.work["part: both halves"] = partial(gradient, images, images)
+        self.work["part: update"] = trainer.optimizer.step
+
+    def add_shared_forward(self) -> None:
+        """Time ConAdv's step with one forward pass over both halves and the next batch."""
+        trainer = self.trainer(ALONE["ConAdv"], Workers())
+        layers = [m for m in trainer.model.modules() if isinstance(m, SplitBatchNorm)]
+        for layer in layers:
+            layer.forward = partial(_in_three, layer)
+        parameters, n = list(trainer.model.parameters()), len(self.x)
+
+        def step() -> None:
+            ahead = self.x.clone().requires_grad_()
+            logits = trainer.model(torch.cat([self.x, self.x, ahead]))
+            cost = sum(clean_loss(part, self.y).sum() for part in (logits[:n], logits[n : 2 * n])) / (2 * n)
+            (slope,) = torch.autograd.grad(
+                clean_loss(logits[2 * n :], self.y).sum(), ahead, retain_graph=True
+            )
+            (self.x + 0.1 * slope.sign()).clamp(0, 1)
+            for p, g in zip(parameters, torch.autograd.grad(cost, parameters), strict=True):
+                p.grad = g
+            trainer.optimizer.step()
+
+        self.work["ConAdv, one forward pass"] = step
+
+    def measure(self) -> dict[str, list[float]]:
+        """Seconds of a step of each, of the slowest worker, in every round but the first."""
+        times: dict[str, list[float]] = {name: [] for name in self.work}
+        for number in range(self.arguments.rounds + 1):
+            for name, work in self.work.items():
+                self.workers.gather(None, "ready")
+                spent = seconds(work, self.device) / self.divisor.get(name, 1)
+                slowest = max(self.workers.gather(spent, "seconds"))
+                if number:
+                    times[name].append(slowest)
+        return times
+
+
+def _in_three(layer: SplitBatchNorm, x: Tensor) -> Tensor:
+    """Clean and adversarial images each through their branch, attacked ones by their own statistics."""
+    clean, adversarial, attacked = x.chunk(3)
+    auxiliary = layer.auxiliary
+    seen = nn.functional.batch_norm(attacked, None, None, auxiliary.weight, auxiliary.bias, training=True)
+    return torch.cat([layer.main(clean), auxiliary(adversarial), seen])
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A worker's whole part; the report, the same on all workers."""
+    device = torch.device(arguments.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    workers = Workers() if arguments.workers == 1 else start_workers(600)
+    bench = Bench(arguments, workers, device)
+    if workers.size < 3:
+        for name, settings in ALONE.items():
+            bench.add_steps(name, settings, Workers())
+        bench.add_parts()
+        bench.add_shared_forward()
+    for name, settings in {1: {}, 2: OF_TWO, 3: OF_THREE}[workers.size].items():
+        bench.add_steps(name, settings, workers)
+    times = bench.measure()
+    report = {"environment": describe_environment(workers, device), "seconds": times}
+    workers.close()
+    return report
+
+
+def compare(step: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+    """The ratios that the medians allow, and how they came about, in words."""
+    ratios = {
+        "beside_over_disadv": step["DisAdv"] / step["ConAdv"],
+        "shared_forward_over_beside": step["ConAdv"] / step["ConAdv, one forward pass"],
+    }
+    notes: list[str] = []
+    pair = step.get("ConAdv, update and attack worker")
+    if pair is None:
+        return ratios, notes
+    attack, clean, adversarial, both, update = (
+        step[f"part: {part}"]
+        for part in ("attack", "clean half", "adversarial half", "both halves", "update")
+    )
+    limit = (attack + both + update) / max(attack, both + update)
+    ratios["pair_of_limit"] = step["DisAdv"] / pair / limit
+    notes.append(
+        f"a pair over DisAdv on one worker: {step['DisAdv'] / pair:.3f}, its limit {limit:.3f} "
+        "(the paper's figure 4a: about 1.5)"
+    )
+    apart, longest = step["DisAdv, halves apart"], max(clean, adversarial, attack)
+    split = step.get("ConAdv, halves and attack apart")
+    how = "timed"
+    if split is None:
+        split = longest + max(apart - attack - adversarial, pair - max(attack, both))
+        how = "added up from its parts, for want of a third core"
+    limit = (attack + adversarial) / longest
+    ratios["split_of_limit"] = apart / split / limit
+    ratios["split_over_vanilla"] = step["vanilla, a batch each"] / split
+    notes.append(
+        f"three workers a batch: {1e3 * split:.0f} ms a step, {how}; over DisAdv in halves "
+        f"{apart / split:.3f}, its limit {limit:.3f} (the paper's figure 4b: about 2)"
+    )
+    notes.append(
+        "two workers, a batch each: ConAdv over DisAdv "
+        f"{step['DisAdv, a batch each'] / step['ConAdv, a batch each']:.3f}"
+    )
+    return ratios, notes
+
+
+def launch(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start so many workers, each bound to a core; worker 0's report."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "report.json"
+        given = [f"--{key}={getattr(arguments, key)}" for key in ("model", "width", "size", "batch")]
+        given += [f"--{key}={getattr(arguments, key)}" for key in ("rounds", "steps")]
+        program = [sys.executable, __file__, "--worker-report", str(answer), "--workers", str(size), *given]
+        code = subprocess.run(
+            mpirun_command(size, program), env={**os.environ, "OMP_NUM_THREADS": "1"}
+        ).returncode
+        if code:
+            raise SystemExit(f"a worker ended with code {code}")
+        return json.loads(answer.read_text())
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description="throughput of ConAdv, DisAdv and vanilla training")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", default="preact-resnet18", help="network (default: %(default)s)")
+    parser.add_argument("--width", type=float, default=0.5, help="factor of its channels, where it takes one")
+    parser.add_argument("--size", type=int, default=32, help="height and width of an image")
+    parser.add_argument("--batch", type=int, default=64, help="images of a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
+    parser.add_argument("--steps", type=int, default=3, help="iterations timed together")
+    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker_report:
+        cores = sorted(os.sched_getaffinity(0))
+        rank = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+        report = work(arguments)
+        if rank == 0:
+            arguments.worker_report.write_text(json.dumps(report))
+        return
+    if arguments.device == "cuda":
+        arguments.workers = 1
+        report = work(arguments)
+    else:
+        cores = len(os.sched_getaffinity(0))
+        if cores < 2:
+            raise SystemExit("two workers need two cores")
+        report = launch(2, arguments)
+        if cores > 2:
+            report["seconds"] |= launch(3, arguments)["seconds"]
+    medians = {name: median(times) for name, times in report["seconds"].items()}
+    ratios, notes = compare(medians)
+    rows = [
+        [name, f"{1e3 * medians[name]:.1f}", f"{1e3 * min(t):.1f}", f"{1e3 * max(t):.1f}"]
+        for name, t in report["seconds"].items()
+    ]
+    print(tabulate(rows, ["a step of", "ms", "min", "max"], tablefmt="github", disable_numparse=True))
+    print("\n" + "\n".join(notes) + "\n")
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f}")
+    if arguments.json:
+        settings = {key: getattr(arguments, key) for key in ("model", "width", "size", "batch", "steps")}
+        report |= {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

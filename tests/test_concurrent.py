@@ -1,0 +1,86 @@
+"""Roles of ConAdv's workers, and what a job may say of them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcdat.concurrent import Role, assign_roles, trained_by
+from hpcdat.errors import InputError
+from hpcdat.job import Concurrent
+from hpcdat.job_file import JobError, read_job
+from tests.conftest import DEMO
+
+
+@given(
+    st.integers(1, 60),
+    st.sampled_from(["beside", "workers"]),
+    st.sampled_from(["together", "apart"]),
+    st.none() | st.integers(1, 5),
+)
+def test_every_half_and_every_attack_has_one_worker(size, place, halves, update_workers):
+    settings = Concurrent(place=place, halves=halves, update_workers=update_workers)
+    try:
+        roles = assign_roles(settings, size)
+    except InputError as error:
+        assert "take a multiple of" in str(error)
+        return
+    assert len(roles) == size
+    batches = list(range(len(trained_by(roles)["clean"])))
+    assert [role.clean for role in roles if role.clean is not None] == batches
+    assert [role.adversarial for role in roles if role.adversarial is not None] == batches
+    assert sorted(number for role in roles for number in role.attacked) == batches
+    attackers = [role for role in roles if role.clean is role.adversarial is None]
+    assert bool(attackers) == (place == "workers")
+    # Rows for the workers are sent in the order of ranks.
+    takers = {role.adversarial: rank for rank, role in enumerate(roles)}
+    assert all(
+        [takers[n] for n in role.attacked] == sorted(takers[n] for n in role.attacked) for role in roles
+    )
+
+
+def test_an_attack_worker_has_as_many_update_workers_as_fit():
+    def attacked(size):
+        return [
+            len(role.attacked) for role in assign_roles(Concurrent(place="workers"), size) if role.attacked
+        ]
+
+    assert attacked(2) == [1] and attacked(3) == [2] and attacked(8) == [3, 3] and attacked(6) == [2, 2]
+    split = assign_roles(Concurrent(place="workers", halves="apart"), 3)
+    assert split == [Role(0, None, ()), Role(None, 0, ()), Role(None, None, (0,))]
+
+
+CONADV = ["method=conadv"]
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (["concurrent.delay=1"], "concurrent: .*dat-pgd attacks with current weights"),
+        (["attack.branch=adversarial"], "attack.branch"),
+        (["objective.combine=sum"], "objective.combine"),
+        (["method=disadv", "concurrent.delay=1"], "concurrent.delay"),
+        ([*CONADV, "objective.lambda=1"], "objective.lambda"),
+        ([*CONADV, "attack.batch_norm=eval"], "attack.batch_norm"),
+        ([*CONADV, "concurrent.delay=0", "concurrent.place=workers"], "concurrent.place"),
+        ([*CONADV, "concurrent.update_workers=2"], "concurrent.update_workers"),
+        (["optimizer.name=lars"], "optimizer.name"),
+    ],
+)
+def test_what_does_not_go_together_is_told(settings, told):
+    settings = [*settings, *(["attack.steps=1"] if "method" in settings[0] else [])]
+    with pytest.raises(JobError, match=told):
+        read_job(DEMO, settings)
+
+
+def test_what_is_left_out_is_filled_in_and_read_again(tmp_path):
+    from hpcdat.job_file import write_job
+
+    job = read_job(DEMO, [*CONADV, "attack.steps=1"])
+    assert job.delay == job.concurrent.delay == 1 and job.optimizer.name == "lars"
+    assert (job.attack.batch_norm, job.attack.branch, job.attack.step_size) == ("train", "adversarial", 0.2)
+    assert job.weights_of_cost == (0.5, 0.5)
+    for settings in ([*CONADV, "attack.steps=1"], ["method=disadv", "attack.steps=1"], []):
+        job = read_job(DEMO, settings)
+        file = tmp_path / "job.yaml"
+        file.write_text(write_job(job))
+        assert read_job(file) == job

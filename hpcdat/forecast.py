@@ -299,9 +299,15 @@ def measure_computing_of(job: Job, classes: int, device: torch.device) -> tuple[
 
     def gradient() -> None:
         optimizer.zero_grad(set_to_none=True)
-        images, weights = Labelled(x, y), job.weights_of_cost
-        smoothing = job.objective.label_smoothing
-        local_cost(model, images, images, weights=weights, label_smoothing=smoothing).total.backward()
+        images, objective = Labelled(x, y), job.objective
+        local_cost(
+            model,
+            images,
+            images,
+            weights=job.weights_of_cost,
+            phi=objective.regulariser,
+            label_smoothing=objective.label_smoothing,
+        ).total.backward()
 
     # One step of the attack stands for all: they are alike.
     attacked = 0.0 if job.oracle == "none" else settings.steps * _seconds(lambda: attack(1), device)

@@ -172,6 +172,11 @@ class Objective(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """share of the target given to all classes alike in the cost; the attack maximises the plain loss"""
 
+    regulariser: Literal["loss", "trades"] = "loss"
+    """phi: `loss` of the perturbed image; `trades`: divergence between what the net says of it and of the
+    image itself, beside the clean loss (Zhang et al. 2019)"""
+    beta: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """`trades`: weight of the divergence; left out: 6; 0 is plain training"""
     lambda_: float = Field(0.0, alias="lambda", ge=0, allow_inf_nan=False)
     """weight of the clean loss beside the robustness regulariser; 0 is AT's eq. (1)"""
     combine: Literal["mean", "sum"] = "mean"
@@ -366,6 +371,7 @@ class Job(Settings):
             raise _refusal(
                 "optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it"
             )
+        self._check_regulariser()
         if method.oracle == "none" and self.objective.lambda_ != 0:
             raise _refusal(
                 "objective.lambda",
@@ -389,6 +395,17 @@ class Job(Settings):
         self._check_exchange()
         self._check_schedule()
         return self
+
+    def _check_regulariser(self) -> None:
+        objective, method = self.objective, METHODS[self.method]
+        if objective.regulariser == "loss":
+            if objective.beta is not None:
+                raise _refusal("objective.beta", "nothing: it is the weight of objective.regulariser trades")
+            return
+        if method.oracle == "none" or method.split:
+            raise _refusal("objective.regulariser", f"loss: method {self.method} has no regulariser")
+        if objective.lambda_:
+            raise _refusal("objective.lambda", "0: TRADES has the weights 1 and beta")
 
     def _check_data(self) -> None:
         data = self.data
@@ -479,11 +496,17 @@ class Job(Settings):
         return METHODS[self.method].delay if given is None else given
 
     @property
+    def _beta(self) -> float | None:
+        return _or(self.objective.beta, 6.0) if self.objective.regulariser == "trades" else None
+
+    @property
     def weights_of_cost(self) -> tuple[float, float]:
         """Of the clean and the adversarial loss in the local cost."""
         if METHODS[self.method].split:
             weight = 0.5 if self.objective.combine == "mean" else 1.0
             return weight, weight
+        if self.objective.regulariser == "trades":
+            return 1.0, self._beta
         return (1.0, 0.0) if self.oracle == "none" else (self.objective.lambda_, 1.0)
 
     def resolved(self) -> Job:
@@ -510,6 +533,7 @@ class Job(Settings):
         return self.model_copy(
             update={
                 "attack": attack,
+                "objective": self.objective.model_copy(update={"beta": self._beta}),
                 "concurrent": self.concurrent.model_copy(update={"delay": self.delay}),
                 "evaluation": evaluation,
                 "optimizer": self.optimizer.model_copy(update={"name": name}),

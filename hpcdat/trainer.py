@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from hpcdat.attacks import inner_maximisation
+from hpcdat.attacks import attacked, inner_maximisation
 from hpcdat.checkpoint import EpochTotals
 from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal
 from hpcdat.cluster.stopping import StopRequest
@@ -31,7 +31,7 @@ from hpcdat.job import METHODS, Job
 from hpcdat.judge import Judge
 from hpcdat.models import build_model
 from hpcdat.models.split_batch_norm import split_batch_norm
-from hpcdat.objectives import Labelled, clean_loss, local_cost
+from hpcdat.objectives import Labelled, clean_loss, divergence, local_cost
 from hpcdat.optim import build_optimizer
 from hpcdat.optim.schedule import learning_rate
 from hpcdat.progress import Progress
@@ -163,9 +163,13 @@ class Trainer:
             return images.x
         settings = self.job.attack
         seed = derive(self.job.seed, "attack", self.state.epoch, step, number)
+        phi = partial(clean_loss, y=images.y)
+        if self.job.objective.regulariser == "trades" and len(images.x):
+            with attacked(self.model, settings.batch_norm), torch.no_grad():
+                phi = partial(divergence, clean_logits=self.model(images.x))
         return inner_maximisation(
             self.model,
-            partial(clean_loss, y=images.y),
+            phi,
             images.x,
             eps=settings.eps,
             step_size=settings.step_size,
@@ -197,8 +201,14 @@ class Trainer:
         if parts == [None, None]:
             self.exchange.contribute_nothing()
             return 0.0, 0.0
-        smoothing = self.job.objective.label_smoothing
-        cost = local_cost(self.model, *parts, weights=self.job.weights_of_cost, label_smoothing=smoothing)
+        objective = self.job.objective
+        cost = local_cost(
+            self.model,
+            *parts,
+            weights=self.job.weights_of_cost,
+            phi=objective.regulariser,
+            label_smoothing=objective.label_smoothing,
+        )
         loss = cost.total / now.global_size
         loss.backward()
         return loss.item(), cost.correct.item()

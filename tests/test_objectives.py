@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.objectives import Labelled, clean_loss, local_cost
+from hpcdat.objectives import Labelled, clean_loss, divergence, local_cost
 
 
 @pytest.fixture
@@ -44,6 +44,54 @@ def test_label_smoothing_gives_a_share_of_the_target_to_all_classes(batch):
     smooth = local_cost(model, images, images, weights=(0.5, 1.0), label_smoothing=0.3).total
     classes = torch.stack([by_hand(model(x), torch.full_like(y, c)) for c in range(3)])
     torch.testing.assert_close(smooth, 1.5 * (0.7 * by_hand(model(x), y) + 0.3 * classes.mean(0)).sum())
+
+
+def by_hand_divergence(model, x, x_adv):
+    p, q = (model(images).double().softmax(1) for images in (x, x_adv))
+    return torch.stack(
+        [sum(a * (a / b).log() for a, b in zip(*row, strict=True)) for row in zip(p, q, strict=True)]
+    )
+
+
+def test_trades_adds_the_divergence_from_the_clean_prediction(batch):
+    model, x, y = batch
+    x_adv = (x + 0.4).clamp(0, 1)
+    cost = local_cost(model, Labelled(x, y), Labelled(x_adv, y), weights=(1.0, 6.0), phi="trades")
+    expected = by_hand(model(x), y).sum() + 6 * by_hand_divergence(model, x, x_adv).sum()
+    torch.testing.assert_close(cost.total.double(), expected.double())
+    assert divergence(model(x), model(x)).abs().max() < 1e-6 < divergence(model(x_adv), model(x)).min()
+
+
+def test_gradients_of_trades_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.rand(4, 1, 2, 2).double(), torch.tensor([0, 1, 2, 0])
+    x_adv = (x + 0.3).clamp(0, 1)
+    parameters = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
+
+    def cost(*values):
+        def net(images):
+            return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (images,))
+
+        clean = net(x)
+        return clean_loss(clean, y).sum() + 6 * divergence(net(x_adv), clean).sum()
+
+    names = [name for name, _ in model.named_parameters()]
+    assert torch.autograd.gradcheck(cost, parameters)
+    total = local_cost(model, Labelled(x, y), Labelled(x_adv, y), weights=(1.0, 6.0), phi="trades").total
+    for ours, checked in zip(
+        torch.autograd.grad(total, list(model.parameters())),
+        torch.autograd.grad(cost(*parameters), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, checked)
+
+
+def test_trades_without_weight_is_plain_training(batch):
+    model, x, y = batch
+    images = Labelled(x, y), Labelled((x + 0.1).clamp(0, 1), y)
+    trades = local_cost(model, *images, weights=(1.0, 0.0), phi="trades").total
+    assert torch.equal(trades, local_cost(model, images[0], None, weights=(1.0, 0.0)).total)
 
 
 def test_plain_training_costs_the_clean_loss(batch):

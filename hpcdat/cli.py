@@ -45,6 +45,7 @@ app = typer.Typer(
     hpcdat train jobs/demo.yaml -np 2       trains with two local workers
     mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
     hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
+    hpcdat pseudo-label runs/demo DIR X.npz labels images that have none
     hpcdat report runs/demo runs/other      puts results side by side
     hpcdat doctor JOB.yaml                  looks at all nodes and links before a run, started like train
     hpcdat plan JOB.yaml --nodes 6,100      predicts C, T, bytes and speed-up
@@ -129,6 +130,40 @@ def evaluate(
     results = _as_worker(work, resolved)
     if results is not None:
         print(result_table(results))
+
+
+@app.command("pseudo-label")
+def pseudo_label(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGES",
+            help="A folder of images, or a .npy file: (N, H, W, C), uint8.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="What to write.", show_default=False)],
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+) -> None:
+    """Give images the labels that a run's model would give them.
+
+    A job trains on them beside its labelled images: data.unlabelled=OUT.npz, data.unlabelled_part=0.5
+    """
+    resolved = _told_once(lambda: RunFolder(run).read_job(set_ or []))
+    if workers > 1:
+        _start_locally(workers)
+
+    def work(team: Workers, stop: StopRequest) -> dict[str, int]:
+        from hpcdat.pseudo_labels import pseudo_label
+
+        return pseudo_label(run, source, out, set_ or [], team, stop)
+
+    counts = _as_worker(work, resolved)
+    if counts is not None:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        print(f"{out}: {sum(counts.values())} images: {told}")
 
 
 @app.command()

@@ -379,7 +379,7 @@ def forecast(
 
     Args:
         job: resolved; with ``exchange.protocol: auto`` the exchange is chosen here.
-        images: of an epoch.
+        images: of an epoch, with labels of their own.
         model: its network.
         computing: of a worker.
         calibration: of the links.
@@ -392,7 +392,7 @@ def forecast(
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
     roles = assign_roles(job.concurrent, workers)
     batches = len(trained_by(roles)["clean"])
-    steps = math.ceil(images / (job.batch_size * batches))
+    steps = math.ceil(images / (job.labelled_batch * batches))
     exchange = job.exchange
     if exchange.protocol == "auto" and workers > 1:
         network = calibration.network
@@ -411,7 +411,7 @@ def forecast(
         spent *= correction(flat)
         buckets = make_buckets(named, flat, coding=not plan.is_exact)
         sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
-    share = images / steps / batches
+    share = images / steps / batches * job.batch_size / job.labelled_batch
     hidden = BACKWARD * computing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += computing.attack * share

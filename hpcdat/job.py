@@ -106,6 +106,11 @@ class Data(Settings):
     """train on so many images, of each class as many; left out: on all"""
     test_images: int | None = Field(None, ge=1)
     """evaluate on so many images, of each class as many; left out: on all"""
+    unlabelled: Path | None = None
+    """file of images with pseudo-labels that training batches are mixed with: the .npz of `hpcdat
+    pseudo-label`, or the pickle of Carmon et al. 2019"""
+    unlabelled_part: float = Field(0.5, gt=0, lt=1)
+    """share of such images in every batch; an epoch is a pass over the labelled ones"""
     split: Literal["workers", "nodes"] = "workers"
     """`workers`: any worker may read any image; `nodes`: each node keeps its own part of the
     images, as in the DAT paper"""
@@ -413,6 +418,12 @@ class Job(Settings):
             raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
             raise _refusal("data.channels", f"3: {data.source} has colours")
+        if data.unlabelled_part != Data().unlabelled_part and data.unlabelled is None:
+            raise _refusal("data.unlabelled", "a file, if batches are to have unlabelled images")
+        if data.unlabelled and not 1 <= self.labelled_batch < self.batch_size:
+            raise _refusal(
+                "data.unlabelled_part", f"a share that leaves images of both kinds in {self.batch_size}"
+            )
         if data.download and data.source not in ("cifar10", "cifar100"):
             raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
 
@@ -494,6 +505,13 @@ class Job(Settings):
         """tau: how many steps old the weights are that a batch is attacked with."""
         given = self.concurrent.delay
         return METHODS[self.method].delay if given is None else given
+
+    @property
+    def labelled_batch(self) -> int:
+        """Images with labels of their own in a worker's batch."""
+        if self.data.unlabelled is None:
+            return self.batch_size
+        return self.batch_size - round(self.batch_size * self.data.unlabelled_part)
 
     @property
     def _beta(self) -> float | None:

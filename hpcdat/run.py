@@ -15,6 +15,7 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.concurrent import assign_roles, trained_by
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
+from hpcdat.data.unlabelled import joined, read_pseudo_labelled
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy, Evaluator
@@ -57,6 +58,8 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
     train_images, judged = workers.together(
         "hold images out", lambda: set_aside(train_images, test_images, job)
     )
+    if job.data.unlabelled:
+        train_images = workers.together("read data.unlabelled", lambda: _mixed(job, train_images))
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
 
@@ -209,6 +212,10 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
     bound = mine < all_cores
     torch.set_num_threads(mine if bound else max(1, mine // workers.local_size))
     return torch.device("cpu")
+
+
+def _mixed(job: Job, labelled: Images) -> Images:
+    return joined(labelled, read_pseudo_labelled(job.data.unlabelled, labelled.classes))
 
 
 def _images(job: Job, workers: Workers) -> tuple[Images, Images]:

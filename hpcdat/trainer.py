@@ -21,7 +21,7 @@ from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.concurrent import Adversary, Batch, assign_roles, trained_by
 from hpcdat.data import open_loader
-from hpcdat.data.batches import Share, training_shares
+from hpcdat.data.batches import Share, training_shares, with_unlabelled
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
@@ -295,17 +295,19 @@ class Trainer:
     def _shares(self) -> list[list[Share]]:
         """The epoch's shares of the batches that this worker reads, or of one that it only counts."""
         homes = [self.workers.node_of[rank] for rank in trained_by(self.roles)["clean"]]
-        return [
-            training_shares(
-                len(self.train_images),
-                self.job.batch_size,
-                rank=number,
-                groups=homes if self.job.data.split == "nodes" else [0] * self.batches,
-                seed=self.job.seed,
-                epoch=self.state.epoch,
-            )
-            for number in self.role.reads or (0,)
-        ]
+        job, unlabelled = self.job, self.train_images.unlabelled
+        labelled, when = len(self.train_images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
+        groups = homes if job.data.split == "nodes" else [0] * self.batches
+
+        def of_batch(number: int) -> list[Share]:
+            shares = training_shares(labelled, job.labelled_batch, rank=number, groups=groups, **when)
+            if not unlabelled:
+                return shares
+            place = {"place": number, "places": self.batches}
+            part = job.data.unlabelled_part
+            return with_unlabelled(shares, labelled, unlabelled, part=part, **place, **when)
+
+        return [of_batch(number) for number in self.role.reads or (0,)]
 
     def _read(self, shares: list[list[Share]]) -> Iterator[Batch]:
         """The images of the steps that are left of the epoch."""

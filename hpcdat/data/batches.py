@@ -63,6 +63,41 @@ def training_shares(
     return shares
 
 
+def with_unlabelled(
+    shares: Sequence[Share],
+    labelled: int,
+    unlabelled: int,
+    *,
+    part: float,
+    place: int,
+    places: int,
+    seed: int,
+    epoch: int,
+) -> list[Share]:
+    """Mix unlabelled images into a worker's batches: Carmon et al. 2019's fraction of every batch.
+
+    An epoch is a pass over the labelled images. The unlabelled ones are shuffled for each epoch, and gone
+    through as often as it takes.
+
+    Args:
+        shares: of labelled images.
+        labelled, unlabelled: how many there are; the latter stand behind the former.
+        part: of a batch that is unlabelled, in (0, 1).
+        place, places: which of the batches of a step this is.
+        seed: the job's.
+        epoch: from 0.
+    """
+    order = labelled + np.random.default_rng(derive(seed, "unlabelled", epoch)).permutation(unlabelled)
+    taken, mixed = 0, []
+    for share in shares:
+        more = round(share.global_size * part / (1 - part))
+        drawn = order.take(np.arange(taken, taken + more), mode="wrap")
+        taken += more
+        indices = np.concatenate([share.indices, np.array_split(drawn, places)[place]])
+        mixed.append(Share(indices, share.global_size + more))
+    return mixed
+
+
 def evaluation_batches(count: int, batch_size: int, *, rank: int, size: int) -> list[tuple[int, Indices]]:
     """A worker's batches of an evaluation, with their numbers.
 

@@ -25,12 +25,14 @@ class Images:
         labels: their classes, positions in ``classes``.
         classes: names of the classes.
         pixels: (N, H, W, C), uint8, or None where the files are to be read.
+        unlabelled: how many of them, the last ones, have labels that a model gave them.
     """
 
     files: list[str]
     labels: list[int]
     classes: list[str]
     pixels: NDArray[np.uint8] | None = None
+    unlabelled: int = 0
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,0 +1,163 @@
+"""Images without labels of their own: found, given a model's labels, kept in a file, and read from it.
+
+Sources: DAT, Sec. 3, case 2; Carmon et al. 2019, whose 500,000 pseudo-labelled images are a Python pickle.
+Nothing but arrays is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from hpcdat.data.images import DataError, Images
+from hpcdat.files import write_atomically
+
+
+def find_unlabelled(source: Path, classes: list[str]) -> Images:
+    """Images to be labelled.
+
+    Args:
+        source: a folder, searched with all below it, or a .npy file of (N, H, W, C) uint8.
+        classes: that a model tells apart.
+
+    Returns:
+        The images, each with label 0.
+
+    Raises:
+        DataError: there are none, or it is another array.
+    """
+    if source.is_dir():
+        files = sorted(str(f) for f in source.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        if not files:
+            raise DataError(f"{source}: no image in it ({', '.join(IMG_EXTENSIONS[:5])}, ...)")
+        return Images(files, [0] * len(files), classes)
+    try:
+        pixels = np.load(source, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{source}: neither a folder nor a .npy file of images: {error}") from None
+    if not isinstance(pixels, np.ndarray):
+        raise DataError(f"{source}: expected a .npy file with one array")
+    return Images(_names(source, len(_checked(source, pixels))), [0] * len(pixels), classes, pixels)
+
+
+def write_pseudo_labelled(path: Path, images: Images, labels: NDArray[np.int64]) -> None:
+    """Keep images, or the paths of their files, with the labels that a model gave them, as .npz.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    what = {"files": np.array(images.files)} if images.pixels is None else {"images": images.pixels}
+
+    def write(file: IO[bytes]) -> None:
+        np.savez(file, labels=labels, classes=np.array(images.classes), **what)
+
+    write_atomically(path, write)
+
+
+def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
+    """What :func:`write_pseudo_labelled` wrote, or the pickle of Carmon et al. 2019.
+
+    Args:
+        path: .npz; or a pickle of a dictionary with ``data`` (N, H, W, C) uint8 and
+            ``extrapolated_targets`` (N,).
+        classes: of the labelled images.
+
+    Raises:
+        DataError: it cannot be read, holds more than arrays, or has labels of other classes.
+    """
+    held = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
+    labels = held.get("labels", held.get("extrapolated_targets"))
+    named = held.get("classes")
+    if named is not None and list(named) != classes:
+        raise DataError(f"{path}: labels of other classes than the training images'")
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: no array of labels in it (labels, or extrapolated_targets)")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
+    pixels, files = held.get("images", held.get("data")), held.get("files")
+    if (files is None) == (pixels is None) or len(files if pixels is None else pixels) != len(labels):
+        raise DataError(f"{path}: expected as many images (or files) as its {len(labels)} labels")
+    if pixels is None:
+        return Images([str(file) for file in files], labels.tolist(), classes)
+    return Images(_names(path, len(labels)), labels.tolist(), classes, _checked(path, pixels))
+
+
+def joined(labelled: Images, unlabelled: Images) -> Images:
+    """All images of both, the pseudo-labelled ones last.
+
+    Raises:
+        DataError: one has its pixels in memory and the other in files, or in another size.
+    """
+    ours, theirs = labelled.pixels, unlabelled.pixels
+    if (ours is None) != (theirs is None) or (ours is not None and ours.shape[1:] != theirs.shape[1:]):
+        raise DataError(
+            "data.unlabelled: labelled and unlabelled images must both be files, or arrays of one shape"
+        )
+    pixels = None if ours is None else np.concatenate([ours, theirs])
+    files = labelled.files + unlabelled.files
+    return Images(files, labelled.labels + unlabelled.labels, labelled.classes, pixels, len(unlabelled))
+
+
+def _names(path: Path, count: int) -> list[str]:
+    return [f"{path}: image {i}" for i in range(count)]
+
+
+def _checked(path: Path, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3):
+        raise DataError(
+            f"{path}: expected images (N, H, W, 1 or 3) of uint8, not {pixels.shape} of {pixels.dtype}"
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a readable .npz of arrays: {error}") from None
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Makes arrays and plain containers of them; any other name in the file is refused."""
+
+    NAMES = {
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+    } | {("numpy", "ndarray"), ("numpy", "dtype")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few functions that an array is pickled with."""
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        if (module, name) not in self.NAMES:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What bytes of an old pickle are made with, and no other codec."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+    return text.encode("latin1")
+
+
+def _read_pickle(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file:
+            held = _ArraysOnly(file, encoding="latin1").load()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:
+        # A broken or hostile pickle can fail in any way.
+        raise DataError(f"{path}: not an .npz or a pickle of arrays alone: {error}") from None
+    if not isinstance(held, dict):
+        raise DataError(f"{path}: expected a dictionary of arrays, not {type(held).__name__}")
+    return {str(name): np.asarray(a) for name, a in held.items() if isinstance(a, (np.ndarray, list))}

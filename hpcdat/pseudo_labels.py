@@ -1,0 +1,74 @@
+"""Labels for images that have none, by a trained model: the first half of Carmon et al.'s self-training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.cluster.workers import Workers
+from hpcdat.data import open_loader
+from hpcdat.data.batches import evaluation_batches
+from hpcdat.data.unlabelled import find_unlabelled, write_pseudo_labelled
+from hpcdat.errors import Stopped
+from hpcdat.progress import Progress
+from hpcdat.record import RunFolder
+from hpcdat.run import choose_device
+from hpcdat.trainer import build_model_for
+
+
+def pseudo_label(
+    run_dir: Path, source: Path, out: Path, settings: list[str], workers: Workers, stop: StopRequest
+) -> dict[str, int]:
+    """Label images with a run's model, and keep both.
+
+    Args:
+        run_dir: of the run whose latest (with early stopping: best) weights label.
+        source: a folder of images, or a .npy file of (N, H, W, C) uint8.
+        out: the .npz to write.
+        settings: ``key=value`` texts for the run's job.
+        workers: who label; each its share.
+        stop: the user's wish to stop.
+
+    Returns:
+        Images by class, of the classes in the order of the logits.
+
+    Raises:
+        InputError: run or images cannot be used.
+        WorkerError: the file cannot be written.
+        Stopped: a stop was asked for; nothing is written.
+    """
+    folder = RunFolder(run_dir)
+    job = workers.together("read the job", lambda: folder.read_job(settings))
+    checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
+    device = workers.together("choose a device", lambda: choose_device(job, workers))
+    images = workers.together("find the images", lambda: find_unlabelled(source, checkpoint.classes))
+    model = build_model_for(job, len(checkpoint.classes))
+    model.load_state_dict(checkpoint.model)
+    model.to(device).eval()
+    size = job.evaluation.batch_size
+    # Every image needs its label: one that cannot be read ends the work.
+    data = job.data.model_copy(update={"corrupt": "stop"})
+    loader = open_loader(images, data, training=False, batch_size=size, device=device)
+    batches = evaluation_batches(len(images), size, rank=workers.rank, size=workers.size)
+    progress = Progress(shown=workers.is_first)
+    progress.begin("labels", len(batches))
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    for (_, indices), (x, _) in zip(batches, loader.read([i for _, i in batches], seed=0), strict=True):
+        with torch.no_grad():
+            labels[torch.from_numpy(indices)] = model(x).argmax(1).cpu()
+        progress.step()
+        if stop.wanted:
+            raise Stopped("labelling was stopped; the same command does it again")
+    progress.end()
+    workers.sum([labels], "labels")
+
+    def write() -> None:
+        if workers.is_first:
+            write_pseudo_labelled(out, images, labels.numpy())
+
+    workers.together("write the labels", write)
+    counts = np.bincount(labels.numpy(), minlength=len(checkpoint.classes)).tolist()
+    return dict(zip(checkpoint.classes, counts, strict=True))

@@ -1,0 +1,138 @@
+"""Pseudo-labelled images: files that are read, files that are refused, and batches they are mixed into."""
+
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcdat.data.batches import training_shares, with_unlabelled
+from hpcdat.data.images import DataError, Images
+from hpcdat.data.unlabelled import find_unlabelled, joined, read_pseudo_labelled, write_pseudo_labelled
+
+CLASSES = ["cat", "dog", "owl"]
+PIXELS = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 1, 0, 2, 2])
+
+
+def test_what_was_written_is_read(tmp_path):
+    np.save(tmp_path / "images.npy", PIXELS)
+    found = find_unlabelled(tmp_path / "images.npy", CLASSES)
+    write_pseudo_labelled(tmp_path / "labels.npz", found, LABELS)
+    read = read_pseudo_labelled(tmp_path / "labels.npz", CLASSES)
+    assert np.array_equal(read.pixels, PIXELS) and read.labels == LABELS.tolist()
+    files = Images([f"/some where/é{i}.png" for i in range(7)], [0] * 7, CLASSES)
+    write_pseudo_labelled(tmp_path / "files.npz", files, LABELS)
+    read = read_pseudo_labelled(tmp_path / "files.npz", CLASSES)
+    assert read.files == files.files and read.labels == LABELS.tolist() and read.pixels is None
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_pickle_of_carmon_et_al_is_read(tmp_path, protocol, as_list):
+    labels = LABELS.tolist() if as_list else LABELS
+    file = tmp_path / "ti_500K_pseudo_labeled.pickle"
+    file.write_bytes(pickle.dumps({"data": PIXELS, "extrapolated_targets": labels}, protocol))
+    read = read_pseudo_labelled(file, CLASSES)
+    assert np.array_equal(read.pixels, PIXELS) and read.labels == LABELS.tolist()
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/hpcdat-was-here",)
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (pickle.dumps(Hostile()), "asks for posix.mkdir"),
+        (pickle.dumps({"data": PIXELS, "extrapolated_targets": Hostile()}), "asks for posix.mkdir"),
+        (pickle.dumps({"data": np.array([Hostile()]), "extrapolated_targets": LABELS}), "asks for"),
+        (npz(images=np.array([Hostile()], dtype=object), labels=LABELS), "not a readable .npz"),
+        (b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "codec rot13"),
+        (b"", "not an .npz or a pickle"),
+        (pickle.dumps([1, 2]), "expected a dictionary"),
+        (pickle.dumps({"data": PIXELS}), "no array of labels"),
+        (npz(images=PIXELS, labels=LABELS.astype(float)), "no array of labels"),
+        (npz(images=PIXELS, labels=LABELS + 1), "labels from 1 to 3 for 3 classes"),
+        (npz(images=PIXELS, labels=LABELS - 1), "labels from -1"),
+        (npz(images=PIXELS[:6], labels=LABELS), "as many images"),
+        (npz(labels=LABELS), "as many images"),
+        (npz(images=PIXELS / 255, labels=LABELS), "of uint8, not .* of float64"),
+        (npz(images=PIXELS[..., 0], labels=LABELS), "expected images"),
+        (npz(images=PIXELS, labels=LABELS, classes=np.array(["a", "b", "c"])), "other classes"),
+    ],
+)
+def test_anything_else_is_refused(tmp_path, content, told):
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        read_pseudo_labelled(file, CLASSES)
+    assert not os.path.exists("/tmp/hpcdat-was-here")
+
+
+def test_only_images_of_one_kind_are_joined():
+    ours = Images(["a", "b"], [0, 1], CLASSES, PIXELS[:2])
+    both = joined(ours, Images([str(i) for i in range(5)], [2] * 5, CLASSES, PIXELS[2:]))
+    assert len(both) == 7 and both.unlabelled == 5 and np.array_equal(both.pixels, PIXELS)
+    assert both.labels == [0, 1, 2, 2, 2, 2, 2]
+    for other in (Images(["x"], [0], CLASSES), Images(["x"], [0], CLASSES, PIXELS[:1, :2])):
+        with pytest.raises(DataError, match="one shape"):
+            joined(ours, other)
+
+
+@pytest.mark.parametrize("content, told", [(None, "no image in it"), (b"x", "neither a folder")])
+def test_sources_without_images_are_told(tmp_path, content, told):
+    source = tmp_path / "source"
+    source.mkdir() if content is None else source.write_bytes(content)
+    with pytest.raises(DataError, match=told):
+        find_unlabelled(source, CLASSES)
+
+
+@given(
+    labelled=st.integers(1, 60),
+    unlabelled=st.integers(1, 60),
+    batch=st.integers(1, 10),
+    places=st.integers(1, 4),
+    part=st.sampled_from([0.2, 0.5, 0.75]),
+)
+def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, batch, places, part):
+    def mixed(places, batch):
+        when = {"seed": 3, "epoch": 1}
+        return [
+            with_unlabelled(
+                training_shares(labelled, batch, rank=n, groups=[0] * places, **when),
+                *(labelled, unlabelled),
+                **{"part": part, "place": n, "places": places},
+                **when,
+            )
+            for n in range(places)
+        ]
+
+    steps = list(zip(*mixed(places, batch), strict=True))
+    seen = []
+    for shares in steps:
+        together = np.concatenate([share.indices for share in shares])
+        assert len(together) == shares[0].global_size
+        extra = [i for i in together.tolist() if i >= labelled]
+        of_own = len(together) - len(extra)
+        assert len(extra) == round(of_own * part / (1 - part))
+        assert max(len(s.indices) for s in shares) - min(len(s.indices) for s in shares) <= 2
+        seen += extra
+    # None comes again before all have come.
+    whole = len(seen) // unlabelled * unlabelled
+    counts = np.bincount(np.array(seen[:whole], dtype=int), minlength=labelled + unlabelled)[labelled:]
+    assert (counts == whole // unlabelled).all() and all(i < labelled + unlabelled for i in seen)
+    # One worker with the global batch sees the same.
+    one = mixed(1, batch * places)[0]
+    for shares, share in zip(steps, one, strict=True):
+        assert sorted(np.concatenate([s.indices for s in shares])) == sorted(share.indices)

@@ -137,6 +137,9 @@ class Model(Settings):
     `resnet50`: torchvision's, for ImageNet"""
     width: float = Field(1.0, gt=0, le=4)
     """factor of all layers' channels, for `preact-resnet18` and `wide-resnet28-10`"""
+    pretrained: Path | None = None
+    """weights to start from: a run's folder or checkpoint, or a weight file of torchvision's (.pth); a head
+    of other classes starts anew"""
     mean: list[Finite] = [0.485, 0.456, 0.406]
     """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
     std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]

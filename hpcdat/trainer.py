@@ -30,6 +30,7 @@ from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.job import METHODS, Job
 from hpcdat.judge import Judge
 from hpcdat.models import build_model
+from hpcdat.models.pretrained import load_pretrained
 from hpcdat.models.split_batch_norm import split_batch_norm
 from hpcdat.objectives import Labelled, clean_loss, divergence, local_cost
 from hpcdat.optim import build_optimizer
@@ -225,6 +226,8 @@ class Trainer:
         """
         state = self.state
         if state.epoch == state.step == 0:
+            if self.job.model.pretrained:
+                self.workers.together("read model.pretrained", self._start_from_pretrained)
             make_equal(self.workers, self.model)
             # However soon the run is killed, there is something to go on from.
             self._save()
@@ -234,6 +237,13 @@ class Trainer:
         while self.judge.look() and self._train_epoch():
             pass
         return self.judge.result()
+
+    def _start_from_pretrained(self) -> None:
+        """Worker 0 reads; the others get its weights."""
+        if self.workers.is_first:
+            fresh = load_pretrained(self.model, self.job.model.pretrained)
+            told = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
+            self.progress.say(f"starting from {self.job.model.pretrained}{told}")
 
     def resume(self) -> None:
         """Go on from the run's newest checkpoint that is whole, bit for bit.

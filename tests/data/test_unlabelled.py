@@ -42,7 +42,7 @@ def test_the_pickle_of_carmon_et_al_is_read(tmp_path, protocol, as_list):
 
 class Hostile:
     def __reduce__(self):
-        return os.mkdir, ("/tmp/hpcdat-was-here",)
+        return os.mkdir, ("hpcdat-was-here",)
 
 
 def npz(**arrays):
@@ -72,12 +72,13 @@ def npz(**arrays):
         (npz(images=PIXELS, labels=LABELS, classes=np.array(["a", "b", "c"])), "other classes"),
     ],
 )
-def test_anything_else_is_refused(tmp_path, content, told):
-    file = tmp_path / "file"
+def test_anything_else_is_refused(tmp_path, monkeypatch, content, told):
+    monkeypatch.chdir(tmp_path)
+    file, made = tmp_path / "file", tmp_path / "hpcdat-was-here"
     file.write_bytes(content)
     with pytest.raises(DataError, match=told):
         read_pseudo_labelled(file, CLASSES)
-    assert not os.path.exists("/tmp/hpcdat-was-here")
+    assert not made.exists()
 
 
 def test_only_images_of_one_kind_are_joined():

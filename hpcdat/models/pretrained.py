@@ -1,0 +1,86 @@
+"""Weights to start from: those of another run, or a torchvision weight file, but for a head of other classes.
+
+DAT, Sec. 6.2 and Figure 4: pre-training on one set of images, fine-tuning on another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hpcdat.checkpoint import load_checkpoint
+from hpcdat.errors import InputError
+
+HEADS = ("fc", "classifier")
+"""Names of the last layer in the nets of this package and of torchvision."""
+
+
+def load_pretrained(model: nn.Module, path: Path) -> list[str]:
+    """Give a model the weights of a file.
+
+    Args:
+        model: normalisation and net, as :func:`~hpcdat.models.build_model` makes them. Its own mean and
+            standard deviation of the pixels stay.
+        path: a checkpoint of a run, the run's folder, or a state dictionary of the net alone (.pth).
+
+    Returns:
+        Names of the tensors that stay as they were initialised: the head's, if it has other classes.
+
+    Raises:
+        InputError: the file cannot be read, or its tensors are not those of this net.
+    """
+    given = _net_of(path)
+    own = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
+    wanted = {name: _plain(name) for name in own}
+    missing = sorted({w for w in wanted.values() if w not in given})
+    unknown = sorted(set(given) - set(wanted.values()))
+    if missing or unknown:
+        raise InputError(
+            f"model.pretrained: {path} holds another net: {_some(missing)} missing, {_some(unknown)} unknown"
+        )
+    fresh = [name for name, t in own.items() if t.shape != given[wanted[name]].shape]
+    wrong = [name for name in fresh if wanted[name].rpartition(".")[0] not in HEADS]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"model.pretrained: {path} holds another net: {wanted[name]} is "
+            f"{tuple(given[wanted[name]].shape)} there and {tuple(own[name].shape)} here"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name not in fresh:
+                tensor.copy_(given[wanted[name]])
+    return fresh
+
+
+def _net_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file's net, by their names in a net without split batch norm."""
+    file = path / "checkpoints" / "epoch.pt" if path.is_dir() else path
+    if file.suffix == ".pt":
+        state = load_checkpoint(file).model
+        return {
+            _plain(name): t
+            for name, t in state.items()
+            if name.startswith("1.") and ".auxiliary." not in name
+        }
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"model.pretrained: {file}: there is no such file") from None
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"model.pretrained: {file}: not a file of weights: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise InputError(f"model.pretrained: {file}: expected a state dictionary of tensors")
+    return state
+
+
+def _plain(name: str) -> str:
+    """A tensor's name in the net alone, one batch norm for both branches."""
+    return name.removeprefix("1.").replace(".main.", ".").replace(".auxiliary.", ".")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"

@@ -1,0 +1,88 @@
+"""Weights that a model starts from."""
+
+import pytest
+import torch
+
+from hpcdat.checkpoint import Checkpoint, save_checkpoint
+from hpcdat.errors import InputError
+from hpcdat.models import build_model
+from hpcdat.models.pretrained import load_pretrained
+from hpcdat.models.split_batch_norm import split_batch_norm
+
+
+def make(classes=10, name="preact-resnet18", width=0.1, seed=0, split=False):
+    size = {"channels": 3, "num_classes": classes, "mean": [0.1 * seed] * 3, "std": [1.0] * 3}
+    model = build_model(name, seed=seed, width=width, **size)
+    if split:
+        split_batch_norm(model)
+    return model
+
+
+def kept(model, path):
+    nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
+    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, ["a"]))
+
+
+def same(ours, theirs, name):
+    return torch.equal(ours.state_dict()[name], theirs.state_dict()[name])
+
+
+def test_a_run_with_other_classes_gives_all_but_the_head(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    source, model = make(seed=1), make(classes=7)
+    with torch.no_grad():
+        source[1].norm.running_mean += 3
+    kept(source, tmp_path / "checkpoints" / "epoch.pt")
+    before = model[1].classifier.weight.clone()
+    assert load_pretrained(model, tmp_path) == ["1.classifier.weight", "1.classifier.bias"]
+    assert torch.equal(model[1].classifier.weight, before)
+    for name in model.state_dict():
+        assert same(model, source, name) == (name.startswith("1.") and "classifier" not in name), name
+
+
+def test_both_branches_start_from_the_one_there_is_and_back_again(tmp_path):
+    source, model = make(seed=1), make(split=True)
+    kept(source, tmp_path / "plain.pt")
+    assert load_pretrained(model, tmp_path / "plain.pt") == []
+    for part in ("main", "auxiliary"):
+        assert torch.equal(getattr(model[1].norm, part).running_var, source[1].norm.running_var)
+        assert torch.equal(getattr(model[1].norm, part).weight, source[1].norm.weight)
+    with torch.no_grad():
+        model[1].norm.auxiliary.weight += 1
+    kept(model, tmp_path / "split.pt")
+    plain = make(seed=2)
+    assert load_pretrained(plain, tmp_path / "split.pt") == []
+    assert torch.equal(plain[1].norm.weight, source[1].norm.weight)
+
+
+def test_a_weight_file_of_torchvision_is_read(tmp_path):
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    net = resnet50(weights=None)
+    torch.save(net.state_dict(), tmp_path / "resnet50.pth")
+    model = make(name="resnet50", width=1.0)
+    assert load_pretrained(model, tmp_path / "resnet50.pth") == ["1.fc.weight", "1.fc.bias"]
+    assert torch.equal(model[1].layer4[2].conv3.weight, net.layer4[2].conv3.weight)
+
+
+def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):
+    model = make()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    torch.save(make(width=0.2)[1].state_dict(), tmp_path / "wide.pth")
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    torch.save([1], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("x")
+    (tmp_path / "text.pt").write_text("x")
+    for name, told in {
+        "wide.pth": r"another net: stem.weight is \(13, 3, 3, 3\) there and \(6, 3, 3, 3\) here",
+        "other.pth": "another net: .* missing, a unknown",
+        "list.pth": "expected a state dictionary",
+        "text.pth": "not a file of weights",
+        "text.pt": "not a checkpoint",
+        "none.pth": "no such file",
+        "none.pt": "no such checkpoint",
+    }.items():
+        with pytest.raises(InputError, match=told):
+            load_pretrained(model, tmp_path / name)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import hpcdat.models
 from hpcdat import run
+from hpcdat.attacks import inner_maximisation
 from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal, named_state
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
@@ -447,7 +449,15 @@ def simulate_concurrently(workers, root, batches, delay, *settings):
                 for p, earlier in zip(old.parameters(), weights[max(0, step - delay)], strict=True):
                     p.data.copy_(earlier)
                 seed = derive(job.seed, "attack", epoch, step, number)
-                x_adv = one_signed_step(old, x, y, 0.1, torch.Generator().manual_seed(seed))
+                x_adv = inner_maximisation(
+                    old,
+                    partial(clean_loss, y=y),
+                    x,
+                    **{"eps": 0.1, "step_size": 0.1, "steps": 1},
+                    batch_norm="train",
+                    branch="adversarial",
+                    generator=torch.Generator().manual_seed(seed),
+                )
                 with routed(model, "adversarial"):
                     adversarial = cross_entropy(model(x_adv), y, reduction="none")
                 clean = cross_entropy(model(x), y, reduction="none")
@@ -467,16 +477,6 @@ def simulate_concurrently(workers, root, batches, delay, *settings):
     for layer, mean in zip((t for m in layers for t in m.buffers()), means, strict=True):
         layer.copy_(mean)
     return fingerprints(model.state_dict())
-
-
-def one_signed_step(model, x, y, eps, generator):
-    """Random start, sign of the gradient, clip: by auxiliary batch norm and the batch's statistics."""
-    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
-    start = x + (2 * torch.rand(x.shape, generator=generator) - 1) * eps
-    start = torch.minimum(torch.maximum(start, low), high).requires_grad_()
-    with routed(model, "adversarial"):
-        (gradient,) = torch.autograd.grad(cross_entropy(model(start), y, reduction="sum"), start)
-    return torch.minimum(torch.maximum(start.detach() + eps * gradient.sign(), low), high)
 
 
 def fingerprints(state):

@@ -1,0 +1,114 @@
+"""Figure 4 of the DAT paper: robust pre-training and fine-tuning against training from scratch.
+
+``python benchmarks/finetune.py [--out FOLDER] [--json PATH]`` trains in miniature, on one worker: a small net
+on the digits 0 to 4, then, from its weights and with a new head, on 400 of the digits 5 to 9, and the same
+from scratch; DAT-PGD in both phases. ``--source JOB --target JOB`` take two jobs of one's own instead, such as
+ImageNet and CIFAR-10 with ``data.image_size: 224``, to which its images are then up-sampled.
+
+Ratios: ``ra_gain_3`` and ``ta_gain_3``, points that pre-training is ahead by after three epochs (the paper:
+three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.cluster.workers import Workers
+from hpcdat.data.digits import write_digits
+from hpcdat.environment import describe_environment
+from hpcdat.job import Job
+from hpcdat.job_file import read_job
+from hpcdat.record import RunFolder
+from hpcdat.run import train
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
+EARLY = 3
+
+
+def write_halves(root: Path) -> None:
+    """The digits 0 to 4 and 5 to 9, as two image folders of links."""
+    write_digits(root / "digits")
+    for name, classes in (("low", range(5)), ("high", range(5, 10))):
+        for split in ("train", "test"):
+            for digit in map(str, classes):
+                link = root / name / split / digit
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    link.symlink_to((root / "digits" / split / digit).resolve())
+
+
+def curve(job: Job) -> list[dict[str, Any]]:
+    """TA and RA after every epoch of a job's training, which is gone on with if it was begun."""
+    train(job, Workers(), StopRequest())
+    return RunFolder(job.run_dir).metrics("evaluation")
+
+
+def draw(curves: dict[str, list[dict[str, Any]]], file: Path) -> None:
+    """TA and RA over the epochs, with and without pre-training."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for place, key in enumerate(("ta", "ra"), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        for (name, lines), style in zip(curves.items(), ("o-", "s--"), strict=True):
+            axes.plot([e["epoch"] for e in lines], [100 * e[key] for e in lines], style, label=name)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"{key.upper()} (%)")
+        axes.legend(fontsize=8)
+    figure.savefig(file)
+
+
+def main() -> None:
+    """Train, print the table, draw, write the JSON."""
+    parser = argparse.ArgumentParser(description="robust pre-training and fine-tuning: figure 4")
+    parser.add_argument("--source", type=Path, default=JOBS / "pretrain.yaml", help="job of pre-training")
+    parser.add_argument("--target", type=Path, default=JOBS / "finetune.yaml", help="job of fine-tuning")
+    parser.add_argument("--out", type=Path, default=Path("runs/figure-4"), help="folder of runs and plot")
+    parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
+    arguments = parser.parse_args()
+    out = arguments.out
+    if arguments.source.parent == JOBS:
+        write_halves(out / "data")
+
+    def read(path: Path, name: str, *settings: str) -> Job:
+        data = {"pretrain": "low", "finetune": "high"}.get(path.stem) if path.parent == JOBS else None
+        root = [f"data.root={out / 'data' / data}"] if data else []
+        return read_job(path, [f"run_dir={out / name}", "evaluation.every=1", *root, *settings])
+
+    source = read(arguments.source, "pretrained")
+    train(source, Workers(), StopRequest())
+    fine = read(arguments.target, "fine-tuned", f"model.pretrained={source.run_dir}")
+    curves = {
+        "pre-trained": curve(fine),
+        "from scratch": curve(read(arguments.target, "from-scratch")),
+    }
+    rows = [
+        [e["epoch"], *(f"{100 * line[key]:.1f}" for key in ("ta", "ra") for line in (e, other))]
+        for e, other in zip(*curves.values(), strict=True)
+    ]
+    header = ["epoch", "TA pre-trained", "TA from scratch", "RA pre-trained", "RA from scratch"]
+    print("\n" + tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")
+    ratios = {
+        f"{key}_gain_{when}": 100 * (curves["pre-trained"][at][key] - curves["from scratch"][at][key])
+        for when, at in ((EARLY, EARLY - 1), ("end", -1))
+        for key in ("ta", "ra")
+    }
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:+.1f}")
+    draw(curves, out / "figure-4.svg")
+    draw(curves, out / "figure-4.png")
+    print(f"plot: {out / 'figure-4.svg'}")
+    if arguments.json:
+        environment = describe_environment(Workers(), torch.device("cpu"))
+        report = {"environment": environment, "curves": curves, "ratios": ratios}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

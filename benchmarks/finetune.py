@@ -2,7 +2,7 @@
 
 ``python benchmarks/finetune.py [--out FOLDER] [--json PATH]`` trains in miniature, on one worker: a small net
 on the digits 0 to 4, then, from its weights and with a new head, on 400 of the digits 5 to 9, and the same
-from scratch; DAT-PGD in both phases. ``--source JOB --target JOB`` take two jobs of one's own instead, such as
+from scratch; DAT-PGD in both phases. ``--source JOB --target JOB`` take two jobs of one's own, such as
 ImageNet and CIFAR-10 with ``data.image_size: 224``, to which its images are then up-sampled.
 
 Ratios: ``ra_gain_3`` and ``ta_gain_3``, points that pre-training is ahead by after three epochs (the paper:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hpcdat.cluster.workers import Pending, Workers
 from hpcdat.errors import InputError
-from hpcdat.job import Concurrent, Job
+from hpcdat.job import Job
 from hpcdat.models.split_batch_norm import Branch
 from hpcdat.objectives import Labelled
 
@@ -37,30 +37,40 @@ class Role:
     """What a worker does in every step; batches are numbered over all workers.
 
     Attributes:
-        clean, adversarial: the batch of whose cost it computes that half, or None.
+        clean, adversarial: the batches of whose costs it computes that half, one after the other; more
+            than one if the worker stands for several virtual ones.
         attacked: batches that it makes the adversarial examples of.
     """
 
-    clean: int | None
-    adversarial: int | None
+    clean: tuple[int, ...]
+    adversarial: tuple[int, ...]
     attacked: tuple[int, ...]
+
+    @property
+    def trains(self) -> tuple[int, ...]:
+        """The batches that it computes a gradient of."""
+        return self.clean or self.adversarial
 
     @property
     def reads(self) -> tuple[int, ...]:
         """The batches whose images it needs."""
-        return tuple(sorted({*self.attacked, *(() if self.clean is None else (self.clean,))}))
+        return tuple(sorted({*self.attacked, *self.clean}))
 
 
-def assign_roles(settings: Concurrent, size: int) -> list[Role]:
+def assign_roles(job: Job, size: int) -> list[Role]:
     """The role of every worker, in the order of ranks; those of a cell are neighbours.
 
     Args:
-        settings: the job's ``concurrent`` section.
+        job: its ``concurrent`` section and ``virtual_workers``.
         size: number of workers M.
 
     Raises:
         InputError: so many workers cannot be divided into such cells.
     """
+    settings, k = job.concurrent, job.virtual_workers
+    if k > 1:
+        own = [tuple(range(rank * k, (rank + 1) * k)) for rank in range(size)]
+        return [Role(batches, batches, batches) for batches in own]
     halves = 2 if settings.halves == "apart" else 1
     attackers = int(settings.place == "workers")
     wanted = settings.update_workers
@@ -79,19 +89,19 @@ def assign_roles(settings: Concurrent, size: int) -> list[Role]:
         for number in numbers:
             own = () if attackers else (number,)
             if halves == 1:
-                roles.append(Role(number, number, own))
+                roles.append(Role((number,), (number,), own))
             else:
-                roles += [Role(number, None, ()), Role(None, number, own)]
+                roles += [Role((number,), (), ()), Role((), (number,), own)]
         if attackers:
-            roles.append(Role(None, None, tuple(numbers)))
+            roles.append(Role((), (), tuple(numbers)))
     return roles
 
 
 def trained_by(roles: Sequence[Role]) -> dict[Branch, list[int]]:
-    """Ranks of the workers that learn the statistics of each branch of split batch norm."""
+    """Of every batch, the rank of the worker that learns each branch's statistics by it."""
     return {
-        "clean": [rank for rank, role in enumerate(roles) if role.clean is not None],
-        "adversarial": [rank for rank, role in enumerate(roles) if role.adversarial is not None],
+        "clean": [rank for rank, role in enumerate(roles) for _ in role.clean],
+        "adversarial": [rank for rank, role in enumerate(roles) for _ in role.adversarial],
     }
 
 
@@ -114,7 +124,7 @@ class _InFlight:
     """The examples of a step to come, and the weights that they are made with."""
 
     weights: list[Tensor] = field(default_factory=list)
-    made: Labelled | None = None
+    made: dict[int, Labelled] = field(default_factory=dict)
     handed_over: list[Pending] = field(default_factory=list)
 
 
@@ -143,7 +153,7 @@ class Adversary:
         self.delay, self.workers, self.attack = job.delay, workers, attack
         self.role = roles[workers.rank]
         self._hands_over = job.concurrent.place == "workers"
-        self._taker = {role.adversarial: rank for rank, role in enumerate(roles)}
+        self._taker = {number: rank for rank, role in enumerate(roles) for number in role.adversarial}
         self._shape = (job.data.channels, job.data.image_size, job.data.image_size)
         self._device = device
         self._parameters = list(model.parameters())
@@ -173,15 +183,18 @@ class Adversary:
                 self._make(batch, entry)
         self._stale = []
 
-    def take(self, now: Batch) -> Labelled | None:
-        """The examples of a step: made now where tau is 0; None where the role has no use for them."""
+    def take(self, now: Batch) -> dict[int, Labelled]:
+        """The examples of a step by the number of the batch, those that the role trains on.
+
+        Where tau is 0 they are made now.
+        """
         if not self.delay:
             return self._attack(now)
         entry = self._in_flight.popleft()
         self._spare.append(entry.weights)
         if self._hands_over:
             received = Labelled(*(pending.wait() for pending in entry.handed_over))
-            return None if self.role.adversarial is None else received
+            return dict.fromkeys(self.role.adversarial, received)
         if self._stream:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return entry.made
@@ -200,7 +213,7 @@ class Adversary:
             self._stream.wait_stream(main)
             with torch.cuda.stream(self._stream):
                 self._make(ahead, entry)
-            for tensor in (*(t for images in ahead.images.values() for t in images), *(entry.made or ())):
+            for tensor in (t for images in (*ahead.images.values(), *entry.made.values()) for t in images):
                 # Memory that both streams use is not given back before both are done.
                 tensor.record_stream(main)
                 tensor.record_stream(self._stream)
@@ -237,12 +250,12 @@ class Adversary:
             entry.made = self._attack(batch)
         self._in_flight.append(entry)
 
-    def _attack(self, batch: Batch) -> Labelled | None:
-        """The examples of the batch that this worker attacks for itself, if it does."""
-        for number in self.role.attacked:
-            images = batch.images[number]
-            return Labelled(self.attack(images, number, batch.step), images.y)
-        return None
+    def _attack(self, batch: Batch) -> dict[int, Labelled]:
+        """The examples of the batches that this worker attacks for itself, if it does."""
+        return {
+            number: Labelled(self.attack(batch.images[number], number, batch.step), batch.images[number].y)
+            for number in self.role.attacked
+        }
 
     def _hand_over(self, batch: Batch) -> list[Pending]:
         """Send the examples and labels of a batch to those who train on them, or begin to wait for them."""

@@ -140,7 +140,7 @@ class Computing:
         """Of a training step with so many images in a batch, by the worker that has most to do."""
 
         def images(role: Role) -> float:
-            halves = (role.clean is not None) + (role.adversarial is not None)
+            halves = len(role.clean) + len(role.adversarial)
             return len(role.attacked) * self.attack + halves / 2 * self.gradient
 
         return max(map(images, roles)) * batch + self.update
@@ -390,7 +390,7 @@ def forecast(
     workers = nodes * per_node
     named = gradients_of(model)
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
-    roles = assign_roles(job.concurrent, workers)
+    roles = assign_roles(job, workers)
     batches = len(trained_by(roles)["clean"])
     steps = math.ceil(images / (job.labelled_batch * batches))
     exchange = job.exchange

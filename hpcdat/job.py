@@ -340,7 +340,10 @@ class Job(Settings):
     epochs: int = Field(ge=1)
     """passes over the training images"""
     batch_size: int = Field(ge=1)
-    """images a worker takes in a step (global batch = this x workers)"""
+    """images a worker takes in a step (global batch = this x workers, virtual ones too)"""
+    virtual_workers: int = Field(1, ge=1)
+    """workers that each worker stands for, whose batches it computes one after the other: the arithmetic of
+    many workers on few"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of weights, order of images, augmentation and attacks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -432,6 +435,8 @@ class Job(Settings):
 
     def _check_concurrent(self) -> None:
         method, concurrent = METHODS[self.method], self.concurrent
+        if self.virtual_workers > 1 and (concurrent.place, concurrent.halves) != ("beside", "together"):
+            raise _refusal("virtual_workers", "1: the workers of a batch divide its work among them")
         if not method.split:
             if concurrent.delay or concurrent.model_copy(update={"delay": None}) != Concurrent():
                 raise _refusal("concurrent", f"nothing: method {self.method} attacks with current weights")

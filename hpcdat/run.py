@@ -257,7 +257,7 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
         seed=job.seed,
         p=team["nodes"],
         q=len(team["workers"]) // team["nodes"],
-        batches=len(trained_by(assign_roles(job.concurrent, len(team["workers"])))["clean"]),
+        batches=len(trained_by(assign_roles(job, len(team["workers"])))["clean"]),
         batch=job.batch_size,
         images=accuracy.images,
         ta=accuracy.ta,

@@ -97,7 +97,7 @@ class Trainer:
         self.exchange = GradientExchange(workers, self.model, settings, job.seed)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generator = torch.Generator(device)
-        self.roles = assign_roles(job.concurrent, workers.size)
+        self.roles = assign_roles(job, workers.size)
         self.role, self.batches = self.roles[workers.rank], len(trained_by(self.roles)["clean"])
         self.adversary = Adversary(job, self.model, self.roles, workers, device, self.attack)
         batch_norm = BatchNormStatistics(self.model, workers, trained_by(self.roles))
@@ -129,12 +129,11 @@ class Trainer:
         statistics = self.state.batch_norm.local()
         # Block 1, on every worker i
         x_adv = self.adversary.take(now)  # step 2: (A1), with ConAdv tau iterations ago
-        self.exchange.begin(self.state.epoch, self.state.step)
         self.adversary.begin(ahead)  # ConAdv: step 2 of iteration t + tau, beside this one
         cost, correct = self.local_gradient(now, x_adv)  # step 3: (A2)
         self.adversary.finish()
         # Block 2, of which the exchange has done what it could beside block 1
-        images = len(now.images[self.role.clean].x) if self.role.clean is not None else 0
+        images = sum(len(now.images[number].x) for number in self.role.clean)
         flags = [float(self.stop.wanted), float(self._save_is_due())]
         riders = torch.tensor([cost, float(images), correct, *flags], device=self.device)
         self.exchange.finish(riders)  # steps 4 to 7: (A3)
@@ -165,6 +164,8 @@ class Trainer:
         settings = self.job.attack
         seed = derive(self.job.seed, "attack", self.state.epoch, step, number)
         phi = partial(clean_loss, y=images.y)
+        if number in self.role.trains:
+            self.state.batch_norm.enter(self.role.trains.index(number))
         if self.job.objective.regulariser == "trades" and len(images.x):
             with attacked(self.model, settings.batch_norm), torch.no_grad():
                 phi = partial(divergence, clean_logits=self.model(images.x))
@@ -183,8 +184,8 @@ class Trainer:
             generator=self.generator.manual_seed(seed),
         )
 
-    def local_gradient(self, now: Batch, x_adv: Labelled | None) -> tuple[float, float]:
-        """Local gradient computation (A2), left in ``.grad``.
+    def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[float, float]:
+        """Local gradient computation (A2), left in ``.grad``, its exchange begun.
 
         Costs are summed over the samples and divided by the global batch: the sum over the
         workers is then the mean over all samples, whatever each worker's share.
@@ -193,26 +194,31 @@ class Trainer:
             This worker's part of the cost, and how many clean images it saw classified right.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        role = self.role
-        clean = now.images[role.clean] if role.clean is not None else None
-        parts = [
-            images if images is not None and len(images.x) else None
-            for images in (clean, x_adv if role.adversarial is not None else None)
+        role, objective, total, correct = self.role, self.job.objective, 0.0, 0.0
+        batches = [
+            (number, now.images.get(number) if number in role.clean else None, x_adv.get(number))
+            for number in role.trains
         ]
-        if parts == [None, None]:
+        batches = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
+        for place, (number, *parts) in enumerate(batches, start=1):
+            self.state.batch_norm.enter(role.trains.index(number))
+            cost = local_cost(
+                self.model,
+                *parts,
+                weights=self.job.weights_of_cost,
+                phi=objective.regulariser,
+                label_smoothing=objective.label_smoothing,
+            )
+            loss = cost.total / now.global_size
+            if place == len(batches):
+                # From here on gradients are whole when they come.
+                self.exchange.begin(self.state.epoch, self.state.step)
+            loss.backward()
+            total, correct = total + loss.item(), correct + cost.correct.item()
+        if not batches:
+            self.exchange.begin(self.state.epoch, self.state.step)
             self.exchange.contribute_nothing()
-            return 0.0, 0.0
-        objective = self.job.objective
-        cost = local_cost(
-            self.model,
-            *parts,
-            weights=self.job.weights_of_cost,
-            phi=objective.regulariser,
-            label_smoothing=objective.label_smoothing,
-        )
-        loss = cost.total / now.global_size
-        loss.backward()
-        return loss.item(), cost.correct.item()
+        return total, correct
 
     def run(self) -> Accuracy:
         """Train to the last epoch, evaluating where the job asks for it and at the end.
@@ -418,7 +424,7 @@ class Trainer:
         mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
         medians, longest, hosts = zip(*self.workers.gather(mine, "step times"), strict=True)
         # Compared with those that do the same: an attack worker has less to do.
-        works = [(role.clean is None, role.adversarial is None, len(role.attacked)) for role in self.roles]
+        works = [(len(role.clean), len(role.adversarial), len(role.attacked)) for role in self.roles]
         usual = [
             median(m for m, other in zip(medians, works, strict=True) if other == work) for work in works
         ]

@@ -11,6 +11,10 @@ from hpcdat.job_file import JobError, read_job
 from tests.conftest import DEMO
 
 
+def assign(settings, size):
+    return assign_roles(read_job(DEMO).model_copy(update={"concurrent": settings}), size)
+
+
 @given(
     st.integers(1, 60),
     st.sampled_from(["beside", "workers"]),
@@ -20,19 +24,19 @@ from tests.conftest import DEMO
 def test_every_half_and_every_attack_has_one_worker(size, place, halves, update_workers):
     settings = Concurrent(place=place, halves=halves, update_workers=update_workers)
     try:
-        roles = assign_roles(settings, size)
+        roles = assign(settings, size)
     except InputError as error:
         assert "take a multiple of" in str(error)
         return
     assert len(roles) == size
     batches = list(range(len(trained_by(roles)["clean"])))
-    assert [role.clean for role in roles if role.clean is not None] == batches
-    assert [role.adversarial for role in roles if role.adversarial is not None] == batches
+    assert [number for role in roles for number in role.clean] == batches
+    assert [number for role in roles for number in role.adversarial] == batches
     assert sorted(number for role in roles for number in role.attacked) == batches
-    attackers = [role for role in roles if role.clean is role.adversarial is None]
+    attackers = [role for role in roles if role.trains == ()]
     assert bool(attackers) == (place == "workers")
     # Rows for the workers are sent in the order of ranks.
-    takers = {role.adversarial: rank for rank, role in enumerate(roles)}
+    takers = {number: rank for rank, role in enumerate(roles) for number in role.adversarial}
     assert all(
         [takers[n] for n in role.attacked] == sorted(takers[n] for n in role.attacked) for role in roles
     )
@@ -40,13 +44,16 @@ def test_every_half_and_every_attack_has_one_worker(size, place, halves, update_
 
 def test_an_attack_worker_has_as_many_update_workers_as_fit():
     def attacked(size):
-        return [
-            len(role.attacked) for role in assign_roles(Concurrent(place="workers"), size) if role.attacked
-        ]
+        return [len(role.attacked) for role in assign(Concurrent(place="workers"), size) if role.attacked]
 
     assert attacked(2) == [1] and attacked(3) == [2] and attacked(8) == [3, 3] and attacked(6) == [2, 2]
-    split = assign_roles(Concurrent(place="workers", halves="apart"), 3)
-    assert split == [Role(0, None, ()), Role(None, 0, ()), Role(None, None, (0,))]
+    split = assign(Concurrent(place="workers", halves="apart"), 3)
+    assert split == [Role((0,), (), ()), Role((), (0,), ()), Role((), (), (0,))]
+
+
+def test_a_worker_stands_for_its_virtual_ones():
+    job = read_job(DEMO, ["virtual_workers=3"])
+    assert assign_roles(job, 2) == [Role(*[(0, 1, 2)] * 3), Role(*[(3, 4, 5)] * 3)]
 
 
 CONADV = ["method=conadv"]
@@ -64,6 +71,7 @@ CONADV = ["method=conadv"]
         ([*CONADV, "concurrent.delay=0", "concurrent.place=workers"], "concurrent.place"),
         ([*CONADV, "concurrent.update_workers=2"], "concurrent.update_workers"),
         (["optimizer.name=lars"], "optimizer.name"),
+        ([*CONADV, "concurrent.place=workers", "virtual_workers=2"], "virtual_workers"),
     ],
 )
 def test_what_does_not_go_together_is_told(settings, told):

@@ -22,13 +22,14 @@ class BatchNormStatistics:
     """The running statistics of a model's batch norm, in which the workers may differ.
 
     In training each worker keeps statistics of its own images. Averaged, every worker evaluates
-    the same function; gathered, a run can go on where it was stopped.
+    the same function; gathered, a run can go on where it was stopped. A worker that stands for several
+    virtual ones has a set for each, of which one is in the model.
 
     Args:
         model: holds the layers.
         workers: who has it.
-        trained_by: ranks of the workers that learn the statistics of a branch of split batch norm, by
-            branch; a model without has ``clean`` alone.
+        trained_by: of every batch the rank of the worker that learns statistics by it, by branch of split
+            batch norm; a model without has ``clean`` alone.
     """
 
     def __init__(
@@ -42,13 +43,17 @@ class BatchNormStatistics:
         ]
         self.statistics = [t for module, _ in layers for t in (module.running_mean, module.running_var)]
         self.counts = [module.num_batches_tracked for module, _ in layers]
-        self._trainers = [len(ranks) for _, ranks in layers for _ in range(2)]
-        self._foreign = [
-            t
-            for module, ranks in layers
-            if workers.rank not in ranks
-            for t in (module.running_mean, module.running_var)
-        ]
+        self._trainers = [max(len(ranks), 1) for _, ranks in layers for _ in range(2)]
+        self._trained_here = [workers.rank in ranks for _, ranks in layers for _ in range(2)]
+        mine = max(1, *(list(ranks).count(workers.rank) for ranks in trained_by.values()))
+        self._place, self._sets = 0, [self._copy() for _ in range(mine)]
+
+    def enter(self, place: int) -> None:
+        """Have the model hold the statistics of this worker's virtual worker number ``place``."""
+        if place != self._place:
+            self._sets[self._place] = self._copy()
+            self._load(self._sets[place])
+            self._place = place
 
     @torch.no_grad()
     def average(self) -> None:
@@ -56,45 +61,66 @@ class BatchNormStatistics:
 
         A worker may have had no image in the last, short batch of an epoch, so counts can differ.
         """
-        if self.statistics:
-            for statistic in self._foreign:
-                statistic.zero_()
-            self.workers.sum(self.statistics, "batch-norm statistics")
-            torch._foreach_div_(self.statistics, self._trainers)
-            largest = self.workers.max(torch.stack(self.counts), "batch-norm counts")
-            torch._foreach_copy_(self.counts, list(largest.unbind()))
+        if not self.statistics:
+            return
+        sets = self.local()
+        n = len(self.statistics)
+        for statistic, here, *own in zip(
+            self.statistics, self._trained_here, *(kept[:n] for kept in sets), strict=True
+        ):
+            statistic.copy_(sum(own[1:], own[0]) if here else torch.zeros_like(statistic))
+        self.workers.sum(self.statistics, "batch-norm statistics")
+        torch._foreach_div_(self.statistics, self._trainers)
+        largest = torch.stack([torch.stack(kept[n:]) for kept in sets]).amax(0)
+        largest = self.workers.max(largest, "batch-norm counts")
+        torch._foreach_copy_(self.counts, list(largest.unbind()))
+        self._sets = [self._copy() for _ in sets]
 
-    def local(self) -> list[Tensor]:
-        """A copy of this worker's own."""
-        return [t.clone() for t in (*self.statistics, *self.counts)]
+    def local(self) -> list[list[Tensor]]:
+        """A copy of this worker's own, set by set."""
+        self._sets[self._place] = self._copy()
+        return [[t.clone() for t in kept] for kept in self._sets]
 
-    @torch.no_grad()
-    def restore(self, local: list[Tensor]) -> None:
+    def restore(self, local: list[list[Tensor]]) -> None:
         """Take back a copy made by :meth:`local`."""
-        if local:
-            torch._foreach_copy_([*self.statistics, *self.counts], local)
+        self._sets = [[t.clone() for t in kept] for kept in local]
+        self._load(self._sets[self._place])
 
     def gather(self) -> tuple[Tensor, Tensor]:
-        """Every worker's, on all of them: statistics (M, n) float32 and counts (M, layers) int64."""
+        """Every worker's, on all of them: statistics (M, n) float32 and counts (M, m) int64."""
         if not self.statistics:
             return torch.empty(self.workers.size, 0), torch.empty(self.workers.size, 0, dtype=torch.int64)
-        rows = []
-        for own in (torch.cat(self.statistics), torch.stack(self.counts)):
+        sets, n, rows = self.local(), len(self.statistics), []
+        for own in (
+            torch.cat([t for kept in sets for t in kept[:n]]),
+            torch.stack([t for kept in sets for t in kept[n:]]),
+        ):
             table = torch.zeros(self.workers.size, len(own), dtype=own.dtype)
             table[self.workers.rank] = own.cpu()
             self.workers.sum([table], f"rows of {own.dtype}")
             rows.append(table)
         return rows[0], rows[1]
 
-    @torch.no_grad()
     def scatter(self, gathered: tuple[Tensor, Tensor]) -> None:
         """Take back this worker's rows of what :meth:`gather` gave."""
-        statistics, counts = (table[self.workers.rank] for table in gathered)
+        statistics, counts = (table[self.workers.rank].chunk(len(self._sets)) for table in gathered)
         lengths = [len(t) for t in self.statistics]
-        for own, saved in zip(self.statistics, statistics.split(lengths), strict=True):
-            own.copy_(saved)
-        for own, saved in zip(self.counts, counts, strict=True):
-            own.copy_(saved)
+        self.restore(
+            [
+                [*numbers.split(lengths), *count.unbind()]
+                for numbers, count in zip(statistics, counts, strict=True)
+            ]
+            if self.statistics
+            else self._sets
+        )
+
+    def _copy(self) -> list[Tensor]:
+        return [t.clone() for t in (*self.statistics, *self.counts)]
+
+    @torch.no_grad()
+    def _load(self, kept: list[Tensor]) -> None:
+        if kept:
+            torch._foreach_copy_([*self.statistics, *self.counts], kept)
 
 
 def check_equal(workers: Workers, model: nn.Module, *, except_batch_norm: bool = False) -> None:

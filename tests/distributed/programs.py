@@ -120,8 +120,8 @@ def agreement(workers):
     batch_norm.restore(local)
     return {
         "found": found,
-        "own": all(torch.equal(a, b) for a, b in zip(local, scattered, strict=True))
-        and all(torch.equal(a, b) for a, b in zip(local, batch_norm.local(), strict=True))
+        "own": all(torch.equal(a, b) for a, b in zip(*local, *scattered, strict=True))
+        and all(torch.equal(a, b) for a, b in zip(*local, *batch_norm.local(), strict=True))
         and norm.running_mean[0].item() == workers.rank,
         "statistics": averaged,
     }
@@ -384,6 +384,17 @@ def collapse(workers, root, run_dir, *settings):
         "overfitting": [line["epoch"] for line in folder.metrics("overfitting")],
         "kept": [checkpoint.epoch, bool(checkpoint.model["1.classifier.weight"].any())],
     }
+
+
+def train_virtually(workers, virtual, root, run_dir, *settings):
+    """Train the demo's net, batch norm and random starts and all, in float64; its weights and statistics."""
+    torch.set_default_dtype(torch.float64)
+    always = [f"virtual_workers={virtual}", f"data.root={root}", f"run_dir={run_dir}", "batch_size=75"]
+    always += ["epochs=2", "attack.steps=2", "evaluation.steps=1", "evaluation.every=0"]
+    job = read_job(DEMO, [*always, *settings])
+    result = train(job, workers, StopRequest())
+    state = RunFolder(job.run_dir).newest_checkpoint().model
+    return {"state": torch.cat([t.flatten().double() for t in state.values()]).tolist(), "ta": result.ta}
 
 
 def train_concurrently(workers, root, run_dir, stop_after, *settings):

@@ -109,6 +109,25 @@ def test_m_workers_equal_one_with_m_times_the_batch(tmp_path, digits, one_worker
     assert np.ptp(answers[0]["weights"]) > 0.1
 
 
+@pytest.mark.parametrize("settings", [[], ["method=conadv", "optimizer.lr=2"]], ids=["dat-pgd", "conadv"])
+def test_virtual_workers_compute_what_real_ones_do(tmp_path, digits, settings):
+    """Four workers, two of two, and one of four: weights and running statistics to 1e-6 after ten steps."""
+    if settings:
+        settings = [*settings, "attack.steps=1"]
+    states = {}
+    for size, virtual in ((4, 1), (2, 2), (1, 4)):
+        folder = tmp_path / str(size)
+        answers = run_program(
+            "train_virtually", "MPI", size, folder, virtual, digits, folder / "run", *settings
+        )
+        assert all(answer == answers[0] for answer in answers)
+        states[size] = answers[0]
+    for size in (2, 1):
+        np.testing.assert_allclose(states[size]["state"], states[4]["state"], rtol=1e-6, atol=1e-6)
+        assert states[size]["ta"] == states[4]["ta"]
+    assert np.ptp(states[1]["state"]) > 0.1
+
+
 @pytest.fixture(scope="module")
 def serial_counts(tmp_path_factory, digits):
     return run_program(

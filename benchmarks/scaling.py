@@ -9,7 +9,7 @@ ones, three seeds each, at the same number of epochs: so with M times fewer upda
 - figure A1: Fast AT with the cyclic rate.
 
 Ratios, points of mean RA (and TA) at the largest batch: ``lalr_minus_without_ra``, ``lalr_minus_lsgd_ra``
-and the same for ``ta``: whether LALR recovers what large batches lose. ``lost_without_lalr_ra`` is what they lose.
+and the same for ``ta``: whether LALR recovers what large batches lose, which is ``lost_without_lalr_ra``.
 """
 
 from __future__ import annotations

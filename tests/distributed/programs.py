@@ -421,7 +421,7 @@ def train_concurrently(workers, root, run_dir, stop_after, *settings):
 CONCURRENTLY = [
     *("method=conadv", "epochs=2", "batch_size=30", "data.train_images=130", "data.test_images=20"),
     *("optimizer.lr=8", "optimizer.momentum=0.5", "evaluation.every=0", "evaluation.steps=1"),
-    *("schedule.decay_epochs=[1]", "attack.eps=0.1"),
+    *("schedule.decay_epochs=[1]", "attack.eps=0.1", "attack.steps=1"),
 ]
 """Five steps an epoch with one batch of 30 in each, the last of 10 images; three with two."""
 
@@ -476,7 +476,8 @@ def simulate_concurrently(workers, root, batches, delay, *settings):
                 gradients.append(torch.autograd.grad(loss, list(model.parameters())))
                 statistics[number] = [t.clone() for m in layers for t in m.buffers()]
             for p, *parts in zip(model.parameters(), *gradients, strict=True):
-                p.grad = sum(parts[1:], parts[0])
+                # Laid out as its weight is: a norm adds in the order of memory.
+                p.grad = torch.empty_like(p).copy_(sum(parts[1:], parts[0]))
             for group in optimizer.param_groups:
                 group["lr"] = 8.0 if epoch == 0 else 0.8
             optimizer.step()

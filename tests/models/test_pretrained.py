@@ -11,7 +11,7 @@ from hpcdat.models.split_batch_norm import split_batch_norm
 
 
 def make(classes=10, name="preact-resnet18", width=0.1, seed=0, split=False):
-    size = {"channels": 3, "num_classes": classes, "mean": [0.1 * seed] * 3, "std": [1.0] * 3}
+    size = {"channels": 3, "num_classes": classes, "mean": [0.1 * seed] * 3, "std": [1.0 + seed] * 3}
     model = build_model(name, seed=seed, width=width, **size)
     if split:
         split_batch_norm(model)

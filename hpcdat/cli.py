@@ -516,7 +516,8 @@ def _as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T 
     try:
         team = start_workers(
             job.stall_timeout if job else STALL_TIMEOUT,
-            divisible=job is not None and job.exchange.protocol == "hierarchical",
+            divisible=job is not None
+            and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
         )
     except HpcdatError as error:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)

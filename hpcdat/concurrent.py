@@ -58,15 +58,25 @@ class Role:
 
 
 def assign_roles(job: Job, size: int) -> list[Role]:
-    """The role of every worker, in the order of ranks; those of a cell are neighbours.
+    """The role of every worker, in the order of ranks; those of a cell or team are neighbours.
 
     Args:
-        job: its ``concurrent`` section and ``virtual_workers``.
+        job: its ``concurrent`` section and ``virtual_workers``; workers of a team, who share the noisy copies
+            of their batches (``smoothing.workers``), have the same role.
         size: number of workers M.
 
     Raises:
-        InputError: so many workers cannot be divided into such cells.
+        InputError: so many workers cannot be divided into such cells or teams.
     """
+    sharing = job.smoothing.workers
+    if size % sharing:
+        raise InputError(
+            f"smoothing.workers: {size} workers cannot be divided into teams of {sharing}", everywhere=True
+        )
+    return [role for role in _roles_of_cells(job, size // sharing) for _ in range(sharing)]
+
+
+def _roles_of_cells(job: Job, size: int) -> list[Role]:
     settings, k = job.concurrent, job.virtual_workers
     if k > 1:
         own = [tuple(range(rank * k, (rank + 1) * k)) for rank in range(size)]
@@ -103,6 +113,15 @@ def trained_by(roles: Sequence[Role]) -> dict[Branch, list[int]]:
         "clean": [rank for rank, role in enumerate(roles) for _ in role.clean],
         "adversarial": [rank for rank, role in enumerate(roles) for _ in role.adversarial],
     }
+
+
+def first_workers(roles: Sequence[Role]) -> list[int]:
+    """Of every batch the rank of the first worker that has its clean half, batch by batch."""
+    first: dict[int, int] = {}
+    for rank, role in enumerate(roles):
+        for number in role.clean:
+            first.setdefault(number, rank)
+    return list(first.values())
 
 
 class Batch(NamedTuple):

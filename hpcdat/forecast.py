@@ -19,7 +19,7 @@ from torch import nn
 from hpcdat.attacks import inner_maximisation
 from hpcdat.cluster.box import links_here
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import Role, assign_roles, trained_by
+from hpcdat.concurrent import Role, assign_roles, first_workers
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.environment import device_name
@@ -375,7 +375,8 @@ def forecast(
 ) -> Forecast:
     """Predict a job on p x q workers.
 
-    Not in it: reading images, waiting for slower workers, evaluation.
+    Not in it: reading images, waiting for slower workers, evaluation, and what workers that share noisy
+    copies send each other while attacking.
 
     Args:
         job: resolved; with ``exchange.protocol: auto`` the exchange is chosen here.
@@ -391,7 +392,7 @@ def forecast(
     named = gradients_of(model)
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
     roles = assign_roles(job, workers)
-    batches = len(trained_by(roles)["clean"])
+    batches = len(first_workers(roles))
     steps = math.ceil(images / (job.labelled_batch * batches))
     exchange = job.exchange
     if exchange.protocol == "auto" and workers > 1:
@@ -411,13 +412,13 @@ def forecast(
         spent *= correction(flat)
         buckets = make_buckets(named, flat, coding=not plan.is_exact)
         sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
-    share = images / steps / batches * job.batch_size / job.labelled_batch
+    share = job.passes * images / steps / batches * job.batch_size / job.labelled_batch
     hidden = BACKWARD * computing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += computing.attack * share
     # Of the last bucket nothing is hidden.
     waited = max(spent - hidden, spent / max(len(buckets), 1))
     total = steps * (computing.step(share, set(roles)) + waited)
-    per_image = computing.attack + computing.gradient
+    per_image = job.copies * (computing.attack + computing.gradient)
     alone = images * per_image + math.ceil(images / job.batch_size) * computing.update
     return Forecast(nodes, per_node, steps, exchange, spent, steps * spent, total, alone / total, sent)

@@ -192,6 +192,18 @@ class Objective(Settings):
     its eq. (2)"""
 
 
+class Smoothing(Settings):
+    """Smooth-AT, adversarial training of a smoothed classifier: Salman et al. 2019, DAT's Table 2."""
+
+    sigma: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """standard deviation of the Gaussian noise, [0, 1] units; 0: none, every image passes once"""
+    copies: int = Field(2, ge=1)
+    """N: noisy copies of an image, which share its perturbation"""
+    workers: int = Field(1, ge=1)
+    """workers that share a batch, each with as many of its copies as the others: a step then takes the
+    images of only one in so many workers"""
+
+
 class Concurrent(Settings):
     """When and where adversarial examples are made: ConAdv, Sec. 3.3 and Algorithm 1."""
 
@@ -360,6 +372,7 @@ class Job(Settings):
     model: Model = Model()
     attack: Attack = Attack()
     objective: Objective = Objective()
+    smoothing: Smoothing = Smoothing()
     concurrent: Concurrent = Concurrent()
     optimizer: Optimizer
     schedule: Schedule = Schedule()
@@ -402,6 +415,7 @@ class Job(Settings):
         if self.early_stopping.held_out and not self.early_stopping.patience:
             raise _refusal("early_stopping.patience", "a number, if training images are held out to judge by")
         self._check_data()
+        self._check_smoothing()
         self._check_concurrent()
         self._check_exchange()
         self._check_schedule()
@@ -432,6 +446,23 @@ class Job(Settings):
             )
         if data.download and data.source not in ("cifar10", "cifar100"):
             raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
+
+    def _check_smoothing(self) -> None:
+        method, smoothing = METHODS[self.method], self.smoothing
+        if not smoothing.sigma:
+            if smoothing != Smoothing():
+                raise _refusal("smoothing.sigma", "more than 0, if images are to pass as noisy copies")
+            return
+        if method.oracle == "none" or method.split:
+            raise _refusal("smoothing", f"nothing: Smooth-AT is no variant of method {self.method}")
+        if self.objective.lambda_:
+            raise _refusal("objective.lambda", "0: Smooth-AT has no clean loss")
+        if self.objective.regulariser != "loss":
+            raise _refusal("objective.regulariser", "loss: Smooth-AT is not defined with another")
+        if smoothing.copies % smoothing.workers:
+            raise _refusal(
+                "smoothing.workers", f"a number that divides smoothing.copies = {smoothing.copies} evenly"
+            )
 
     def _check_concurrent(self) -> None:
         method, concurrent = METHODS[self.method], self.concurrent
@@ -524,6 +555,16 @@ class Job(Settings):
     @property
     def _beta(self) -> float | None:
         return _or(self.objective.beta, 6.0) if self.objective.regulariser == "trades" else None
+
+    @property
+    def copies(self) -> int:
+        """N: times that an image passes the network in a step, as noisy copies; 1 without smoothing."""
+        return self.smoothing.copies if self.smoothing.sigma else 1
+
+    @property
+    def passes(self) -> int:
+        """Of these, those of one worker."""
+        return self.copies // self.smoothing.workers
 
     @property
     def weights_of_cost(self) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import torch
 
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import assign_roles, trained_by
+from hpcdat.concurrent import assign_roles, first_workers
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
 from hpcdat.data.unlabelled import joined, read_pseudo_labelled
@@ -252,12 +252,13 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
     # An epoch that was broken off and gone on with has no time of its own.
     whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
+    roles = assign_roles(job, len(team["workers"]))
     return Result(
         method=job.method,
         seed=job.seed,
         p=team["nodes"],
         q=len(team["workers"]) // team["nodes"],
-        batches=len(trained_by(assign_roles(job, len(team["workers"])))["clean"]),
+        batches=len(first_workers(roles)),
         batch=job.batch_size,
         images=accuracy.images,
         ta=accuracy.ta,

@@ -19,7 +19,7 @@ from hpcdat.checkpoint import EpochTotals
 from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import Adversary, Batch, assign_roles, trained_by
+from hpcdat.concurrent import Adversary, Batch, assign_roles, first_workers, trained_by
 from hpcdat.data import open_loader
 from hpcdat.data.batches import Share, training_shares, with_unlabelled
 from hpcdat.data.images import Images
@@ -38,6 +38,7 @@ from hpcdat.optim.schedule import learning_rate
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.seeds import derive
+from hpcdat.smoothing import share_copies
 from hpcdat.training_state import TrainingState
 
 SLOW_WORKER = 1.25
@@ -98,7 +99,11 @@ class Trainer:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generator = torch.Generator(device)
         self.roles = assign_roles(job, workers.size)
-        self.role, self.batches = self.roles[workers.rank], len(trained_by(self.roles)["clean"])
+        # Of workers that share a batch the first one counts its images.
+        first = first_workers(self.roles)
+        self.role, self.batches = self.roles[workers.rank], len(first)
+        self.counts_images = workers.rank in first
+        self.copies = share_copies(job, workers)
         self.adversary = Adversary(job, self.model, self.roles, workers, device, self.attack)
         batch_norm = BatchNormStatistics(self.model, workers, trained_by(self.roles))
         self.loader = open_loader(train, job.data, training=True, batch_size=job.batch_size, device=device)
@@ -133,7 +138,8 @@ class Trainer:
         cost, correct = self.local_gradient(now, x_adv)  # step 3: (A2)
         self.adversary.finish()
         # Block 2, of which the exchange has done what it could beside block 1
-        images = sum(len(now.images[number].x) for number in self.role.clean)
+        counted = self.role.clean if self.counts_images else ()
+        images = sum(len(now.images[number].x) for number in counted)
         flags = [float(self.stop.wanted), float(self._save_is_due())]
         riders = torch.tensor([cost, float(images), correct, *flags], device=self.device)
         self.exchange.finish(riders)  # steps 4 to 7: (A3)
@@ -163,14 +169,16 @@ class Trainer:
             return images.x
         settings = self.job.attack
         seed = derive(self.job.seed, "attack", self.state.epoch, step, number)
-        phi = partial(clean_loss, y=images.y)
+        model, phi = self.model, partial(clean_loss, y=images.y)
         if number in self.role.trains:
             self.state.batch_norm.enter(self.role.trains.index(number))
         if self.job.objective.regulariser == "trades" and len(images.x):
             with attacked(self.model, settings.batch_norm), torch.no_grad():
                 phi = partial(divergence, clean_logits=self.model(images.x))
+        if self.copies:
+            model, phi = self.copies.smoothed(model, images, self.state.epoch, step, number)
         return inner_maximisation(
-            self.model,
+            model,
             phi,
             images.x,
             eps=settings.eps,
@@ -202,6 +210,8 @@ class Trainer:
         batches = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
         for place, (number, *parts) in enumerate(batches, start=1):
             self.state.batch_norm.enter(role.trains.index(number))
+            if self.copies:
+                parts = None, self.copies.noisy(x_adv[number], self.state.epoch, now.step, number)
             cost = local_cost(
                 self.model,
                 *parts,
@@ -209,7 +219,7 @@ class Trainer:
                 phi=objective.regulariser,
                 label_smoothing=objective.label_smoothing,
             )
-            loss = cost.total / now.global_size
+            loss = cost.total / (now.global_size * self.job.copies)
             if place == len(batches):
                 # From here on gradients are whole when they come.
                 self.exchange.begin(self.state.epoch, self.state.step)
@@ -310,7 +320,7 @@ class Trainer:
 
     def _shares(self) -> list[list[Share]]:
         """The epoch's shares of the batches that this worker reads, or of one that it only counts."""
-        homes = [self.workers.node_of[rank] for rank in trained_by(self.roles)["clean"]]
+        homes = [self.workers.node_of[rank] for rank in first_workers(self.roles)]
         job, unlabelled = self.job, self.train_images.unlabelled
         labelled, when = len(self.train_images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
         groups = homes if job.data.split == "nodes" else [0] * self.batches

@@ -538,7 +538,8 @@ DIVIDED = ("collectives", "nodes_of_two", "teams_that_end_apart")
 
 def main():
     name, folder, *arguments = sys.argv[1:]
-    workers = start_workers(60, divisible=name in DIVIDED)
+    teams = any(argument.startswith("smoothing.workers=") for argument in arguments)
+    workers = start_workers(60, divisible=teams or name in DIVIDED)
     answer = globals()[name](workers, *arguments)
     Path(folder, f"{name}.{workers.rank}.json").write_text(json.dumps(answer))
     workers.close()

@@ -1,0 +1,120 @@
+"""Smooth-AT: adversarial training of a classifier that is to be smoothed (Salman et al. 2019; DAT, Table 2).
+
+Each image passes the network as N noisy copies x + delta + eta_i, eta_i ~ N(0, sigma^2 I), that share one
+perturbation. Inner maximisation raises the loss of the smoothed classifier, -log of the copies' mean
+probability of y (SmoothAdv, Salman et al., Sec. 2.2); the cost is the mean of the copies' losses, as in
+their code, with the same noise. DAT states neither. Noisy copies are not clipped.
+
+The copies can be spread over the workers of a team, which share a batch: N = 20 on ten workers costs each
+what N = 2 costs one. In each attack step they exchange a number an image, and add the gradients that their
+copies have with respect to it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hpcdat.attacks import Regulariser
+from hpcdat.cluster.workers import Workers
+from hpcdat.job import Job, Smoothing
+from hpcdat.objectives import Labelled, clean_loss
+from hpcdat.seeds import derive
+
+
+def share_copies(job: Job, workers: Workers) -> NoisyCopies | None:
+    """What this worker holds of the noisy copies of its batches, if the job has them; all call this together.
+
+    Args:
+        job: resolved.
+        workers: who trains; ``job.smoothing.workers`` neighbours are a team.
+    """
+    if not job.smoothing.sigma:
+        return None
+    sharing = job.smoothing.workers
+    alone = sharing == 1
+    team = Workers() if alone else workers.divided([rank // sharing for rank in range(workers.size)])
+    return NoisyCopies(job.smoothing, job.seed, team)
+
+
+class NoisyCopies:
+    """The copies of every image that this worker holds.
+
+    Args:
+        settings: the job's ``smoothing`` section.
+        seed: the job's; noise is a function of it, the place in training and the number of the copy.
+        team: the workers of this batch; the copies are theirs in the order of ranks.
+    """
+
+    def __init__(self, settings: Smoothing, seed: int, team: Workers) -> None:
+        self.settings, self.seed, self.team = settings, seed, team
+        own = settings.copies // team.size
+        self.numbers = range(team.rank * own, (team.rank + 1) * own)
+
+    def smoothed(
+        self, model: nn.Module, images: Labelled, epoch: int, step: int, batch: int
+    ) -> tuple[nn.Module, Regulariser]:
+        """What the oracle attacks in place of a network and its loss; the team calls this together.
+
+        Args:
+            model: from images (n, C, H, W) to logits (n, classes).
+            images: a batch, as it is.
+            epoch, step, batch: its place in training.
+
+        Returns:
+            A network from the batch, however perturbed, to the logits of this worker's copies,
+            (n, k, classes), and phi: -log of the mean probability of y over all N copies, (n,).
+            The gradient of phi with respect to the batch is that of all copies, on every worker.
+        """
+        noise = self.noise(images.x, epoch, step, batch)
+        return _Copied(model, noise, self.team), lambda logits: self._soft_loss(logits, images.y)
+
+    def noisy(self, images: Labelled, epoch: int, step: int, batch: int) -> Labelled:
+        """This worker's copies of a batch, (n * k, C, H, W), those of an image together, with its label."""
+        noise = self.noise(images.x, epoch, step, batch)
+        copies = (images.x[:, None] + noise).flatten(0, 1)
+        return Labelled(copies, images.y.repeat_interleave(len(self.numbers)))
+
+    def noise(self, x: Tensor, epoch: int, step: int, batch: int) -> Tensor:
+        """Eta of this worker's copies: (n, k, C, H, W), of x's dtype."""
+        generator = torch.Generator(x.device)
+        like = {"generator": generator, "dtype": x.dtype, "device": x.device}
+        noise = x.new_empty(len(x), len(self.numbers), *x.shape[1:])
+        for place, number in enumerate(self.numbers):
+            generator.manual_seed(derive(self.seed, "noise", epoch, step, batch, number))
+            noise[:, place] = torch.randn(x.shape, **like)
+        return noise.mul_(self.settings.sigma)
+
+    def _soft_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """-log of the mean probability of y over the team's copies, (n,), with this worker's gradient.
+
+        d/dz -log(sum_i p_i) = -sum_i (p_i / sum_j p_j) d log p_i / dz: of the other workers' copies
+        only the sum is needed. As logarithms, since probabilities may be too small for a float.
+        """
+        copies = logits.shape[1]
+        losses = clean_loss(logits.flatten(0, 1), y.repeat_interleave(copies))
+        own = (-losses).view(-1, copies).logsumexp(1)
+        total = self.team.start_allgather(own.detach(), "probabilities of noisy copies").wait().logsumexp(0)
+        share = (own.detach() - total).exp()
+        return math.log(self.settings.copies) - total - share * (own - own.detach())
+
+
+class _Copied(nn.Module):
+    """From images to the logits of their noisy copies, (n, k, classes)."""
+
+    def __init__(self, model: nn.Module, noise: Tensor, team: Workers) -> None:
+        super().__init__()
+        self.model, self.noise, self.team = model, noise, team
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = x.view_as(x)
+        if shared.requires_grad:
+            shared.register_hook(self._sum)
+        copies = shared[:, None] + self.noise
+        return self.model(copies.flatten(0, 1)).unflatten(0, copies.shape[:2])
+
+    def _sum(self, gradient: Tensor) -> Tensor:
+        """Of the team's gradients, on its way back to the batch that its copies share."""
+        return self.team.start_sum([gradient.clone()], "input gradients of noisy copies").wait()[0]

@@ -15,6 +15,7 @@ setup(
         "torchvision>=0.26,<0.27",
         "numpy>=2.0",
         "scikit-learn>=1.5",
+        "scipy>=1.14",
         "pillow>=10",
         "filelock>=3.13,<5",
         "pydantic>=2.8,<3",

@@ -46,6 +46,7 @@ app = typer.Typer(
     mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
     hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
     hpcdat pseudo-label runs/demo DIR X.npz labels images that have none
+    hpcdat certify runs/demo                certifies its smoothed classifiers, image by image
     hpcdat report runs/demo runs/other      puts results side by side
     hpcdat doctor JOB.yaml                  looks at all nodes and links before a run, started like train
     hpcdat plan JOB.yaml --nodes 6,100      predicts C, T, bytes and speed-up
@@ -164,6 +165,44 @@ def pseudo_label(
     if counts is not None:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         print(f"{out}: {sum(counts.values())} images: {told}")
+
+
+@app.command()
+def certify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    settings: Settings = None,
+    set_: SetOption = None,
+    sigma: Annotated[
+        str | None, typer.Option(metavar="SIGMA,...", help="Standard deviations of the noise: 0.12,0.25.")
+    ] = None,
+    n0: Annotated[int | None, typer.Option(help="Samples that choose the class.")] = None,
+    n: Annotated[int | None, typer.Option(help="Samples that bound its probability.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Of a certificate's being wrong, at most.")] = None,
+    every: Annotated[int | None, typer.Option(metavar="K", help="Each K-th test image.")] = None,
+    workers: WorkersOption = 1,
+) -> None:
+    """Certify a run's latest checkpoint by randomised smoothing (Cohen et al. 2019).
+
+    The options stand for the job's `certification` settings. Every image that is done is kept: after a
+    stop or a failure the same command goes on, with any number of workers, to the same result. Table, plot
+    and data are written to RUN/certification.
+    """
+    named = {"sigma": f"[{sigma}]" if sigma else None, "n0": n0, "n": n, "alpha": alpha, "every": every}
+    given = [f"certification.{key}={value}" for key, value in named.items() if value is not None]
+    replaced = [*given, *(set_ or []), *(settings or [])]
+    resolved = _told_once(lambda: RunFolder(run).read_job(replaced))
+    if workers > 1:
+        _start_locally(workers)
+
+    def work(team: Workers, stop: StopRequest) -> str:
+        from hpcdat.certify import certify
+        from hpcdat.report.certified import certified_table, rows_beside
+
+        return certified_table(certify(run, replaced, team, stop), rows_beside(resolved))
+
+    table = _as_worker(work, resolved)
+    if table is not None:
+        print(f"{table}\n\nwritten to {RunFolder(run).certification_folder}")
 
 
 @app.command()

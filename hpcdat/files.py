@@ -38,3 +38,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 text file, atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to a UTF-8 text file; the text is on disk when this returns.
+
+    Raises:
+        OSError: it could not be written; names the file.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        raise

@@ -329,6 +329,24 @@ class Evaluation(Settings):
     """measure TA and RA every so many epochs as well; 0: only at the end"""
 
 
+class Certification(Settings):
+    """Certified robustness by randomised smoothing (`hpcdat certify`): Cohen et al. 2019."""
+
+    sigma: Annotated[list[Annotated[Finite, Field(gt=0)]], Field(min_length=1)] | None = None
+    """standard deviations of the Gaussian noise, [0, 1] units; left out: that of `smoothing`, without it
+    Table 2's 0.12 and 0.25"""
+    n0: int = Field(100, ge=1)
+    """noisy samples that choose the class"""
+    n: int = Field(100_000, ge=1)
+    """noisy samples that bound its probability"""
+    alpha: float = Field(0.001, gt=0, lt=1)
+    """probability with which the certificate of an image may be wrong"""
+    every: int = Field(1, ge=1)
+    """certify the first of so many test images; Cohen et al. take 20 on CIFAR-10 and 100 on ImageNet"""
+    batch_size: int = Field(1000, ge=1)
+    """noisy samples of an image at a time; random numbers depend on it, not on the number of workers"""
+
+
 class EarlyStopping(Settings):
     """The end of training before the last epoch, decided by all workers together."""
 
@@ -378,6 +396,7 @@ class Job(Settings):
     schedule: Schedule = Schedule()
     exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()
+    certification: Certification = Certification()
     early_stopping: EarlyStopping = EarlyStopping()
 
     @model_validator(mode="after")
@@ -596,6 +615,10 @@ class Job(Settings):
                 "step_size": _or(self.evaluation.step_size, 2.5 * eps / self.evaluation.steps),
             }
         )
+        trained_with = [self.smoothing.sigma] if self.smoothing.sigma else [0.12, 0.25]
+        certification = self.certification.model_copy(
+            update={"sigma": self.certification.sigma or trained_with}
+        )
         name = self.optimizer.name or method.optimizers[0]
         return self.model_copy(
             update={
@@ -603,6 +626,7 @@ class Job(Settings):
                 "objective": self.objective.model_copy(update={"beta": self._beta}),
                 "concurrent": self.concurrent.model_copy(update={"delay": self.delay}),
                 "evaluation": evaluation,
+                "certification": certification,
                 "optimizer": self.optimizer.model_copy(update={"name": name}),
             }
         )

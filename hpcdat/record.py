@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from hpcdat.checkpoint import Checkpoint, load_checkpoint
 from hpcdat.checkpoints import Checkpoints
 from hpcdat.errors import InputError
-from hpcdat.files import write_text
+from hpcdat.files import append_text, write_text
 from hpcdat.job import Job
 from hpcdat.job_file import JobError, read_job, write_job
 
@@ -76,6 +75,7 @@ class RunFolder:
         self.result_file = path / "result.json"
         self.table_file = path / "result.md"
         self.choice_file = path / "exchange.json"
+        self.certification_folder = path / "certification"
         self.slurm_folder = path / "slurm"
         self.checkpoints = Checkpoints(path / "checkpoints")
 
@@ -120,14 +120,7 @@ class RunFolder:
         Raises:
             OSError: it could not be written; names the file.
         """
-        try:
-            with self.metrics_file.open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = str(self.metrics_file)
-            raise
+        append_text(self.metrics_file, json.dumps(metrics) + "\n")
 
     def metrics_bytes(self) -> int:
         """Length of the metrics so far."""

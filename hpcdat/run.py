@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -138,6 +139,43 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopReq
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
+    trained = load_trained(folder, job, workers)
+    device, test_images = trained.device, trained.test_images
+    loader = open_loader(
+        test_images, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
+    )
+    progress = Progress(shown=workers.is_first)
+    evaluator = Evaluator(
+        loader, len(test_images), job.evaluation, job.attack.norm, job.seed, workers, progress, stop
+    )
+    with enough_memory(job, "evaluation.batch_size"):
+        accuracy = evaluator.measure(trained.model)
+    return _conclude(folder, job, accuracy, trained.epoch, workers, finished=False)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, and what it is measured with.
+
+    Attributes:
+        model: on the device, in evaluation mode.
+        epoch: epochs it was trained for.
+        test_images: of its job.
+        device: where this worker computes.
+    """
+
+    model: torch.nn.Module
+    epoch: int
+    test_images: Images
+    device: torch.device
+
+
+def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
+    """The network of a run's latest checkpoint, with early stopping of the best.
+
+    Raises:
+        InputError: there is no checkpoint, or the images are not those of the training.
+    """
     checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
@@ -147,19 +185,9 @@ def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopReq
             raise InputError(f"{job.data.root} holds other classes than those of the training")
         model = build_model_for(job, len(train_images.classes))
         model.load_state_dict(checkpoint.model)
-        return model.to(device)
+        return model.to(device).eval()
 
-    model = workers.together("build the model", build)
-    loader = open_loader(
-        test_images, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
-    )
-    progress = Progress(shown=workers.is_first)
-    evaluator = Evaluator(
-        loader, len(test_images), job.evaluation, job.attack.norm, job.seed, workers, progress, stop
-    )
-    with enough_memory(job, "evaluation.batch_size"):
-        accuracy = evaluator.measure(model)
-    return _conclude(folder, job, accuracy, checkpoint.epoch, workers, finished=False)
+    return Trained(workers.together("build the model", build), checkpoint.epoch, test_images, device)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from hpcdat.report.comparison import QUANTITIES, Comparison, Run
 
@@ -60,6 +62,33 @@ def plot_runs(runs: Sequence[Run]) -> str:
     accuracies.set_yticks([])
     for axes in figure.axes:
         axes.legend(fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def plot_certified(
+    ours: Mapping[str, NDArray[np.float64]], paper: Mapping[str, Mapping[float, float]]
+) -> str:
+    """Certified accuracy against radius.
+
+    Args:
+        ours: by label, the radii to which each image is certified rightly, ascending; below 0 for none.
+        paper: by label, accuracies in [0, 1] by radius.
+    """
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for label, radii in ours.items():
+        steps = np.unique(radii[radii >= 0])
+        # Up to each radius and with it, accuracy is that of the images whose own is no smaller.
+        heights = [100 * (radii >= step).mean() for step in steps]
+        axes.step([0.0, *steps, *steps[-1:]], [*heights[:1], *heights, 0.0], where="pre", label=label)
+    for label, accuracies in paper.items():
+        percent = [100 * accuracy for accuracy in accuracies.values()]
+        axes.plot(list(accuracies), percent, "o", color=PAPERS, markersize=4, label=label)
+    axes.set_xlabel("l2 radius, [0, 1] units", fontsize=9)
+    axes.set_ylabel("certified accuracy (%)", fontsize=9)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 100)
+    axes.legend(fontsize=8)
     return _svg(figure)
 
 

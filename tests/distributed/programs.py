@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
 from functools import partial
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import hpcdat.certify
 import hpcdat.models
 from hpcdat import run
 from hpcdat.attacks import inner_maximisation
@@ -23,6 +26,7 @@ from hpcdat.data import find_images, open_loader
 from hpcdat.data.batches import training_shares
 from hpcdat.errors import HpcdatError, InputError, Stopped
 from hpcdat.evaluation.accuracy import Evaluator
+from hpcdat.evaluation.certification import SmoothedClassifier
 from hpcdat.exchange.choice import settle
 from hpcdat.exchange.compression import QuantizedSum
 from hpcdat.exchange.plan import make_plan
@@ -360,6 +364,28 @@ def evaluate(workers, root, *settings):
     accuracy = evaluator.measure(model)
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
     return [accuracy.images, accuracy.correct, accuracy.robust, digest]
+
+
+def certify(workers, run_dir, last_image, *settings):
+    """Certify a run; fingerprints of what it leaves. The worker that comes to the last image is killed."""
+    torch.set_num_threads(1)
+    sample = SmoothedClassifier.certify
+
+    def sample_or_die(smoothed, x, *, image, **samples):
+        if image == int(last_image):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample(smoothed, x, image=image, **samples)
+
+    SmoothedClassifier.certify = sample_or_die
+    hpcdat.certify.certify(Path(run_dir), list(settings), workers, StopRequest())
+    workers.gather(None, "written")
+    return certificates(Path(run_dir))
+
+
+def certificates(run_dir):
+    """A hash of every file of a certification but the plot, by name."""
+    files = sorted(RunFolder(run_dir).certification_folder.iterdir())
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files if f.suffix != ".svg"}
 
 
 def collapse(workers, root, run_dir, *settings):

@@ -1,0 +1,131 @@
+"""Certification over several workers, killed and gone on with, from the command line and within."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hpcdat.certify import certify
+from hpcdat.checkpoint import Checkpoint
+from hpcdat.cluster.workers import Workers
+from hpcdat.data import find_images
+from hpcdat.job_file import read_job
+from hpcdat.record import RunFolder
+from hpcdat.trainer import build_model_for
+from tests.conftest import CHECKOUT, DEMO
+from tests.distributed.programs import certificates, fit
+from tests.distributed.ranks import environment, launcher, run_program
+
+pytestmark = pytest.mark.distributed
+
+FEW = ["certification.n0=20", "certification.n=400", "certification.every=30", "certification.batch_size=150"]
+"""14 of 397 digits."""
+NOBODY = -1
+
+
+class Never:
+    """Nobody wants to stop."""
+
+    wanted = False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums in a convolution are taken in another order with other numbers of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run, as if its net had been trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    job = read_job(DEMO, [f"data.root={folder / 'digits'}", f"run_dir={folder / 'run'}"])
+    run = RunFolder(job.run_dir)
+    run.begin(job, {}, overwrite=False)
+    images, _ = find_images(job.data)
+    model = fit(build_model_for(job, len(images.classes)), images, job)
+    nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
+    run.checkpoints.save(
+        Checkpoint(
+            model=model.state_dict(),
+            statistics=nothing,
+            optimizer={},
+            epoch=1,
+            step=0,
+            workers=1,
+            classes=images.classes,
+        )
+    )
+    return run.path
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """Makes a copy of that folder."""
+
+    def copy(name):
+        return shutil.copytree(trained, tmp_path / name)
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def serial(trained, tmp_path_factory):
+    """What one worker leaves, without a break."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("serial") / "run")
+    certify(run, FEW, Workers(), Never())
+    return certificates(run)
+
+
+def test_two_workers_leave_the_same_bytes(copied, tmp_path, serial):
+    answers = run_program("certify", "MPI", 2, tmp_path, copied("run"), NOBODY, *FEW)
+    assert len(serial) == 5 and answers == [serial] * 2
+
+
+def test_after_a_kill_three_workers_go_on_to_the_same_bytes(copied, tmp_path, serial):
+    """Of three workers one is killed at image 390, in the fifth round."""
+    run = copied("run")
+    program = [sys.executable, "-m", "tests.distributed.programs", "certify", str(tmp_path), str(run)]
+    killed = subprocess.run(
+        [*launcher("MPI", 3), *program, "390", *FEW],
+        cwd=CHECKOUT,
+        env=environment(),
+        capture_output=True,
+        timeout=200,
+    )
+    assert killed.returncode != 0
+    (file,) = (run / "certification").glob("counts-0.12-*")
+    assert len(file.read_text().splitlines()) == 1 + 4 * 3
+    assert run_program("certify", "Gloo", 3, tmp_path, run, NOBODY, *FEW) == [serial] * 3
+
+
+def test_another_alpha_needs_no_other_samples(copied):
+    run = copied("run")
+    certify(run, FEW, Workers(), Never())
+    before = {file: file.stat().st_mtime_ns for file in (run / "certification").glob("counts-*")}
+    certify(run, [*FEW, "certification.alpha=0.01"], Workers(), Never())
+    assert len(before) == 2 and all(file.stat().st_mtime_ns == time for file, time in before.items())
+    assert "99 %" in (run / "certification" / "certified.md").read_text()
+
+
+def test_the_command_line_prints_the_table(copied):
+    run = copied("run")
+    options = ["--sigma", "0.25", "--n0", "20", "--n", "300", "--every", "60"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcdat", "certify", str(run), *options, "reproduces=[dat-2/dat-25]"],
+        cwd=CHECKOUT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run / "certification" / "certified.md").read_text() in done.stdout
+    assert "paper, DAT (N = 20)" in done.stdout and "n0 = 20, n = 300" in done.stdout

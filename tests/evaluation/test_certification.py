@@ -1,0 +1,309 @@
+"""Certificates where the exact radius is known, their coverage, and the file they are kept in."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest, norm
+from torch import nn
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError, Stopped
+from hpcdat.evaluation.certification import (
+    Certified,
+    Certifier,
+    Counts,
+    CountsFile,
+    SmoothedClassifier,
+    certified_radius,
+    largest_radius,
+    lower_bound,
+)
+from hpcdat.job import Certification
+from hpcdat.job_file import read_job
+from hpcdat.progress import Progress
+from hpcdat.report.certified import TABLE_2, certified_table, write_certified
+from tests.conftest import DEMO
+
+ERROR = 1e-6
+"""Probability with which a test of random numbers may fail though all is right, were they drawn anew."""
+
+
+class Linear(nn.Module):
+    """Class 1 where w x + b > 0; the exact radius of its smoothed classifier is |w x + b| / ||w||."""
+
+    def __init__(self, pixels=4, bias=-0.3):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(torch.randn(pixels, generator=generator))
+        self.bias = bias
+
+    def forward(self, x):
+        score = x.flatten(1) @ self.w + self.bias
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+    def margin(self, x):
+        return ((x.flatten() @ self.w + self.bias) / self.w.norm()).item()
+
+    def at(self, margin):
+        """An image so far from the boundary."""
+        x = torch.full((4,), 0.5)
+        x += (margin - self.margin(x)) * (self.w / self.w.norm()).detach()
+        return x.view(1, 2, 2)
+
+
+def smoothed(model, sigma=0.25, batch_size=1000, seed=0):
+    return SmoothedClassifier(model, sigma, classes=2, batch_size=batch_size, seed=seed)
+
+
+@given(st.integers(1, 10**5), st.floats(0, 1), st.floats(1e-6, 0.5))
+def test_the_bound_is_clopper_and_pearsons(n, share, alpha):
+    """At the bound, as many successes or more have probability alpha: the definition, and SciPy's own."""
+    count = round(share * n)
+    bound = float(lower_bound(count, n, alpha))
+    if count == 0:
+        assert bound == 0
+        return
+    assert 0 < bound < 1 and bound < count / n
+    assert binom.sf(count - 1, n, bound) == pytest.approx(alpha, rel=1e-6)
+    interval = binomtest(count, n, alternative="greater").proportion_ci(1 - alpha, method="exact")
+    assert bound == pytest.approx(interval.low, rel=1e-6)
+    if count == n:
+        assert bound == pytest.approx(alpha ** (1 / n), rel=1e-9)
+
+
+@given(
+    st.integers(1, 300),
+    st.floats(0.001, 0.999),
+    st.sampled_from([0.3, 0.05, 0.001]),
+)
+def test_the_bound_holds_with_at_least_the_probability_promised(n, p, alpha):
+    """All counts summed up, not sampled."""
+    counts = np.arange(n + 1)
+    assert binom.pmf(counts, n, p)[lower_bound(counts, n, alpha) > p].sum() <= alpha * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.1, 0.4])
+def test_the_radius_of_a_linear_classifier_converges_to_the_exact_one(margin):
+    """With the counts to be expected, from below, and the gap closes as n^-1/2."""
+    sigma = 0.25
+    p = norm.cdf(margin / sigma)
+    n = np.array([10**4, 10**6, 10**8, 10**10])
+    radii = np.array([certified_radius(math.floor(k * p), int(k), 0.001, sigma) for k in n])
+    # No more than four standard deviations of the estimate: 3.1 of alpha = 0.001, the rest rounding.
+    deviation = sigma / norm.pdf(norm.ppf(p)) * np.sqrt(p * (1 - p) / n)
+    gaps = margin - radii
+    assert np.isnan(radii[0]) or gaps[0] < 4 * deviation[0]
+    assert (gaps[1:] > 0).all() and (gaps[1:] < 4 * deviation[1:]).all()
+    assert gaps[-1] < 2e-4 * sigma
+
+
+@pytest.mark.parametrize("margin", [0.3, -0.2])
+def test_sampling_around_a_linear_classifier_finds_its_radius(margin):
+    model, n, sigma = Linear(), 100_000, 0.25
+    top, count = smoothed(model).certify(model.at(margin), n0=100, n=n, image=3)
+    assert top == (margin > 0)
+    p = norm.cdf(abs(margin) / sigma)
+    # Two-sided, each tail with half of the error.
+    assert binom.ppf(ERROR / 2, n, p) <= count <= binom.isf(ERROR / 2, n, p)
+    radius = float(certified_radius(count, n, 0.001, sigma))
+    assert abs(margin) - 0.02 < radius < abs(margin) + 0.005
+
+
+def test_certificates_cover_the_truth_as_often_as_they_say():
+    """1,500 certificates of the same image with alpha = 0.1: how many go beyond its exact radius."""
+    model, sigma, margin, n, alpha, runs = Linear(), 0.25, 0.15, 60, 0.1, 1500
+    x = model.at(margin)
+    found = [smoothed(model, sigma).certify(x, n0=12, n=n, image=run) for run in range(runs)]
+    radii = certified_radius([count for _, count in found], n, alpha, sigma)
+    true = norm.cdf(margin / sigma)
+    # Where class 1 was chosen it must not go beyond its radius; nothing can be certified of class 0.
+    wrong = sum(r > margin if top == 1 else not np.isnan(r) for (top, _), r in zip(found, radii, strict=True))
+    assert wrong <= binom.isf(ERROR, runs, alpha)
+    # Nor is it by luck: the share is the exact one, which is computed from all counts.
+    counts = np.arange(n + 1)
+    beyond = binom.pmf(counts, n, true)[lower_bound(counts, n, alpha) > true].sum()
+    chosen = binom.sf(6, 12, true)
+    share = chosen * beyond
+    assert 0.03 < share < alpha
+    assert binom.ppf(ERROR, runs, share) <= wrong <= binom.isf(ERROR, runs, share + 0.01)
+
+
+def test_selection_and_estimate_are_of_different_noise():
+    """Else the estimate of the class chosen would be too high: here, 1/2 on the average is right."""
+    model, n, runs = Linear(), 11, 800
+    x = model.at(0.0)
+    counts = [smoothed(model).certify(x, n0=n, n=n, image=run)[1] for run in range(runs)]
+    low, high = binom.ppf(ERROR, n * runs, 0.5), binom.isf(ERROR, n * runs, 0.5)
+    assert low <= sum(counts) <= high
+
+
+@given(st.integers(2, 10**6), st.floats(1e-6, 0.2), st.floats(0.01, 2))
+def test_no_radius_is_larger_than_the_formula_says(n, alpha, sigma):
+    largest = largest_radius(n, alpha, sigma)
+    if alpha ** (1 / n) < 0.5:
+        assert np.isnan(largest)
+        return
+    assert largest == pytest.approx(sigma * norm.ppf(alpha ** (1 / n)), rel=1e-6, abs=1e-9)
+    radii = certified_radius(np.linspace(0, n, 50).astype(int), n, alpha, sigma)
+    assert np.nanmax(radii) == largest
+
+
+def test_table_2_has_zeros_where_no_radius_reaches():
+    """Of 0.12 none reaches 0.5 with n = 100,000; that some reach 0.4 rules out n = 10,000."""
+    assert largest_radius(100_000, 0.001, 0.12) == pytest.approx(0.457, abs=5e-4)
+    assert largest_radius(10_000, 0.001, 0.12) == pytest.approx(0.384, abs=5e-4)
+    assert largest_radius(100_000, 0.001, 0.25) > 0.5
+    for row in TABLE_2.values():
+        for radius, accuracy in row.accuracy.items():
+            assert (accuracy > 0) == (radius < largest_radius(100_000, 0.001, row.sigma))
+
+
+def test_it_abstains_where_a_half_is_not_excluded():
+    n, alpha = 1000, 0.001
+    limit = next(k for k in range(n + 1) if lower_bound(k, n, alpha) >= 0.5)
+    assert binom.sf(limit - 1, n, 0.5) <= alpha < binom.sf(limit - 2, n, 0.5)
+    radii = certified_radius(np.arange(n + 1), n, alpha, 1.0)
+    assert np.isnan(radii[:limit]).all() and (radii[limit:] >= 0).all()
+    assert (np.diff(radii[limit:]) > 0).all()
+
+
+def test_accuracy_counts_what_is_right_and_certified_so_far():
+    """Of five images one is wrong, and one is abstained from."""
+    counts = [Counts(0, 1, 1, 100), Counts(1, 1, 0, 100), Counts(2, 1, 1, 90), Counts(3, 0, 0, 50)]
+    counts.append(Counts(4, 0, 0, 80))
+    one = Certified(0.5, 10, 100, 0.01, counts)
+    radii = certified_radius([100, 90, 80], 100, 0.01, 0.5)
+    assert one.abstained == 1
+    assert one.accuracy(0) == 3 / 5
+    assert [one.accuracy(r) for r in radii] == [1 / 5, 2 / 5, 3 / 5]
+    assert one.accuracy(radii[0] * 1.001) == 0
+    assert one.average_radius == pytest.approx(radii.sum() / 5)
+
+
+def test_noise_is_a_function_of_seed_image_and_batch_alone():
+    model = Linear()
+    x = model.at(0.1)
+    one = smoothed(model).certify(x, n0=10, n=2500, image=7)
+    torch.randn(3)
+    smoothed(model).certify(x, n0=3, n=70, image=8)
+    assert smoothed(model).certify(x, n0=10, n=2500, image=7) == one
+    others = {smoothed(model).certify(x, n0=10, n=2500, image=image)[1] for image in range(20)}
+    others |= {smoothed(model, seed=seed).certify(x, n0=10, n=2500, image=7)[1] for seed in range(1, 20)}
+    assert len(others) > 20
+    # As many samples as are asked for, whether or not they fill batches.
+    assert smoothed(model).sample(x, 2500, "estimate", 7).sum() == 2500
+    assert smoothed(model).sample(x, 1000, "estimate", 7).sum() == 1000
+
+
+class Points:
+    """A loader of images so far from a linear classifier's boundary; position 5 cannot be read."""
+
+    def __init__(self, model, margins):
+        self.x = torch.stack([model.at(margin) for margin in margins])
+        self.y = torch.tensor([int(margin > 0) for margin in margins])
+        self.asked = []
+
+    def read(self, batches, seed):
+        for indices in batches:
+            self.asked += indices.tolist()
+            keep = [i for i in indices.tolist() if i != 5]
+            yield self.x[keep], self.y[keep]
+
+
+class Wish:
+    """To stop, once so many looks have been taken at it."""
+
+    def __init__(self, looks=10**9):
+        self.looks = looks
+
+    @property
+    def wanted(self):
+        self.looks -= 1
+        return self.looks < 0
+
+
+def certify_points(file, *, wish=None, every=1):
+    model = Linear().eval()
+    loader = Points(model, [0.02 * (i - 6) for i in range(12)])
+    settings = Certification(n0=20, n=300, alpha=0.01, batch_size=128, every=every)
+    images = range(0, 12, every)
+    certifier = Certifier(loader, images, 2, settings, 0, Workers(), Progress(shown=False), wish or Wish())
+    return certifier.measure(model, 0.25, file), loader.asked
+
+
+def counts_file(folder):
+    return CountsFile(folder / "certification" / "counts.jsonl", {"sigma": 0.25})
+
+
+def test_a_kill_at_any_byte_leaves_what_the_same_command_ends_alike(tmp_path):
+    """Lines are only ever added, so that every kill leaves the beginning of the file."""
+    file = counts_file(tmp_path / "whole")
+    file.path.parent.parent.mkdir()
+    whole, asked = certify_points(file)
+    assert asked == list(range(12)) and [c.image for c in whole.counts] == [*range(5), *range(6, 12)]
+    held = file.path.read_bytes()
+    again, asked = certify_points(file)
+    assert again == whole and asked == [5] and file.path.read_bytes() == held
+    for size in range(0, len(held), 17):
+        file.path.write_bytes(held[:size])
+        resumed, asked = certify_points(file)
+        assert resumed == whole and file.path.read_bytes() == held
+        done = max(held[:size].count(b"\n") - 1, 0)
+        assert len(asked) == 12 - done
+
+
+def test_a_stop_keeps_what_is_done(tmp_path):
+    file = counts_file(tmp_path)
+    with pytest.raises(Stopped, match="3 images done"):
+        certify_points(file, wish=Wish(2))
+    _, asked = certify_points(file)
+    assert asked == [3, 4, 5, *range(6, 12)]
+
+
+def test_images_left_out_before_are_added(tmp_path):
+    """The first of every four, then of every two: with what they would have been by themselves."""
+    file, other = counts_file(tmp_path), CountsFile(tmp_path / "other.jsonl", {})
+    certify_points(file, every=4)
+    some, asked = certify_points(file, every=2)
+    assert asked == [2, 6, 10] and some == certify_points(other, every=2)[0]
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    file = counts_file(tmp_path)
+    certify_points(file, every=4)
+    file.path.write_text(file.path.read_text().replace('"top"', '"tip"', 1))
+    with pytest.raises(InputError, match=r"counts\.jsonl is damaged"):
+        certify_points(file)
+
+
+def test_the_noise_is_that_of_training_unless_the_job_says_otherwise():
+    assert read_job(DEMO).certification.sigma == [0.12, 0.25]
+    assert read_job(DEMO, ["smoothing.sigma=0.5"]).certification.sigma == [0.5]
+    assert read_job(DEMO, ["smoothing.sigma=0.5", "certification.sigma=[0.1]"]).certification.sigma == [0.1]
+
+
+def test_what_is_written_is_what_is_printed(tmp_path):
+    counts = [Counts(0, 1, 1, 100_000), Counts(1, 1, 1, 99_000), Counts(2, 0, 1, 100_000), Counts(3, 0, 0, 5)]
+    certified = [Certified(sigma, 100, 100_000, 0.001, counts) for sigma in (0.12, 0.25)]
+    job = read_job(DEMO, ["reproduces=[dat-2/dat-25, dat-1/at]"])
+    write_certified(certified, job, tmp_path)
+    table = (tmp_path / "certified.md").read_text()
+    assert table == certified_table(certified, [TABLE_2["dat-2/dat-25"]]) + "\n"
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:5]]
+    assert cells[0][3:] == ["50.0"] * 5 + ["25.0", "25.0", "0.0", "0.183", "1"]
+    assert cells[1][:3] == ["CA (%)", "0.25", "4"] and cells[1][10] == "50.0"
+    assert cells[2][0] == "paper, DAT (N = 20)" and cells[2][3:5] == ["", "76.4"]
+    assert "0.457 at sigma 0.12" in table and "99.9 %" in table
+    summary = json.loads((tmp_path / "certified.json").read_text())
+    assert [one["accuracy"]["0.5"] for one in summary] == [0.0, 0.5]
+    rows = list(csv.DictReader((tmp_path / "certified.csv").open()))
+    assert len(rows) == 8 and rows[3]["radius"] == "abstains"
+    assert float(rows[0]["radius"]) == pytest.approx(0.457375, abs=1e-6)
+    plot = (tmp_path / "certified.svg").read_text()
+    assert plot.startswith("<svg") and "sigma 0.25" in plot

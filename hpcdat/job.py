@@ -127,6 +127,9 @@ class Data(Settings):
     augmentation: Literal["none", "crop-flip", "pad-crop"] = "none"
     """in training, `crop-flip`: random resized crop and flip (ImageNet); `pad-crop`: shifts by up to
     4 pixels and flip (CIFAR); otherwise resize and centre crop"""
+    policy: Literal["none", "autoaugment"] = "none"
+    """`autoaugment`: in training, after crop and flip, AutoAugment's policy for ImageNet (Cubuk et al.
+    2019), carried out by the loader's own operations; for images in colour"""
 
 
 class Model(Settings):
@@ -457,6 +460,8 @@ class Job(Settings):
             raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
             raise _refusal("data.channels", f"3: {data.source} has colours")
+        if data.policy != "none" and data.channels != 3:
+            raise _refusal("data.policy", f"none: {data.policy} changes colours, and the images are grey")
         if data.unlabelled_part != Data().unlabelled_part and data.unlabelled is None:
             raise _refusal("data.unlabelled", "a file, if batches are to have unlabelled images")
         if data.unlabelled and not 1 <= self.labelled_batch < self.batch_size:

@@ -11,7 +11,8 @@ from typing import Any
 from hpcdat.errors import InputError
 from hpcdat.job import Job
 from hpcdat.record import Result, RunError, RunFolder
-from hpcdat.report.paper import TABLES, PaperRow, PaperTable
+from hpcdat.report.papers import TABLES
+from hpcdat.report.papers.paper_table import PaperRow, PaperTable
 
 
 @dataclass(frozen=True)

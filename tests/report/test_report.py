@@ -13,7 +13,7 @@ from hpcdat.files import write_text
 from hpcdat.job_file import parse_job, write_job
 from hpcdat.record import Result, RunFolder
 from hpcdat.report.comparison import compare, differences, read_run, stated_by
-from hpcdat.report.paper import TABLES
+from hpcdat.report.papers import TABLES
 
 JOB = """\
 run_dir: {folder}

@@ -10,6 +10,7 @@ from hpcdat.job import METHODS, Job
 from hpcdat.job_file import JobError, parse_job, read_job, write_job
 from tests.conftest import CHECKOUT, DEMO
 
+SHIPPED = CHECKOUT / "jobs"
 MINIMAL = """\
 run_dir: runs/x
 method: dat-pgd
@@ -21,7 +22,9 @@ optimizer: {lr: 1e-2}
 """
 
 
-@pytest.mark.parametrize("path", sorted((CHECKOUT / "jobs").rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda path: str(path.relative_to(SHIPPED))
+)
 def test_every_job_that_is_shipped_is_valid_and_survives_writing(path):
     job = read_job(path)
     assert parse_job(write_job(job), "copy") == job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from hpcdat.errors import InputError
 from hpcdat.job import Job
 from hpcdat.record import Result, RunError, RunFolder
-from hpcdat.report.paper import TABLES, PaperRow, PaperTable
+from hpcdat.report.papers import TABLES
+from hpcdat.report.papers.paper_table import PaperRow, PaperTable
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,14 @@ class Quantity:
         digits: behind the point.
         measure: of a run; None where it was not measured.
         derive: from a row's values and those of its reference row.
+        meaning: what else a reader has to know of it.
     """
 
     header: str
     digits: int
     measure: Callable[[Run], float | None] | None = None
     derive: Callable[[Values, Values], float] | None = None
+    meaning: str | None = None
 
 
 def _training_seconds(run: Run) -> float:
@@ -101,22 +105,48 @@ def _throughput(run: Run) -> float | None:
     return sum(epoch["images"] for epoch in run.epochs) / seconds / 1000 if seconds else None
 
 
+def _training_accuracy(run: Run) -> float | None:
+    share = run.epochs[-1].get("training_accuracy")
+    return None if share is None else 100 * share
+
+
+def _of_reference(quantity: str) -> Callable[[Values, Values], float]:
+    return lambda row, reference: row[quantity] / reference[quantity]
+
+
 QUANTITIES: dict[str, Quantity] = {
     "ta": Quantity("TA (%)", 2, measure=lambda run: 100 * run.result.ta),
     "ra": Quantity("RA (%)", 2, measure=lambda run: 100 * run.result.ra),
     # No run is evaluated with AutoAttack yet.
-    "aa": Quantity("AA (%)", 2, measure=lambda run: None),
+    "aa": Quantity("AA (%)", 2, measure=lambda run: None, meaning="AA (AutoAttack) was not measured."),
     "c": Quantity(
         "C (s)", 2, measure=lambda run: run.result.communication if run.result.p * run.result.q > 1 else None
     ),
     "t": Quantity("T (s)", 2, measure=lambda run: run.result.total),
     "mb": Quantity("MB / iteration", 1, measure=lambda run: run.result.megabytes),
-    "training": Quantity("training (s)", 1, measure=_training_seconds),
+    "training": Quantity(
+        "training (s)",
+        1,
+        measure=_training_seconds,
+        meaning="Our training time is that of all epochs, without evaluation.",
+    ),
     "throughput": Quantity("images / ms", 3, measure=_throughput),
+    "training_accuracy": Quantity(
+        "training accuracy (%)",
+        2,
+        measure=_training_accuracy,
+        meaning="Our training accuracy is that of the clean images of the last epoch as they passed through "
+        "training: with its augmentation, and by weights that were still changing.",
+    ),
+    "gap": Quantity(
+        "generalisation gap", 2, derive=lambda row, reference: row["training_accuracy"] - row["ta"]
+    ),
     "speed_up": Quantity(
         "speed-up of T - C", 2, derive=lambda row, reference: reference["t"] / (row["t"] - row["c"])
     ),
-    "c_of_reference": Quantity("C, of 32 bits", 3, derive=lambda row, reference: row["c"] / reference["c"]),
+    "c_of_reference": Quantity("C, of 32 bits", 3, derive=_of_reference("c")),
+    "training_of_reference": Quantity("training / vanilla", 2, derive=_of_reference("training")),
+    "throughput_of_reference": Quantity("throughput / DisAdv", 2, derive=_of_reference("throughput")),
 }
 
 
@@ -170,7 +200,7 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
     table = TABLES[name]
     standing: dict[str, list[Run]] = {row.key: [] for row in table.rows}
     for run in runs:
-        for key in (row for of, row in _reproduced(run) if of == name):
+        for key in _reproduced(run, table):
             if key not in standing:
                 raise InputError(
                     f"{run.folder} reproduces {name}/{key}, but the rows are: {', '.join(standing)}"
@@ -179,7 +209,7 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
     if not any(standing.values()):
         raise InputError(
             f"none of these runs stands for a row of {name}: a job says so, as in reproduces: "
-            f"[{name}/{table.rows[0].key}]"
+            f"[{name}/{table.name_of(table.rows[0])}]"
         )
     measured = {key: _measured(standing[key], table) for key in standing}
     stated = stated_by(table)
@@ -198,27 +228,28 @@ def stated_by(table: PaperTable) -> dict[str, Values]:
     return {row.key: _derived(row, values, table) for row in table.rows}
 
 
-def differences(table: PaperTable, run: Run) -> list[str]:
-    """Where the work of a run is not the paper's, in words."""
-    images = max(epoch["images"] for epoch in run.epochs)
-    job = run.job
-    ours = {
-        "data.images": images,
-        "data.image_size": job.data.image_size,
+def differences(work: Mapping[str, Any], run: Run) -> list[str]:
+    """Where the work of a run is not a paper's, in words."""
+    job, result = run.job, run.result
+    measured: dict[str, object] = {
+        "data.images": max(epoch["images"] for epoch in run.epochs),
         "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
-        "epochs": run.result.epoch,
-        "attack.eps": job.attack.eps,
-        "batch_size": run.result.batch,
+        "epochs": result.epoch,
+        "batch_size": result.batch,
+        "global batch": result.batches * result.batch,
     }
+    ours = {key: measured[key] if key in measured else attrgetter(key)(job) for key in work}
     return [
         f"{key}: {_short(ours[key])}, the paper's {_short(value)}"
-        for key, value in table.work.items()
+        for key, value in work.items()
         if ours[key] != value
     ]
 
 
-def _reproduced(run: Run) -> list[tuple[str, str]]:
-    return [tuple(name.split("/")) for name in run.job.reproduces]
+def _reproduced(run: Run, table: PaperTable) -> list[str]:
+    """Keys of the table's rows that the run's job says it stands for."""
+    named = [name.split("/") for name in run.job.reproduces]
+    return [table.key_of(row, run.job.attack.eps) for of, row in named if of == table.name]
 
 
 def _measured(runs: Sequence[Run], table: PaperTable) -> Values:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -116,36 +117,49 @@ def write_report(sections: Sequence[Section], folder: Path, title: str) -> list[
 def _notes(comparison: Comparison) -> list[str]:
     """What a reader has to know before comparing."""
     runs = comparison.runs
-    missing = [row.row for row in comparison.rows if not row.runs]
+    missing: dict[str, list[str]] = {}
+    for row in (compared.row for compared in comparison.rows if not compared.runs):
+        missing.setdefault(row.label, []).append(row.setup)
     notes = [f"Paper: {comparison.table.hardware}.", *_hardware(runs)]
-    others: dict[str, list[str]] = {}
-    for run in runs:
-        others.setdefault("; ".join(differences(comparison.table, run)), []).append(run.folder.name)
-    for difference, names in others.items():
-        if difference:
-            which = "" if len(others) == 1 else f" ({', '.join(names)})"
-            notes.append(f"Other work than the paper's{which}: {difference}.")
-    if any(others):
+    others = _others(comparison)
+    for names, told in others.items():
+        which = "" if len(names) == len(runs) else f" ({', '.join(names)})"
+        notes.append(f"Other work than the paper's{which}: {'; '.join(told)}.")
+    if others:
         notes.append(
             "So seconds, bytes and accuracies are not to be held against the paper's; how the rows of one "
             "side compare with each other may be."
         )
     if missing:
-        notes.append(f"Not run: {'; '.join(f'{row.label}, {row.setup}' for row in missing)}.")
+        rows = [f"{label} ({'; '.join(setups)})" for label, setups in missing.items()]
+        notes.append(f"Not run: {', '.join(rows)}.")
     if "speed_up" in comparison.table.quantities and any(run.job.exchange.overlap for run in runs):
         notes.append(
             "Some of our exchanges ran beside the backward pass: T - C leaves out computation that they hid."
         )
     if any(run.environment.get("emulated_links") for run in runs):
         notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
-    if "aa" in comparison.table.quantities:
-        notes.append("AA (AutoAttack) was not measured.")
+    notes += [meaning for key in comparison.table.quantities if (meaning := QUANTITIES[key].meaning)]
     notes += _meanings(runs) if "c" in comparison.table.quantities else []
     counts = {len(row.runs) for row in comparison.rows if row.runs}
     ours = "single runs" if counts == {1} else f"means of {'/'.join(map(str, sorted(counts)))} runs a row"
     theirs = f"; the paper's are means of {comparison.table.seeds} seeds" if comparison.table.seeds else ""
     notes.append(f"Ours are {ours}{theirs}.")
     return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
+
+
+def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
+    """Where the work of runs is not the paper's, by the names of all the runs that it is said of."""
+    called = _names(comparison.runs)
+    names: dict[str, list[str]] = {}
+    for compared in comparison.rows:
+        for run in compared.runs:
+            for difference in differences({**comparison.table.work, **compared.row.work}, run):
+                names.setdefault(difference, []).append(called[run.folder])
+    others: dict[tuple[str, ...], list[str]] = {}
+    for difference, whose in names.items():
+        others.setdefault(tuple(whose), []).append(difference)
+    return others
 
 
 def _meanings(runs: Sequence[Run]) -> list[str]:
@@ -161,14 +175,22 @@ def _meanings(runs: Sequence[Run]) -> list[str]:
 
 def _hardware(runs: Sequence[Run]) -> list[str]:
     """Of the runs, each kind once."""
+    called = _names(runs)
     kinds: dict[str, list[str]] = {}
     for run in runs:
-        kinds.setdefault(run.hardware, []).append(run.folder.name)
+        kinds.setdefault(run.hardware, []).append(called[run.folder])
     alike = len(kinds) == 1
     return [
         f"Ours{'' if alike else ' (' + ', '.join(names) + ')'}: {hardware}."
         for hardware, names in kinds.items()
     ]
+
+
+def _names(runs: Sequence[Run]) -> dict[Path, str]:
+    """What to call runs: their folders, without what these have in common."""
+    folders = {run.folder: run.folder.resolve() for run in runs}
+    above = os.path.commonpath([folder.parent for folder in folders.values()])
+    return {given: str(folder.relative_to(above)) for given, folder in folders.items()}
 
 
 def _number(value: float | None, digits: int) -> str:

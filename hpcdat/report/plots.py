@@ -9,16 +9,28 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hpcdat.report.comparison import QUANTITIES, Comparison, Run
+from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run
 
 OURS, PAPERS, REST = "#1f6fb2", "#c9a15a", "#b9cfe4"
 """Colours of our bars, of the paper's, and of the part of T that is not C."""
-PANELS = ("c_of_reference", "speed_up", "ta", "ra", "training", "throughput")
+PANELS = (
+    "c_of_reference",
+    "speed_up",
+    "ta",
+    "ra",
+    "training",
+    "training_of_reference",
+    "throughput",
+    "throughput_of_reference",
+    "gap",
+)
 """Quantities that are drawn, those of them that a table has."""
 
 
 def plot_comparison(comparison: Comparison) -> str:
-    """A panel for each quantity, ours and the paper's side by side."""
+    """Ours and the paper's side by side: a panel for each quantity, of a sweep for each method."""
+    if comparison.table.swept:
+        return _plot_sweep(comparison)
     keys = [key for key in PANELS if any(key in row.ours for row in comparison.rows)]
     rows = list(reversed(comparison.rows))
     figure = _figure(max(len(keys), 1), len(rows))
@@ -89,6 +101,34 @@ def plot_certified(
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
     axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def _plot_sweep(comparison: Comparison) -> str:
+    """Accuracy by perturbation, of the methods that were run."""
+    methods: dict[str, list[Compared]] = {}
+    for row in comparison.rows:
+        methods.setdefault(row.row.label, []).append(row)
+    run = {label: rows for label, rows in methods.items() if any(row.runs for row in rows)}
+    columns = min(len(run), 3)
+    lines = -(-len(run) // columns)
+    figure = Figure(figsize=(1.2 + 3.6 * columns, 2.8 * lines), layout="constrained")
+    for place, (label, rows) in enumerate(run.items()):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        for colour, name, values in (
+            (OURS, "ours", [row.ours.get("ta") for row in rows]),
+            (PAPERS, "paper", [row.paper.get("ta") for row in rows]),
+        ):
+            known = [
+                (255 * row.row.work["attack.eps"], value)
+                for row, value in zip(rows, values, strict=True)
+                if value is not None
+            ]
+            axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=4, label=name)
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("p, 255ths", fontsize=8)
+        axes.set_ylabel(QUANTITIES["ta"].header, fontsize=8)
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return _svg(figure)
 
 

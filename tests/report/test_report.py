@@ -12,8 +12,9 @@ from hpcdat.errors import InputError
 from hpcdat.files import write_text
 from hpcdat.job_file import parse_job, write_job
 from hpcdat.record import Result, RunFolder
-from hpcdat.report.comparison import compare, differences, read_run, stated_by
-from hpcdat.report.paper import TABLES
+from hpcdat.report.comparison import compare, differences, read_run
+from hpcdat.report.pages import comparison_section
+from hpcdat.report.papers import TABLES
 
 JOB = """\
 run_dir: {folder}
@@ -24,7 +25,7 @@ reproduces: [{rows}]
 data: {{source: digits, channels: 1, image_size: 8}}
 model: {{name: digits-cnn, mean: [0.5], std: [0.25]}}
 optimizer: {{lr: 0.1}}
-attack: {{eps: 0.1}}
+attack: {{eps: {eps}}}
 exchange: {{overlap: false}}
 """
 
@@ -33,40 +34,42 @@ exchange: {{overlap: false}}
 def make_run(tmp_path):
     """Makes the folder of a finished run."""
 
-    def make(name, rows, *, method="dat-pgd", p=6, c=3.0, t=5.0, ta=0.9, mb=52.3, links="100mbit links"):
+    def make(
+        name,
+        rows,
+        *,
+        method="dat-pgd",
+        p=6,
+        c=3.0,
+        t=5.0,
+        ta=0.9,
+        mb=52.3,
+        links="100mbit links",
+        eps=0.1,
+        seen=None,
+    ):
         folder = RunFolder(tmp_path / name)
-        folder.path.mkdir()
-        job = parse_job(JOB.format(folder=folder.path, method=method, rows=rows), "x.yaml")
+        folder.path.mkdir(parents=True)
+        job = parse_job(JOB.format(folder=folder.path, method=method, rows=rows, eps=eps), "x.yaml")
         write_text(folder.job_file, write_job(job))
         worker = {"host": "a", "device": "Some CPU", "cpus": 2, "threads": 1}
         environment = {"nodes": p, "workers": [worker] * p, "emulated_links": links}
         write_text(folder.environment_file, json.dumps(environment))
         for epoch in (1, 2):
-            folder.log(event="epoch", epoch=epoch, images=600, total_seconds=t, communication_seconds=c)
+            folder.log(
+                event="epoch",
+                epoch=epoch,
+                images=600,
+                total_seconds=t,
+                communication_seconds=c,
+                training_accuracy=seen and seen * epoch / 2,
+            )
         attack = "PGD-10, linf, eps 0.1"
         result = Result(method, 0, p, 1, p, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2)
         folder.write_result(result, "")
         return folder.path
 
     return make
-
-
-def test_what_the_paper_computes_itself_comes_out_as_it_says():
-    """Its speed-up of computation, 5.67, and C of 8 bits over 32: 0.66 and 1.21."""
-    for table in TABLES.values():
-        assert {row.reference for row in table.rows} <= {None, *(row.key for row in table.rows)}
-    by_name = {
-        f"{name}/{row.key}": stated_by(TABLES[name])[row.key]
-        for name in ("dat-1", "dat-4")
-        for row in TABLES[name].rows
-    }
-    assert by_name["dat-1/dat-pgd"]["speed_up"] == pytest.approx(5.67, abs=0.005)
-    assert by_name["dat-4/dat-pgd-8"]["c_of_reference"] == pytest.approx(0.66, abs=0.005)
-    assert by_name["dat-4/dat-pgd-8-two-sided"]["c_of_reference"] == pytest.approx(1.21, abs=0.006)
-    assert by_name["dat-4/dat-fgsm-32"]["c_of_reference"] == 1
-    # 30 x ResNet-50's gradient, and a quarter of ten of them.
-    assert by_name["dat-4/dat-pgd-32"]["mb"] == pytest.approx(30 * 97.49, rel=1e-3)
-    assert by_name["dat-4/dat-pgd-8-two-sided"]["mb"] == pytest.approx(10 * 97.49 / 4, rel=2e-3)
 
 
 def test_runs_stand_in_the_rows_that_they_reproduce(make_run):
@@ -84,7 +87,7 @@ def test_runs_stand_in_the_rows_that_they_reproduce(make_run):
     assert rows["dat-pgd"].ours["speed_up"] == pytest.approx(12 / (10 - 4))
     # One worker exchanges nothing, and what was not measured is not there.
     assert "c" not in rows["at"].ours and "aa" not in rows["at"].ours
-    told = differences(TABLES["dat-1"], runs[0])
+    told = differences(TABLES["dat-1"].work, runs[0])
     assert "data.images: 600, the paper's 1,281,167" in told and "batch_size: 25, the paper's 85" in told
     assert not any(line.startswith("data.root") for line in told)
 
@@ -107,13 +110,73 @@ def test_a_report_is_whole_in_each_of_its_files(make_run, tmp_path):
     for text in (markdown, page):
         assert "0.250" in text and "1091" in text and "both cannot be right" in text
         assert "6 emulated nodes on one machine (2 cores, Some CPU), emulated 100mbit links" in text
-        assert "Not run: DAT-PGD, ring, 16 bits" in text
+        assert "Not run: DAT-PGD (ring, 16 bits; server, 8 bits 2-sided), DAT-PGD (HPC)" in text
     assert page.count("<svg") == 1
     assert not re.search(r"(src|href)=\"(?!#)", page)
     assert "<eight>" not in page
     folders.append(make_run("in $lanes$ of 8", ""))
     done = CliRunner().invoke(app, ["report", *map(str, folders), "--out", str(tmp_path / "plain")])
     assert done.exit_code == 0 and (tmp_path / "plain" / "report.html").exists()
+
+
+def test_times_and_throughputs_are_divided_by_those_of_the_same_batch(make_run):
+    rows = "conadv-3/{0}-32k, conadv-fig4/{0}-32k"
+    runs = [
+        read_run(make_run(name, rows.format(name), t=t)) for name, t in (("disadv", 5.0), ("conadv", 2.5))
+    ]
+    by_key = {row.row.key: row for row in compare("conadv-3", runs).rows}
+    # Without vanilla training there is nothing to divide by.
+    assert by_key["disadv-32k"].ours == {"training": 10.0}
+    runs.append(read_run(make_run("vanilla", "conadv-3/vanilla-32k", t=2.0)))
+    by_key = {row.row.key: row for row in compare("conadv-3", runs).rows}
+    assert by_key["disadv-32k"].ours["training_of_reference"] == pytest.approx(2.5)
+    assert by_key["conadv-32k"].ours["training_of_reference"] == pytest.approx(1.25)
+    by_key = {row.row.key: row for row in compare("conadv-fig4", runs).rows}
+    assert by_key["conadv-32k"].ours["throughput_of_reference"] == pytest.approx(2.0)
+    # The paper states this ratio, and neither side of it.
+    assert by_key["conadv-32k"].ratio("throughput_of_reference") == pytest.approx(2.0 / 1.5)
+    assert by_key["conadv-32k"].ratio("throughput") is None
+
+
+def test_the_generalisation_gap_is_that_of_the_last_epoch(make_run):
+    seen = read_run(make_run("seen", "conadv-4/conadv-32k", ta=0.9, seen=0.94))
+    rows = {row.row.key: row for row in compare("conadv-4", [seen]).rows}
+    assert rows["conadv-32k"].ours["training_accuracy"] == pytest.approx(94)
+    assert rows["conadv-32k"].ours["gap"] == pytest.approx(4)
+    assert rows["conadv-32k"].ratio("gap") == pytest.approx(4 / 3.5)
+    # An objective without a clean part has no training accuracy.
+    unseen = read_run(make_run("unseen", "conadv-4/conadv-64k"))
+    rows = {row.row.key: row for row in compare("conadv-4", [seen, unseen]).rows}
+    assert rows["conadv-64k"].ours.keys() == {"ta"}
+
+
+def test_a_sweep_fills_its_rows_by_perturbation(make_run, tmp_path):
+    folders = [
+        make_run(f"attack.eps={p}_255", "conadv-5/conadv-32k", eps=f"{p}/255", ta=0.9 - p / 100)
+        for p in (0, 3, 12)
+    ]
+    rows = {row.row.key: row for row in compare("conadv-5", list(map(read_run, folders))).rows}
+    assert {key: row.ours["ta"] for key, row in rows.items() if row.runs} == pytest.approx(
+        {"conadv-32k-p0": 90, "conadv-32k-p3": 87, "conadv-32k-p12": 78}
+    )
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["report", *map(str, folders), "--table", "conadv-5", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    text, page = (out / "report.md").read_text(), (out / "report.html").read_text()
+    assert "87.00 |   77.40" in text and page.count("<svg") == 1
+    assert "ResNet-50 + ConAdv, 32k (p = 1; p = 2; p = 4;" in text
+    # What all runs share is told once, and the perturbation is the row's.
+    assert text.count("global batch: 150, the paper's 32,768") == 1
+    assert "optimizer.lr: 0.1, the paper's 35" in text and "attack.eps:" not in text
+
+
+def test_where_only_some_runs_differ_they_are_named(make_run):
+    folders = [make_run(f"{batch}/seed-0", f"conadv-1/conadv-{batch}") for batch in ("1k", "4k")]
+    notes = comparison_section(compare("conadv-1", list(map(read_run, folders)))).notes
+    assert "Other work than the paper's (1k/seed-0): global batch: 150, the paper's 1,024." in notes
+    assert "Other work than the paper's (4k/seed-0): global batch: 150, the paper's 4,096." in notes
+    shared = [note for note in notes if note.startswith("Other work than the paper's: ")]
+    assert len(shared) == 1 and "epochs: 2, the paper's 90" in shared[0] and "global" not in shared[0]
 
 
 def test_what_cannot_be_read_or_written_is_told(make_run, tmp_path):
@@ -133,9 +196,12 @@ def test_what_cannot_be_read_or_written_is_told(make_run, tmp_path):
 
 def test_what_does_not_fit_is_told(make_run):
     plain, wrong = make_run("plain", ""), make_run("wrong", "dat-4/dat-pgd-7")
+    swept = make_run("swept", "conadv-5/conadv-32k", eps="11/255")
     for folder, table, told in (
         (plain, "dat-4", "none of these runs stands for a row of dat-4"),
-        (plain, "dat-9", "dat-9: there are dat-1, dat-4, conadv-3, conadv-fig4"),
+        (plain, "conadv-5", "as in reproduces: [conadv-5/conadv-32k]"),
+        (plain, "dat-9", "dat-9: there are dat-1, dat-4, conadv-1, conadv-2"),
+        (swept, "conadv-5", "reproduces conadv-5/conadv-32k-p11, but the rows are: conadv-32k-p0"),
         (wrong, "dat-4", "reproduces dat-4/dat-pgd-7, but the rows are: dat-pgd-32"),
     ):
         with pytest.raises(InputError, match=re.escape(told)):

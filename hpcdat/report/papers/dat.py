@@ -1,0 +1,124 @@
+"""The DAT paper (Zhang et al., UAI 2022): Tables 1, 3 and 4."""
+
+from __future__ import annotations
+
+from hpcdat.report.papers.paper_table import RESNET_50_ON_IMAGENET, PaperRow, PaperTable
+
+WORK = {**RESNET_50_ON_IMAGENET, "epochs": 30, "attack.eps": 2 / 255, "batch_size": 85}
+HARDWARE = (
+    "6 nodes with 6 NVIDIA V100 (or P100) each, dual 22-core CPUs, 1 Gbit/s Ethernet; the HPC rows: "
+    "InfiniBand between nodes, NVLink inside"
+)
+
+
+def _table_1(key: str, label: str, workers: str, *numbers: float, reference: str | None = None) -> PaperRow:
+    names = ("ta", "ra", "aa", "t") if len(numbers) == 4 else ("ta", "ra", "aa", "c", "t")
+    return PaperRow(key, label, workers, dict(zip(names, numbers, strict=True)), reference)
+
+
+def _table_3(key: str, label: str, model: str, batch: int, *numbers: float) -> PaperRow:
+    values = dict(zip(("ta", "ra", "aa", "c", "t"), numbers, strict=True))
+    return PaperRow(key, label, f"12 x {batch}", values, work={"model.name": model, "batch_size": batch})
+
+
+def _table_4(key: str, label: str, bits: str, *numbers: float) -> PaperRow:
+    values = dict(zip(("ta", "ra", "c", "mb"), numbers, strict=True))
+    return PaperRow(key, label, bits, values, reference=f"dat-{'pgd' if 'pgd' in key else 'fgsm'}-32")
+
+
+TABLES = (
+    PaperTable(
+        "dat-1",
+        "DAT paper, Table 1: methods on ImageNet, ResNet-50",
+        WORK,
+        HARDWARE,
+        ("ta", "ra", "aa", "c", "t", "speed_up"),
+        (
+            _table_1("at", "AT", "1 x 6", 62.70, 40.38, 37.46, 6022),
+            _table_1(
+                "dat-pgd-without-lalr",
+                "DAT-PGD w/o LALR",
+                "6 x 6",
+                *(57.09, 34.02, 30.98, 865, 1932),
+                reference="at",
+            ),
+            _table_1("dat-pgd", "DAT-PGD", "6 x 6", 63.75, 38.45, 36.04, 898, 1960, reference="at"),
+            _table_1("fast-at", "Fast AT", "1 x 6", 58.99, 40.78, 37.18, 1544),
+            _table_1(
+                "dat-fgsm-without-lalr",
+                "DAT-FGSM w/o LALR",
+                "6 x 6",
+                *(55.04, 35.03, 32.16, 863, 1080),
+                reference="fast-at",
+            ),
+            _table_1("dat-fgsm", "DAT-FGSM", "6 x 6", 58.02, 40.27, 36.02, 859, 1109, reference="fast-at"),
+        ),
+        (
+            "The paper computes the speed-up of computation as T of AT over T - C of DAT-PGD, 5.67. The"
+            " same for FGSM gives 6.18, and 7.12 w/o LALR, with six times the workers.",
+            "Batch sizes are given as 512 and 6 x 512; 85 images a GPU, as the text says, make 510 a node.",
+            "The step sizes of the attacks are not stated, nor which of the tuned rates DAT took.",
+        ),
+        seeds=3,
+    ),
+    PaperTable(
+        "dat-3",
+        "DAT paper, Table 3: CIFAR-10 with 500,000 unlabelled images",
+        {"epochs": 100, "attack.eps": 8 / 255},
+        "12 nodes with one NVIDIA V100 (or P100) each, 1 Gbit/s Ethernet",
+        ("ta", "ra", "aa", "c", "t"),
+        (
+            *(
+                _table_3(f"resnet18-{key}", f"{label}, ResNet-18", "preact-resnet18", 2048, *numbers)
+                for key, label, numbers in (
+                    ("dat-pgd", "DAT-PGD", (87.00, 47.34, 45.23, 86, 451)),
+                    ("dat-fgsm", "DAT-FGSM", (88.00, 45.84, 43.19, 86, 124)),
+                )
+            ),
+            *(
+                _table_3(f"wrn-{key}", f"{label}, WRN-28-10", "wide-resnet28-10", 128, *numbers)
+                for key, label, numbers in (
+                    ("dat-pgd", "DAT-PGD", (89.37, 62.06, 58.35, 302, 1020)),
+                    ("dat-fgsm", "DAT-FGSM", (89.52, 61.24, 57.65, 302, 674)),
+                )
+            ),
+        ),
+        (
+            "The share of unlabelled images in a batch, the regulariser (pseudo-labels or TRADES), the rates "
+            "and what an epoch is are not stated; Carmon et al. take half of each batch.",
+        ),
+        seeds=3,
+    ),
+    PaperTable(
+        "dat-4",
+        "DAT paper, Table 4: gradient quantisation on ImageNet, ResNet-50",
+        WORK,
+        HARDWARE,
+        ("ta", "ra", "c", "c_of_reference", "mb"),
+        (
+            _table_4("dat-pgd-32", "DAT-PGD", "ring, 32 bits", 63.75, 38.45, 898, 2924),
+            _table_4("dat-pgd-16", "DAT-PGD", "ring, 16 bits", 61.77, 38.40, 850, 1462),
+            _table_4("dat-pgd-8", "DAT-PGD", "ring, 8 bits", 56.53, 37.90, 592, 731),
+            _table_4("dat-pgd-8-two-sided", "DAT-PGD", "server, 8 bits 2-sided", 53.09, 34.59, 1091, 244),
+            _table_4("dat-pgd-hpc", "DAT-PGD (HPC)", "32 bits, fast links", 63.43, 38.55, 15, 1074),
+            _table_4("dat-fgsm-32", "DAT-FGSM", "ring, 32 bits", 58.02, 40.27, 859, 2924),
+            _table_4("dat-fgsm-16", "DAT-FGSM", "ring, 16 bits", 54.71, 39.29, 849, 1462),
+            _table_4("dat-fgsm-8", "DAT-FGSM", "ring, 8 bits", 50.11, 36.38, 594, 731),
+            _table_4("dat-fgsm-8-two-sided", "DAT-FGSM", "server, 8 bits 2-sided", 48.27, 33.20, 1013, 244),
+            _table_4("dat-fgsm-hpc", "DAT-FGSM (HPC)", "32 bits, fast links", 57.60, 41.70, 15, 310),
+        ),
+        (
+            "2924 MB is 30 times ResNet-50's 97.49 MiB: every one of six nodes sends its gradient to "
+            "the five others. A ring all-reduce, which the text names, sends 2 x 5 times, 975 MB.",
+            "The HPC rows move 1074 and 310 MB for the same network and protocol: both cannot be right,"
+            " and 310 MB is less than six nodes need for any sum of such gradients in 32 bits.",
+            "With two-sided quantisation the fewest bytes take the longest time (244 MB, 1091 s; 731 "
+            "MB, 592 s), as if all of them passed through the link of one server.",
+            "A quarter of the bits take 0.66 of the time, half of them 0.95: more than bytes was measured.",
+            "s = 2^b levels of each sign, as the paper's quantizer has them, are 2^(b+1) + 1 codes and "
+            "do not fit into b bits; ours has 2^(b-1) - 1 at most, and fewer in a ring with narrow "
+            "lanes.",
+        ),
+        seeds=3,
+    ),
+)

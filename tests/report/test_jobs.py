@@ -1,0 +1,54 @@
+"""The jobs that are shipped for the papers' rows: one for each, with the settings that the paper states."""
+
+import re
+from collections import Counter
+from operator import attrgetter
+
+import pytest
+
+from hpcdat.job_file import read_job
+from hpcdat.report.papers import TABLES
+from tests.conftest import CHECKOUT
+
+CONADV = CHECKOUT / "jobs" / "conadv"
+JOBS = [*sorted((CHECKOUT / "jobs").glob("imagenet-*.yaml")), *sorted(CONADV.rglob("*.yaml"))]
+
+
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+def rows_of(job):
+    """The rows that a job stands for, with their tables."""
+    for table, name in (row.split("/") for row in job.reproduces):
+        key = TABLES[table].key_of(name, job.attack.eps)
+        yield TABLES[table], next(row for row in TABLES[table].rows if row.key == key)
+
+
+def test_every_row_has_its_job_and_every_job_its_folder():
+    jobs = [read_job(path) for path in JOBS]
+    rows = [f"{table.name}/{table.name_of(row)}" for table in TABLES.values() for row in table.rows]
+    assert Counter(row for job in jobs for row in job.reproduces) == Counter(set(rows))
+    assert len({job.run_dir for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=name_of)
+def test_a_job_has_what_the_paper_states_of_its_rows(path):
+    job = read_job(path)
+    for table, row in rows_of(job):
+        work = {**table.work, **row.work}
+        del work["data.images"]
+        batch = work.pop("global batch", None)
+        assert {key: attrgetter(key)(job) for key in work} == work
+        if batch:
+            batches = re.match(r"# .*?([\d,]+) (?:workers|batches)", path.read_text())
+            assert int(batches[1].replace(",", "")) * job.batch_size == batch
+
+
+@pytest.mark.parametrize("path", sorted((CONADV / "table-5").glob("*.yaml")), ids=name_of)
+def test_a_sweep_is_over_the_papers_perturbations(path):
+    sweep = re.search(r"--sweep attack\.eps=(\S+)", path.read_text())[1].split(",")
+    rows = [row.key for eps in sweep for _, row in rows_of(read_job(path, [f"attack.eps={eps}"]))]
+    (name,) = read_job(path).reproduces
+    table = TABLES["conadv-5"]
+    assert rows == [row.key for row in table.rows if f"conadv-5/{table.name_of(row)}" == name]

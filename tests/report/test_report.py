@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_told(make_run):
     for folder, table, told in (
         (plain, "dat-4", "none of these runs stands for a row of dat-4"),
         (plain, "conadv-5", "as in reproduces: [conadv-5/conadv-32k]"),
-        (plain, "dat-9", "dat-9: there are dat-1, dat-4, conadv-1, conadv-2"),
+        (plain, "dat-9", "dat-9: there are dat-1, dat-3, dat-4, conadv-1, conadv-2"),
         (swept, "conadv-5", "reproduces conadv-5/conadv-32k-p11, but the rows are: conadv-32k-p0"),
         (wrong, "dat-4", "reproduces dat-4/dat-pgd-7, but the rows are: dat-pgd-32"),
     ):

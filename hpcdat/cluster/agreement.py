@@ -130,6 +130,12 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all parameters and buffers, by which to tell one model from another."""
+    text = "".join(f"{name}:{_fingerprint(tensor)};" for name, tensor in named_state(model).items())
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def _fingerprint(tensor: Tensor) -> int:
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)

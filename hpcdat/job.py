@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 
-def _fraction(value: Any) -> Any:
+def fraction(value: Any) -> Any:
     """Read ``8/255`` as a number; leave anything else to the validation of floats."""
     if isinstance(value, str) and value.count("/") == 1:
         numerator, denominator = (float(part) for part in value.split("/"))
@@ -26,7 +26,7 @@ def _fraction(value: Any) -> Any:
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
@@ -303,6 +303,15 @@ class Evaluation(Settings):
     every: int = Field(0, ge=0)
     """measure TA and RA every so many epochs as well; 0: only at the end"""
 
+    def with_usual_step_size(self, *, eps: float, steps: int) -> Evaluation:
+        """The same over another ball and with as many steps, each 2.5 eps / steps long."""
+        return self.model_copy(update={"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps})
+
+    @property
+    def has_usual_step_size(self) -> bool:
+        """Whether the length of a step is the one that is filled in where it is left out."""
+        return self == self.with_usual_step_size(eps=self.eps, steps=self.steps)
+
 
 class EarlyStopping(Settings):
     """The end of training before the last epoch, decided by all workers together."""
@@ -500,12 +509,9 @@ class Job(Settings):
             }
         )
         eps = _or(self.evaluation.eps, attack.eps)
-        evaluation = self.evaluation.model_copy(
-            update={
-                "eps": eps,
-                "step_size": _or(self.evaluation.step_size, 2.5 * eps / self.evaluation.steps),
-            }
-        )
+        evaluation = self.evaluation.model_copy(update={"eps": eps})
+        if evaluation.step_size is None:
+            evaluation = evaluation.with_usual_step_size(eps=eps, steps=evaluation.steps)
         name = self.optimizer.name or method.optimizers[0]
         return self.model_copy(
             update={

@@ -139,13 +139,25 @@ def _notes(comparison: Comparison) -> list[str]:
     if any(run.environment.get("emulated_links") for run in runs):
         notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
     if "aa" in comparison.table.quantities:
-        notes.append("AA (AutoAttack) was not measured.")
+        notes += _notes_on_aa(runs)
     notes += _meanings(runs) if "c" in comparison.table.quantities else []
     counts = {len(row.runs) for row in comparison.rows if row.runs}
     ours = "single runs" if counts == {1} else f"means of {'/'.join(map(str, sorted(counts)))} runs a row"
     theirs = f"; the paper's are means of {comparison.table.seeds} seeds" if comparison.table.seeds else ""
     notes.append(f"Ours are {ours}{theirs}.")
     return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
+
+
+def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
+    """Of which runs AA is missing, or of fewer images than TA and RA."""
+    without = [run.folder.name for run in runs if run.result.aa is None]
+    if len(without) == len(runs):
+        return ["AA (AutoAttack) was not measured."]
+    notes = [f"AA (AutoAttack) was not measured of {', '.join(without)}."] if without else []
+    parts = {run.result.aa_images for run in runs if run.result.aa_images not in (None, run.result.images)}
+    if parts:
+        notes.append(f"AA is of {'/'.join(f'{n:,}' for n in sorted(parts))} test images, an equal part.")
+    return notes
 
 
 def _meanings(runs: Sequence[Run]) -> list[str]:

@@ -14,6 +14,7 @@ from hpcdat.job_file import parse_job, write_job
 from hpcdat.record import Result, RunFolder
 from hpcdat.report.comparison import compare, differences, read_run, stated_by
 from hpcdat.report.paper import TABLES
+from hpcdat.report.table import result_rows, result_table
 
 JOB = """\
 run_dir: {folder}
@@ -33,7 +34,9 @@ exchange: {{overlap: false}}
 def make_run(tmp_path):
     """Makes the folder of a finished run."""
 
-    def make(name, rows, *, method="dat-pgd", p=6, c=3.0, t=5.0, ta=0.9, mb=52.3, links="100mbit links"):
+    def make(
+        name, rows, *, method="dat-pgd", p=6, c=3.0, t=5.0, ta=0.9, mb=52.3, links="100mbit links", aa=()
+    ):
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir()
         job = parse_job(JOB.format(folder=folder.path, method=method, rows=rows), "x.yaml")
@@ -44,7 +47,7 @@ def make_run(tmp_path):
         for epoch in (1, 2):
             folder.log(event="epoch", epoch=epoch, images=600, total_seconds=t, communication_seconds=c)
         attack = "PGD-10, linf, eps 0.1"
-        result = Result(method, 0, p, 1, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2)
+        result = Result(method, 0, p, 1, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2, *aa)
         folder.write_result(result, "")
         return folder.path
 
@@ -87,6 +90,26 @@ def test_runs_stand_in_the_rows_that_they_reproduce(make_run):
     told = differences(TABLES["dat-1"], runs[0])
     assert "data.images: 600, the paper's 1,281,167" in told and "batch_size: 25, the paper's 85" in told
     assert not any(line.startswith("data.root") for line in told)
+
+
+def test_aa_stands_where_it_was_measured(make_run):
+    runs = [
+        make_run("full", "dat-1/dat-pgd", aa=(0.4, 397)),
+        make_run("part", "dat-1/dat-fgsm", method="dat-fgsm", aa=(0.3, 100)),
+        make_run("none", "dat-1/at", method="at", p=1),
+    ]
+    rows = {row.row.key: row for row in compare("dat-1", [read_run(run) for run in runs]).rows}
+    assert rows["dat-pgd"].ours["aa"] == 40 and rows["dat-fgsm"].ours["aa"] == 30
+    assert "aa" not in rows["at"].ours
+    results = {run: RunFolder(run).read_result() for run in runs}
+    header, cells = result_rows(results, mean=True)
+    assert [row[header.index("AA (%)")] for row in cells] == ["40.00", "30.00", "-", "35.00 ± 7.07"]
+    assert "AA: under AutoAttack on 100/397 test images." in result_table(results)
+    done = CliRunner().invoke(app, ["report", *map(str, runs), "--table", "dat-1", "--out", str(runs[0])])
+    assert "AA (AutoAttack) was not measured of none." in done.output
+    assert "AA is of 100 test images, an equal part." in done.output
+    header, cells = result_rows({runs[2]: results[runs[2]]})
+    assert "AA (%)" not in header and len(cells[0]) == len(header)
 
 
 def test_a_report_is_whole_in_each_of_its_files(make_run, tmp_path):

@@ -28,6 +28,7 @@ setup(
     ],
     extras_require={
         "workers": ["horovod==0.28.1", "mpi4py>=4.0,<5"],
+        "autoattack": ["pyautoattack==0.2.0"],
         "dali": ["nvidia-dali-cuda130>=2.0"],
         "test": [
             "pytest>=8",

@@ -34,6 +34,7 @@ def inner_maximisation(
     norm: Literal["linf", "l2"] = "linf",
     direction: Literal["steepest", "gradient"] = "steepest",
     random_start: bool = True,
+    start: Tensor | None = None,
     batch_norm: Literal["eval", "train"] = "eval",
     branch: Branch = "clean",
     generator: torch.Generator | None = None,
@@ -60,6 +61,8 @@ def inner_maximisation(
         norm: norm of the ball, a key of :data:`hpcdat.balls.BALLS`.
         direction: ``steepest`` or ``gradient``.
         random_start: start uniformly in the ball, clipped to [0, 1], instead of at ``x``.
+        start: start from these points, like x, instead; what lies outside the ball is projected. They
+            need ``random_start=False``.
         batch_norm: statistics the attacked model's batch norm uses: ``eval`` the running ones,
             ``train`` those of the attacked batch. Everything else is in evaluation mode.
         branch: of split batch norm that the attacked images pass.
@@ -71,15 +74,19 @@ def inner_maximisation(
 
     Raises:
         ValueError: x is not floating point or leaves [0, 1]; eps or step size out of range; a
-            random start without a generator; an unknown norm or batch-norm mode.
+            random start without a generator or beside ``start``; an unknown norm or batch-norm mode.
     """
+    if random_start and start is not None:
+        raise ValueError("points to start from leave no random start")
     _check(x, eps, step_size, steps, norm, batch_norm, random_start, generator)
     if x.numel() == 0:
         return x.detach().clone()
     x = x.detach()
     ball = BALLS[norm](x, eps)
     with attacked(model, batch_norm), routed(model, branch), torch.enable_grad():
-        x_adv = ball.project(x + ball.sample(generator)) if random_start else x
+        x_adv = x if start is None else ball.project(start.detach())
+        if random_start:
+            x_adv = ball.project(x + ball.sample(generator))
         for _ in range(steps):
             gradient = input_gradient(model, phi, x_adv)
             move = ball.steepest(gradient) if direction == "steepest" else _finite(gradient)

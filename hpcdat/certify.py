@@ -8,10 +8,11 @@ from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import open_loader
 from hpcdat.evaluation.certification import Certified, Certifier, counts_file
+from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.report.certified import write_certified
-from hpcdat.run import enough_memory, load_trained
+from hpcdat.run import load_trained
 
 
 def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequest) -> list[Certified]:

@@ -19,6 +19,7 @@ from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.errors import Exit, HpcdatError, InputError
+from hpcdat.evaluation.wanted import Wanted, read_wanted
 from hpcdat.job import Job
 from hpcdat.job_file import read_job
 from hpcdat.record import Result, RunFolder
@@ -44,7 +45,7 @@ app = typer.Typer(
 
     hpcdat train jobs/demo.yaml -np 2       trains with two local workers
     mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
-    hpcdat evaluate runs/demo               measures TA and RA of a finished or stopped run
+    hpcdat evaluate runs/demo               measures TA, RA and more of a finished or stopped run
     hpcdat pseudo-label runs/demo DIR X.npz labels images that have none
     hpcdat certify runs/demo                certifies its smoothed classifiers, image by image
     hpcdat report runs/demo runs/other      puts results side by side
@@ -112,21 +113,38 @@ def evaluate(
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
+    autoattack: Annotated[
+        str | None,
+        typer.Option(metavar="N|all", help="Measure AA on so many test images, of each class as many."),
+    ] = None,
+    sweep_eps: Annotated[
+        str | None, typer.Option(metavar="EPS,EPS,...", help="RA over radii: 0,2/255,4/255,8/255.")
+    ] = None,
+    sweep_steps: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="RA over numbers of PGD steps: 1,10,20,50,100.")
+    ] = None,
 ) -> None:
-    """Measure TA and RA of a run's latest checkpoint.
+    """Measure TA and RA of a run's latest checkpoint, and AA and sweeps where they are wanted.
 
     The run may be finished or interrupted. A stronger attack than the job's:
     hpcdat evaluate runs/demo --set evaluation.steps=100
+    What was measured is kept in the run folder by batch: after a stop or a kill the same command, with any
+    number of workers, does what is missing. Signs that the numbers are not to be believed are told.
     """
     replaced = [*(set_ or []), *(settings or [])]
-    resolved = _told_once(lambda: RunFolder(run).read_job(replaced))
+
+    def read() -> tuple[Job, Wanted]:
+        job = RunFolder(run).read_job(replaced)
+        return job, read_wanted(autoattack, sweep_eps, sweep_steps, job)
+
+    resolved, wanted = _told_once(read)
     if workers > 1:
         _start_locally(workers)
 
     def work(team: Workers, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.run import evaluate
 
-        return {run: evaluate(run, replaced, team, stop)}
+        return {run: evaluate(run, replaced, wanted, team, stop)}
 
     results = _as_worker(work, resolved)
     if results is not None:

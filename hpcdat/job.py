@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 
-def _fraction(value: Any) -> Any:
+def fraction(value: Any) -> Any:
     """Read ``8/255`` as a number; leave anything else to the validation of floats."""
     if isinstance(value, str) and value.count("/") == 1:
         numerator, denominator = (float(part) for part in value.split("/"))
@@ -26,7 +26,7 @@ def _fraction(value: Any) -> Any:
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
@@ -331,6 +331,15 @@ class Evaluation(Settings):
     every: int = Field(0, ge=0)
     """measure TA and RA every so many epochs as well; 0: only at the end"""
 
+    def with_usual_step_size(self, *, eps: float, steps: int) -> Evaluation:
+        """The same over another ball and with as many steps, each 2.5 eps / steps long."""
+        return self.model_copy(update={"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps})
+
+    @property
+    def has_usual_step_size(self) -> bool:
+        """Whether the length of a step is the one that is filled in where it is left out."""
+        return self == self.with_usual_step_size(eps=self.eps, steps=self.steps)
+
 
 class Certification(Settings):
     """Certified robustness by randomised smoothing (`hpcdat certify`): Cohen et al. 2019."""
@@ -614,12 +623,9 @@ class Job(Settings):
             }
         )
         eps = _or(self.evaluation.eps, attack.eps)
-        evaluation = self.evaluation.model_copy(
-            update={
-                "eps": eps,
-                "step_size": _or(self.evaluation.step_size, 2.5 * eps / self.evaluation.steps),
-            }
-        )
+        evaluation = self.evaluation.model_copy(update={"eps": eps})
+        if evaluation.step_size is None:
+            evaluation = evaluation.with_usual_step_size(eps=eps, steps=evaluation.steps)
         trained_with = [self.smoothing.sigma] if self.smoothing.sigma else [0.12, 0.25]
         certification = self.certification.model_copy(
             update={"sigma": self.certification.sigma or trained_with}

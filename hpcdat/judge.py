@@ -113,16 +113,10 @@ class Judge:
         return accuracy
 
     def _guard_settings(self, images: int) -> Evaluation:
-        eps = self.job.attack.eps
-        return self.job.evaluation.model_copy(
-            update={
-                "eps": eps,
-                "steps": GUARD_STEPS,
-                "step_size": 2.5 * eps / GUARD_STEPS,
-                # Every worker has a batch.
-                "batch_size": min(self.job.evaluation.batch_size, -(-images // self.workers.size)),
-            }
-        )
+        # Every worker has a batch.
+        batch = min(self.job.evaluation.batch_size, -(-images // self.workers.size))
+        settings = self.job.evaluation.with_usual_step_size(eps=self.job.attack.eps, steps=GUARD_STEPS)
+        return settings.model_copy(update={"batch_size": batch})
 
 
 def set_aside(train: Images, test: Images, job: Job) -> tuple[Images, Images]:

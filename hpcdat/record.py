@@ -41,6 +41,8 @@ class Result:
         exchange: protocol and bits, in words.
         megabytes: MiB that all workers together send in an iteration, computed; likewise.
         epoch: epochs that were trained.
+        aa, aa_images: robust accuracy under AutoAttack, in [0, 1], and the images it was measured on; None
+            where it was not measured.
     """
 
     method: str
@@ -58,6 +60,8 @@ class Result:
     exchange: str
     megabytes: float | None
     epoch: int
+    aa: float | None = None
+    aa_images: int | None = None
 
 
 class RunFolder:
@@ -74,6 +78,8 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
         self.table_file = path / "result.md"
+        self.findings_file = path / "evaluation.json"
+        self.outcomes_folder = path / "evaluation"
         self.choice_file = path / "exchange.json"
         self.certification_folder = path / "certification"
         self.slurm_folder = path / "slurm"
@@ -205,12 +211,17 @@ class RunFolder:
     def read_job(self, settings: list[str]) -> Job:
         """The job of this run.
 
+        The length of a step of the evaluation's attack follows other steps and another radius where it
+        was left out when the run was made.
+
         Raises:
             RunError: the folder is not a run's.
             JobError: a setting is wrong.
         """
         if not self.job_file.exists():
             raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml")
+        if read_job(self.job_file).evaluation.has_usual_step_size:
+            settings = ["evaluation.step_size=null", *settings]
         return read_job(self.job_file, settings)
 
     def _check_same(self, job: Job) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,17 +12,21 @@ import torch
 
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import assign_roles, first_workers
-from hpcdat.data import find_images, open_loader
+from hpcdat.concurrent import assign_roles
+from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.data.unlabelled import joined, read_pseudo_labelled
 from hpcdat.environment import describe_environment
-from hpcdat.errors import InputError, WorkerError
-from hpcdat.evaluation.accuracy import Accuracy, Evaluator
+from hpcdat.errors import InputError
+from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.findings import examine
+from hpcdat.evaluation.sharding import Subject
+from hpcdat.evaluation.wanted import Wanted
 from hpcdat.exchange.choice import recall_exchange
 from hpcdat.files import write_text
 from hpcdat.job import METHODS, Job
 from hpcdat.judge import set_aside
+from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder, State
 from hpcdat.report.table import result_table
@@ -120,37 +123,46 @@ def train_seeds(
     return results
 
 
-def evaluate(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequest) -> Result:
+def evaluate(
+    run_dir: Path, settings: list[str], wanted: Wanted, workers: Workers, stop: StopRequest
+) -> Result:
     """Evaluate the latest checkpoint of a finished or interrupted run.
 
     Args:
         run_dir: the run's folder.
         settings: ``key=value`` texts, such as ``evaluation.steps=50``.
+        wanted: beside TA and RA.
         workers: who evaluates.
         stop: the user's wish to stop.
 
     Returns:
-        The result, which worker 0 has written to the run folder.
+        The result, which worker 0 has written to the run folder, with all findings beside it and
+        suspicions told on stderr.
 
     Raises:
         InputError: the folder is not a run's, has no checkpoint, or a setting is wrong.
         WorkerError: something failed on a worker.
-        Stopped: a stop was asked for.
+        Stopped: a stop was asked for; the same command goes on.
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
     trained = load_trained(folder, job, workers)
-    device, test_images = trained.device, trained.test_images
-    loader = open_loader(
-        test_images, job.data, training=False, batch_size=job.evaluation.batch_size, device=device
-    )
+    subject = Subject(trained.model, job, folder.outcomes_folder)
     progress = Progress(shown=workers.is_first)
-    evaluator = Evaluator(
-        loader, len(test_images), job.evaluation, job.attack.norm, job.seed, workers, progress, stop
-    )
-    with enough_memory(job, "evaluation.batch_size"):
-        accuracy = evaluator.measure(trained.model)
-    return _conclude(folder, job, accuracy, trained.epoch, workers, finished=False)
+    found = examine(subject, wanted, trained.test_images, workers, progress, stop)
+
+    def write() -> tuple[float, int] | None:
+        if not workers.is_first:
+            return None
+        everything = found.together_with(folder.findings_file)
+        for file in everything.write(folder.findings_file, trained.epoch):
+            progress.say(f"written: {file}")
+        for suspicion in found.suspicions:
+            print(f"warning: {suspicion}", file=sys.stderr, flush=True)
+        return everything.autoattack(job.evaluation, job.attack.norm)
+
+    aa = workers.gather(workers.together("write the findings", write), "AA")[0]
+    return _conclude(folder, job, found.accuracy, trained.epoch, workers, finished=False, aa=aa)
 
 
 @dataclass(frozen=True)
@@ -190,35 +202,6 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
     return Trained(workers.together("build the model", build), checkpoint.epoch, test_images, device)
 
 
-@contextmanager
-def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
-    """Say what would help where memory does not suffice.
-
-    Args:
-        job: resolved.
-        batch_size: the setting that the work at hand needs memory for.
-
-    Raises:
-        WorkerError: in place of torch's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # Of the CPU's allocator torch has no error of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        section, _, key = batch_size.rpartition(".")
-        value = getattr(getattr(job, section) if section else job, key)
-        helpful = [f"a {batch_size} smaller than {value}"]
-        if job.model.precision == "float32":
-            helpful.append("model.precision: bfloat16")
-        if job.data.image_size > 32:
-            helpful.append(f"a data.image_size smaller than {job.data.image_size}")
-        raise WorkerError(
-            f"out of memory: {str(error).splitlines()[0]}\nWhat would help: {', or '.join(helpful)}"
-        ) from None
-
-
 def choose_device(job: Job, workers: Workers) -> torch.device:
     """This worker's GPU, or the CPU with its share of the cores.
 
@@ -251,12 +234,19 @@ def _images(job: Job, workers: Workers) -> tuple[Images, Images]:
 
 
 def _conclude(
-    folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int, workers: Workers, *, finished: bool
+    folder: RunFolder,
+    job: Job,
+    accuracy: Accuracy,
+    epoch: int,
+    workers: Workers,
+    *,
+    finished: bool,
+    aa: tuple[float, int] | None = None,
 ) -> Result:
     """Sum up what the run folder knows of the training and what was measured just now."""
 
     def conclude() -> Result:
-        result = summarise(folder, job, accuracy, epoch)
+        result = summarise(folder, job, accuracy, epoch, aa)
         if workers.is_first:
             folder.write_result(result, result_table({folder.path: result}))
             if finished:
@@ -266,7 +256,9 @@ def _conclude(
     return workers.together("write the result", conclude)
 
 
-def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Result:
+def summarise(
+    folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int, aa: tuple[float, int] | None = None
+) -> Result:
     """The row of a run in the result table.
 
     Args:
@@ -274,19 +266,19 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
         job: what was evaluated, and how.
         accuracy: what came out.
         epoch: epochs trained.
+        aa: AA in [0, 1] and its number of images, where it is known.
     """
     team = folder.environment()
     epochs = folder.metrics("epoch")
     # An epoch that was broken off and gone on with has no time of its own.
     whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
-    roles = assign_roles(job, len(team["workers"]))
     return Result(
         method=job.method,
         seed=job.seed,
         p=team["nodes"],
         q=len(team["workers"]) // team["nodes"],
-        batches=len(first_workers(roles)),
+        batches=len(first_workers(assign_roles(job, len(team["workers"])))),
         batch=job.batch_size,
         images=accuracy.images,
         ta=accuracy.ta,
@@ -297,6 +289,8 @@ def summarise(folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int) -> Re
         exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),
         megabytes=epochs[-1]["megabytes"] if epochs else None,
         epoch=epoch,
+        aa=aa[0] if aa else None,
+        aa_images=aa[1] if aa else None,
     )
 
 

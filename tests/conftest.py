@@ -1,17 +1,28 @@
 """Settings and images shared by the tests."""
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
+from hpcdat.cluster.workers import Workers
+from hpcdat.job_file import read_job
+from hpcdat.run import train
+
 hypothesis.settings.register_profile("hpcdat", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("hpcdat")
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DEMO = CHECKOUT / "jobs" / "demo.yaml"
+
+
+class Never:
+    """Nobody wants to stop."""
+
+    wanted = False
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +34,18 @@ def _one_cache(tmp_path_factory):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Folder of a run of the demo, shortened; not to be written to."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    short = ["epochs=8", "attack.steps=4", "schedule.decay_epochs=[6]", "evaluation.every=0"]
+    train(read_job(DEMO, [f"run_dir={run_dir}", *short]), Workers(), Never())
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(trained, tmp_path / "run")

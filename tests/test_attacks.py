@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from hpcdat.attacks import inner_maximisation, input_gradient
-from hpcdat.balls import LinfBall
+from hpcdat.balls import BALLS, LinfBall
 from hpcdat.models import build_model
 from hpcdat.objectives import clean_loss
 
@@ -334,3 +334,16 @@ def test_wrong_arguments_are_refused(w, generator, change, message):
     arguments = {"x": images(generator), "eps": 0.1, "step_size": 0.1, "steps": 1, "generator": generator}
     with pytest.raises(ValueError, match=message):
         inner_maximisation(Linear(w), loss_of_zero, **arguments | change)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_attack_goes_on_from_given_points_brought_into_the_ball(generator, w, norm):
+    x, start = images(generator, 0.3, 0.6), images(generator)
+    settings = {"eps": 0.1, "steps": 1, "norm": norm}
+    attack = partial(inner_maximisation, Linear(w), loss_of_zero, x, **settings)
+    still = attack(step_size=0.0, random_start=False, start=start)
+    assert torch.allclose(still, BALLS[norm](x, 0.1).project(start), atol=1e-6) and not torch.equal(still, x)
+    moved = attack(step_size=0.02, random_start=False, start=start)
+    assert (loss_of_zero(Linear(w)(moved)) > loss_of_zero(Linear(w)(still))).all()
+    with pytest.raises(ValueError, match="no random start"):
+        attack(step_size=0.1, start=start, generator=generator)

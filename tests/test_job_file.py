@@ -30,6 +30,12 @@ def test_every_job_that_is_shipped_is_valid_and_survives_writing(path):
     assert parse_job(write_job(job), "copy") == job
 
 
+@pytest.mark.parametrize("data, steps", [("imagenet", 10), ("cifar10", 20)])
+def test_ra_is_measured_with_the_papers_steps(data, steps):
+    """DAT, Sec. 6.1: 20 on CIFAR, 10 on ImageNet."""
+    assert {read_job(path).evaluation.steps for path in (CHECKOUT / "jobs").glob(f"{data}-*.yaml")} == {steps}
+
+
 def test_what_is_left_out_is_filled_in():
     job = parse_job(MINIMAL, "x.yaml", ["attack.eps=8/255"])
     assert job.attack.steps == 10 and job.attack.step_size == pytest.approx(2.5 * 8 / 255 / 10)

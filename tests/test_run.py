@@ -1,34 +1,8 @@
-"""What a run says of itself and of its troubles."""
+"""What a run says of itself."""
 
 import pytest
-import torch
 
-from hpcdat.errors import WorkerError
-from hpcdat.job_file import read_job
-from hpcdat.run import enough_memory, in_pixel_units
-from tests.conftest import DEMO
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ],
-)
-def test_out_of_memory_names_the_settings_that_would_help(error):
-    job = read_job(DEMO, ["batch_size=4096", "data.image_size=64", "evaluation.batch_size=500"])
-    told = r"out of memory: .*\n.*batch_size smaller than 4096.*bfloat16.*64"
-    with pytest.raises(WorkerError, match=told), enough_memory(job, "batch_size"):
-        raise error
-    told = r"evaluation\.batch_size smaller than 500"
-    with pytest.raises(WorkerError, match=told), enough_memory(job, "evaluation.batch_size"):
-        raise error
-
-
-def test_other_errors_are_left_alone():
-    with pytest.raises(RuntimeError, match="shapes"), enough_memory(read_job(DEMO), "batch_size"):
-        raise RuntimeError("shapes do not match")
+from hpcdat.run import in_pixel_units
 
 
 @pytest.mark.parametrize("eps, text", [(0.2, "0.2"), (8 / 255, "8/255"), (0.0123456, "0.01235")])

@@ -137,7 +137,7 @@ def check_equal(workers: Workers, model: nn.Module, *, except_batch_norm: bool =
     state = named_state(model)
     if except_batch_norm:
         state = dict(model.named_parameters())
-    hashes = torch.tensor([fingerprint(tensor) for tensor in state.values()], dtype=torch.int64)
+    hashes = torch.tensor([_fingerprint(tensor) for tensor in state.values()], dtype=torch.int64)
     # The maximum of (h, ~h) over the workers is (h, ~h) only if all have the same h.
     largest = workers.max(torch.cat([hashes, ~hashes]), "hashes of parameters and buffers")
     same = largest[: len(hashes)] == ~largest[len(hashes) :]
@@ -156,7 +156,12 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def fingerprint(tensor: Tensor) -> int:
-    """A hash of 64 bits of the tensor's bytes."""
+def fingerprint(model: nn.Module) -> str:
+    """A hash of all parameters and buffers, by which to tell one model from another."""
+    text = "".join(f"{name}:{_fingerprint(tensor)};" for name, tensor in named_state(model).items())
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _fingerprint(tensor: Tensor) -> int:
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)

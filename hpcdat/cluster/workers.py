@@ -32,6 +32,10 @@ class Pending(Protocol):
         """Its result, when it is there."""
         ...
 
+    def ready(self) -> bool:
+        """Whether it is there, so that nobody would have to wait."""
+        ...
+
 
 class Done:
     """A collective of one worker, which is over when it begins."""
@@ -41,6 +45,9 @@ class Done:
 
     def wait(self) -> Any:  # noqa: D102
         return self.value
+
+    def ready(self) -> bool:  # noqa: D102
+        return True
 
 
 class Workers:
@@ -354,6 +361,9 @@ class _Handle:
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             return self._result(hvd.synchronize(self._handle))
+
+    def ready(self) -> bool:
+        return self._workers._hvd.poll(self._handle)
 
 
 def start_workers(stall_timeout: float, *, divisible: bool = False) -> Workers:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from hpcdat.attacks import inner_maximisation
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.batches import evaluation_batches
 from hpcdat.errors import InputError, Stopped
+from hpcdat.evaluation.measurements import attack_generator, pgd, right
 from hpcdat.job import Evaluation, Norm
-from hpcdat.objectives import clean_loss
 from hpcdat.progress import Progress
-from hpcdat.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,6 @@ class Evaluator:
         """
         device = next(model.parameters()).device
         counts = torch.zeros(3, dtype=torch.int64, device=device)
-        generator = torch.Generator(device)
         was_training = model.training
         model.eval()
         self.progress.begin(self.label, len(self.batches))
@@ -98,8 +94,7 @@ class Evaluator:
             batches = self.loader.read([indices for _, indices in self.batches], seed=0)
             for (number, _), (x, y) in zip(self.batches, batches, strict=True):
                 if len(x):
-                    generator.manual_seed(derive(self.seed, "evaluation attack", number))
-                    counts += self._count(model, x, y, generator)
+                    counts += self._count(model, x, y, attack_generator(device, self.seed, number))
                 self.progress.step()
                 if self.stop.wanted:
                     raise Stopped(f"the {self.label} was stopped; the same command does it again")
@@ -114,18 +109,7 @@ class Evaluator:
 
     def _count(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Numbers of images, of those classified right, and of robust ones: int64 (3,)."""
-        x_adv = inner_maximisation(
-            model,
-            partial(clean_loss, y=y),
-            x,
-            eps=self.settings.eps,
-            step_size=self.settings.step_size,
-            steps=self.settings.steps,
-            norm=self.norm,
-            random_start=self.settings.random_start,
-            generator=generator,
-        )
-        with torch.no_grad():
-            correct = model(x).argmax(1) == y
-            robust = correct & (model(x_adv).argmax(1) == y)
+        x_adv = pgd(model, x, y, self.settings, self.norm, generator)
+        correct = right(model, x, y)
+        robust = correct & right(model, x_adv, y)
         return torch.stack([torch.tensor(len(x), device=x.device), correct.sum(), robust.sum()])

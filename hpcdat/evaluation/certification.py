@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, norm
 from torch import Tensor, nn
 
-from hpcdat.cluster.agreement import fingerprint, named_state
+from hpcdat.cluster.agreement import fingerprint
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
@@ -244,7 +244,7 @@ def counts_file(folder: Path, job: Job, model: nn.Module, images: Images, sigma:
         "precision": job.model.precision,
         **job.data.model_dump(include={"image_size", "channels", "augmentation"}),
         "images": _digest([names, images.labels]),
-        "model": _digest([[name, fingerprint(tensor)] for name, tensor in named_state(model).items()]),
+        "model": fingerprint(model),
     }
     return CountsFile(folder / f"counts-{sigma:g}-{_digest(heading)[:8]}.jsonl", heading)
 

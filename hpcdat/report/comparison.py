@@ -117,8 +117,7 @@ def _of_reference(quantity: str) -> Callable[[Values, Values], float]:
 QUANTITIES: dict[str, Quantity] = {
     "ta": Quantity("TA (%)", 2, measure=lambda run: 100 * run.result.ta),
     "ra": Quantity("RA (%)", 2, measure=lambda run: 100 * run.result.ra),
-    # No run is evaluated with AutoAttack yet.
-    "aa": Quantity("AA (%)", 2, measure=lambda run: None, meaning="AA (AutoAttack) was not measured."),
+    "aa": Quantity("AA (%)", 2, measure=lambda run: None if run.result.aa is None else 100 * run.result.aa),
     "c": Quantity(
         "C (s)", 2, measure=lambda run: run.result.communication if run.result.p * run.result.q > 1 else None
     ),

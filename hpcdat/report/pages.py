@@ -140,6 +140,8 @@ def _notes(comparison: Comparison) -> list[str]:
     if any(run.environment.get("emulated_links") for run in runs):
         notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
     notes += [meaning for key in comparison.table.quantities if (meaning := QUANTITIES[key].meaning)]
+    if "aa" in comparison.table.quantities:
+        notes += _notes_on_aa(runs)
     notes += _meanings(runs) if "c" in comparison.table.quantities else []
     counts = {len(row.runs) for row in comparison.rows if row.runs}
     ours = "single runs" if counts == {1} else f"means of {'/'.join(map(str, sorted(counts)))} runs a row"
@@ -160,6 +162,18 @@ def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
     for difference, whose in names.items():
         others.setdefault(tuple(whose), []).append(difference)
     return others
+
+
+def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
+    """Of which runs AA is missing, or of fewer images than TA and RA."""
+    without = [run.folder.name for run in runs if run.result.aa is None]
+    if len(without) == len(runs):
+        return ["AA (AutoAttack) was not measured."]
+    notes = [f"AA (AutoAttack) was not measured of {', '.join(without)}."] if without else []
+    parts = {run.result.aa_images for run in runs if run.result.aa_images not in (None, run.result.images)}
+    if parts:
+        notes.append(f"AA is of {'/'.join(f'{n:,}' for n in sorted(parts))} test images, an equal part.")
+    return notes
 
 
 def _meanings(runs: Sequence[Run]) -> list[str]:

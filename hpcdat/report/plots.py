@@ -1,4 +1,4 @@
-"""Plots of a report, as SVG texts."""
+"""Plots of reports and evaluations, as SVG texts."""
 
 from __future__ import annotations
 
@@ -129,6 +129,24 @@ def _plot_sweep(comparison: Comparison) -> str:
         axes.set_xlabel("p, 255ths", fontsize=8)
         axes.set_ylabel(QUANTITIES["ta"].header, fontsize=8)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    return _svg(figure)
+
+
+def plot_sweep(over: str, values: Sequence[float], ra: Sequence[float]) -> str:
+    """RA over radii or over steps, with the axes of DAT's Figure 3.
+
+    Args:
+        over: ``eps`` or ``steps``.
+        values: radii in [0, 1] units, or numbers of steps.
+        ra: in [0, 1], of each.
+    """
+    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    scale = 255 if over == "eps" else 1
+    axes.plot([scale * value for value in values], [100 * share for share in ra], "o-", color=OURS)
+    axes.set_xlabel("perturbation size (over 255)" if over == "eps" else "PGD steps", fontsize=9)
+    axes.set_ylabel("RA (%)", fontsize=9)
+    axes.set_ylim(0, 100)
     return _svg(figure)
 
 

@@ -17,6 +17,7 @@ HEADERS = [
     "Epochs",
     "TA (%)",
     "RA (%)",
+    "AA (%)",
     "C (s)",
     "T (s)",
     "Exchange",
@@ -25,11 +26,12 @@ HEADERS = [
 ]
 
 
-def result_rows(runs: Mapping[Path, Result]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, one a run.
+def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a run; without a column for AA where no run has it.
 
     Args:
         runs: results by the folders of their runs.
+        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
     """
     rows = [
         [
@@ -39,6 +41,7 @@ def result_rows(runs: Mapping[Path, Result]) -> tuple[list[str], list[list[str]]
             str(result.epoch),
             f"{100 * result.ta:.2f}",
             f"{100 * result.ra:.2f}",
+            "-" if result.aa is None else f"{100 * result.aa:.2f}",
             _seconds(result.communication),
             _seconds(result.total),
             result.exchange,
@@ -47,7 +50,12 @@ def result_rows(runs: Mapping[Path, Result]) -> tuple[list[str], list[list[str]]
         ]
         for path, result in runs.items()
     ]
-    return HEADERS, rows
+    if mean and len(runs) > 1:
+        rows.append(_mean_row(list(runs.values())))
+    if any(result.aa is not None for result in runs.values()):
+        return HEADERS, rows
+    place = HEADERS.index("AA (%)")
+    return [*HEADERS[:place], *HEADERS[place + 1 :]], [[*row[:place], *row[place + 1 :]] for row in rows]
 
 
 def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
@@ -57,12 +65,12 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
         runs: results by the folders of their runs.
         mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
     """
-    header, rows = result_rows(runs)
-    if mean and len(runs) > 1:
-        rows.append(_mean_row(list(runs.values())))
+    header, rows = result_rows(runs, mean=mean)
     attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
+    counts = sorted({r.aa_images for r in runs.values() if r.aa_images is not None})
+    autoattack = f" AA: under AutoAttack on {'/'.join(map(str, counts))} test images." if counts else ""
     note = (
-        f"TA: clean test accuracy. RA: under {attacks}.\n"
+        f"TA: clean test accuracy. RA: under {attacks}.{autoattack}\n"
         "C, T: seconds with gradients on their way and of training as a whole, per epoch (median). "
         "MB: MiB all\nworkers send in an iteration, computed."
     )
@@ -85,6 +93,7 @@ def _mean_row(results: list[Result]) -> list[str]:
         "",
         spread([100 * r.ta for r in results]),
         spread([100 * r.ra for r in results]),
+        spread([None if r.aa is None else 100 * r.aa for r in results]),
         spread([r.communication for r in results]),
         spread([r.total for r in results]),
         "",

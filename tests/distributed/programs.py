@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyautoattack
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -20,6 +21,7 @@ import hpcdat.models
 from hpcdat import run
 from hpcdat.attacks import inner_maximisation
 from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal, named_state
+from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.data import find_images, open_loader
@@ -27,6 +29,10 @@ from hpcdat.data.batches import training_shares
 from hpcdat.errors import HpcdatError, InputError, Stopped
 from hpcdat.evaluation.accuracy import Evaluator
 from hpcdat.evaluation.certification import SmoothedClassifier
+from hpcdat.evaluation.findings import examine
+from hpcdat.evaluation.outcomes import Shelf
+from hpcdat.evaluation.sharding import Subject
+from hpcdat.evaluation.wanted import Wanted
 from hpcdat.exchange.choice import settle
 from hpcdat.exchange.compression import QuantizedSum
 from hpcdat.exchange.plan import make_plan
@@ -386,6 +392,62 @@ def certificates(run_dir):
     """A hash of every file of a certification but the plot, by name."""
     files = sorted(RunFolder(run_dir).certification_folder.iterdir())
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files if f.suffix != ".svg"}
+
+
+def examine_all(workers, root, folder, kill_after, *settings):
+    """TA, RA, sweeps and a shortened AutoAttack of a hastily trained net; killed after so many batches."""
+    torch.set_num_threads(1)
+
+    class Quick(pyautoattack.AutoAttack):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
+            self.square.n_queries = 50
+
+    pyautoattack.AutoAttack, real = Quick, pyautoattack.AutoAttack
+    write, written = Shelf.write, []
+
+    def write_and_die(shelf, number, outcomes):
+        write(shelf, number, outcomes)
+        written.append(f"{shelf.folder.name}/{number}")
+        if len(written) == int(kill_after):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Shelf.write = write_and_die
+    few = ["attack.eps=0.1", "data.test_images=100", "evaluation.batch_size=7"]
+    job = read_job(DEMO, [f"data.root={root}", *few, *settings])
+    train_images, test_images = find_images(job.data)
+    model = fit(build_model_for(job, len(train_images.classes)), train_images, job).eval()
+    wanted = Wanted(autoattack=30, radii=(0.0, 0.05, 0.2), steps=(1, 5))
+    subject = Subject(model, job, Path(folder))
+    found = examine(subject, wanted, test_images, workers, Progress(shown=False), StopRequest())
+    pyautoattack.AutoAttack, Shelf.write = real, write
+    return {"sections": found.sections, "written": written}
+
+
+def unequal_shares(workers, ending):
+    """Worker 1 has much to do; how long it took, and how it ended."""
+    stop, begin = StopRequest(), time.monotonic()
+    if workers.size > 1:
+        workers._watchdog.seconds = 2
+
+    def work(look):
+        while workers.rank == 1 and time.monotonic() - begin < 6:
+            if ending == "failure" and time.monotonic() - begin > 1:
+                raise OSError("no space left")
+            stop.wanted = ending == "stop" and time.monotonic() - begin > 1
+            look()
+            time.sleep(0.01)
+        while workers.rank == 2 and time.monotonic() - begin < 6:
+            look()
+            time.sleep(0.01)
+        return workers.rank
+
+    try:
+        told = apart(workers, "work", work, stop)
+    except HpcdatError as error:
+        told = [type(error).__name__, str(error), error.everywhere]
+    return [told, time.monotonic() - begin]
 
 
 def collapse(workers, root, run_dir, *settings):

@@ -9,7 +9,7 @@ from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Evaluator
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
-from tests.conftest import DEMO
+from tests.conftest import DEMO, Never
 
 
 class Threshold(nn.Module):
@@ -34,12 +34,6 @@ class Fixed:
     def read(self, batches, seed):
         for indices in batches:
             yield self.x[indices], self.y[indices]
-
-
-class Never:
-    """Nobody wants to stop."""
-
-    wanted = False
 
 
 def evaluated(model, loader, count, job):

@@ -15,6 +15,7 @@ from hpcdat.record import Result, RunFolder
 from hpcdat.report.comparison import compare, differences, read_run
 from hpcdat.report.pages import comparison_section
 from hpcdat.report.papers import TABLES
+from hpcdat.report.table import result_rows, result_table
 
 JOB = """\
 run_dir: {folder}
@@ -47,6 +48,7 @@ def make_run(tmp_path):
         links="100mbit links",
         eps=0.1,
         seen=None,
+        aa=(),
     ):
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir(parents=True)
@@ -65,7 +67,7 @@ def make_run(tmp_path):
                 training_accuracy=seen and seen * epoch / 2,
             )
         attack = "PGD-10, linf, eps 0.1"
-        result = Result(method, 0, p, 1, p, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2)
+        result = Result(method, 0, p, 1, p, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2, *aa)
         folder.write_result(result, "")
         return folder.path
 
@@ -90,6 +92,26 @@ def test_runs_stand_in_the_rows_that_they_reproduce(make_run):
     told = differences(TABLES["dat-1"].work, runs[0])
     assert "data.images: 600, the paper's 1,281,167" in told and "batch_size: 25, the paper's 85" in told
     assert not any(line.startswith("data.root") for line in told)
+
+
+def test_aa_stands_where_it_was_measured(make_run):
+    runs = [
+        make_run("full", "dat-1/dat-pgd", aa=(0.4, 397)),
+        make_run("part", "dat-1/dat-fgsm", method="dat-fgsm", aa=(0.3, 100)),
+        make_run("none", "dat-1/at", method="at", p=1),
+    ]
+    rows = {row.row.key: row for row in compare("dat-1", [read_run(run) for run in runs]).rows}
+    assert rows["dat-pgd"].ours["aa"] == 40 and rows["dat-fgsm"].ours["aa"] == 30
+    assert "aa" not in rows["at"].ours
+    results = {run: RunFolder(run).read_result() for run in runs}
+    header, cells = result_rows(results, mean=True)
+    assert [row[header.index("AA (%)")] for row in cells] == ["40.00", "30.00", "-", "35.00 ± 7.07"]
+    assert "AA: under AutoAttack on 100/397 test images." in result_table(results)
+    done = CliRunner().invoke(app, ["report", *map(str, runs), "--table", "dat-1", "--out", str(runs[0])])
+    assert "AA (AutoAttack) was not measured of none." in done.output
+    assert "AA is of 100 test images, an equal part." in done.output
+    header, cells = result_rows({runs[2]: results[runs[2]]})
+    assert "AA (%)" not in header and len(cells[0]) == len(header)
 
 
 def test_a_report_is_whole_in_each_of_its_files(make_run, tmp_path):

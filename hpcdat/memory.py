@@ -1,0 +1,40 @@
+"""Memory that does not suffice, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hpcdat.errors import WorkerError
+from hpcdat.job import Job
+
+
+@contextmanager
+def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
+    """Say what would help where memory does not suffice.
+
+    Args:
+        job: resolved.
+        batch_size: the setting that the work at hand needs memory for.
+
+    Raises:
+        WorkerError: in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Of the CPU's allocator torch has no error of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        section, _, key = batch_size.rpartition(".")
+        value = getattr(getattr(job, section) if section else job, key)
+        helpful = [f"a {batch_size} smaller than {value}"]
+        if job.model.precision == "float32":
+            helpful.append("model.precision: bfloat16")
+        if job.data.image_size > 32:
+            helpful.append(f"a data.image_size smaller than {job.data.image_size}")
+        raise WorkerError(
+            f"out of memory: {str(error).splitlines()[0]}\nWhat would help: {', or '.join(helpful)}"
+        ) from None

@@ -1,0 +1,96 @@
+"""Evaluations by real workers: shared out, killed, stopped, and gone on with by others."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpcdat.record import RunFolder
+from tests.conftest import CHECKOUT
+from tests.distributed.ranks import environment, run_program
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """What one process finds out, and the batches it measured."""
+    folder = tmp_path_factory.mktemp("serial")
+    return run_program("examine_all", "none", 1, folder, folder / "digits", folder / "kept", 0)[0]
+
+
+def test_the_serial_evaluation_means_something(serial):
+    sections = serial["sections"]
+    assert 0 < sections["autoattack"]["withstood"]["square"] < sections["accuracy"]["ra"] + 0.2
+    assert sections["autoattack"]["aa"] is None, "shortened attacks are not AA"
+    curve = [ra for _, ra in sections["sweep-eps"]["curve"]]
+    assert curve[0] == sections["accuracy"]["ta"] > curve[1] > curve[2]
+    assert len(serial["written"]) == 3 * 15 + 5
+
+
+@pytest.mark.parametrize("transport, size", [("MPI", 2), ("Gloo", 3)])
+def test_more_workers_find_exactly_the_same(tmp_path, serial, transport, size):
+    answers = run_program("examine_all", transport, size, tmp_path, tmp_path / "d", tmp_path / "kept", 0)
+    assert all(answer["sections"] == serial["sections"] for answer in answers)
+    written = [batch for answer in answers for batch in answer["written"]]
+    assert len(written) == len(set(written)) == len(serial["written"])
+    assert all(answer["written"] for answer in answers)
+
+
+def test_killed_evaluations_go_on_with_any_number_of_workers(tmp_path, serial):
+    """kill -9 in the midst of it; what was done is not done again."""
+    for size, kill_after in ((2, 12), (1, 12)):
+        with pytest.raises(AssertionError):
+            run_program("examine_all", "MPI", size, tmp_path, tmp_path / "d", tmp_path / "kept", kill_after)
+    before = set(map(str, (tmp_path / "kept").glob("*/batch-*.json")))
+    assert 24 <= len(before) <= 36
+    answers = run_program("examine_all", "MPI", 3, tmp_path, tmp_path / "d", tmp_path / "kept", 0)
+    assert all(answer["sections"] == serial["sections"] for answer in answers)
+    assert sum(len(answer["written"]) for answer in answers) == len(serial["written"]) - len(before)
+
+
+@pytest.mark.parametrize("transport, size", [("MPI", 2), ("Gloo", 3)])
+def test_unequal_shares_do_not_look_like_a_stall(tmp_path, transport, size):
+    """Worker 1 takes six seconds, and nobody may wait longer than two without hearing of it."""
+    answers = run_program("unequal_shares", transport, size, tmp_path, "end")
+    assert [told for told, _ in answers] == list(range(size)) and all(5 < s < 30 for _, s in answers)
+
+
+@pytest.mark.parametrize(
+    "ending, told",
+    [
+        ("failure", ["WorkerError", r"cannot work: no space left.* \(worker 1 on .*\)", True]),
+        ("stop", ["Stopped", "stopped; the same command goes on to work", True]),
+    ],
+)
+def test_a_failure_or_stop_on_one_worker_ends_the_others_at_once(tmp_path, ending, told):
+    for answer, seconds in run_program("unequal_shares", "MPI", 3, tmp_path, ending):
+        assert answer[0] == told[0] and re.fullmatch(told[1], answer[1]) and answer[2] and seconds < 5.5
+
+
+def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(tmp_path, run_dir):
+    command = [sys.executable, "-m", "hpcdat", "evaluate", str(run_dir), "-np", "2", "--sweep-steps", "1,200"]
+    command += ["--set", "evaluation.batch_size=10", "data.test_images=200"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=CHECKOUT, env=environment(), stdout=log, stderr=log)
+        kept = RunFolder(run_dir).outcomes_folder
+        for _ in range(600):
+            if len(list(kept.glob("sweep-steps-*/batch-*.json"))) > 2:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 75, (tmp_path / "log").read_text()
+    assert "stopped; the same command goes on to measure sweep-steps" in (tmp_path / "log").read_text()
+    before = len(list(kept.glob("sweep-steps-*/batch-*.json")))
+    assert 2 < before < 20
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy: 20 of 20 batches are there already" in done.stdout
+    assert f"sweep-steps: {before} of 20 batches are there already" in done.stdout
+    assert "ra-over-steps.svg" in done.stdout
+    sections = json.loads(RunFolder(run_dir).findings_file.read_text())["sections"]
+    assert sections["sweep-steps"]["images"] == 200

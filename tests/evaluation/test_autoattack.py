@@ -1,0 +1,104 @@
+"""AutoAttack by batch, and what may be called AA."""
+
+from itertools import pairwise
+
+import pyautoattack
+import pytest
+import torch
+
+from hpcdat.data import open_loader
+from hpcdat.errors import InputError
+from hpcdat.evaluation.autoattack import STANDARD, AutoAttack
+from hpcdat.seeds import derive
+
+
+class Quick(pyautoattack.AutoAttack):
+    """The same attacks, too short to be believed."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
+        self.square.n_queries = 50
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
+
+
+def batch(subject, images):
+    loader = open_loader(
+        images, subject.job.data, training=False, batch_size=len(images), device=torch.device("cpu")
+    )
+    return next(iter(loader.read([list(range(len(images)))], seed=0)))
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.2), ("l2", 1.0)])
+def test_each_image_ends_as_in_the_packages_own_evaluation(quick, load, norm, eps):
+    subject, images = load()
+    x, y = batch(subject, images)
+    found = AutoAttack(eps, norm, 10).outcomes(subject.model, x, y, 7, 3)
+    own = pyautoattack.AutoAttack(
+        subject.model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=derive(7, "autoattack", 3)
+    )
+    _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
+    assert found.columns["square"].tolist() == (answers == y).tolist()
+    assert 0 < found.count("square") <= found.count("apgd-ce") < found.count("correct") <= 40
+    columns = list(found.columns.values())
+    assert list(found.columns) == ["correct", *STANDARD]
+    assert all(not (later & ~earlier).any() for earlier, later in pairwise(columns))
+    assert found.remarks == ()
+
+
+def test_nothing_is_left_behind(quick, load):
+    subject, images = load()
+    x, y = batch(subject, images)
+    state, pixels = torch.get_rng_state(), x.clone()
+    attack = AutoAttack(0.2, "linf", 10)
+    first = attack.outcomes(subject.model, x, y, 0, 0)
+    torch.rand(5)
+    assert attack.outcomes(subject.model, x, y, 0, 0).to_json() == first.to_json()
+    torch.set_rng_state(state)
+    attack.outcomes(subject.model, x, y, 0, 0)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(x, pixels)
+    assert all(p.requires_grad and p.grad is None for p in subject.model.parameters())
+
+
+def test_only_the_standard_version_is_standard(monkeypatch):
+    assert AutoAttack(0.1, "linf", 10).is_standard
+
+    class Left(pyautoattack.AutoAttack):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.attacks_to_run = ["apgd-ce", "apgd-t", "fab-t"]
+
+    for weaker in (Quick, Left):
+        monkeypatch.setattr(pyautoattack, "AutoAttack", weaker)
+        assert not AutoAttack(0.1, "linf", 10).is_standard
+
+
+def test_what_the_package_complains_of_is_kept(quick, load):
+    subject, images = load()
+    x, y = batch(subject, images)
+
+    class Random(torch.nn.Module):
+        def forward(self, x):
+            logits = subject.model(x)
+            return logits + torch.rand_like(logits)
+
+    found = AutoAttack(0.2, "linf", 10).outcomes(Random(), x, y, 0, 0)
+    assert "it seems to be a randomized defense" in found.remarks
+
+
+def test_what_it_cannot_do_is_told():
+    with pytest.raises(InputError, match="10 classes or more, not 3"):
+        AutoAttack(0.1, "linf", 3)
+    with pytest.raises(InputError, match=r"evaluation\.eps must be above 0"):
+        AutoAttack(0.0, "linf", 10)
+
+
+def test_images_that_are_wrong_already_are_left_alone(quick, load):
+    subject, images = load()
+    x, y = batch(subject, images)
+    found = AutoAttack(0.2, "linf", 10).outcomes(subject.model, x[:2], (y[:2] + 1) % 10, 0, 0)
+    assert all(not flags.any() for flags in found.columns.values())

@@ -1,0 +1,95 @@
+"""What an evaluation tells, and what it keeps of earlier ones."""
+
+import csv
+import json
+import re
+
+import pyautoattack
+import pytest
+
+from hpcdat import run
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
+from hpcdat.evaluation.wanted import Wanted
+from hpcdat.files import write_text
+from hpcdat.record import RunFolder
+from hpcdat.report.table import result_table
+from tests.conftest import Never
+from tests.evaluation.test_autoattack import Quick
+
+FEW = ["data.test_images=30", "evaluation.batch_size=15"]
+
+
+def test_steps_fit_the_ball_that_is_asked_for(run_dir):
+    """A run's job holds the length of a step for its own radius and steps."""
+    folder = RunFolder(run_dir)
+    assert folder.read_job([]).evaluation.step_size == pytest.approx(2.5 * 0.2 / 20)
+    other = folder.read_job(["evaluation.eps=0.01", "evaluation.steps=50"]).evaluation
+    assert other.step_size == pytest.approx(2.5 * 0.01 / 50)
+    assert folder.read_job(["evaluation.step_size=0.3"]).evaluation.step_size == 0.3
+    write_text(folder.job_file, folder.job_file.read_text().replace("step_size: 0.025", "step_size: 0.02"))
+    assert folder.read_job(["evaluation.eps=0.01"]).evaluation.step_size == 0.02
+
+
+def evaluated(run_dir, *settings, **wanted):
+    result = run.evaluate(run_dir, [*FEW, *settings], Wanted(**wanted), Workers(), Never())
+    return result, json.loads(RunFolder(run_dir).findings_file.read_text())["sections"]
+
+
+def test_aa_is_in_the_result_beside_what_it_was_measured_with(run_dir):
+    """The one test with the attacks at full length, on few images."""
+    result, sections = evaluated(run_dir, "evaluation.eps=0.2", autoattack=15)
+    section = sections["autoattack"]
+    assert (section["images"], section["test_images"], result.aa_images) == (15, 30, 15)
+    assert section["aa"] == result.aa == section["withstood"]["square"] < section["withstood"]["correct"]
+    assert section["attack"]["package"] == f"pyautoattack {pyautoattack.__version__}"
+    assert section["attack"]["attacks"]["square"] == {"queries": 5000, "restarts": 1}
+    assert section["suspicions"] == []
+    table = result_table({run_dir: result})
+    assert f"| {100 * result.aa:.2f}" in table and "AA: under AutoAttack on 15 test images." in table
+    # Kept as long as it is of the same weights, and shown beside RA of the same ball.
+    result, sections = evaluated(run_dir, "evaluation.eps=0.1")
+    assert result.aa is None and sections["autoattack"] == section
+    result, _ = evaluated(run_dir, "evaluation.eps=0.2")
+    assert result.aa == section["aa"]
+    checkpoint = RunFolder(run_dir).newest_checkpoint()
+    checkpoint.model["1.classifier.bias"][0] += 1
+    RunFolder(run_dir).checkpoints.save(checkpoint)
+    result, sections = evaluated(run_dir, "evaluation.eps=0.2")
+    assert result.aa is None and list(sections) == ["accuracy"]
+
+
+def test_anything_less_is_not_called_aa(run_dir, monkeypatch):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
+    result, sections = evaluated(run_dir, autoattack="all")
+    assert result.aa is None and sections["autoattack"]["aa"] is None
+    assert sections["autoattack"]["attack"]["attacks"]["square"]["queries"] == 50
+    assert 0 <= sections["autoattack"]["withstood"]["square"] < 1
+    assert "AA" not in result_table({run_dir: result})
+
+
+def test_sweeps_are_a_table_and_a_plot(run_dir):
+    radii, steps = (0.0, 0.1, 0.2, 0.3), (1, 5, 20)
+    result, sections = evaluated(run_dir, "evaluation.eps=0.2", radii=radii, steps=steps)
+    by_eps, by_steps = dict(sections["sweep-eps"]["curve"]), dict(sections["sweep-steps"]["curve"])
+    assert tuple(by_eps) == radii and tuple(by_steps) == steps and by_eps[0.0] == result.ta
+    for over, curve, label in (("eps", by_eps, "over 255"), ("steps", by_steps, "PGD steps")):
+        assert list(curve.values()) == sorted(curve.values(), reverse=True)
+        rows = list(csv.reader((run_dir / f"ra-over-{over}.csv").open()))
+        assert rows == [[over, "ra", "images"], *([str(v), str(ra), "30"] for v, ra in curve.items())]
+        plot = (run_dir / f"ra-over-{over}.svg").read_text()
+        assert plot.startswith("<svg") and re.search(rf"<!-- .*{label}.* -->", plot)
+    evaluated(run_dir, "evaluation.eps=0.2")
+    assert json.loads((run_dir / "evaluation.json").read_text())["sections"]["sweep-eps"]["curve"]
+
+
+def test_suspicions_are_told(run_dir, capsys):
+    evaluated(run_dir, "evaluation.eps=0.2")
+    assert "warning:" not in capsys.readouterr().err
+    evaluated(run_dir, "evaluation.eps=0.4", "evaluation.step_size=0.01")
+    assert "warning: 20 steps of 0.01 cannot cross a ball of radius 0.4" in capsys.readouterr().err
+
+
+def test_more_images_than_there_are_cannot_be_attacked(run_dir):
+    with pytest.raises(InputError, match="31 images are wanted of 30"):
+        evaluated(run_dir, autoattack=31)

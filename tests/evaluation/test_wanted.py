@@ -1,0 +1,45 @@
+"""The options of hpcdat evaluate."""
+
+import pytest
+from typer.testing import CliRunner
+
+from hpcdat.cli import app
+from hpcdat.errors import InputError
+from hpcdat.evaluation.wanted import Wanted, read_wanted
+from hpcdat.job_file import read_job
+from tests.conftest import DEMO
+
+
+def test_options_are_read():
+    job = read_job(DEMO)
+    assert read_wanted(None, None, None, job) == Wanted()
+    wanted = read_wanted("1000", "8/255,0,4/255,0", "50,1", job)
+    assert wanted == Wanted(1000, (0.0, 4 / 255, 8 / 255), (1, 50))
+    assert read_wanted("all", None, None, job).autoattack == "all"
+    assert read_wanted(None, "3", None, read_job(DEMO, ["attack.norm=l2"])).radii == (3.0,)
+
+
+@pytest.mark.parametrize(
+    "option, text, expected",
+    [
+        ("--autoattack", "most", "a number of images, or all"),
+        ("--autoattack", "0", "a number of images, or all"),
+        ("--autoattack", "1,2", "a number of images, or all"),
+        ("--sweep-eps", "8", "radii in"),
+        ("--sweep-eps", "1/0", "radii in"),
+        ("--sweep-eps", "nan", "radii in"),
+        ("--sweep-eps", "", "radii in"),
+        ("--sweep-steps", "1,x", "numbers of steps"),
+        ("--sweep-steps", "0", "numbers of steps"),
+    ],
+)
+def test_mistakes_are_told(option, text, expected):
+    options = {"--autoattack": None, "--sweep-eps": None, "--sweep-steps": None, option: text}
+    with pytest.raises(InputError, match=f"{option} {text}: expected {expected}"):
+        read_wanted(*options.values(), read_job(DEMO))
+
+
+def test_a_mistake_ends_the_command(trained):
+    done = CliRunner().invoke(app, ["evaluate", str(trained), "--sweep-eps", "0,8"])
+    assert done.exit_code == 2 and "--sweep-eps 0,8: expected radii" in done.output
+    assert "Traceback" not in done.output

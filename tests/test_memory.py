@@ -1,0 +1,31 @@
+"""What is told where memory does not suffice."""
+
+import pytest
+import torch
+
+from hpcdat.errors import WorkerError
+from hpcdat.job_file import read_job
+from hpcdat.memory import enough_memory
+from tests.conftest import DEMO
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_names_the_settings_that_would_help(error):
+    job = read_job(DEMO, ["batch_size=4096", "data.image_size=64", "evaluation.batch_size=500"])
+    told = r"out of memory: .*\n.*batch_size smaller than 4096.*bfloat16.*64"
+    with pytest.raises(WorkerError, match=told), enough_memory(job, "batch_size"):
+        raise error
+    told = r"evaluation\.batch_size smaller than 500"
+    with pytest.raises(WorkerError, match=told), enough_memory(job, "evaluation.batch_size"):
+        raise error
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory(read_job(DEMO), "batch_size"):
+        raise RuntimeError("shapes do not match")

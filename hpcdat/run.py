@@ -12,7 +12,7 @@ import torch
 
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import assign_roles
+from hpcdat.concurrent import assign_roles, first_workers
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.data.unlabelled import joined, read_pseudo_labelled

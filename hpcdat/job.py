@@ -114,6 +114,9 @@ class Data(Settings):
     augmentation: Literal["none", "crop-flip", "pad-crop"] = "none"
     """in training, `crop-flip`: random resized crop and flip (ImageNet); `pad-crop`: shifts by up to
     4 pixels and flip (CIFAR); otherwise resize and centre crop"""
+    policy: Literal["none", "autoaugment"] = "none"
+    """`autoaugment`: in training, after crop and flip, AutoAugment's policy for ImageNet (Cubuk et al.
+    2019), carried out by the loader's own operations; for images in colour"""
 
 
 class Model(Settings):
@@ -356,6 +359,8 @@ class Job(Settings):
             raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
             raise _refusal("data.channels", f"3: {data.source} has colours")
+        if data.policy != "none" and data.channels != 3:
+            raise _refusal("data.policy", f"none: {data.policy} changes colours, and the images are grey")
         if data.download and data.source not in ("cifar10", "cifar100"):
             raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
 

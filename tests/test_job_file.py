@@ -179,6 +179,7 @@ def test_no_mapping_whatever_ends_in_anything_but_a_job_or_a_job_error(mapping):
         (["early_stopping.held_out=9"], "early_stopping.patience: expected a number"),
         (["data.download=true"], "data.download: expected false"),
         (["data.source=cifar10"], "data.channels: expected 3"),
+        (["data.policy=autoaugment"], "data.policy: expected none"),
         (["model.width=0.5"], "model.width: expected 1"),
     ],
 )

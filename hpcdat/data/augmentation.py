@@ -1,7 +1,9 @@
-"""What part of an image the model sees: a pure function of image, seed and the job's settings.
+"""What the model sees of an image: a pure function of image, seed and the job's settings.
 
-Both loaders carry out the same views, so they agree, and an epoch can be taken up anywhere: no
-random state has to be kept. The number of workers changes no view either.
+An epoch can therefore be taken up anywhere: no random state has to be kept. The number of workers
+changes nothing either. Both loaders carry out the same views, so they agree pixel by pixel, but not in the
+policy that may follow: each library has its own AutoAugment, with the same operations and probabilities
+but its own draws, scales of magnitudes and rounding.
 """
 
 from __future__ import annotations
@@ -12,12 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcdat.job import Data
+from hpcdat.seeds import derive
 
 EVALUATION_MARGIN = 256 / 224
 """Shorter side over crop when evaluating a net trained with random crops (256 for 224)."""
 
 PADDING = 4
 """Pixels of zeros around an image in pad-crop."""
+
+POLICY_FILL = 128
+"""Grey level that a policy's rotations and shears bring in from outside the image."""
 
 
 class View(NamedTuple):
@@ -68,6 +74,16 @@ def view_of(height: int, width: int, index: int, settings: Data, *, training: bo
             window_top=view.window_top + int(down), window_left=view.window_left + int(right)
         )
     return view._replace(flip=int(random.integers(2)))
+
+
+def policy_seed(index: int, seed: int) -> int:
+    """The seed of a policy's random choices for one image, independent of those for its view.
+
+    Args:
+        index: its position in the list of images.
+        seed: of the epoch.
+    """
+    return derive(seed, "policy", index)
 
 
 def _centre(height: int, width: int, size: int, shorter: int) -> View:

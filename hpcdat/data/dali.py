@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpcdat.data.augmentation import View, view_of
 from hpcdat.data.batches import Indices
+from hpcdat.data.dali_policy import AutoAugment
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import empty_batch, look, to_pixels
 from hpcdat.data.unreadable import Unreadable, complaint_about
@@ -44,6 +45,7 @@ class DaliLoader:
         self.batch_size = batch_size
         self.device = device
         self.unreadable = Unreadable(settings.corrupt)
+        self._policy = AutoAugment() if training and settings.policy == "autoaugment" else None
         self._pipeline = None
         self._threads = ThreadPoolExecutor(settings.threads)
         self._wanted: Iterator[Indices] = iter(())
@@ -103,14 +105,17 @@ class DaliLoader:
         if not found:
             raise DataError(f"DALI failed: {error}") from None
 
-    def _source(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The images of the next batch as they are stored, and the view of each."""
+    def _source(self) -> tuple[list[np.ndarray], ...]:
+        """The images of the next batch as they are stored, the view of each, and a policy's choices."""
         indices = next(self._wanted)
         if self.images.pixels is not None:
             stored = list(self.images.pixels[indices])
         else:
             stored = [np.fromfile(self.images.files[i], dtype=np.uint8) for i in indices]
-        return stored, [np.array(self._view(int(i)), dtype=np.int32) for i in indices]
+        views = [np.array(self._view(int(i)), dtype=np.int32) for i in indices]
+        if self._policy is None:
+            return stored, views
+        return stored, views, [self._policy.choices(int(i), self._seed) for i in indices]
 
     def _view(self, index: int) -> View:
         if self.images.pixels is not None:
@@ -134,7 +139,9 @@ class DaliLoader:
             encoded=self.images.pixels is None,
             # The window of a random resized crop is all of it.
             windowed=not (self.training and self.settings.augmentation == "crop-flip"),
+            policy=self._policy,
             on_gpu=on_gpu,
+            enable_conditionals=self._policy is not None,
             batch_size=self.batch_size,
             num_threads=self.settings.threads,
             device_id=self.device.index if on_gpu else None,
@@ -154,14 +161,21 @@ class DaliLoader:
 
 
 @pipeline_def
-def _pipeline(source, look, size, colour, encoded, windowed, on_gpu):  # noqa: ANN001, ANN202
-    """Views of images, uint8, (size, size, C).
+def _pipeline(source, look, size, colour, encoded, windowed, policy, on_gpu):  # noqa: ANN001, ANN202
+    """Views of images, with a policy applied if there is one: uint8, (size, size, C).
 
     torch makes floats of them, as for the other loader: a quarter of the bytes go to the device.
     """
-    stored, view = fn.external_source(
-        source=source, num_outputs=2, batch=True, dtype=[types.UINT8, types.INT32]
+    kinds = [types.UINT8, types.INT32] if policy is None else [types.UINT8, types.INT32, types.INT32]
+    stored, view, *choices = fn.external_source(
+        source=source, num_outputs=len(kinds), batch=True, dtype=kinds
     )
+    image = _seen(stored, view, look, size, colour, encoded, windowed, on_gpu)
+    return image if policy is None else policy.apply(image, *choices)
+
+
+def _seen(stored, view, look, size, colour, encoded, windowed, on_gpu):  # noqa: ANN001, ANN202
+    """Images as they are stored, each as its view shows it."""
     if encoded:
         region = fn.decoders.image_slice(
             stored,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from hpcdat.data.augmentation import view_of
+from hpcdat.data.augmentation import POLICY_FILL, policy_seed, view_of
 from hpcdat.data.batches import Indices
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import empty_batch, look, to_pixels
@@ -93,6 +93,11 @@ class _Decoded(Dataset):
         self.settings = settings
         self.training = training
         self.mode = "L" if settings.channels == 1 else "RGB"
+        self.policy = None
+        if training and settings.policy == "autoaugment":
+            self.policy = v2.AutoAugment(
+                v2.AutoAugmentPolicy.IMAGENET, v2.InterpolationMode.BILINEAR, fill=POLICY_FILL
+            )
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[int, Tensor | str]:
         index, seed = place
@@ -105,4 +110,10 @@ class _Decoded(Dataset):
         except Exception as error:
             return index, complaint_about(self.images.files[index], error)
         view = view_of(*pixels.shape[1:], index, self.settings, training=self.training, seed=seed)
-        return index, look(pixels, view, self.settings.image_size).permute(1, 2, 0)
+        seen = look(pixels, view, self.settings.image_size)
+        if self.policy is not None:
+            # It draws from torch's global generator.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(policy_seed(index, seed))
+                seen = self.policy(seen)
+        return index, seen.permute(1, 2, 0)

@@ -23,7 +23,7 @@ from hpcdat.data.augmentation import POLICY_FILL, policy_seed
 class AutoAugment:
     """The policy that Cubuk et al. (2019) found on a part of ImageNet; torchvision's is the same.
 
-    DALI's ``get_image_net_policy`` is another one, from the authors' later code.
+    DALI's ``get_image_net_policy`` is another one, that of TensorFlow's models.
 
     Attributes:
         sub_policies: of these one is applied to an image: one or two of an operation, its

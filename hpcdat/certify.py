@@ -11,7 +11,7 @@ from hpcdat.evaluation.certification import Certified, Certifier, counts_file
 from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
-from hpcdat.report.certified import write_certified
+from hpcdat.report.certified import rows_beside, write_certified
 from hpcdat.run import load_trained
 
 
@@ -32,6 +32,7 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
+    paper = workers.together("find the paper's rows", lambda: rows_beside(job))
     trained = load_trained(folder, job, workers)
     images, wanted = trained.test_images, job.certification
     certifier = Certifier(
@@ -56,7 +57,7 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
 
     def write() -> None:
         if workers.is_first:
-            write_certified(certified, job, folder.certification_folder)
+            write_certified(certified, paper, folder.certification_folder)
 
     workers.together("write the certificates", write)
     return certified

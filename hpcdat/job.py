@@ -397,7 +397,8 @@ class Job(Settings):
     skipped_steps: int = Field(10, ge=0)
     """steps with a cost or gradient that is not finite that may be skipped before the run stops"""
     reproduces: list[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]] = []
-    """rows of the papers' tables that `hpcdat report --table` puts the run beside, such as dat-4/dat-pgd-8"""
+    """rows of the papers' tables that `hpcdat report --table`, and of dat-2 `hpcdat certify`, put the run
+    beside, such as dat-4/dat-pgd-8"""
     data: Data = Data()
     model: Model = Model()
     attack: Attack = Attack()

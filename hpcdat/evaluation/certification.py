@@ -137,7 +137,8 @@ class Certified:
 class SmoothedClassifier:
     """g(x) = argmax_c P(f(x + eta) = c) with eta ~ N(0, sigma^2 I); noisy images are not clipped.
 
-    Noise is a function of seed, image, and batch of samples, so that it matters not who samples.
+    Noise is a function of seed, image and batch of samples, so that it matters not who samples; a GPU draws
+    other numbers than a CPU.
 
     Args:
         base: f, from images (N, C, H, W) to logits (N, classes), in evaluation mode.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from hpcdat.errors import InputError
 from hpcdat.evaluation.certification import Certified, largest_radius
 from hpcdat.files import write_text
 from hpcdat.job import Job
@@ -85,22 +86,29 @@ def certified_table(certified: Sequence[Certified], paper: Sequence[PaperRow] = 
 
 
 def rows_beside(job: Job) -> list[PaperRow]:
-    """The rows of Table 2 that a job says it stands for."""
-    return [TABLE_2[name] for name in job.reproduces if name in TABLE_2]
+    """The rows of Table 2 that a job says it stands for.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    names = [name for name in job.reproduces if name.startswith("dat-2/")]
+    for name in names:
+        if name not in TABLE_2:
+            raise InputError(f"reproduces: {name} is no row of Table 2; they are {', '.join(TABLE_2)}")
+    return [TABLE_2[name] for name in names]
 
 
-def write_certified(certified: Sequence[Certified], job: Job, folder: Path) -> None:
+def write_certified(certified: Sequence[Certified], paper: Sequence[PaperRow], folder: Path) -> None:
     """Write certified.md, .json (the table), .csv (every image) and .svg (accuracy against radius).
 
     Args:
         certified: one for each noise level.
-        job: resolved; it says which rows of the paper stand beside it.
+        paper: rows of Table 2 that stand beside them.
         folder: where to.
 
     Raises:
         OSError: a file could not be written.
     """
-    paper = rows_beside(job)
     summary = [
         {
             "sigma": one.sigma,

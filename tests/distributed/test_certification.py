@@ -90,11 +90,11 @@ def test_two_workers_leave_the_same_bytes(copied, tmp_path, serial):
 
 
 def test_after_a_kill_three_workers_go_on_to_the_same_bytes(copied, tmp_path, serial):
-    """Of three workers one is killed at image 390, in the fifth round."""
+    """Of two workers one is killed at image 390, in the seventh round."""
     run = copied("run")
     program = [sys.executable, "-m", "tests.distributed.programs", "certify", str(tmp_path), str(run)]
     killed = subprocess.run(
-        [*launcher("MPI", 3), *program, "390", *FEW],
+        [*launcher("MPI", 2), *program, "390", *FEW],
         cwd=CHECKOUT,
         env=environment(),
         capture_output=True,
@@ -102,7 +102,7 @@ def test_after_a_kill_three_workers_go_on_to_the_same_bytes(copied, tmp_path, se
     )
     assert killed.returncode != 0
     (file,) = (run / "certification").glob("counts-0.12-*")
-    assert len(file.read_text().splitlines()) == 1 + 4 * 3
+    assert len(file.read_text().splitlines()) == 1 + 6 * 2
     assert run_program("certify", "Gloo", 3, tmp_path, run, NOBODY, *FEW) == [serial] * 3
 
 

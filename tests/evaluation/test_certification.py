@@ -27,7 +27,7 @@ from hpcdat.evaluation.certification import (
 from hpcdat.job import Certification
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
-from hpcdat.report.certified import TABLE_2, certified_table, write_certified
+from hpcdat.report.certified import TABLE_2, certified_table, rows_beside, write_certified
 from tests.conftest import DEMO
 
 ERROR = 1e-6
@@ -291,10 +291,10 @@ def test_the_noise_is_that_of_training_unless_the_job_says_otherwise():
 def test_what_is_written_is_what_is_printed(tmp_path):
     counts = [Counts(0, 1, 1, 100_000), Counts(1, 1, 1, 99_000), Counts(2, 0, 1, 100_000), Counts(3, 0, 0, 5)]
     certified = [Certified(sigma, 100, 100_000, 0.001, counts) for sigma in (0.12, 0.25)]
-    job = read_job(DEMO, ["reproduces=[dat-2/dat-25, dat-1/at]"])
-    write_certified(certified, job, tmp_path)
+    paper = rows_beside(read_job(DEMO, ["reproduces=[dat-2/dat-25, dat-1/at]"]))
+    write_certified(certified, paper, tmp_path)
     table = (tmp_path / "certified.md").read_text()
-    assert table == certified_table(certified, [TABLE_2["dat-2/dat-25"]]) + "\n"
+    assert table == certified_table(certified, paper) + "\n"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:5]]
     assert cells[0][3:] == ["50.0"] * 5 + ["25.0", "25.0", "0.0", "0.183", "1"]
     assert cells[1][:3] == ["CA (%)", "0.25", "4"] and cells[1][10] == "50.0"
@@ -307,3 +307,8 @@ def test_what_is_written_is_what_is_printed(tmp_path):
     assert float(rows[0]["radius"]) == pytest.approx(0.457375, abs=1e-6)
     plot = (tmp_path / "certified.svg").read_text()
     assert plot.startswith("<svg") and "sigma 0.25" in plot
+
+
+def test_a_row_that_the_paper_does_not_have_is_told_before_anything_is_sampled():
+    with pytest.raises(InputError, match="dat-2/dat-50 is no row of Table 2; they are dat-2/baseline-12"):
+        rows_beside(read_job(DEMO, ["reproduces=[dat-2/dat-50]"]))

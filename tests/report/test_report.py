@@ -47,7 +47,7 @@ def make_run(tmp_path):
         for epoch in (1, 2):
             folder.log(event="epoch", epoch=epoch, images=600, total_seconds=t, communication_seconds=c)
         attack = "PGD-10, linf, eps 0.1"
-        result = Result(method, 0, p, 1, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2, *aa)
+        result = Result(method, 0, p, 1, p, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2, *aa)
         folder.write_result(result, "")
         return folder.path
 

@@ -425,20 +425,20 @@ def examine_all(workers, root, folder, kill_after, *settings):
     return {"sections": found.sections, "written": written}
 
 
-def unequal_shares(workers, ending):
-    """Worker 1 has much to do; how long it took, and how it ended."""
+def unequal_shares(workers):
+    """Worker 1 has much to do; how long it took the others too, and how it ended, three times."""
+    workers._watchdog.seconds = 2
+    return {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
+
+
+def _share(workers, ending):
     stop, begin = StopRequest(), time.monotonic()
-    if workers.size > 1:
-        workers._watchdog.seconds = 2
 
     def work(look):
-        while workers.rank == 1 and time.monotonic() - begin < 6:
-            if ending == "failure" and time.monotonic() - begin > 1:
+        while workers.rank >= 1 and time.monotonic() - begin < (5 if workers.rank == 1 else 1):
+            stop.wanted = ending == "stop" and time.monotonic() - begin > 0.5
+            if ending == "failure" and workers.rank == 1 and time.monotonic() - begin > 0.5:
                 raise OSError("no space left")
-            stop.wanted = ending == "stop" and time.monotonic() - begin > 1
-            look()
-            time.sleep(0.01)
-        while workers.rank == 2 and time.monotonic() - begin < 6:
             look()
             time.sleep(0.01)
         return workers.rank

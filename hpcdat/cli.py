@@ -128,6 +128,7 @@ def evaluate(
 
     The run may be finished or interrupted. A stronger attack than the job's:
     hpcdat evaluate runs/demo --set evaluation.steps=100
+
     What was measured is kept in the run folder by batch: after a stop or a kill the same command, with any
     number of workers, does what is missing. Signs that the numbers are not to be believed are told.
     """

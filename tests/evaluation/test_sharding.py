@@ -149,7 +149,7 @@ def test_images_of_which_none_can_be_read_are_told(load, monkeypatch):
         measured(Counting(subject), subject, images)
 
 
-def test_a_model_without_statistics_is_one_of_its_own(load):
+def test_a_wrapped_model_is_another_model(load):
     """Keys tell models apart by every parameter and buffer."""
     subject, images = load(*SMALL)
     measurement = Counting(subject)

@@ -4,8 +4,8 @@
 mpirun, each bound to a core, and times iterations of the trainer on images in memory: vanilla training,
 DisAdv and ConAdv in every placement, and their parts, one after the other in every round. ``--device cuda``
 times one worker on a GPU instead, ConAdv in streams, and a variant that shares one forward pass between the
-update and the attack. Runs of one worker are made on all cores at once, so that all have the same share of
-the machine's memory.
+update and the attack. One worker's steps and parts are timed with the other core idle; the parts once more
+with all cores at them ("busy"), since cores that share caches or are threads of one core hold each other up.
 
 Ratios, of throughput:
 
@@ -17,8 +17,8 @@ Ratios, of throughput:
 - ``beside_over_disadv``: ConAdv over DisAdv, both on one worker.
 - ``shared_forward_over_beside``: the variant over ConAdv, both on one worker.
 
-With two cores the three workers' step is not timed but added up: the longest of the three parts, and what a
-step of the pair, or of DisAdv in halves, takes beyond its parts, whichever is more.
+With two cores the three workers' step is not timed but added up of busy parts: the longest of the three, and
+what a step of two workers takes beyond its parts, vanilla training's or DisAdv's in halves, whichever is more.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class Bench:
         self.y = torch.randint(CLASSES, (batch,), generator=generator, device=device)
         self.work: dict[str, Callable[[], object]] = {}
         self.divisor: dict[str, int] = {}
+        self.of_first: set[str] = set()
 
     def trainer(self, settings: Sequence[str], workers: Workers) -> Trainer:
         """A job's trainer, before its first step."""
@@ -126,11 +127,16 @@ class Bench:
             trainer.optimizer.zero_grad(set_to_none=True)
             local_cost(trainer.model, *parts, weights=(0.5, 0.5)).total.backward()
 
-        self.work["part: attack"] = partial(trainer.attack, images, 0, 0)
-        self.work["part: clean half"] = partial(gradient, images, None)
-        self.work["part: adversarial half"] = partial(gradient, None, images)
-        self.work["part: both halves"] = partial(gradient, images, images)
-        self.work["part: update"] = trainer.optimizer.step
+        parts = {
+            "attack": partial(trainer.attack, images, 0, 0),
+            "clean half": partial(gradient, images, None),
+            "adversarial half": partial(gradient, None, images),
+            "both halves": partial(gradient, images, images),
+            "update": trainer.optimizer.step,
+        }
+        self.work |= {f"part: {name}": work for name, work in parts.items()}
+        self.of_first |= set(self.work)
+        self.work |= {f"busy part: {name}": work for name, work in parts.items()}
 
     def add_shared_forward(self) -> None:
         """Time ConAdv's step with one forward pass over both halves and the next batch."""
@@ -160,7 +166,8 @@ class Bench:
         for number in range(self.arguments.rounds + 1):
             for name, work in self.work.items():
                 self.workers.gather(None, "ready")
-                spent = seconds(work, self.device) / self.divisor.get(name, 1)
+                works = self.workers.is_first or name not in self.of_first
+                spent = seconds(work, self.device) / self.divisor.get(name, 1) if works else 0.0
                 slowest = max(self.workers.gather(spent, "seconds"))
                 if number:
                     times[name].append(slowest)
@@ -185,8 +192,8 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     if workers.size < 3:
         for name, settings in ALONE.items():
             bench.add_steps(name, settings, Workers())
-        bench.add_parts()
         bench.add_shared_forward()
+        bench.add_parts()
     for name, settings in {1: {}, 2: OF_TWO, 3: OF_THREE}[workers.size].items():
         bench.add_steps(name, settings, workers)
     times = bench.measure()
@@ -205,25 +212,24 @@ def compare(step: dict[str, float]) -> tuple[dict[str, float], list[str]]:
     pair = step.get("ConAdv, update and attack worker")
     if pair is None:
         return ratios, notes
-    attack, clean, adversarial, both, update = (
-        step[f"part: {part}"]
-        for part in ("attack", "clean half", "adversarial half", "both halves", "update")
-    )
+    attack, both, update = (step[f"part: {part}"] for part in ("attack", "both halves", "update"))
     limit = (attack + both + update) / max(attack, both + update)
     ratios["pair_of_limit"] = step["DisAdv"] / pair / limit
     notes.append(
         f"a pair over DisAdv on one worker: {step['DisAdv'] / pair:.3f}, its limit {limit:.3f} "
         "(the paper's figure 4a: about 1.5)"
     )
-    apart, longest = step["DisAdv, halves apart"], max(clean, adversarial, attack)
+    parts = [step[f"busy part: {part}"] for part in ("attack", "clean half", "adversarial half")]
+    attack, clean, adversarial = parts
+    apart, vanilla, longest = step["DisAdv, halves apart"], step["vanilla, a batch each"], max(parts)
     split = step.get("ConAdv, halves and attack apart")
     how = "timed"
     if split is None:
-        split = longest + max(apart - attack - adversarial, pair - max(attack, both))
+        split = longest + max(apart - attack - adversarial, vanilla - clean, 0.0)
         how = "added up from its parts, for want of a third core"
     limit = (attack + adversarial) / longest
     ratios["split_of_limit"] = apart / split / limit
-    ratios["split_over_vanilla"] = step["vanilla, a batch each"] / split
+    ratios["split_over_vanilla"] = vanilla / split
     notes.append(
         f"three workers a batch: {1e3 * split:.0f} ms a step, {how}; over DisAdv in halves "
         f"{apart / split:.3f}, its limit {limit:.3f} (the paper's figure 4b: about 2)"

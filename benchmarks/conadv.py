@@ -4,7 +4,7 @@
 mpirun, each bound to a core, and times iterations of the trainer on images in memory: vanilla training,
 DisAdv and ConAdv in every placement, and their parts, one after the other in every round. ``--device cuda``
 times one worker on a GPU instead, ConAdv in streams, and a variant that shares one forward pass between the
-update and the attack. One worker's steps and parts are timed with the other core idle; the parts once more
+update and the attack. One worker is timed with the other core idle, steps and parts; the parts once more
 with all cores at them ("busy"), since cores that share caches or are threads of one core hold each other up.
 
 Ratios, of throughput:
@@ -18,7 +18,7 @@ Ratios, of throughput:
 - ``shared_forward_over_beside``: the variant over ConAdv, both on one worker.
 
 With two cores the three workers' step is not timed but added up of busy parts: the longest of the three, and
-what a step of two workers takes beyond its parts, vanilla training's or DisAdv's in halves, whichever is more.
+what a step of two workers takes beyond its parts, vanilla training's or DisAdv's in halves, if that is more.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Nothing but arrays is ever unpickled.
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -33,7 +34,9 @@ def find_unlabelled(source: Path, classes: list[str]) -> Images:
         DataError: there are none, or it is another array.
     """
     if source.is_dir():
-        files = sorted(str(f) for f in source.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+        # Data sets are often made of links, which rglob does not follow.
+        walked = (Path(at, name) for at, _, names in os.walk(source, followlinks=True) for name in names)
+        files = sorted(str(file) for file in walked if file.suffix.lower() in IMG_EXTENSIONS)
         if not files:
             raise DataError(f"{source}: no image in it ({', '.join(IMG_EXTENSIONS[:5])}, ...)")
         return Images(files, [0] * len(files), classes)

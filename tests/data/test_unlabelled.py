@@ -91,6 +91,14 @@ def test_only_images_of_one_kind_are_joined():
             joined(ours, other)
 
 
+def test_folders_are_searched_through_links(tmp_path):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "deep" / "a.PNG").write_bytes(b"")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "real")
+    assert find_unlabelled(tmp_path / "set", CLASSES).files == [str(tmp_path / "set/link/deep/a.PNG")]
+
+
 @pytest.mark.parametrize("content, told", [(None, "no image in it"), (b"x", "neither a folder")])
 def test_sources_without_images_are_told(tmp_path, content, told):
     source = tmp_path / "source"

@@ -210,7 +210,8 @@ class Adversary:
         if not self.delay:
             return self._attack(now)
         entry = self._in_flight.popleft()
-        self._spare.append(entry.weights)
+        if entry.weights:
+            self._spare.append(entry.weights)
         if self._hands_over:
             received = Labelled(*(pending.wait() for pending in entry.handed_over))
             return dict.fromkeys(self.role.adversarial, received)

@@ -17,13 +17,15 @@ HEADS = ("fc", "classifier")
 """Names of the last layer in the nets of this package and of torchvision."""
 
 
-def load_pretrained(model: nn.Module, path: Path) -> list[str]:
+def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[str]:
     """Give a model the weights of a file.
 
     Args:
         model: normalisation and net, as :func:`~hpcdat.models.build_model` makes them. Its own mean and
             standard deviation of the pixels stay.
         path: a checkpoint of a run, the run's folder, or a state dictionary of the net alone (.pth).
+        classes: that the model is to tell apart. A run's head has other classes if one has another name,
+            be they as many; a file that names none, if they are not as many.
 
     Returns:
         Names of the tensors that stay as they were initialised: the head's, if it has other classes.
@@ -31,7 +33,7 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, or its tensors are not those of this net.
     """
-    given = _net_of(path)
+    given, trained_on = _net_of(path)
     own = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
     wanted = {name: _plain(name) for name in own}
     missing = sorted({w for w in wanted.values() if w not in given})
@@ -40,8 +42,10 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
         raise InputError(
             f"model.pretrained: {path} holds another net: {_some(missing)} missing, {_some(unknown)} unknown"
         )
-    fresh = [name for name, t in own.items() if t.shape != given[wanted[name]].shape]
-    wrong = [name for name in fresh if wanted[name].rpartition(".")[0] not in HEADS]
+    head = {name for name in own if wanted[name].rpartition(".")[0] in HEADS}
+    unlike = [name for name, t in own.items() if t.shape != given[wanted[name]].shape]
+    fresh = [name for name in own if name in head] if trained_on not in (None, classes) else unlike
+    wrong = [name for name in unlike if name not in head]
     if wrong:
         name = wrong[0]
         raise InputError(
@@ -55,16 +59,17 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
     return fresh
 
 
-def _net_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file's net, by their names in a net without split batch norm."""
+def _net_of(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The tensors of a file's net, by their names in a net without split batch norm, and its classes."""
     file = path / "checkpoints" / "epoch.pt" if path.is_dir() else path
     if file.suffix == ".pt":
-        state = load_checkpoint(file).model
-        return {
+        checkpoint = load_checkpoint(file)
+        net = {
             _plain(name): t
-            for name, t in state.items()
+            for name, t in checkpoint.model.items()
             if name.startswith("1.") and ".auxiliary." not in name
         }
+        return net, checkpoint.classes
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -74,7 +79,7 @@ def _net_of(path: Path) -> dict[str, Tensor]:
         raise InputError(f"model.pretrained: {file}: not a file of weights: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise InputError(f"model.pretrained: {file}: expected a state dictionary of tensors")
-    return state
+    return state, None
 
 
 def _plain(name: str) -> str:

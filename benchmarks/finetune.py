@@ -50,11 +50,11 @@ def write_halves(root: Path) -> None:
                     link.symlink_to((root / "digits" / split / digit).resolve())
 
 
-def curve(jobs: list[Job]) -> Curve:
+def curve(jobs: list[Job], stop: StopRequest) -> Curve:
     """TA and RA after every epoch of a job's trainings, one a seed; one that was begun is gone on with."""
     evaluations = []
     for job in jobs:
-        train(job, Workers(), StopRequest())
+        train(job, Workers(), stop)
         evaluations.append(RunFolder(job.run_dir).metrics("evaluation"))
     return {key: [[100 * e[key] for e in epoch] for epoch in zip(*evaluations, strict=True)] for key in KEYS}
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/figure-4"), help="folder of runs and plot")
     parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
     arguments = parser.parse_args()
-    out = arguments.out
+    out, stop = arguments.out, StopRequest()
     if arguments.source.parent == JOBS:
         write_halves(out / "data")
 
@@ -103,13 +103,13 @@ def main() -> None:
     fine, scratch = [], []
     for seed in range(arguments.seeds):
         source = read(arguments.source, "pretrained", seed)
-        train(source, Workers(), StopRequest())
+        train(source, Workers(), stop)
         settings = ["evaluation.every=1", *arguments.set]
         fine.append(
             read(arguments.target, "fine-tuned", seed, *settings, f"model.pretrained={source.run_dir}")
         )
         scratch.append(read(arguments.target, "from-scratch", seed, *settings))
-    curves = {"pre-trained": curve(fine), "from scratch": curve(scratch)}
+    curves = {"pre-trained": curve(fine, stop), "from scratch": curve(scratch, stop)}
     rows = [
         [
             epoch + 1,

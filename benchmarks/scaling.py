@@ -125,13 +125,15 @@ def job_of(name: str, m: int, rate: float, settings: list[str], run_dir: Path) -
     return read_job(JOB, [*settings, *own])
 
 
-def robustness_by_rate(name: str, m: int, settings: list[str], folder: Path) -> dict[float, float]:
+def robustness_by_rate(
+    name: str, m: int, settings: list[str], folder: Path, stop: StopRequest
+) -> dict[float, float]:
     """RA (%) on training images held out, by rate; 0 where training diverged."""
     found = {}
     for rate in SERIES[name].rates:
         job = job_of(name, m, rate, [*settings, *CHOOSING], folder / f"{rate:.3g}")
         try:
-            train(job, Workers(), StopRequest())
+            train(job, Workers(), stop)
             evaluations = RunFolder(job.run_dir).metrics("evaluation")
             found[rate] = next(100 * e["ra"] for e in evaluations if e["held_out"])
         except WorkerError:
@@ -151,16 +153,16 @@ def main() -> None:
     common = [*DIGITS, *([*CIFAR, f"data.root={arguments.cifar}"] if arguments.cifar else [])]
     curves: dict[str, Curve] = {name: {} for name in SERIES}
     choices: dict[str, dict[int, dict[float, float]]] = {name: {} for name in SERIES}
-    rows, batch = [], 0
+    rows, batch, stop = [], 0, StopRequest()
     for name, series in SERIES.items():
         for m in numbers:
             folder = arguments.out / name.replace(" ", "-").replace("/", "").replace(",", "") / str(m)
             if series.anew or m == numbers[0]:
-                choices[name][m] = robustness_by_rate(name, m, common, folder / "rates")
+                choices[name][m] = robustness_by_rate(name, m, common, folder / "rates", stop)
                 by_rate = choices[name][m]
                 rate = max(by_rate, key=by_rate.__getitem__)
             job = job_of(name, m, rate, common, folder / "runs")
-            results = train_seeds(job, SEEDS, Workers(), StopRequest()).values()
+            results = train_seeds(job, SEEDS, Workers(), stop).values()
             curves[name][m] = {key: [100 * getattr(r, key) for r in results] for key in ("ta", "ra")}
             batch = job.batch_size
             told = (f"{fmean(v):.1f} ± {stdev(v):.1f}" for v in curves[name][m].values())

@@ -9,17 +9,18 @@ assume (DAT, (A2); ConAdv, Assumption 2):
 
 With r = theta^T x - y the best perturbation is delta* = r theta / (mu - ||theta||^2), and grad Psi is exact.
 M workers take B samples each, ascend in delta for K steps, quantise to b bits by (A5) and (A6), and update
-two layers by eq. (3) with a rate of 1 / sqrt(T).
+two layers by eq. (3), u being the gradient itself, with a rate of 1 / sqrt(T). All seeds run side by side.
 
 DAT, Theorem 1: the mean of ||grad Psi||^2 over T iterations is O(1/sqrt(T) + sigma/sqrt(MB) +
-min(d/4^b, sqrt(d)/2^b) + epsilon). Every panel varies one term and keeps the others small; the bound's slope
-is drawn beside. It is an upper bound: what falls faster does not contradict it.
+min(d/4^b, sqrt(d)/2^b) + epsilon). Every panel varies one term and keeps the others as they are; the bound's
+slope is drawn beside. It is an upper bound: what falls faster does not contradict it.
 
 ConAdv, Lemma 1: ||x*(theta_t) - x*(theta_(t - tau))|| <= L/mu ||theta_t - theta_(t - tau)||, and the latter
-grows with the rate times tau; and the extra ||grad||^2 that stale examples cost.
+grows with the rate times tau; and, Theorem 1, what stale examples add to ||grad||^2, at most with tau^2.
 
-Ratios: ``slope_T``, ``slope_MB``, ``slope_b`` (of log2 of the excess, a bit), ``slope_epsilon``,
-``slope_tau``: fitted to what was measured; the bound's are -0.5, -0.5, -1 to -2, 1, 1.
+Ratios: ``slope_T``, ``slope_MB``, ``slope_b`` (of log2, a bit), ``slope_epsilon``, ``slope_moved``,
+``slope_tau``: fitted to what was measured and is not lost in the spread of the seeds; the bounds' are -0.5,
+-0.5, -1 to -2, 1, 1, 2.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
@@ -42,8 +44,11 @@ from hpcdat.exchange.protocols import Draw
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.optim.lamb import trust_ratios
 
-D, SAMPLES, MU, NOISE, SEEDS = 64, 512, 16.0, 0.5, 4
+D, SAMPLES, MU, NOISE, SEEDS = 64, 512, 3.0, 1.0, 6
 LAYERS = 2
+
+Panel = dict[str, list[float]]
+"""``x``: what was varied; ``y``: what came out, with its standard ``error``."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,19 @@ class Setup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Means over the iterations.
+    """Means over the iterations, one a seed, (S,).
 
     Attributes:
         gradient: ||grad Psi(theta_t)||^2.
         inner: norm of the inner gradient at the perturbations used: epsilon.
         moved: ||x*(theta_t) - x*(theta_(t - tau))||.
-        lemma: L/mu ||theta_t - theta_(t - tau)||, with L estimated along the way.
+        lemma: Lemma 1's bound of it.
     """
 
-    gradient: float
-    inner: float
-    moved: float
-    lemma: float
+    gradient: Tensor
+    inner: Tensor
+    moved: Tensor
+    lemma: Tensor
 
 
 def residual(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -138,7 +143,7 @@ def run(setup: Setup) -> Outcome:
     y = residual(truth, x, NOISE * torch.randn(SEEDS, SAMPLES, generator=generator))
     theta = 0.5 * torch.randn(SEEDS, D, generator=generator) / D**0.5
     eta = setup.rate / setup.iterations**0.5
-    history, sums = [theta], torch.zeros(4)
+    history, sums = [theta], torch.zeros(4, SEEDS)
     for t in range(setup.iterations):
         old = history[0]
         some_x, some_y = x, y
@@ -154,17 +159,18 @@ def run(setup: Setup) -> Outcome:
         g = outer_gradient(theta, delta, some_x, some_y, setup.workers if setup.batch else 1)
         if setup.bits < 32:
             g = quantised(g.expand(-1, setup.workers, -1), setup.bits, Draw(0, 0, t, 0, g.device))
+        exact = best_perturbation(theta, x, y)
         sums += torch.stack(
             [
-                outer_gradient(theta, best_perturbation(theta, x, y), x, y).square().sum(2).mean(),
-                inner_gradient(old, delta, some_x, some_y).norm(dim=2).mean(),
-                (best_perturbation(theta, x, y) - best_perturbation(old, x, y)).norm(dim=2).mean(),
-                lemma(theta, old, x, y).mean(),
+                outer_gradient(theta, exact, x, y)[:, 0].square().sum(1),
+                inner_gradient(old, delta, some_x, some_y).norm(dim=2).mean(1),
+                (exact - best_perturbation(old, x, y)).norm(dim=2).mean(1),
+                lemma(theta, old, x, y).mean(1),
             ]
         )
         theta = updated(theta, g.mean(1), eta)
         history = [*history, theta][-1 - setup.delay :]
-    return Outcome(*(sums / setup.iterations).tolist())
+    return Outcome(*(sums / setup.iterations))
 
 
 def lemma(theta: Tensor, old: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -184,45 +190,55 @@ def vary(values: Sequence[int], change: Callable[[int], Setup]) -> list[Outcome]
     return [run(change(value)) for value in values]
 
 
-def fitted(x: Sequence[float], y: Sequence[float]) -> float:
-    """The slope of log y over log x."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+def panel(x: Sequence[float], y: Sequence[Tensor], **more: list[float]) -> Panel:
+    """Mean and standard error over the seeds of what came out."""
+    errors = [(of.std() / SEEDS**0.5).item() for of in y]
+    return {"x": list(x), "y": [of.mean().item() for of in y], "error": errors, **more}
 
 
-def measure() -> dict[str, dict[str, list[float]]]:
-    """Every panel: what was varied and what came out."""
-    base, panels = Setup(), {}
-    times = [25, 50, 100, 200, 400, 800]
-    panels["T"] = {"x": times, "y": [o.gradient for o in vary(times, lambda t: replace(base, iterations=t))]}
-    # All that follows is what a term adds to the run without it.
-    floor = run(base).gradient
+def measure() -> dict[str, Panel]:
+    """Every panel: what was varied and what came out.
 
-    def added(outcomes: list[Outcome]) -> list[float]:
-        return [o.gradient - floor for o in outcomes]
-
-    batches = [1, 2, 4, 8, 16, 32, 64]
-    panels["M B"] = {
-        "x": [base.workers * b for b in batches],
-        "y": added(vary(batches, lambda b: replace(base, batch=b))),
+    But for the first, it is what a term adds to the runs without it, of the same seeds. The exact gradient of
+    all samples has no noise; bits and delays are looked at beside the noise of batches, without which the
+    quantised gradient is soon nothing and weights swing to and fro, every other step where they were.
+    """
+    exact, noisy = Setup(), Setup(batch=64)
+    without, without_but_noise = run(exact).gradient, run(noisy).gradient
+    times, batches = [25, 50, 100, 200, 400, 800], [1, 2, 4, 8, 16, 32, 64]
+    bits, steps, delays = [2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6], [1, 2, 4, 8, 16]
+    inexact = vary(steps, lambda k: replace(exact, ascent=k))
+    stale = vary(delays, lambda tau: replace(noisy, delay=tau))
+    return {
+        "T": panel(times, [o.gradient for o in vary(times, lambda t: replace(exact, iterations=t))]),
+        "M B": panel(
+            [exact.workers * b for b in batches],
+            [o.gradient - without for o in vary(batches, lambda b: replace(exact, batch=b))],
+        ),
+        "b": panel(
+            bits, [o.gradient - without_but_noise for o in vary(bits, lambda b: replace(noisy, bits=b))]
+        ),
+        "epsilon": panel([o.inner.mean().item() for o in inexact], [o.gradient - without for o in inexact]),
+        "moved": panel(
+            delays, [o.moved for o in stale], **{"Lemma 1": [o.lemma.mean().item() for o in stale]}
+        ),
+        "tau": panel(delays, [o.gradient - without_but_noise for o in stale]),
     }
-    bits = [2, 3, 4, 5, 6, 7, 8]
-    panels["b"] = {"x": bits, "y": added(vary(bits, lambda b: replace(base, bits=b)))}
-    inexact = vary([1, 2, 3, 4, 5, 6], lambda k: replace(base, ascent=k))
-    panels["epsilon"] = {"x": [o.inner for o in inexact], "y": added(inexact)}
-    delays = [1, 2, 4, 8, 16]
-    stale = vary(delays, lambda tau: replace(base, delay=tau))
-    panels["moved"] = {"x": delays, "y": [o.moved for o in stale], "Lemma 1": [o.lemma for o in stale]}
-    panels["tau"] = {"x": delays, "y": added(stale)}
-    return panels
 
 
-def slopes(panels: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """What was fitted to what is above zero: of log y over log x, of b of log2 y over b."""
+def certain(panel: Panel) -> NDArray[np.bool_]:
+    """Which values are twice their standard error or more above zero; the others lie in the noise."""
+    return np.array(panel["y"]) > 2 * np.array(panel["error"])
+
+
+def slopes(panels: dict[str, Panel]) -> dict[str, float]:
+    """What was fitted to the values that are certain: of log y over log x, of b of log2 y over b."""
     found = {}
     for name, panel in panels.items():
-        x, y = zip(*((x, y) for x, y in zip(panel["x"], panel["y"], strict=True) if y > 0), strict=True)
-        over = np.array(x) if name == "b" else np.log2(x)
-        found[f"slope_{name.replace(' ', '')}"] = float(np.polyfit(over, np.log2(y), 1)[0])
+        x, y = (np.array(panel[key])[certain(panel)] for key in ("x", "y"))
+        if len(x) > 1:
+            slope = np.polyfit(x if name == "b" else np.log2(x), np.log2(y), 1)[0]
+            found[f"slope_{name.replace(' ', '')}"] = float(slope)
     return found
 
 
@@ -237,16 +253,22 @@ BOUNDS = {
 """Of each panel both axes, and how the bound depends on what was varied."""
 
 
-def draw(panels: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """A panel for each term, with the bound's slope through the first point."""
+def draw(panels: dict[str, Panel], file: Path) -> None:
+    """A panel for each term; the bound, whose constant is not known, through the largest value."""
     columns = 3
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     for number, (name, (label, what, bound)) in enumerate(BOUNDS.items(), start=1):
         axes = figure.add_subplot(-(-len(BOUNDS) // columns), columns, number)
         panel = {key: np.array(values, float) for key, values in panels[name].items()}
-        x, y = panel["x"], panel["y"]
-        axes.plot(x, y, "o-", color="#1f6fb2", label="measured")
-        axes.plot(x, y[0] * bound(x) / bound(x[0]), "--", color="#c9a15a", label="slope of the bound")
+        x, y, kept = panel["x"], panel["y"], certain(panels[name])
+        axes.errorbar(
+            x[kept], y[kept], panel["error"][kept], fmt="o-", color="#1f6fb2", capsize=2, label="measured"
+        )
+        most = y.argmax()
+        axes.plot(x, y[most] * bound(x) / bound(x[most]), "--", color="#c9a15a", label="slope of the bound")
+        if not kept.all():
+            lost = 2 * panel["error"][~kept]
+            axes.plot(x[~kept], lost, "v", color="#b9cfe4", label="in the noise, below")
         if "Lemma 1" in panel:
             axes.plot(x, panel["Lemma 1"], ":", color="#777777", label="Lemma 1")
         axes.set_yscale("log")
@@ -269,7 +291,7 @@ def main() -> None:
     for name, panel in panels.items():
         label, what, _ = BOUNDS[name]
         columns = {label: panel["x"], what: panel["y"]}
-        columns |= {key: panel[key] for key in ("Lemma 1",) if key in panel}
+        columns |= {key: panel[key] for key in ("error", "Lemma 1") if key in panel}
         print(tabulate(columns, headers="keys", tablefmt="github", floatfmt=".4g") + "\n")
     ratios = slopes(panels)
     for name, ratio in ratios.items():

@@ -2,9 +2,10 @@
 
 ``python benchmarks/finetune.py [--set KEY=VALUE ...] [--seeds N] [--out FOLDER] [--json PATH]`` trains in
 miniature, on one worker: a small net on the digits 0 to 4, then, from its weights and with a new head, on 100
-of the digits 5 to 9, and the same from scratch; DAT-PGD in both phases, three seeds of all. ``--set`` changes
-the second job, as in ``data.train_images=400``. ``--source JOB --target JOB`` take two jobs of one's own,
-such as ImageNet and CIFAR-10 with ``data.image_size: 224``, to which its images are then up-sampled.
+of the digits 5 to 9, and the same from scratch; DAT-PGD in both phases, three seeds of all. Either has the
+rate of ``--rates`` that ends with the best RA with another seed. ``--set`` changes the second job, as in
+``data.train_images=400``. ``--source JOB --target JOB`` take two jobs of one's own, such as ImageNet and
+CIFAR-10 with ``data.image_size: 224``, to which its images are then up-sampled.
 
 Ratios: ``ra_gain_3`` and ``ta_gain_3``, points that pre-training is ahead by after three epochs (the paper:
 three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the last one; means over the seeds.
@@ -31,7 +32,7 @@ from hpcdat.record import RunFolder
 from hpcdat.run import train
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
-EARLY = 3
+EARLY, CHOOSING_SEED = 3, 100
 KEYS = ("ta", "ra")
 
 Curve = dict[str, list[list[float]]]
@@ -86,6 +87,11 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=JOBS / "pretrain.yaml", help="job of pre-training")
     parser.add_argument("--target", type=Path, default=JOBS / "finetune.yaml", help="job of fine-tuning")
     parser.add_argument("--set", nargs="+", default=[], help="other settings of the target job")
+    parser.add_argument(
+        "--rates",
+        default="0.01,0.05,0.1,0.2",
+        help="rates that the target job's is chosen from (default: %(default)s)",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/figure-4"), help="folder of runs and plot")
     parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
@@ -100,16 +106,31 @@ def main() -> None:
         where = [f"run_dir={out / name / f'seed-{seed}'}", f"seed={seed}"]
         return read_job(path, [*where, *root, *settings])
 
-    fine, scratch = [], []
-    for seed in range(arguments.seeds):
+    def target(seed: int, rate: str, *settings: str, name: str) -> Job:
+        own = [*arguments.set, f"optimizer.lr={rate}", *settings]
+        return read(arguments.target, f"{name}/rate-{rate}", seed, *own)
+
+    def chosen(*settings: str, name: str) -> str:
+        """The rate that ends with the best RA."""
+        jobs = {
+            rate: target(CHOOSING_SEED, rate, "evaluation.every=0", *settings, name=name)
+            for rate in arguments.rates.split(",")
+        }
+        ra = {rate: train(job, Workers(), stop).ra for rate, job in jobs.items()}
+        print(f"{name}: RA by rate: {', '.join(f'{rate}: {100 * value:.1f}' for rate, value in ra.items())}")
+        return max(ra, key=ra.__getitem__)
+
+    seeds, start = range(arguments.seeds), []
+    for seed in seeds:
         source = read(arguments.source, "pretrained", seed)
         train(source, Workers(), stop)
-        settings = ["evaluation.every=1", *arguments.set]
-        fine.append(
-            read(arguments.target, "fine-tuned", seed, *settings, f"model.pretrained={source.run_dir}")
-        )
-        scratch.append(read(arguments.target, "from-scratch", seed, *settings))
-    curves = {"pre-trained": curve(fine, stop), "from scratch": curve(scratch, stop)}
+        start.append(f"model.pretrained={source.run_dir}")
+    curves, epochs = {}, 0
+    for name, of_seed in (("fine-tuned", [[s] for s in start]), ("from scratch", [[] for _ in seeds])):
+        rate = chosen(*of_seed[0], name=name)
+        jobs = [target(seed, rate, "evaluation.every=1", *of_seed[seed], name=name) for seed in seeds]
+        curves[f"{name}, rate {rate}"] = curve(jobs, stop)
+        epochs = jobs[0].epochs
     rows = [
         [
             epoch + 1,
@@ -119,12 +140,13 @@ def main() -> None:
                 for of in curves.values()
             ),
         ]
-        for epoch in range(fine[0].epochs)
+        for epoch in range(epochs)
     ]
-    header = ["epoch", "TA pre-trained", "TA from scratch", "RA pre-trained", "RA from scratch"]
+    header = ["epoch", *(f"{key.upper()} {name}" for key in KEYS for name in curves)]
     print("\n" + tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")
+    fine, scratch = curves.values()
     ratios = {
-        f"{key}_gain_{when}": fmean(curves["pre-trained"][key][at]) - fmean(curves["from scratch"][key][at])
+        f"{key}_gain_{when}": fmean(fine[key][at]) - fmean(scratch[key][at])
         for when, at in ((EARLY, EARLY - 1), ("end", -1))
         for key in KEYS
     }

@@ -254,7 +254,7 @@ BOUNDS = {
 
 
 def draw(panels: dict[str, Panel], file: Path) -> None:
-    """A panel for each term; the bound, whose constant is not known, through the largest value."""
+    """A panel for each term; the bound, whose constant is not known, as low as all values allow."""
     columns = 3
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     for number, (name, (label, what, bound)) in enumerate(BOUNDS.items(), start=1):
@@ -264,8 +264,8 @@ def draw(panels: dict[str, Panel], file: Path) -> None:
         axes.errorbar(
             x[kept], y[kept], panel["error"][kept], fmt="o-", color="#1f6fb2", capsize=2, label="measured"
         )
-        most = y.argmax()
-        axes.plot(x, y[most] * bound(x) / bound(x[most]), "--", color="#c9a15a", label="slope of the bound")
+        constant = (y / bound(x)).max()
+        axes.plot(x, constant * bound(x), "--", color="#c9a15a", label="slope of the bound")
         if not kept.all():
             lost = 2 * panel["error"][~kept]
             axes.plot(x[~kept], lost, "v", color="#b9cfe4", label="in the noise, below")

@@ -170,7 +170,8 @@ class Trainer:
         settings = self.job.attack
         seed = derive(self.job.seed, "attack", self.state.epoch, step, number)
         model, phi = self.model, partial(clean_loss, y=images.y)
-        if number in self.role.trains:
+        # Where batches bring their own statistics the running ones are left to the gradient beside it.
+        if settings.batch_norm == "eval" and number in self.role.trains:
             self.state.batch_norm.enter(self.role.trains.index(number))
         if self.job.objective.regulariser == "trades" and len(images.x):
             with attacked(self.model, settings.batch_norm), torch.no_grad():

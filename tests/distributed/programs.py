@@ -485,14 +485,32 @@ def train_virtually(workers, virtual, root, run_dir, *settings):
     return {"state": torch.cat([t.flatten().double() for t in state.values()]).tolist(), "ta": result.ta}
 
 
-def train_concurrently(workers, root, run_dir, stop_after, *settings):
-    """Train, stopped once after so many steps (0: never) and gone on with; fingerprints by name."""
-    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings])
-    if int(stop_after):
+def train_concurrently(workers, root, folder, delays, *settings):
+    """Train with each delay, undisturbed and stopped once; fingerprints by name, of both by delay."""
+    return {
+        delay: [
+            trained_concurrently(
+                workers, root, f"{folder}/{delay}-{stop_after}", stop_after, delay, *settings
+            )
+            for stop_after in (0, STOPPED_AFTER[delay])
+        ]
+        for delay in delays.split(",")
+    }
+
+
+STOPPED_AFTER = {"0": 3, "1": 7, "2": 2}
+"""By delay, the step in the midst of the first (1 to 5) or second epoch (6 to 10)."""
+
+
+def trained_concurrently(workers, root, run_dir, stop_after, delay, *settings):
+    """Stopped after so many steps (0: never) and gone on with."""
+    fixed = [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings]
+    job = read_job(DEMO, fixed if "method=disadv" in fixed else [*fixed, f"concurrent.delay={delay}"])
+    if stop_after:
         stop, step = StopRequest(), Trainer.step
 
         def step_and_stop(trainer, *batches):
-            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == int(stop_after)
+            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == stop_after
             return step(trainer, *batches)
 
         Trainer.step = step_and_stop

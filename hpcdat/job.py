@@ -116,8 +116,9 @@ class Data(Settings):
     images, as in the DAT paper"""
     corrupt: Literal["stop", "skip"] = "stop"
     """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
-    loader: Literal["dali", "torchvision"] = "dali"
-    """NVIDIA DALI, or torchvision's decoder and transforms as the alternative"""
+    loader: Literal["dali", "torchvision", "device"] = "dali"
+    """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: all images, which have one
+    size, stay in the memory of the GPU (or CPU) that trains and are shifted and mirrored there"""
     threads: int = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)
@@ -472,6 +473,10 @@ class Job(Settings):
             raise _refusal("data.channels", f"3: {data.source} has colours")
         if data.policy != "none" and data.channels != 3:
             raise _refusal("data.policy", f"none: {data.policy} changes colours, and the images are grey")
+        if data.loader == "device" and data.augmentation == "crop-flip":
+            raise _refusal("data.augmentation", "none or pad-crop: loader device resizes all images alike")
+        if data.loader == "device" and data.policy != "none":
+            raise _refusal("data.policy", "none: loader device has no policies; dali and torchvision do")
         if data.unlabelled_part != Data().unlabelled_part and data.unlabelled is None:
             raise _refusal("data.unlabelled", "a file, if batches are to have unlabelled images")
         if data.unlabelled and not 1 <= self.labelled_batch < self.batch_size:

@@ -327,6 +327,8 @@ class Evaluation(Settings):
     """length of a step; left out: 2.5 eps / steps"""
     random_start: bool = True
     """start from a uniform random point of the ball, drawn from `seed` for each batch of images"""
+    restarts: int = Field(1, ge=1)
+    """times that the attack starts; an image is robust if all of them fail. Sweeps start once"""
     batch_size: int = Field(100, ge=1)
     """images at a time; the batches do not depend on the number of workers"""
     every: int = Field(0, ge=0)
@@ -443,6 +445,8 @@ class Job(Settings):
             raise _refusal("model.width", f"1: it is fixed for {self.model.name}")
         if self.optimizer.c_l > self.optimizer.c_u:
             raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
+        if self.evaluation.restarts > 1 and not self.evaluation.random_start:
+            raise _refusal("evaluation.restarts", "1: without random start all of them are the same")
         if self.early_stopping.patience and not self.evaluation.every:
             raise _refusal("evaluation.every", "1 or more: early_stopping.patience counts those evaluations")
         if self.early_stopping.held_out and not self.early_stopping.patience:

@@ -152,6 +152,9 @@ class Model(Settings):
     """`bfloat16`: faster where the device has it; weights, losses, pixels and exchange stay float32"""
     channels_last: bool = False
     """lay activations in memory pixel by pixel, which GPUs prefer with `bfloat16`"""
+    compiled: bool = False
+    """train by code that torch.compile makes for full batches, which takes it a minute or two at the start;
+    it rounds differently"""
 
 
 class Attack(Settings):

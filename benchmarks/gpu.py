@@ -17,7 +17,8 @@ the same command goes on: training from its checkpoint, evaluations from the bat
 - ``page``: nothing is measured; the page is made of the JSON.
 
 Seconds of training are those from the start, images on disk, to the last checkpoint; compiling, which a run
-of two steps before it does, is told beside them. ``--device cpu --tiny`` tries everything out in small.
+of two steps before it does, is told beside them. ``--device cpu --tiny`` tries everything out in small,
+faster without the compiler (TORCH_COMPILE_DISABLE=1).
 torch, torchvision, numpy, Pillow, pydantic, PyYAML, filelock, tqdm, tabulate and matplotlib are needed, for
 the page jinja2; foolbox, pyautoattack and Horovod are measured where they are installed.
 
@@ -373,7 +374,7 @@ def horovod(call: Call, before: Section, keep: Keep) -> None:
     )
     measured: Section = {"all_reduce": _told([sys.executable, "-c", program])}
     weights = {}
-    for device in (call.device.type, "cpu"):
+    for device in dict.fromkeys((call.device.type, "cpu")):
         run_dir = call.work / f"horovod-{device}"
         settings = ["epochs=2", "evaluation.steps=1", "attack.steps=2", "attack.random_start=false"]
         # What random numbers a device draws is its own affair.
@@ -487,9 +488,18 @@ def tables_of(sections: dict[str, Section]) -> dict[str, tuple[list[str], list[l
         rows = [[what, _number(1e3 * time, 2)] for what, time in medians.items() if "busy" not in what]
         tables[f"Concurrency, {name}"] = ["a step of", "ms"], rows or [[part["missing"], ""]]
     if "horovod" in sections:
-        rows = [[what, json.dumps(found)] for what, found in sections["horovod"].items()]
+        rows = [[what, _in_words(found)] for what, found in sections["horovod"].items()]
         tables["Horovod"] = ["", ""], rows
     return tables
+
+
+def _in_words(found: Any) -> str:
+    """How a command ended, with what it said where it failed; anything else as it is."""
+    if not isinstance(found, dict):
+        return str(found)
+    return (
+        "done" if found["exit_code"] == 0 else f"exit code {found['exit_code']}: {' '.join(found['output'])}"
+    )
 
 
 def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
@@ -518,7 +528,7 @@ def write_page(report: dict[str, Any], folder: Path) -> list[Path]:
     told = [
         [name, _number(value, 3), report["reasons"].get(name, "")] for name, value in report["ratios"].items()
     ]
-    sections.append(Section("Ratios", ["", "", "missing since"], told, 1, "", notes))
+    sections.append(Section("Ratios", ["ratio", "value", "why not"], told, 1, "", notes))
     return write_report(sections, folder, f"On one GPU: {report['device']}", maker="benchmarks/gpu.py")
 
 
@@ -577,7 +587,8 @@ def measure(call: Call, names: Sequence[str], file: Path | None, page: Path | No
     """Measure sections and merge them into the file; the report."""
     environment = describe_environment(Workers(), call.device)
     report = {
-        "device": device_name(call.device),
+        # What was only tried out is not taken for a measurement, nor merged with one.
+        "device": device_name(call.device) + (", tried out in small" if call.tiny else ""),
         "versions": {"python": environment["python"], "cuda": environment["cuda"], **environment["packages"]},
         "date": str(date.today()),
         "environment": environment,

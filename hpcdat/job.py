@@ -153,8 +153,8 @@ class Model(Settings):
     channels_last: bool = False
     """lay activations in memory pixel by pixel, which GPUs prefer with `bfloat16`"""
     compiled: bool = False
-    """train by code that torch.compile makes for full batches, which takes it a minute or two at the start;
-    it rounds differently"""
+    """train by code that torch.compile makes for full batches, which takes it a minute or two at the start.
+    It rounds differently, and all gradients come at its end, so that no exchange can begin before"""
 
 
 class Attack(Settings):

@@ -51,6 +51,7 @@ from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.concurrent import Batch
 from hpcdat.data.images import Images
 from hpcdat.environment import describe_environment
+from hpcdat.job import Job
 from hpcdat.job_file import read_job
 from hpcdat.models.split_batch_norm import SplitBatchNorm
 from hpcdat.objectives import Labelled, clean_loss, local_cost
@@ -59,7 +60,7 @@ from hpcdat.trainer import Trainer
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
 ALWAYS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
-ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "exchange.overlap=true"]
+ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "exchange.overlap=true", "data.loader=device"]
 ATTACK_WORKER, APART = ["concurrent.place=workers"], ["concurrent.halves=apart"]
 ALONE = {
     "vanilla": ["method=plain"],
@@ -78,15 +79,22 @@ BY_TURNS = "by turns: "
 CLASSES = 10
 
 
+def trainer_without_images(job: Job, workers: Workers, device: torch.device) -> Trainer:
+    """A job's trainer before its first step, for batches from elsewhere: its own images are black."""
+    names, size = [str(n) for n in range(CLASSES)], job.data.image_size
+    pixels = np.zeros((CLASSES, size, size, job.data.channels), np.uint8)
+    images = Images(names, list(range(CLASSES)), names, pixels)
+    trainer = Trainer(job, workers, RunFolder(job.run_dir), *(images,) * 3, device, StopRequest())
+    trainer.model.train()
+    return trainer
+
+
 class Bench:
     """Trainers of all setups, with images in memory."""
 
     def __init__(self, arguments: argparse.Namespace, workers: Workers, device: torch.device) -> None:
         self.arguments, self.workers, self.device = arguments, workers, device
         size, batch = arguments.size, arguments.batch
-        pixels = np.zeros((CLASSES, size, size, 3), np.uint8)
-        names = [str(n) for n in range(CLASSES)]
-        self.images = Images(names, list(range(CLASSES)), names, pixels)
         generator = torch.Generator(device).manual_seed(workers.rank)
         self.x = torch.rand(batch, 3, size, size, generator=generator, device=device)
         self.y = torch.randint(CLASSES, (batch,), generator=generator, device=device)
@@ -97,13 +105,10 @@ class Bench:
     def trainer(self, settings: Sequence[str], workers: Workers) -> Trainer:
         """A job's trainer, before its first step."""
         given = self.arguments
-        model = [f"model.name={given.model}", *([f"model.width={given.width}"] if given.width != 1 else [])]
+        model = [f"model.name={given.model}", f"model.width={given.width}"]
         sizes = [f"batch_size={given.batch}", f"data.image_size={given.size}"]
-        job = read_job(JOB, [*ALWAYS, *model, *sizes, *settings])
-        folder, images = RunFolder(job.run_dir), (self.images,) * 3
-        trainer = Trainer(job, workers, folder, *images, self.device, StopRequest())
-        trainer.model.train()
-        return trainer
+        job = read_job(JOB, [*ALWAYS, *model, *sizes, *given.set, *settings])
+        return trainer_without_images(job, workers, self.device)
 
     def add_steps(self, name: str, settings: Sequence[str], workers: Workers) -> None:
         """Time iterations of a job."""
@@ -130,7 +135,7 @@ class Bench:
 
         def gradient(*parts: Labelled | None) -> None:
             trainer.optimizer.zero_grad(set_to_none=True)
-            local_cost(trainer.model, *parts, weights=(0.5, 0.5)).total.backward()
+            local_cost(trainer.network, *parts, weights=(0.5, 0.5)).total.backward()
 
         parts = {
             "attack": partial(trainer.attack, images, 0, 0),
@@ -263,6 +268,7 @@ def launch(size: int, arguments: argparse.Namespace, *, by_turns: bool = False) 
         answer = Path(folder) / "report.json"
         passed = ("device", "model", "width", "size", "batch", "rounds", "steps")
         given = [f"--{key}={getattr(arguments, key)}" for key in passed]
+        given += ["--set", *arguments.set] if arguments.set else []
         program = [sys.executable, __file__, "--worker-report", str(answer), "--workers", str(size), *given]
         command = mpirun_command(size, program)
         if by_turns:
@@ -275,6 +281,20 @@ def launch(size: int, arguments: argparse.Namespace, *, by_turns: bool = False) 
         return json.loads(answer.read_text())
 
 
+def on_one_worker(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report of this process alone, on the device that is asked for."""
+    return work(argparse.Namespace(**{**vars(arguments), "workers": 1, "by_turns": False}))
+
+
+def concluded(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What follows from the seconds of a report: medians, ratios, how they came about; and the settings."""
+    medians = {name: median(times) for name, times in report["seconds"].items()}
+    ratios, notes = compare(medians)
+    keys = ("model", "width", "size", "batch", "steps", "set")
+    settings = {key: getattr(arguments, key) for key in keys}
+    return {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
+
+
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description="throughput of ConAdv, DisAdv and vanilla training")
@@ -285,6 +305,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images of a batch")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
     parser.add_argument("--steps", type=int, default=3, help="iterations timed together")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all jobs")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
@@ -304,14 +325,13 @@ def main() -> None:
     if places < (2 if on_cpu else 1):
         raise SystemExit("two workers need two cores" if on_cpu else "there is no GPU here")
     if places == 1:
-        arguments.workers = 1
-        report = work(arguments)
+        report = on_one_worker(arguments)
     else:
         report = launch(2, arguments)
         for size in (3,) if places > 2 else (2, 3) if on_cpu else ():
             report["seconds"] |= launch(size, arguments, by_turns=places < 3)["seconds"]
-    medians = {name: median(times) for name, times in report["seconds"].items()}
-    ratios, notes = compare(medians)
+    report |= concluded(report, arguments)
+    medians, ratios, notes = report["medians"], report["ratios"], report["notes"]
     rows = [
         [name, f"{1e3 * medians[name]:.1f}", f"{1e3 * min(t):.1f}", f"{1e3 * max(t):.1f}"]
         for name, t in report["seconds"].items()
@@ -321,8 +341,6 @@ def main() -> None:
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
     if arguments.json:
-        settings = {key: getattr(arguments, key) for key in ("model", "width", "size", "batch", "steps")}
-        report |= {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

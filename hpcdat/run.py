@@ -273,6 +273,7 @@ def summarise(
     # An epoch that was broken off and gone on with has no time of its own.
     whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
+    restarts = f" x {attack.restarts}" if attack.restarts > 1 else ""
     return Result(
         method=job.method,
         seed=job.seed,
@@ -283,7 +284,7 @@ def summarise(
         images=accuracy.images,
         ta=accuracy.ta,
         ra=accuracy.ra,
-        attack=f"PGD-{attack.steps}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
+        attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
         communication=median(e["communication_seconds"] for e in whole) if whole else None,
         total=median(e["total_seconds"] for e in whole) if whole else None,
         exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),

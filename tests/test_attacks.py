@@ -235,6 +235,19 @@ def test_an_attack_leaves_no_trace(generator, batch_norm, norm, training):
     assert torch.equal(x, x_before) and not x.requires_grad and x.grad is None
 
 
+def test_no_gradient_of_the_weights_is_computed(w, generator):
+    asked = []
+
+    class Watched(Linear):
+        def forward(self, x):
+            asked.append(any(p.requires_grad for p in self.parameters()))
+            return super().forward(x)
+
+    x = images(generator)
+    inner_maximisation(Watched(w), loss_of_zero, x, eps=0.1, step_size=0.1, steps=2, generator=generator)
+    assert asked == [False, False]
+
+
 def test_a_failing_model_is_put_back_too(generator):
     model = small_net().train()
 
@@ -252,6 +265,7 @@ def test_a_failing_model_is_put_back_too(generator):
             random_start=False,
         )
     assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_the_batch_norm_mode_decides_which_statistics_are_attacked(generator):

@@ -47,7 +47,7 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
         certifier.measure(
             trained.model,
             sigma,
-            counts_file(folder.certification_folder, job, trained.model, images, sigma),
+            counts_file(folder.certification_folder, job, trained.model, images, sigma, workers),
         )
         for sigma in wanted.sigma
     ]

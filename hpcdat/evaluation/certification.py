@@ -8,7 +8,6 @@ and radius follow from them afterwards, so that the counts serve any alpha.
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -21,14 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, norm
 from torch import Tensor, nn
 
-from hpcdat.cluster.agreement import fingerprint
 from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError
-from hpcdat.files import append_text, write_text
+from hpcdat.evaluation.identity import identity, rounding
+from hpcdat.files import append_text, digest, write_text
 from hpcdat.job import Job
 from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
@@ -255,11 +254,13 @@ class CountsFile:
             raise InputError(f"{file} is damaged ({error}): without it all is done anew") from None
 
 
-def counts_file(folder: Path, job: Job, model: nn.Module, images: Images, sigma: float) -> CountsFile:
-    """The file of a noise level, named after all that its counts depend on.
+def counts_file(
+    folder: Path, job: Job, model: nn.Module, images: Images, sigma: float, workers: Workers
+) -> CountsFile:
+    """The file of a noise level, named after all that its counts depend on; all workers call this together.
 
-    That is the network, the images, the samples and the seed, but neither alpha nor which of the images
-    are wanted, nor who samples.
+    That is the network, the images, the samples, the seed and what draws and rounds, but neither alpha nor
+    which of the images are wanted, nor who samples.
 
     Args:
         folder: of such files.
@@ -267,23 +268,16 @@ def counts_file(folder: Path, job: Job, model: nn.Module, images: Images, sigma:
         model: f.
         images: all test images.
         sigma: standard deviation of the noise, [0, 1] units.
+        workers: who sample.
     """
-    names = [f"{Path(file).parent.name}/{Path(file).name}" for file in images.files]
     heading = {
         "sigma": sigma,
         **job.certification.model_dump(include={"n0", "n", "batch_size"}),
         "seed": job.seed,
-        "precision": job.model.precision,
-        **job.data.model_dump(include={"image_size", "channels", "augmentation"}),
-        "images": _digest([names, images.labels]),
-        "model": fingerprint(model),
+        **identity(model, job, images, workers),
+        **rounding(model),
     }
-    return CountsFile(folder / f"counts-{sigma:g}-{_digest(heading)[:8]}.jsonl", heading)
-
-
-def _digest(value: Any) -> str:
-    """Of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return CountsFile(folder / f"counts-{sigma:g}-{digest(heading)[:8]}.jsonl", heading)
 
 
 class Certifier:

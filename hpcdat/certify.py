@@ -7,6 +7,7 @@ from pathlib import Path
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import open_loader
+from hpcdat.evaluation.alone import alone_in
 from hpcdat.evaluation.certification import Certified, Certifier, counts_file
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
@@ -43,14 +44,15 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
         Progress(shown=workers.is_first),
         stop,
     )
-    certified = [
-        certifier.measure(
-            trained.model,
-            sigma,
-            counts_file(folder.certification_folder, job, trained.model, images, sigma, workers),
-        )
-        for sigma in wanted.sigma
-    ]
+    with alone_in(folder.certification_folder, workers):
+        certified = [
+            certifier.measure(
+                trained.model,
+                sigma,
+                counts_file(folder.certification_folder, job, trained.model, images, sigma, workers),
+            )
+            for sigma in wanted.sigma
+        ]
 
     def write() -> None:
         if workers.is_first:

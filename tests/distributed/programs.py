@@ -405,7 +405,7 @@ def certify_slowly(workers, run_dir, *settings):
 
 def certificates(run_dir):
     """A hash of every file of a certification but the plot, by name."""
-    files = sorted(RunFolder(run_dir).certification_folder.iterdir())
+    files = sorted(RunFolder(run_dir).certification_folder.glob("[!.]*"))
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files if f.suffix != ".svg"}
 
 

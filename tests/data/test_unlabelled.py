@@ -142,6 +142,15 @@ def test_sources_without_images_are_told(tmp_path, content, told):
         find_unlabelled(source, CLASSES)
 
 
+def all_mixed(labelled, unlabelled, batch, groups, part, epoch=1):
+    """The shares of every worker."""
+    places = [{"rank": n, "groups": groups, "seed": 3, "epoch": epoch} for n in range(len(groups))]
+    return [
+        with_unlabelled(training_shares(labelled, batch, **place), labelled, unlabelled, part=part, **place)
+        for place in places
+    ]
+
+
 @given(
     labelled=st.integers(1, 60),
     unlabelled=st.integers(1, 60),
@@ -151,16 +160,7 @@ def test_sources_without_images_are_told(tmp_path, content, told):
 )
 def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, batch, places, part):
     def mixed(places, batch):
-        when = {"seed": 3, "epoch": 1}
-        return [
-            with_unlabelled(
-                training_shares(labelled, batch, rank=n, groups=[0] * places, **when),
-                *(labelled, unlabelled),
-                **{"part": part, "place": n, "places": places},
-                **when,
-            )
-            for n in range(places)
-        ]
+        return all_mixed(labelled, unlabelled, batch, [0] * places, part)
 
     steps = list(zip(*mixed(places, batch), strict=True))
     seen = []
@@ -180,3 +180,14 @@ def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, ba
     one = mixed(1, batch * places)[0]
     for shares, share in zip(steps, one, strict=True):
         assert sorted(np.concatenate([s.indices for s in shares])) == sorted(share.indices)
+
+
+def test_each_node_keeps_its_own_part_of_the_unlabelled_images_too():
+    """Three nodes, of which the first has two workers; two epochs, each more than a pass."""
+    groups, seen = [0, 0, 1, 2], [set(), set(), set()]
+    for epoch in (0, 1):
+        for group, shares in zip(groups, all_mixed(60, 40, 5, groups, 0.5, epoch), strict=True):
+            extra = [int(i) for share in shares for i in share.indices if i >= 60]
+            seen[group] |= set(extra)
+        assert [len(part) for part in seen] == [20, 10, 10]
+    assert set.union(*seen) == set(range(60, 100))

@@ -232,7 +232,7 @@ def report(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="A paper's table: dat-1, dat-4, conadv-1 to conadv-5, conadv-fig4."
+            metavar="NAME", help="A paper's table: dat-1, dat-3, dat-4, conadv-1 to conadv-5, conadv-fig4."
         ),
     ] = None,
     out: Annotated[

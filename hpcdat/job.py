@@ -509,6 +509,8 @@ class Job(Settings):
             raise _refusal(
                 "smoothing.workers", f"a number that divides smoothing.copies = {smoothing.copies} evenly"
             )
+        if smoothing.workers > 1 and self.data.corrupt != "stop":
+            raise _refusal("data.corrupt", "stop: smoothing.workers that share a batch must read all of it")
 
     def _check_concurrent(self) -> None:
         method, concurrent = METHODS[self.method], self.concurrent

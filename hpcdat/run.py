@@ -19,6 +19,7 @@ from hpcdat.data.unlabelled import joined, read_pseudo_labelled
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.alone import alone_in
 from hpcdat.evaluation.findings import examine
 from hpcdat.evaluation.sharding import Subject
 from hpcdat.evaluation.wanted import Wanted
@@ -140,7 +141,8 @@ def evaluate(
         suspicions told on stderr.
 
     Raises:
-        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong.
+        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong; or another
+            evaluation is at work there.
         WorkerError: something failed on a worker.
         Stopped: a stop was asked for; the same command goes on.
     """
@@ -149,7 +151,8 @@ def evaluate(
     trained = load_trained(folder, job, workers)
     subject = Subject(trained.model, job, folder.outcomes_folder)
     progress = Progress(shown=workers.is_first)
-    found = examine(subject, wanted, trained.test_images, workers, progress, stop)
+    with alone_in(folder.outcomes_folder, workers):
+        found = examine(subject, wanted, trained.test_images, workers, progress, stop)
 
     def write() -> tuple[float, int] | None:
         if not workers.is_first:

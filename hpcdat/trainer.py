@@ -335,12 +335,12 @@ class Trainer:
         groups = homes if job.data.split == "nodes" else [0] * self.batches
 
         def of_batch(number: int) -> list[Share]:
-            shares = training_shares(labelled, job.labelled_batch, rank=number, groups=groups, **when)
+            place = {"rank": number, "groups": groups, **when}
+            shares = training_shares(labelled, job.labelled_batch, **place)
             if not unlabelled:
                 return shares
-            place = {"place": number, "places": self.batches}
             part = job.data.unlabelled_part
-            return with_unlabelled(shares, labelled, unlabelled, part=part, **place, **when)
+            return with_unlabelled(shares, labelled, unlabelled, part=part, **place)
 
         return [of_batch(number) for number in self.role.reads or (0,)]
 

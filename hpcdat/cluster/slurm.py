@@ -139,7 +139,7 @@ def write_script(
         The script's path and text.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or sbatch cannot be given its name.
     """
     folder = RunFolder(job.run_dir.resolve()).slurm_folder
     script, copy = folder / "job.sh", folder / "job.yaml"
@@ -267,6 +267,13 @@ def _directives(
         "open-mode": "append",
     }
     given = {name: value for name, value in directives.items() if value is not None}
+    for name, value in given.items():
+        # A quote does not keep a comment together: the next line of the value would be a command.
+        if re.search(r"[\x00-\x1f\x7f]", str(value)):
+            raise InputError(
+                f"{str(value)!r} holds a line break or another control character, which sbatch cannot be "
+                f"given (--{name}): rename that folder"
+            )
     return given | {"requeue": None} | site.sbatch
 
 

@@ -73,6 +73,18 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
     assert not list(tmp_path.rglob("owned"))
 
 
+@pytest.mark.parametrize("control", ["\n", "\r", "\x1b"])
+def test_a_folder_that_would_end_the_comment_it_stands_in_is_refused(tmp_path, monkeypatch, control):
+    nasty = tmp_path / f"a{control}touch owned #"
+    with pytest.raises(InputError, match=r"control character, .* \(--output\): rename"):
+        slurm.write_script(job_in(nasty), Site(), request())
+    nasty.mkdir()
+    monkeypatch.chdir(nasty)
+    with pytest.raises(InputError, match=r"control character, .* \(--chdir\): rename"):
+        slurm.write_script(job_in(tmp_path / "run"), Site(), request())
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_slurm_is_asked_for(tmp_path):
     site = Site(**SITES["everything"])
     _, text = slurm.write_script(job_in(tmp_path / "run"), site, request(after=[7, 8]), keep=False)

@@ -510,7 +510,7 @@ def box_run(
     found = _told_once(lambda: _found(name))
     if mpirun:
         line = found.inside(1, box.mpirun_command(found, workers, command))
-        raise typer.Exit(subprocess.run(line, env=box.SHARED_CORES | dict(os.environ)).returncode)
+        raise typer.Exit(box.wait_for([subprocess.Popen(line, env=box.SHARED_CORES | dict(os.environ))]))
     raise typer.Exit(box.run_over_gloo(found, workers, command))
 
 

@@ -232,7 +232,7 @@ def report(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="A paper's table: dat-1, dat-4, conadv-1 to conadv-5, conadv-fig4."
+            metavar="NAME", help="A paper's table: dat-1, dat-3, dat-4, conadv-1 to conadv-5, conadv-fig4."
         ),
     ] = None,
     out: Annotated[
@@ -250,7 +250,9 @@ def report(
     """
     if table and out is None:
         out = Path("report")
-    folders = [seed for run in runs for seed in sorted(run.glob("seed-*")) or [run]]
+    # A folder that is named twice is one run.
+    runs = list(dict.fromkeys(runs))
+    folders = [seed for run in runs for seed in _seeds_in(run) or [run]]
     if out is None:
         results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
         print(result_table(results, mean=len(runs) == 1))
@@ -518,6 +520,11 @@ def box_run(
 def box_down(name: BoxName) -> None:
     """End what runs in a box and remove it."""
     _told_once(lambda: box.down(name))
+
+
+def _seeds_in(run: Path) -> list[Path]:
+    """The folders of a job's seeds, by their numbers."""
+    return sorted(run.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))
 
 
 def _found(name: str) -> box.Box:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from hpcdat.checkpoint import Checkpoint, load_checkpoint
 from hpcdat.checkpoints import Checkpoints
 from hpcdat.errors import InputError
@@ -62,6 +64,9 @@ class Result:
     epoch: int
     aa: float | None = None
     aa_images: int | None = None
+
+
+RESULT = TypeAdapter(Result)
 
 
 class RunFolder:
@@ -198,14 +203,17 @@ class RunFolder:
             RunError: there is none yet.
         """
         try:
-            return Result(**json.loads(self.result_file.read_text()))
+            return RESULT.validate_json(self.result_file.read_bytes())
         except FileNotFoundError:
             if not self.job_file.exists():
                 raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml") from None
             raise RunError(
                 f"{self.path} has no result yet: run `hpcdat evaluate {self.path}` first"
             ) from None
-        except (OSError, ValueError, TypeError) as error:
+        except ValidationError as error:
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise RunError(f"{self.result_file} cannot be read: {told}") from None
+        except OSError as error:
             raise RunError(f"{self.result_file} cannot be read: {error}") from None
 
     def read_job(self, settings: list[str]) -> Job:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ import typer
 from hpcdat.cluster import box, box_slurm, slurm
 from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
+from hpcdat.cluster.requeue import in_touch
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.errors import Exit, HpcdatError, InputError
@@ -99,7 +101,8 @@ def train(
         from hpcdat.run import train, train_seeds
 
         if seeds == 1:
-            return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
+            with in_touch(resolved.run_dir, stop) if team.is_first else nullcontext():
+                return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
         return train_seeds(resolved, seeds, team, stop, overwrite=overwrite)
 
     results = _as_worker(work, resolved)
@@ -416,7 +419,7 @@ def submit(
 
     Writes a script into the run folder and gives it to sbatch. Two minutes before the time limit the run
     writes a checkpoint and goes back into the queue, from where it goes on by itself; so it does after a
-    failure, unless it fails twice at the same step.
+    failure, unless it ends twice at the same step.
     """
     replaced = [*(set_ or []), *(settings or [])]
 

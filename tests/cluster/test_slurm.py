@@ -1,9 +1,12 @@
 """Scripts for sbatch: sound shell whatever the job's values are, and what they ask Slurm for."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,9 @@ from hpcdat.cluster.requeue import decide
 from hpcdat.cluster.slurm import Request, Site, Task
 from hpcdat.errors import InputError
 from hpcdat.job_file import JobError, read_job
-from tests.conftest import DEMO
+from hpcdat.record import RunFolder
+from tests.conftest import CHECKOUT, DEMO
+from tests.distributed.ranks import environment
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 NASTY = "a b'c\"d$(touch owned)`touch owned`%j;&\\"
@@ -64,7 +69,12 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_NODELIST": "n", "PATH": "/usr/bin:/bin"},
+        env={
+            "SLURM_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "1",
+            "SLURM_JOB_NODELIST": "n",
+            "PATH": "/usr/bin:/bin",
+        },
     )
     told = done.stdout.splitlines()
     expected = str(run_dir / "seed-0" if array else run_dir)
@@ -179,18 +189,55 @@ def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
         return decide(tmp_path, code, warned=warned)[0]
 
     assert not again(0) and not again(2)
-    assert again(75, warned=True) and not again(75), "scancel must not bring it back"
+    assert not again(75), "scancel must not bring it back"
     assert again(1), "the first failure"
     assert not again(1), "a second one at the same step"
     place = [3, 11]
     assert again(137), "it has come further"
+    place = [3, 12]
     assert again(75, warned=True) and not again(1), "a stop in time is no progress"
-    with (tmp_path / "slurm" / "failures.jsonl").open("a") as file:
+    told = "no further than the time before: its time limit is too short for what comes there"
+    assert told in decide(tmp_path, 75, warned=True)[1]
+    with monkeypatch.context() as other_job:
+        other_job.setenv("SLURM_JOB_ID", "8")
+        assert again(1), "the ends of an earlier submission do not count"
+        (tmp_path / "slurm" / "code-8").write_text("2")
+        assert not again(1) and again(0) is False, "horovodrun makes 1 of everything"
+    assert not again(1)
+    with (tmp_path / "slurm" / "ends.jsonl").open("a") as file:
         file.write('{"time": 17')
     assert not again(1), "a line cut off by the loss of a node is left out"
     assert not again(1), "and does not spoil the next one"
-    (tmp_path / "slurm" / "failures.jsonl").unlink()
+    (tmp_path / "slurm" / "ends.jsonl").unlink()
+    (tmp_path / "slurm" / "code-8").unlink()
     (tmp_path / "slurm").rmdir()
     (tmp_path / "slurm").touch()
     again, reason = decide(tmp_path, 1, warned=False)
-    assert not again and "failures.jsonl cannot be written" in reason
+    assert not again and "ends.jsonl cannot be written" in reason
+
+
+@pytest.mark.distributed
+def test_slurms_warning_reaches_a_run_whose_launcher_passes_on_neither_signals_nor_exit_codes(tmp_path):
+    """The script itself, with a real horovodrun and two workers; only Slurm is not there."""
+    scontrol, log = tmp_path / "scontrol", tmp_path / "log"
+    scontrol.write_text(f'#!/bin/sh\n[ "$1" = show ] && echo localhost || echo "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    run_dir = tmp_path / "run"
+    job = read_job(DEMO, [f"run_dir={run_dir}", "epochs=500", "attack.steps=1", "evaluation.every=0"])
+    script, _ = slurm.write_script(job, Site(launcher="horovodrun"), request(nodes=1))
+    variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ["bash", script], cwd=CHECKOUT, env=environment() | variables, stdout=out, stderr=out
+        )
+        try:
+            deadline = time.monotonic() + 200
+            while not RunFolder(run_dir).metrics("epoch"):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(60) == 0, log.read_text()
+        finally:
+            process.kill()
+    assert "back into the queue: stopped in time, with a checkpoint: epoch" in log.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -142,7 +143,9 @@ def write_script(
         InputError: the folder cannot be written, or sbatch cannot be given its name.
     """
     folder = RunFolder(job.run_dir.resolve()).slurm_folder
-    script, copy = folder / "job.sh", folder / "job.yaml"
+    script, settings = folder / "job.sh", write_job(job)
+    # Named by its contents: a script that is in the queue finds its own, whatever is submitted after it.
+    copy = folder / f"job-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}.yaml"
     environment = dict(site.environment)
     if site.interface and site.launcher == "srun":
         environment = {
@@ -168,7 +171,7 @@ def write_script(
     if keep:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(copy, write_job(job))
+            write_text(copy, settings)
             write_text(script, text)
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}") from None

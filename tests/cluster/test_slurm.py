@@ -95,6 +95,14 @@ def test_a_folder_that_would_end_the_comment_it_stands_in_is_refused(tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+def test_a_script_in_the_queue_keeps_its_settings_when_others_are_submitted(tmp_path):
+    job = job_in(tmp_path / "run")
+    _, queued = slurm.write_script(job, Site(), request())
+    slurm.write_script(job.model_copy(update={"epochs": 7}), Site(), request())
+    (its_job,) = re.findall(r"hpcdat train (\S+)", queued)
+    assert read_job(Path(its_job)) == job
+
+
 def test_what_slurm_is_asked_for(tmp_path):
     site = Site(**SITES["everything"])
     _, text = slurm.write_script(job_in(tmp_path / "run"), site, request(after=[7, 8]), keep=False)

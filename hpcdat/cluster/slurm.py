@@ -190,7 +190,7 @@ def tasks_of(
         check: takes the settings of each element and raises what is wrong with them.
 
     Raises:
-        InputError: a text is no sweep, or a setting is wrong.
+        InputError: a text is no sweep, two elements have one folder, or a setting is wrong.
     """
     axes = []
     for sweep in sweeps:
@@ -205,6 +205,12 @@ def tasks_of(
             tasks += [Task(folder / f"seed-{seed}", (*settings, f"seed={seed}")) for seed in seeds]
         elif settings:
             tasks.append(Task(folder, settings))
+    folders: dict[Path, Task] = {}
+    for task in tasks:
+        other = folders.setdefault(task.run_dir, task)
+        if other is not task:
+            one, two = (", ".join(each.settings) for each in (other, task))
+            raise InputError(f"--sweep: {one} and {two} would share the folder {task.run_dir}: leave one out")
     for task in tasks:
         check(task.settings)
     return tasks

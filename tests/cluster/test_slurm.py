@@ -138,6 +138,9 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
     ]
     assert seen[-1] == ("attack.eps=4/255", "epochs=3", "seed=6")
     assert slurm.tasks_of(tmp_path, [], range(1), seen.append) == []
+    for values in ("/data/a,/data_a", "/data,/data"):
+        with pytest.raises(InputError, match=r"root=/data.*root=/data.* would share the folder .*root=_data"):
+            slurm.tasks_of(tmp_path, [f"data.root={values}"], range(2), seen.append)
     with pytest.raises(InputError, match="expected KEY=VALUE,VALUE"):
         slurm.tasks_of(tmp_path, ["attack.eps"], range(1), seen.append)
 

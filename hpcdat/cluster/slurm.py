@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jinja2
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
 
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.files import write_text
@@ -45,7 +45,7 @@ class Site(BaseModel):
         cpus_per_worker: cores of a worker.
         modules: loaded before anything else.
         container: the command in front of Python, such as ``[apptainer, exec, --nv, image.sif]``.
-        interface: network card, or subnet, of the workers' traffic.
+        interface: network card of the workers' traffic; with mpirun it may be a subnet.
         environment: variables of the workers, such as NCCL's.
         sbatch: other options of sbatch, without ``--``; null for those without a value.
     """
@@ -63,6 +63,14 @@ class Site(BaseModel):
     interface: Name | None = None
     environment: dict[Variable, OneLine] = {}
     sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], OneLine | int | None] = {}
+
+    @field_validator("interface")
+    @classmethod
+    def _names_a_card(cls, interface: str | None, info: ValidationInfo) -> str | None:
+        launcher = info.data.get("launcher", "mpirun")
+        if launcher != "mpirun" and "/" in (interface or ""):
+            raise ValueError(f"expected the name of a network card, such as ib0: {launcher} takes no subnet")
+        return interface
 
 
 @dataclass(frozen=True)

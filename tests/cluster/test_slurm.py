@@ -154,6 +154,10 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
         ("environment: {A-B: x}", "environment.A-B"),
         ("launcher: mpirum", "expected one of srun, mpirun, horovodrun; did you mean 'mpirun'"),
         ("[1]", "expected a mapping"),
+        (
+            "interface: 10.0.0.0/24",
+            "'10.0.0.0/24': expected the name of a network card.*: srun takes no subnet",
+        ),
     ],
 )
 def test_a_wrong_profile_is_told_with_its_place(tmp_path, text, message):

@@ -356,8 +356,11 @@ def plan(
 
     def read() -> tuple[Job, list[int], Calibration | None]:
         from hpcdat import forecast
+        from hpcdat.run import check_workers
 
         resolved, wanted = read_job(job, replaced), forecast.read_nodes(nodes)
+        for number in wanted:
+            check_workers(resolved, nodes=number, size=number * workers_per_node)
         if calibration and link:
             raise InputError("--calibration and --link: one of them says what the links are")
         if save and (calibration or link or started == 1):
@@ -424,14 +427,22 @@ def submit(
     replaced = [*(set_ or []), *(settings or [])]
 
     def write() -> tuple[Path, str, list[Path], bool]:
-        resolved = read_job(job, replaced)
+        from hpcdat.run import check_workers
+
         workers = workers_per_node or max(gpus_per_node, 1)
+
+        def fitting(more: tuple[str, ...]) -> Job:
+            fits = read_job(job, [*replaced, *more])
+            check_workers(fits, nodes=nodes, size=nodes * workers)
+            return fits
+
+        resolved = fitting(())
         request = slurm.Request(nodes, workers, gpus_per_node, time, after or ())
         tasks = slurm.tasks_of(
             resolved.run_dir,
             sweep or [],
             range(resolved.seed, resolved.seed + seeds),
-            lambda more: read_job(job, [*replaced, *more]),
+            fitting,
         )
         script, text = slurm.write_script(resolved, slurm.read_site(site), request, tasks, keep=not dry_run)
         # Seeds are looked for in the folder of all of them.

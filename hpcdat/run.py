@@ -51,12 +51,7 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         WorkerError: something failed on a worker.
         Stopped: a stop was asked for.
     """
-    if METHODS[job.method].centralised and workers.nodes > 1:
-        raise InputError(
-            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
-            f"{workers.nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
-            everywhere=True,
-        )
+    check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
     train_images, judged = workers.together(
@@ -200,6 +195,21 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
         return model.to(device).eval()
 
     return Trained(workers.together("build the model", build), checkpoint.epoch, test_images, device)
+
+
+def check_workers(job: Job, *, nodes: int, size: int) -> None:
+    """Look whether a job can be trained by so many workers on so many nodes, before any of them starts.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if METHODS[job.method].centralised and nodes > 1:
+        raise InputError(
+            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
+            f"{nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
+            everywhere=True,
+        )
+    assign_roles(job, size)
 
 
 def choose_device(job: Job, workers: Workers) -> torch.device:

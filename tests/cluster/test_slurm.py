@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from hpcdat.cli import app
 from hpcdat.cluster import slurm
 from hpcdat.cluster.requeue import decide
 from hpcdat.cluster.slurm import Request, Site, Task
@@ -190,10 +192,19 @@ def test_time_limits_as_sbatch_reads_them(time):
     assert request(time=time).time == time
 
 
-def test_hpcdat_submit_refuses_a_short_time_limit_in_one_line():
-    command = [sys.executable, "-m", "hpcdat", "submit", str(DEMO), "--time", "3", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "5 minutes or more" in done.stderr
+@pytest.mark.parametrize(
+    "command, told",
+    [
+        ("submit --time 3", "5 minutes or more"),
+        ("submit --nodes 2 --sweep method=dat-pgd,at", "method at is centralised training"),
+        ("submit --nodes 3 smoothing.sigma=0.1 smoothing.workers=2", "3 workers cannot be divided"),
+        ("plan --link 1gbit method=at", "this run has 2 nodes"),
+    ],
+)
+def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, told):
+    name, *options = command.split()
+    done = CliRunner().invoke(app, [name, str(DEMO), *options])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and told in done.stderr
 
 
 def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):

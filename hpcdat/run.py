@@ -280,7 +280,7 @@ def summarise(
     """
     team = folder.environment()
     epochs = folder.metrics("epoch")
-    # An epoch that was broken off and gone on with has no time of its own.
+    # Where steps were skipped or images could not be read, an epoch was shorter.
     whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
     return Result(

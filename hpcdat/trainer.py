@@ -382,11 +382,15 @@ class Trainer:
         if state.skipped_steps > self.job.skipped_steps:
             raise WorkerError(
                 f"{state.skipped_steps} steps had a cost or gradient that is not finite, the last one at "
-                f"{place}; skipped_steps allows {self.job.skipped_steps}. Lower optimizer.lr "
-                f"({self.job.optimizer.lr:g}) or add warm-up epochs; the last good checkpoints are in "
-                f"{self.folder.checkpoints.folder}",
+                f"{place}; skipped_steps allows {self.job.skipped_steps}. {self._after_divergence()}",
                 everywhere=True,
             )
+
+    def _after_divergence(self) -> str:
+        return (
+            f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
+            f"checkpoints are in {self.folder.checkpoints.folder}"
+        )
 
     def _measure(self) -> None:
         """Add the seconds since the last look to the totals of the epoch."""
@@ -451,6 +455,13 @@ class Trainer:
         return self.workers.is_first and time.monotonic() - self._saved > 60 * self.job.checkpoint_minutes
 
     def _save(self) -> None:
+        if not all_finite(self.parameters):
+            # The same on all workers, as the weights are.
+            raise WorkerError(
+                f"the weights are no longer finite in epoch {self.state.epoch + 1}, step {self.state.step}: "
+                f"they are not kept. {self._after_divergence()}",
+                everywhere=True,
+            )
         if self.state.step:
             self._measure()
         self.state.save()

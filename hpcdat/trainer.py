@@ -115,7 +115,7 @@ class Trainer:
             batch_norm,
             workers,
             folder,
-            train.classes,
+            train,
         )
         self.judge = Judge(job, workers, self.state, train, judged, test, device, self.progress, stop)
         self._clock, self._saved = time.perf_counter(), time.monotonic()
@@ -278,6 +278,12 @@ class Trainer:
         state = self.state
         shares = self._shares()
         steps = len(shares[0])
+        if state.step >= steps:
+            raise InputError(
+                f"the checkpoint is of step {state.step} of an epoch that now has {steps}: data.split: nodes "
+                "and as many workers on other nodes; take as many nodes as before",
+                everywhere=True,
+            )
         batches = self._read(shares)
         self.model.train()
         self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", steps, state.step)

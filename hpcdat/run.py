@@ -71,10 +71,10 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         if workers.is_first:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
         return workers.together("read the result", folder.read_result)
-    trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
-    if state == "unfinished":
-        trainer.resume()
     with enough_memory(job, "batch_size"):
+        trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
+        if state == "unfinished":
+            trainer.resume()
         accuracy = trainer.run()
     return _conclude(folder, job, accuracy, trainer.state.epoch, workers, finished=True)
 

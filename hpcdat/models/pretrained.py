@@ -61,10 +61,10 @@ def _net_of(path: Path) -> dict[str, Tensor]:
     """The tensors of a file's net, by their names in a net without split batch norm."""
     if path.is_dir() or path.suffix == ".pt":
         run = RunFolder(path)
-        state = (run.checkpoint_of_result(run.read_job([])) if path.is_dir() else load_checkpoint(path)).model
+        checkpoint = run.checkpoint_of_result(run.read_job([])) if path.is_dir() else load_checkpoint(path)
         return {
             _plain(name): t
-            for name, t in state.items()
+            for name, t in checkpoint.model.items()
             if name.startswith("1.") and ".auxiliary." not in name
         }
     try:

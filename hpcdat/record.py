@@ -27,7 +27,7 @@ from hpcdat.job_file import JobError, read_job, write_job
 
 State = Literal["new", "unfinished", "finished"]
 
-SECONDS_TO_END = 10.0
+SECONDS_TO_END = 5.0
 """How long a start waits for the one before to end, as after a kill."""
 
 
@@ -253,7 +253,7 @@ class RunFolder:
 
     def _keep_others_out(self) -> None:
         """Hold the folder until this process ends, however it does."""
-        # Not by flock, which a loader's processes would share, and keep when this one is killed.
+        # Not by flock, which processes forked from this one would share, and keep when it is killed.
         self._lock = (self.path / ".lock").open("ab+", buffering=0)
         deadline = time.monotonic() + SECONDS_TO_END
         while True:

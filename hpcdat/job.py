@@ -27,6 +27,8 @@ def fraction(value: Any) -> Any:
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
+MAY_CHANGE = "may be another when a run goes on"
+"""Marks settings that what training computes does not depend on."""
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
@@ -93,10 +95,10 @@ class Data(Settings):
     source: Literal["digits", "folder", "cifar10", "cifar100"] = "folder"
     """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
     scikit-learn's digits, written to `root` if not there"""
-    root: Path | None = None
+    root: Annotated[Path | None, MAY_CHANGE] = None
     """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
     cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
-    download: bool = False
+    download: Annotated[bool, MAY_CHANGE] = False
     """fetch CIFAR's official batches into `root` where they are not there"""
     train: str = "train"
     """`folder`: sub-folder of `root` that is trained on"""
@@ -114,12 +116,12 @@ class Data(Settings):
     split: Literal["workers", "nodes"] = "workers"
     """`workers`: any worker may read any image; `nodes`: each node keeps its own part of the
     images, as in the DAT paper"""
-    corrupt: Literal["stop", "skip"] = "stop"
+    corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
     """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
     loader: Literal["dali", "torchvision", "device"] = "dali"
     """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: all images, which have one
     size, stay in the memory of the GPU (or CPU) that trains and are shifted and mirrored there"""
-    threads: int = Field(2, ge=1)
+    threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)
     """height and width of an image as the model sees it, pixels"""
@@ -332,7 +334,7 @@ class Evaluation(Settings):
     """start from a uniform random point of the ball, drawn from `seed` for each batch of images"""
     restarts: int = Field(1, ge=1)
     """times that the attack starts; an image is robust if all of them fail. Sweeps start once"""
-    batch_size: int = Field(100, ge=1)
+    batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
     """images at a time; the batches do not depend on the number of workers"""
     every: int = Field(0, ge=0)
     """measure TA and RA every so many epochs as well; 0: only at the end"""
@@ -381,7 +383,7 @@ class EarlyStopping(Settings):
 class Job(Settings):
     """A training job, whole."""
 
-    run_dir: Path
+    run_dir: Annotated[Path, MAY_CHANGE]
     """folder of the run: settings, environment, metrics, checkpoints, result"""
     method: MethodName
     """training method, by its name in the DAT or the ConAdv paper"""
@@ -396,13 +398,13 @@ class Job(Settings):
     """seed of weights, order of images, augmentation and attacks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU a worker where there is one, else the CPU"""
-    stall_timeout: int = Field(600, ge=10)
+    stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=10)
     """seconds a worker may keep the others waiting before all of them stop"""
-    checkpoint_minutes: float = Field(10.0, gt=0)
+    checkpoint_minutes: Annotated[float, MAY_CHANGE] = Field(10.0, gt=0)
     """minutes between checkpoints within an epoch; every epoch ends with one"""
-    skipped_steps: int = Field(10, ge=0)
+    skipped_steps: Annotated[int, MAY_CHANGE] = Field(10, ge=0)
     """steps with a cost or gradient that is not finite that may be skipped before the run stops"""
-    reproduces: list[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]] = []
+    reproduces: Annotated[list[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]], MAY_CHANGE] = []
     """rows of the papers' tables that `hpcdat report --table`, and of dat-2 `hpcdat certify`, put the run
     beside, such as dat-4/dat-pgd-8"""
     data: Data = Data()
@@ -415,7 +417,7 @@ class Job(Settings):
     schedule: Schedule = Schedule()
     exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()
-    certification: Certification = Certification()
+    certification: Annotated[Certification, MAY_CHANGE] = Certification()
     early_stopping: EarlyStopping = EarlyStopping()
 
     @model_validator(mode="after")

@@ -52,12 +52,7 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         WorkerError: something failed on a worker.
         Stopped: a stop was asked for.
     """
-    if METHODS[job.method].centralised and workers.nodes > 1:
-        raise InputError(
-            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
-            f"{workers.nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
-            everywhere=True,
-        )
+    check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
     train_images, judged = workers.together(
@@ -77,10 +72,10 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         if workers.is_first:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
         return workers.together("read the result", folder.read_result)
-    trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
-    if state == "unfinished":
-        trainer.resume()
     with enough_memory(job, "batch_size"):
+        trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
+        if state == "unfinished":
+            trainer.resume()
         accuracy = trainer.run()
     return _conclude(folder, job, accuracy, trainer.state.epoch, workers, finished=True)
 
@@ -205,6 +200,21 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
     return Trained(workers.together("build the model", build), checkpoint.epoch, test_images, device)
 
 
+def check_workers(job: Job, *, nodes: int, size: int) -> None:
+    """Look whether a job can be trained by so many workers on so many nodes, before any of them starts.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if METHODS[job.method].centralised and nodes > 1:
+        raise InputError(
+            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
+            f"{nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
+            everywhere=True,
+        )
+    assign_roles(job, size)
+
+
 def choose_device(job: Job, workers: Workers) -> torch.device:
     """This worker's GPU, or the CPU with its share of the cores.
 
@@ -273,7 +283,7 @@ def summarise(
     """
     team = folder.environment()
     epochs = folder.metrics("epoch")
-    # An epoch that was broken off and gone on with has no time of its own.
+    # Where steps were skipped or images could not be read, an epoch was shorter.
     whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
     restarts = f" x {attack.restarts}" if attack.restarts > 1 else ""

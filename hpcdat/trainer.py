@@ -118,7 +118,7 @@ class Trainer:
             batch_norm,
             workers,
             folder,
-            train.classes,
+            train,
         )
         self.judge = Judge(job, workers, self.state, train, judged, test, device, self.progress, stop)
         self._clock, self._saved = time.perf_counter(), time.monotonic()
@@ -286,6 +286,12 @@ class Trainer:
         state = self.state
         shares = self._shares()
         steps = len(shares[0])
+        if state.step >= steps:
+            raise InputError(
+                f"the checkpoint is of step {state.step} of an epoch that now has {steps}: data.split: nodes "
+                "and as many workers on other nodes; take as many nodes as before",
+                everywhere=True,
+            )
         batches = self._read(shares)
         self.model.train()
         self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", steps, state.step)
@@ -391,11 +397,15 @@ class Trainer:
         if state.skipped_steps > self.job.skipped_steps:
             raise WorkerError(
                 f"{state.skipped_steps} steps had a cost or gradient that is not finite, the last one at "
-                f"{place}; skipped_steps allows {self.job.skipped_steps}. Lower optimizer.lr "
-                f"({self.job.optimizer.lr:g}) or add warm-up epochs; the last good checkpoints are in "
-                f"{self.folder.checkpoints.folder}",
+                f"{place}; skipped_steps allows {self.job.skipped_steps}. {self._after_divergence()}",
                 everywhere=True,
             )
+
+    def _after_divergence(self) -> str:
+        return (
+            f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
+            f"checkpoints are in {self.folder.checkpoints.folder}"
+        )
 
     def _measure(self) -> None:
         """Add the seconds since the last look to the totals of the epoch."""
@@ -460,6 +470,13 @@ class Trainer:
         return self.workers.is_first and time.monotonic() - self._saved > 60 * self.job.checkpoint_minutes
 
     def _save(self) -> None:
+        if not all_finite(self.parameters):
+            # The same on all workers, as the weights are.
+            raise WorkerError(
+                f"the weights are no longer finite in epoch {self.state.epoch + 1}, step {self.state.step}: "
+                f"they are not kept. {self._after_divergence()}",
+                everywhere=True,
+            )
         if self.state.step:
             self._measure()
         self.state.save()

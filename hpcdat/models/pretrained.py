@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpcdat.checkpoint import load_checkpoint
 from hpcdat.errors import InputError
+from hpcdat.record import RunFolder
 
 HEADS = ("fc", "classifier")
 """Names of the last layer in the nets of this package and of torchvision."""
@@ -23,7 +24,8 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
     Args:
         model: normalisation and net, as :func:`~hpcdat.models.build_model` makes them. Its own mean and
             standard deviation of the pixels stay.
-        path: a checkpoint of a run, the run's folder, or a state dictionary of the net alone (.pth).
+        path: a checkpoint of a run, a run's folder for those that its result is of, or a state dictionary of
+            the net alone (.pth).
 
     Returns:
         Names of the tensors that stay as they were initialised: the head's, if it has other classes.
@@ -62,23 +64,23 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
 
 def _net_of(path: Path) -> dict[str, Tensor]:
     """The tensors of a file's net, by their names in a net without split batch norm."""
-    file = path / "checkpoints" / "epoch.pt" if path.is_dir() else path
-    if file.suffix == ".pt":
-        state = load_checkpoint(file).model
+    if path.is_dir() or path.suffix == ".pt":
+        run = RunFolder(path)
+        checkpoint = run.checkpoint_of_result(run.read_job([])) if path.is_dir() else load_checkpoint(path)
         return {
             _plain(name): t
-            for name, t in state.items()
+            for name, t in checkpoint.model.items()
             if name.startswith("1.") and ".auxiliary." not in name
         }
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"model.pretrained: {file}: there is no such file") from None
+        raise InputError(f"model.pretrained: {path}: there is no such file") from None
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"model.pretrained: {file}: not a file of weights: {reason}") from None
+        raise InputError(f"model.pretrained: {path}: not a file of weights: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise InputError(f"model.pretrained: {file}: expected a state dictionary of tensors")
+        raise InputError(f"model.pretrained: {path}: expected a state dictionary of tensors")
     return state
 
 

@@ -197,6 +197,23 @@ def test_images_that_cannot_be_read_are_left_out_where_the_job_says_so(photos, t
     assert all(told.count(f"{file}: cannot be read as an image") == 1 for file in bad)
 
 
+@pytest.mark.parametrize("loader", LOADERS)
+def test_decoders_agree_on_what_an_image_is(photos, tmp_path, loader, capsys):
+    """CMYK, and a PNG with another name, but not a JPEG whose tail is cut off."""
+    files = [tmp_path / name for name in ("cmyk.jpg", "png.jpg", "cut.jpg")]
+    with Image.open(photos / "train" / "dog" / "a.png") as image:
+        image.convert("CMYK").save(files[0], quality=95)
+        image.save(files[1], "PNG")
+        image.save(files[2])
+    files[2].write_bytes(files[2].read_bytes()[:-100])
+    settings = Data(root=photos, loader=loader, image_size=16, corrupt="skip")
+    reader = loader_of(Images([str(file) for file in files], [0, 1, 2], []), settings)
+    ((x, labels),) = reader.read([np.arange(3)], seed=0)
+    assert labels.tolist() == [0, 1]
+    torch.testing.assert_close(x[0], x[1], rtol=0, atol=0.05)
+    assert capsys.readouterr().err.count(f"{files[2]}: cannot be read as an image") == 1
+
+
 def fake_cifar(root, monkeypatch, name):
     """Official batches in miniature, with their checksums."""
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]

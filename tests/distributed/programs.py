@@ -361,8 +361,7 @@ def evaluate(workers, root, *settings):
         loader,
         len(test_images),
         job.evaluation,
-        job.attack.norm,
-        job.seed,
+        job,
         workers,
         progress,
         StopRequest(),
@@ -441,9 +440,33 @@ def examine_all(workers, root, folder, kill_after, *settings):
 
 
 def unequal_shares(workers):
-    """Worker 1 has much to do; how long it took the others too, and how it ended, three times."""
+    """Worker 1 has much to do; how long it took the others too, and how it ended, four times."""
     workers._watchdog.seconds = 2
-    return {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
+    endings = {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
+    return endings | {"evaluation": _evaluation_stopped_by_one(workers)}
+
+
+class _SlowForOne:
+    """A loader that worker 1 waits three seconds for, and then wants to stop; it has ten batches."""
+
+    def __init__(self, workers, stop):
+        self.workers, self.stop = workers, stop
+
+    def read(self, batches, seed):
+        for number in range(len(batches)):
+            if number and self.workers.rank == 1:
+                time.sleep(1 / 3)
+                self.stop.wanted = number == 9
+            yield torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
+
+
+def _evaluation_stopped_by_one(workers):
+    stop, job, model = StopRequest(), read_job(DEMO), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    loader = _SlowForOne(workers, stop)
+    try:
+        Evaluator(loader, 3000, job.evaluation, job, workers, Progress(shown=False), stop).measure(model)
+    except HpcdatError as error:
+        return [type(error).__name__, str(error), error.everywhere]
 
 
 def _share(workers, ending):

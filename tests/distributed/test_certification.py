@@ -61,6 +61,7 @@ def trained(tmp_path_factory):
             step=0,
             workers=1,
             classes=images.classes,
+            images=len(images),
         )
     )
     return run.path

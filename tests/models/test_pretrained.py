@@ -5,9 +5,12 @@ import torch
 
 from hpcdat.checkpoint import Checkpoint, save_checkpoint
 from hpcdat.errors import InputError
+from hpcdat.job_file import read_job, write_job
 from hpcdat.models import build_model
 from hpcdat.models.pretrained import load_pretrained
 from hpcdat.models.split_batch_norm import split_batch_norm
+from hpcdat.record import RunFolder
+from tests.conftest import DEMO
 
 
 def make(classes=10, name="preact-resnet18", width=0.1, seed=0, split=False):
@@ -20,7 +23,7 @@ def make(classes=10, name="preact-resnet18", width=0.1, seed=0, split=False):
 
 def kept(model, path):
     nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
-    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, ["a"]))
+    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, ["a"], 9))
 
 
 def same(ours, theirs, name):
@@ -28,16 +31,24 @@ def same(ours, theirs, name):
 
 
 def test_a_run_with_other_classes_gives_all_but_the_head(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
+    run = RunFolder(tmp_path)
+    run.checkpoints.folder.mkdir()
+    run.job_file.write_text(write_job(read_job(DEMO, ["early_stopping.patience=1"])))
     source, model = make(seed=1), make(classes=7)
     with torch.no_grad():
         source[1].norm.running_mean += 3
-    kept(source, tmp_path / "checkpoints" / "epoch.pt")
+    kept(make(seed=2), run.checkpoints.epoch_file)
+    kept(source, run.checkpoints.best_file)
     before = model[1].classifier.weight.clone()
     assert load_pretrained(model, tmp_path) == ["1.classifier.weight", "1.classifier.bias"]
     assert torch.equal(model[1].classifier.weight, before)
     for name in model.state_dict():
         assert same(model, source, name) == (name.startswith("1.") and "classifier" not in name), name
+    run.checkpoints.best_file.unlink()
+    run.checkpoints.epoch_file.rename(run.checkpoints.epoch_before_file)
+    run.checkpoints.epoch_file.write_bytes(b"damaged")
+    load_pretrained(model, tmp_path)
+    assert same(model, make(seed=2), "1.stem.weight")
 
 
 def test_both_branches_start_from_the_one_there_is_and_back_again(tmp_path):

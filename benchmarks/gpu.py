@@ -427,7 +427,8 @@ def ratios_of(sections: dict[str, Section]) -> tuple[dict[str, float | None], di
     """The ratios, and a reason for each that is null."""
     ratios: dict[str, float | None] = dict.fromkeys(RATIOS)
     reasons = dict.fromkeys(RATIOS, "not measured")
-    runs = [run for run in sections.get("speedrun", {}).get("seeds", {}).values() if "ra" in run]
+    seeds = sections.get("speedrun", {}).get("seeds", {})
+    runs = [run for run in seeds.values() if {"ra", "training_seconds"} <= set(run)]
     if runs:
         ra = fmean(run["ra"] for run in runs)
         if ra >= GOAL:

@@ -6,12 +6,14 @@ import torch
 
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images
-from hpcdat.data.unlabelled import read_pseudo_labelled
+from hpcdat.data.unlabelled import read_pseudo_labelled, write_pseudo_labelled
 from hpcdat.errors import Stopped
+from hpcdat.job_file import read_job
 from hpcdat.pseudo_labels import pseudo_label
 from hpcdat.record import RunFolder
+from hpcdat.run import train
 from hpcdat.trainer import build_model_for
-from tests.conftest import Never
+from tests.conftest import DEMO, Never
 
 
 @pytest.fixture
@@ -51,3 +53,14 @@ def test_a_stop_of_one_worker_ends_all(trained, source, tmp_path):
     with pytest.raises(Stopped):
         pseudo_label(trained, source, tmp_path / "out.npz", [], OneOfTwo(), Never())
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_job_trains_on_as_many_of_them_as_of_its_own(tmp_path):
+    settings = ["method=plain", "epochs=1", "batch_size=20", "data.train_images=50", "data.test_images=30"]
+    settings += [f"run_dir={tmp_path / 'run'}", "evaluation.steps=1", f"data.unlabelled={tmp_path / 'x.npz'}"]
+    job = read_job(DEMO, settings)
+    _, images = find_images(job.data)
+    write_pseudo_labelled(tmp_path / "x.npz", images, np.array(images.labels))
+    train(job, Workers(), Never())
+    (epoch,) = RunFolder(job.run_dir).metrics("epoch")
+    assert epoch["images"] == 100

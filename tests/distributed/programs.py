@@ -388,13 +388,13 @@ def certify(workers, run_dir, last_image, *settings):
 
 
 def certify_slowly(workers, run_dir, *settings):
-    """The same, but for an image one worker takes longer than another may wait without hearing of it."""
-    workers._watchdog.seconds = 2
+    """The same, but for the last image one worker takes longer than the other may wait without a word."""
     sample = SmoothedClassifier.certify
 
     def sample_slowly(smoothed, x, *, image, **samples):
-        begin = time.monotonic()
-        while image == 390 and smoothed.sigma == 0.25 and time.monotonic() - begin < 4:
+        begin, last = time.monotonic(), smoothed.sigma == 0.12 and image in (360, 390)
+        workers._watchdog.seconds = 3 if last else 60
+        while last and image == 390 and time.monotonic() - begin < 5:
             smoothed.base(x[None])
         return sample(smoothed, x, image=image, **samples)
 

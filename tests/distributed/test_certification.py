@@ -86,7 +86,7 @@ def serial(trained, tmp_path_factory):
 
 
 def test_two_workers_leave_the_same_bytes_however_unlike_their_shares(copied, tmp_path, serial):
-    """Worker 0 is done four seconds before the other, and may wait two without hearing of it."""
+    """Worker 0 is done five seconds before the other, and may wait three without hearing of it."""
     answers = run_program("certify_slowly", "MPI", 2, tmp_path, copied("run"), *FEW)
     assert len(serial) == 5 and answers == [serial] * 2
 

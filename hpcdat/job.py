@@ -118,8 +118,9 @@ class Data(Settings):
     images, as in the DAT paper"""
     corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
     """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
-    loader: Literal["dali", "torchvision"] = "dali"
-    """NVIDIA DALI, or torchvision's decoder and transforms as the alternative"""
+    loader: Literal["dali", "torchvision", "device"] = "dali"
+    """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: all images, which have one
+    size, stay in the memory of the GPU (or CPU) that trains and are shifted and mirrored there"""
     threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)
@@ -153,6 +154,9 @@ class Model(Settings):
     """`bfloat16`: faster where the device has it; weights, losses, pixels and exchange stay float32"""
     channels_last: bool = False
     """lay activations in memory pixel by pixel, which GPUs prefer with `bfloat16`"""
+    compiled: bool = False
+    """train by code that torch.compile makes for full batches, which takes it a minute or two at the start.
+    It rounds differently, and all gradients come at its end, so that no exchange can begin before"""
 
 
 class Attack(Settings):
@@ -328,6 +332,8 @@ class Evaluation(Settings):
     """length of a step; left out: 2.5 eps / steps"""
     random_start: bool = True
     """start from a uniform random point of the ball, drawn from `seed` for each batch of images"""
+    restarts: int = Field(1, ge=1)
+    """times that the attack starts; an image is robust if all of them fail. Sweeps start once"""
     batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
     """images at a time; the batches do not depend on the number of workers"""
     every: int = Field(0, ge=0)
@@ -444,6 +450,8 @@ class Job(Settings):
             raise _refusal("model.width", f"1: it is fixed for {self.model.name}")
         if self.optimizer.c_l > self.optimizer.c_u:
             raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
+        if self.evaluation.restarts > 1 and not self.evaluation.random_start:
+            raise _refusal("evaluation.restarts", "1: without random start all of them are the same")
         if self.early_stopping.patience and not self.evaluation.every:
             raise _refusal("evaluation.every", "1 or more: early_stopping.patience counts those evaluations")
         if self.early_stopping.held_out and not self.early_stopping.patience:
@@ -474,6 +482,10 @@ class Job(Settings):
             raise _refusal("data.channels", f"3: {data.source} has colours")
         if data.policy != "none" and data.channels != 3:
             raise _refusal("data.policy", f"none: {data.policy} changes colours, and the images are grey")
+        if data.loader == "device" and data.augmentation == "crop-flip":
+            raise _refusal("data.augmentation", "none or pad-crop: loader device resizes all images alike")
+        if data.loader == "device" and data.policy != "none":
+            raise _refusal("data.policy", "none: loader device has no policies; dali and torchvision do")
         if data.unlabelled_part != Data().unlabelled_part and data.unlabelled is None:
             raise _refusal("data.unlabelled", "a file, if batches are to have unlabelled images")
         if data.unlabelled and not 1 <= self.labelled_batch < self.batch_size:
@@ -499,6 +511,8 @@ class Job(Settings):
             raise _refusal(
                 "smoothing.workers", f"a number that divides smoothing.copies = {smoothing.copies} evenly"
             )
+        if smoothing.workers > 1 and self.data.corrupt != "stop":
+            raise _refusal("data.corrupt", "stop: smoothing.workers that share a batch must read all of it")
 
     def _check_concurrent(self) -> None:
         method, concurrent = METHODS[self.method], self.concurrent

@@ -116,7 +116,7 @@ class Judge:
         # Every worker has a batch.
         batch = min(self.job.evaluation.batch_size, -(-images // self.workers.size))
         settings = self.job.evaluation.with_usual_step_size(eps=self.job.attack.eps, steps=GUARD_STEPS)
-        return settings.model_copy(update={"batch_size": batch})
+        return settings.model_copy(update={"batch_size": batch, "restarts": 1})
 
 
 def set_aside(train: Images, test: Images, job: Job) -> tuple[Images, Images]:

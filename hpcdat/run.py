@@ -19,6 +19,7 @@ from hpcdat.data.unlabelled import joined, read_pseudo_labelled
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.alone import alone_in
 from hpcdat.evaluation.findings import examine
 from hpcdat.evaluation.sharding import Subject
 from hpcdat.evaluation.wanted import Wanted
@@ -135,7 +136,8 @@ def evaluate(
         suspicions told on stderr.
 
     Raises:
-        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong.
+        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong; or another
+            evaluation is at work there.
         WorkerError: something failed on a worker.
         Stopped: a stop was asked for; the same command goes on.
     """
@@ -144,7 +146,8 @@ def evaluate(
     trained = load_trained(folder, job, workers)
     subject = Subject(trained.model, job, folder.outcomes_folder)
     progress = Progress(shown=workers.is_first)
-    found = examine(subject, wanted, trained.test_images, workers, progress, stop)
+    with alone_in(folder.outcomes_folder, workers):
+        found = examine(subject, wanted, trained.test_images, workers, progress, stop)
 
     def write() -> tuple[float, int] | None:
         if not workers.is_first:
@@ -283,6 +286,7 @@ def summarise(
     # Where steps were skipped or images could not be read, an epoch was shorter.
     whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
+    restarts = f" x {attack.restarts}" if attack.restarts > 1 else ""
     return Result(
         method=job.method,
         seed=job.seed,
@@ -293,7 +297,7 @@ def summarise(
         images=accuracy.images,
         ta=accuracy.ta,
         ra=accuracy.ra,
-        attack=f"PGD-{attack.steps}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
+        attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
         communication=median(e["communication_seconds"] for e in whole) if whole else None,
         total=median(e["total_seconds"] for e in whole) if whole else None,
         exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),

@@ -14,7 +14,7 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.batches import evaluation_batches
 from hpcdat.errors import InputError
-from hpcdat.evaluation.measurements import attack_generator, pgd, right
+from hpcdat.evaluation.measurements import attack_generator, right, withstands
 from hpcdat.job import Evaluation, Job
 from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
@@ -51,7 +51,7 @@ class Evaluator:
     Every worker takes its share of the batches. Batches, and the random starts drawn for them, do
     not depend on the number of workers, so the counts are those of a serial evaluation. An image
     is robust if it is classified right as it is (no perturbation is in the ball, too) and at the
-    last point of the attack.
+    last point of the attack, from every start where there are several.
 
     Args:
         loader: of the images.
@@ -120,7 +120,6 @@ class Evaluator:
 
     def _count(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Numbers of images, of those classified right, and of robust ones: int64 (3,)."""
-        x_adv = pgd(model, x, y, self.settings, self.job.attack.norm, generator)
         correct = right(model, x, y)
-        robust = correct & right(model, x_adv, y)
+        robust = withstands(model, x, y, self.settings, self.job.attack.norm, generator)
         return torch.stack([torch.tensor(len(x), device=x.device), correct.sum(), robust.sum()])

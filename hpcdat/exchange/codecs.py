@@ -87,22 +87,25 @@ class Quantized:
             self.norms, self._codes, self._numbers = (
                 _compiled(method, quantizer) for method in (self.norms, self._codes, self._numbers)
             )
-            self._total = _compiled(self._total, quantizer)
+            self._total, self._write = _compiled(self._total, quantizer), _compiled(self._write, quantizer)
         self._compiled = compiled
 
     def encode(self, x: Tensor, key: Tensor) -> Tensor:  # noqa: D102
-        merged = self._merged(x)
-        norms = self.norms(merged)
-        codes = self._codes(merged, norms, key).view(x.shape)
-        norms = norms.view(len(x), -1)
-        if self.quantizer.bits == 16:
-            packed = (codes - 2**15).to(torch.int16).view(torch.uint8)
+        merged, count = self._merged(x), x.shape[1]
+        message = x.new_empty(len(x), self.message_bytes(count), dtype=torch.uint8)
+        sizes = [4 * self.quantizer.blocks(count), self._code_bytes(count)]
+        norms, codes, rest = message.tensor_split([sizes[0], sum(sizes)], 1)
+        rest.zero_()
+        if self.quantizer.bits == 8:
+            found = self._write(merged, key, codes)
         else:
-            packed = pack(codes, self.quantizer.bits)
-        message = x.new_zeros(len(x), self.message_bytes(x.shape[1]), dtype=torch.uint8)
-        at = 4 * norms.shape[1]
-        message[:, :at].view(torch.float32).copy_(norms)
-        message[:, at : at + packed.shape[1]].copy_(packed)
+            found = self.norms(merged)
+            levels = self._codes(merged, found, key).view(x.shape)
+            if self.quantizer.bits == 16:
+                codes.copy_((levels - 2**15).to(torch.int16).view(torch.uint8))
+            else:
+                codes.copy_(pack(levels, self.quantizer.bits))
+        norms.view(torch.float32).copy_(found.view(len(x), -1))
         return message
 
     def decode(self, message: Tensor, count: int) -> Tensor:  # noqa: D102
@@ -112,6 +115,18 @@ class Quantized:
 
     def decode_sum(self, messages: Tensor, count: int) -> Tensor:  # noqa: D102
         return self._total(*self._parts(messages, count))
+
+    def _write(self, x: Tensor, key: Tensor, target: Tensor) -> Tensor:
+        """Codes of a byte each into their place in a message, and the norms: one pass over the numbers.
+
+        Args:
+            x: as :meth:`_merged` gives them.
+            key: of the random numbers.
+            target: uint8 (rows, n).
+        """
+        norms = self.quantizer.norms(x)
+        target.copy_(self.quantizer.encode(x, norms, key).view(target.shape))
+        return norms
 
     def _merged(self, x: Tensor) -> Tensor:
         """Rows that end with a block, one behind the other, which is the same to the quantizer.

@@ -34,7 +34,12 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
         InputError: the file cannot be read, or its tensors are not those of this net.
     """
     given = _net_of(path)
-    own = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
+    # Older torchvision files do not count the batches that batch norm has seen, and nothing here does.
+    own = {
+        name: t
+        for name, t in model.state_dict().items()
+        if name.startswith("1.") and (not name.endswith(".num_batches_tracked") or _plain(name) in given)
+    }
     wanted = {name: _plain(name) for name in own}
     missing = sorted({w for w in wanted.values() if w not in given})
     unknown = sorted(set(given) - set(wanted.values()))

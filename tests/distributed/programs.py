@@ -387,9 +387,24 @@ def certify(workers, run_dir, last_image, *settings):
     return certificates(Path(run_dir))
 
 
+def certify_slowly(workers, run_dir, *settings):
+    """The same, but for an image one worker takes longer than another may wait without hearing of it."""
+    workers._watchdog.seconds = 2
+    sample = SmoothedClassifier.certify
+
+    def sample_slowly(smoothed, x, *, image, **samples):
+        begin = time.monotonic()
+        while image == 390 and smoothed.sigma == 0.25 and time.monotonic() - begin < 4:
+            smoothed.base(x[None])
+        return sample(smoothed, x, image=image, **samples)
+
+    SmoothedClassifier.certify = sample_slowly
+    return certify(workers, run_dir, -1, *settings)
+
+
 def certificates(run_dir):
     """A hash of every file of a certification but the plot, by name."""
-    files = sorted(RunFolder(run_dir).certification_folder.iterdir())
+    files = sorted(RunFolder(run_dir).certification_folder.glob("[!.]*"))
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files if f.suffix != ".svg"}
 
 
@@ -508,14 +523,32 @@ def train_virtually(workers, virtual, root, run_dir, *settings):
     return {"state": torch.cat([t.flatten().double() for t in state.values()]).tolist(), "ta": result.ta}
 
 
-def train_concurrently(workers, root, run_dir, stop_after, *settings):
-    """Train, stopped once after so many steps (0: never) and gone on with; fingerprints by name."""
-    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings])
-    if int(stop_after):
+def train_concurrently(workers, root, folder, delays, *settings):
+    """Train with each delay, undisturbed and stopped once; fingerprints by name, of both by delay."""
+    return {
+        delay: [
+            trained_concurrently(
+                workers, root, f"{folder}/{delay}-{stop_after}", stop_after, delay, *settings
+            )
+            for stop_after in (0, STOPPED_AFTER[delay])
+        ]
+        for delay in delays.split(",")
+    }
+
+
+STOPPED_AFTER = {"0": 3, "1": 7, "2": 2}
+"""By delay, the step in the midst of the first (1 to 5) or second epoch (6 to 10)."""
+
+
+def trained_concurrently(workers, root, run_dir, stop_after, delay, *settings):
+    """Stopped after so many steps (0: never) and gone on with."""
+    fixed = [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings]
+    job = read_job(DEMO, fixed if "method=disadv" in fixed else [*fixed, f"concurrent.delay={delay}"])
+    if stop_after:
         stop, step = StopRequest(), Trainer.step
 
         def step_and_stop(trainer, *batches):
-            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == int(stop_after)
+            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == stop_after
             return step(trainer, *batches)
 
         Trainer.step = step_and_stop

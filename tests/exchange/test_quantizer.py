@@ -153,8 +153,9 @@ def test_random_numbers_are_uniform_and_streams_are_unlike():
 
 
 @pytest.mark.skipif(not can_compile(), reason="torch.compile finds no C++ compiler here")
-def test_compiled_codecs_give_the_same_bytes():
-    eager, compiled = (Quantized(Quantizer(4), compiled=c) for c in (False, True))
+@pytest.mark.parametrize("bits", [4, 8])
+def test_compiled_codecs_give_the_same_bytes(bits):
+    eager, compiled = (Quantized(Quantizer(bits), compiled=c) for c in (False, True))
     for count in (3000, 5000):
         x = torch.randn(2, count, generator=torch.Generator().manual_seed(count))
         messages = eager.encode(x, key(4))

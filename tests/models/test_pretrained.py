@@ -75,6 +75,13 @@ def test_a_weight_file_of_torchvision_is_read(tmp_path):
     model = make(name="resnet50", width=1.0)
     assert load_pretrained(model, tmp_path / "resnet50.pth") == ["1.fc.weight", "1.fc.bias"]
     assert torch.equal(model[1].layer4[2].conv3.weight, net.layer4[2].conv3.weight)
+    # Those of before 2018 have no counts of batches.
+    old = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    assert load_pretrained(make(name="resnet50", width=1.0), tmp_path / "old.pth") == [
+        "1.fc.weight",
+        "1.fc.bias",
+    ]
 
 
 def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -74,8 +75,10 @@ class TorchvisionLoader:
 def _end_with(trainer: int, _: int) -> None:
     """Have a process of the loader end when the one that trains does, however it does.
 
-    Left to itself it asks whether its parent is alive, and that is the fork server.
+    Left to itself it asks whether its parent is alive, and that is the fork server; and it would end at
+    Ctrl-C, before the trainer has done the step at hand.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         with suppress(ProcessLookupError):

@@ -1,7 +1,9 @@
 """All loaders read the same pixels, whole epochs, and name what they cannot read."""
 
 import hashlib
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +214,17 @@ def test_decoders_agree_on_what_an_image_is(photos, tmp_path, loader, capsys):
     assert labels.tolist() == [0, 1]
     torch.testing.assert_close(x[0], x[1], rtol=0, atol=0.05)
     assert capsys.readouterr().err.count(f"{files[2]}: cannot be read as an image") == 1
+
+
+def test_ctrl_c_which_a_terminal_sends_to_all_processes_leaves_the_reading_ones_to_the_trainer(photos):
+    settings = Data(root=photos, loader="torchvision", image_size=16)
+    train, _ = find_images(settings)
+    reader = loader_of(train, settings)
+    read = reader.read([np.array([number % 5]) for number in range(40)], seed=0)
+    next(read)
+    for process in reader._loader._iterator._workers:
+        os.kill(process.pid, signal.SIGINT)
+    assert len(list(read)) == 39
 
 
 def fake_cifar(root, monkeypatch, name):

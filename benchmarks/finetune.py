@@ -1,12 +1,14 @@
 """Figure 4 of the DAT paper: robust pre-training and fine-tuning against training from scratch.
 
-``python benchmarks/finetune.py [--out FOLDER] [--json PATH]`` trains in miniature, on one worker: a small net
-on the digits 0 to 4, then, from its weights and with a new head, on 400 of the digits 5 to 9, and the same
-from scratch; DAT-PGD in both phases. ``--source JOB --target JOB`` take two jobs of one's own, such as
-ImageNet and CIFAR-10 with ``data.image_size: 224``, to which its images are then up-sampled.
+``python benchmarks/finetune.py [--set KEY=VALUE ...] [--seeds N] [--out FOLDER] [--json PATH]`` trains in
+miniature, on one worker: a small net on the digits 0 to 4, then, from its weights and with a new head, on 100
+of the digits 5 to 9, and the same from scratch; DAT-PGD in both phases, three seeds of all. Either has the
+rate of ``--rates`` that ends with the best RA with another seed. ``--set`` changes the second job, as in
+``data.train_images=400``. ``--source JOB --target JOB`` take two jobs of one's own, such as ImageNet and
+CIFAR-10 with ``data.image_size: 224``, to which its images are then up-sampled.
 
 Ratios: ``ra_gain_3`` and ``ta_gain_3``, points that pre-training is ahead by after three epochs (the paper:
-three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the last one.
+three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the last one; means over the seeds.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
 
 import torch
 from matplotlib.figure import Figure
@@ -30,7 +32,11 @@ from hpcdat.record import RunFolder
 from hpcdat.run import train
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
-EARLY = 3
+EARLY, CHOOSING_SEED = 3, 100
+KEYS = ("ta", "ra")
+
+Curve = dict[str, list[list[float]]]
+"""Percent by ``ta`` and ``ra``: after every epoch that of every seed."""
 
 
 def write_halves(root: Path) -> None:
@@ -45,19 +51,30 @@ def write_halves(root: Path) -> None:
                     link.symlink_to((root / "digits" / split / digit).resolve())
 
 
-def curve(job: Job) -> list[dict[str, Any]]:
-    """TA and RA after every epoch of a job's training, which is gone on with if it was begun."""
-    train(job, Workers(), StopRequest())
-    return RunFolder(job.run_dir).metrics("evaluation")
+def curve(jobs: list[Job], stop: StopRequest) -> Curve:
+    """TA and RA after every epoch of a job's trainings, one a seed; one that was begun is gone on with."""
+    evaluations = []
+    for job in jobs:
+        train(job, Workers(), stop)
+        evaluations.append(RunFolder(job.run_dir).metrics("evaluation"))
+    return {key: [[100 * e[key] for e in epoch] for epoch in zip(*evaluations, strict=True)] for key in KEYS}
 
 
-def draw(curves: dict[str, list[dict[str, Any]]], file: Path) -> None:
+def spread(values: list[float]) -> float:
+    """The standard deviation over the seeds."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def draw(curves: dict[str, Curve], file: Path) -> None:
     """TA and RA over the epochs, with and without pre-training."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for place, key in enumerate(("ta", "ra"), start=1):
+    for place, key in enumerate(KEYS, start=1):
         axes = figure.add_subplot(1, 2, place)
-        for (name, lines), style in zip(curves.items(), ("o-", "s--"), strict=True):
-            axes.plot([e["epoch"] for e in lines], [100 * e[key] for e in lines], style, label=name)
+        for (name, of), style in zip(curves.items(), ("o-", "s--"), strict=True):
+            epochs = range(1, len(of[key]) + 1)
+            axes.errorbar(
+                epochs, [*map(fmean, of[key])], [*map(spread, of[key])], fmt=style, capsize=3, label=name
+            )
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"{key.upper()} (%)")
         axes.legend(fontsize=8)
@@ -69,35 +86,69 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="robust pre-training and fine-tuning: figure 4")
     parser.add_argument("--source", type=Path, default=JOBS / "pretrain.yaml", help="job of pre-training")
     parser.add_argument("--target", type=Path, default=JOBS / "finetune.yaml", help="job of fine-tuning")
+    parser.add_argument("--set", nargs="+", default=[], help="other settings of the target job")
+    parser.add_argument(
+        "--rates",
+        default="0.01,0.05,0.1,0.2",
+        help="rates that the target job's is chosen from (default: %(default)s)",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/figure-4"), help="folder of runs and plot")
     parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
     arguments = parser.parse_args()
-    out = arguments.out
+    out, stop = arguments.out, StopRequest()
     if arguments.source.parent == JOBS:
         write_halves(out / "data")
 
-    def read(path: Path, name: str, *settings: str) -> Job:
+    def read(path: Path, name: str, seed: int, *settings: str) -> Job:
         data = {"pretrain": "low", "finetune": "high"}.get(path.stem) if path.parent == JOBS else None
         root = [f"data.root={out / 'data' / data}"] if data else []
-        return read_job(path, [f"run_dir={out / name}", "evaluation.every=1", *root, *settings])
+        where = [f"run_dir={out / name / f'seed-{seed}'}", f"seed={seed}"]
+        return read_job(path, [*where, *root, *settings])
 
-    source = read(arguments.source, "pretrained")
-    train(source, Workers(), StopRequest())
-    fine = read(arguments.target, "fine-tuned", f"model.pretrained={source.run_dir}")
-    curves = {
-        "pre-trained": curve(fine),
-        "from scratch": curve(read(arguments.target, "from-scratch")),
-    }
+    def target(seed: int, rate: str, *settings: str, name: str) -> Job:
+        own = [*arguments.set, f"optimizer.lr={rate}", *settings]
+        return read(arguments.target, f"{name}/rate-{rate}", seed, *own)
+
+    def chosen(*settings: str, name: str) -> str:
+        """The rate that ends with the best RA."""
+        jobs = {
+            rate: target(CHOOSING_SEED, rate, "evaluation.every=0", *settings, name=name)
+            for rate in arguments.rates.split(",")
+        }
+        ra = {rate: train(job, Workers(), stop).ra for rate, job in jobs.items()}
+        print(f"{name}: RA by rate: {', '.join(f'{rate}: {100 * value:.1f}' for rate, value in ra.items())}")
+        return max(ra, key=ra.__getitem__)
+
+    seeds, start = range(arguments.seeds), []
+    for seed in seeds:
+        source = read(arguments.source, "pretrained", seed)
+        train(source, Workers(), stop)
+        start.append(f"model.pretrained={source.run_dir}")
+    curves, epochs = {}, 0
+    for name, of_seed in (("fine-tuned", [[s] for s in start]), ("from scratch", [[] for _ in seeds])):
+        rate = chosen(*of_seed[0], name=name)
+        jobs = [target(seed, rate, "evaluation.every=1", *of_seed[seed], name=name) for seed in seeds]
+        curves[f"{name}, rate {rate}"] = curve(jobs, stop)
+        epochs = jobs[0].epochs
     rows = [
-        [e["epoch"], *(f"{100 * line[key]:.1f}" for key in ("ta", "ra") for line in (e, other))]
-        for e, other in zip(*curves.values(), strict=True)
+        [
+            epoch + 1,
+            *(
+                f"{fmean(of[key][epoch]):.1f} ± {spread(of[key][epoch]):.1f}"
+                for key in KEYS
+                for of in curves.values()
+            ),
+        ]
+        for epoch in range(epochs)
     ]
-    header = ["epoch", "TA pre-trained", "TA from scratch", "RA pre-trained", "RA from scratch"]
+    header = ["epoch", *(f"{key.upper()} {name}" for key in KEYS for name in curves)]
     print("\n" + tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")
+    fine, scratch = curves.values()
     ratios = {
-        f"{key}_gain_{when}": 100 * (curves["pre-trained"][at][key] - curves["from scratch"][at][key])
+        f"{key}_gain_{when}": fmean(fine[key][at]) - fmean(scratch[key][at])
         for when, at in ((EARLY, EARLY - 1), ("end", -1))
-        for key in ("ta", "ra")
+        for key in KEYS
     }
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:+.1f}")

@@ -1,9 +1,9 @@
 """Tables 1 and 4 of the DAT paper in miniature, on six emulated nodes: ``make tables``.
 
 ``python benchmarks/tables.py [--out FOLDER] [--json PATH] [--against PATH]``: every job of jobs/miniature
-is trained in a box (root, iproute2): the baselines on one node, DAT on six with links of ``--rate``, and
-the HPC rows with links of ``--fast-rate``. The report of both tables is written to FOLDER; with
-``--against`` the C of an earlier JSON are compared.
+that stands for one of their rows is trained in a box (root, iproute2): the baselines on one node, DAT on six
+with links of ``--rate``, and the HPC rows with links of ``--fast-rate``. The report of both tables is written
+to FOLDER; with ``--against`` the C of an earlier JSON are compared.
 
 Ratios, for PGD and FGSM:
 
@@ -30,7 +30,12 @@ from hpcdat.job_file import read_job
 from hpcdat.record import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-JOBS = sorted((ROOT / "jobs" / "miniature").glob("*.yaml"))
+TABLES = ("dat-1", "dat-4")
+JOBS = [
+    job
+    for job in sorted((ROOT / "jobs" / "miniature").glob("*.yaml"))
+    if any(row.split("/")[0] in TABLES for row in read_job(job).reproduces)
+]
 HPC = "-hpc"
 
 

@@ -45,7 +45,9 @@ def pseudo_label(
     job = workers.together("read the job", lambda: folder.read_job(settings))
     checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
-    images = workers.together("find the images", lambda: find_unlabelled(source, checkpoint.classes))
+    images = workers.together(
+        "find the images", lambda: find_unlabelled(source, checkpoint.classes, job.data.channels)
+    )
     model = build_model_for(job, len(checkpoint.classes))
     model.load_state_dict(checkpoint.model)
     model.to(device).eval()

@@ -265,7 +265,7 @@ class Trainer:
     def _start_from_pretrained(self) -> None:
         """Worker 0 reads; the others get its weights."""
         if self.workers.is_first:
-            fresh = load_pretrained(self.model, self.job.model.pretrained)
+            fresh = load_pretrained(self.model, self.job.model.pretrained, self.train_images.classes)
             told = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
             self.progress.say(f"starting from {self.job.model.pretrained}{told}")
 

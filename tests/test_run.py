@@ -1,8 +1,31 @@
-"""What a run says of itself."""
+"""What a run does, and what it says of itself."""
 
 import pytest
+import torch
 
-from hpcdat.run import in_pixel_units
+from hpcdat.cluster.workers import Workers
+from hpcdat.job_file import read_job
+from hpcdat.record import RunFolder
+from hpcdat.run import in_pixel_units, train
+from tests.conftest import DEMO, Never
+
+
+def test_trades_whose_divergence_weighs_nothing_is_plain_training(tmp_path):
+    """Bit for bit, running statistics included: also the attack leaves no trace."""
+    few = ["epochs=1", "schedule.decay_epochs=[]", "data.train_images=60", "data.test_images=10"]
+    states = {}
+    for name, own in {
+        "plain": ["method=plain"],
+        "beta = 0": ["attack.steps=1", "objective.regulariser=trades", "objective.beta=0"],
+        "beta = 1": ["attack.steps=1", "objective.regulariser=trades", "objective.beta=1"],
+    }.items():
+        job = read_job(DEMO, [f"run_dir={tmp_path / name}", "evaluation.every=0", *few, *own])
+        train(job, Workers(), Never())
+        states[name] = RunFolder(job.run_dir).newest_checkpoint().model
+    plain, nothing, something = (
+        torch.cat([t.flatten().double() for t in state.values()]) for state in states.values()
+    )
+    assert torch.equal(plain, nothing) and not torch.allclose(plain, something)
 
 
 @pytest.mark.parametrize("eps, text", [(0.2, "0.2"), (8 / 255, "8/255"), (0.0123456, "0.01235")])

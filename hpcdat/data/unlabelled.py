@@ -23,12 +23,13 @@ PICKLED = ("data", "extrapolated_targets")
 """Names of images and labels in Carmon et al.'s file."""
 
 
-def find_unlabelled(source: Path, classes: list[str]) -> Images:
+def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
     """Images to be labelled.
 
     Args:
         source: a folder, searched with all below it, or a .npy file of (N, H, W, C) uint8.
         classes: that a model tells apart.
+        channels: that it takes; files are read with as many, an array must have them.
 
     Returns:
         The images, each with label 0; files by their full paths, which mean the same from elsewhere.
@@ -51,7 +52,12 @@ def find_unlabelled(source: Path, classes: list[str]) -> Images:
         raise DataError(f"{source}: neither a folder nor a .npy file of images: {error}") from None
     if not isinstance(pixels, np.ndarray):
         raise DataError(f"{source}: expected a .npy file with one array")
-    return Images(_names(source, len(_checked(source, pixels))), [0] * len(pixels), classes, pixels)
+    pixels = _checked(source, pixels)
+    if not len(pixels):
+        raise DataError(f"{source}: no image in it")
+    if pixels.shape[3] != channels:
+        raise DataError(f"{source}: images of {pixels.shape[3]} channels, and the model takes {channels}")
+    return Images(_names(source, len(pixels)), [0] * len(pixels), classes, pixels)
 
 
 def write_pseudo_labelled(path: Path, images: Images, labels: NDArray[np.int64]) -> None:
@@ -91,7 +97,9 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
         raise DataError(f"{path}: labels of other classes than the training images'")
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: no array of labels in it (labels, or extrapolated_targets)")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+    if not len(labels):
+        raise DataError(f"{path}: no image in it")
+    if not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
     pixels, files = held.get("images", held.get("data")), held.get("files")
     if (files is None) == (pixels is None) or (files if pixels is None else pixels).shape[:1] != labels.shape:

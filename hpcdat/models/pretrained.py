@@ -18,7 +18,7 @@ HEADS = ("fc", "classifier")
 """Names of the last layer in the nets of this package and of torchvision."""
 
 
-def load_pretrained(model: nn.Module, path: Path) -> list[str]:
+def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[str]:
     """Give a model the weights of a file.
 
     Args:
@@ -26,6 +26,8 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
             standard deviation of the pixels stay.
         path: a checkpoint of a run, a run's folder for those that its result is of, or a state dictionary of
             the net alone (.pth).
+        classes: that the model is to tell apart. A run's head has other classes if one has another name,
+            be they as many; a file that names none, if they are not as many.
 
     Returns:
         Names of the tensors that stay as they were initialised: the head's, if it has other classes.
@@ -33,7 +35,7 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, or its tensors are not those of this net.
     """
-    given = _net_of(path)
+    given, trained_on = _net_of(path)
     # Older torchvision files do not count the batches that batch norm has seen, and nothing here does.
     own = {
         name: t
@@ -47,8 +49,10 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
         raise InputError(
             f"model.pretrained: {path} holds another net: {_some(missing)} missing, {_some(unknown)} unknown"
         )
-    fresh = [name for name, t in own.items() if t.shape != given[wanted[name]].shape]
-    wrong = [name for name in fresh if wanted[name].rpartition(".")[0] not in HEADS]
+    head = {name for name in own if wanted[name].rpartition(".")[0] in HEADS}
+    unlike = [name for name, t in own.items() if t.shape != given[wanted[name]].shape]
+    fresh = [name for name in own if name in head] if trained_on not in (None, classes) else unlike
+    wrong = [name for name in unlike if name not in head]
     if wrong:
         name = wrong[0]
         raise InputError(
@@ -62,16 +66,17 @@ def load_pretrained(model: nn.Module, path: Path) -> list[str]:
     return fresh
 
 
-def _net_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file's net, by their names in a net without split batch norm."""
+def _net_of(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The tensors of a file's net, by their names in a net without split batch norm, and its classes."""
     if path.is_dir() or path.suffix == ".pt":
         run = RunFolder(path)
         checkpoint = run.checkpoint_of_result(run.read_job([])) if path.is_dir() else load_checkpoint(path)
-        return {
+        net = {
             _plain(name): t
             for name, t in checkpoint.model.items()
             if name.startswith("1.") and ".auxiliary." not in name
         }
+        return net, checkpoint.classes
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -81,7 +86,7 @@ def _net_of(path: Path) -> dict[str, Tensor]:
         raise InputError(f"model.pretrained: {path}: not a file of weights: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise InputError(f"model.pretrained: {path}: expected a state dictionary of tensors")
-    return state
+    return state, None
 
 
 def _plain(name: str) -> str:

@@ -22,7 +22,7 @@ LABELS = np.array([0, 1, 2, 1, 0, 2, 2])
 
 def test_what_was_written_is_read(tmp_path):
     np.save(tmp_path / "images.npy", PIXELS)
-    found = find_unlabelled(tmp_path / "images.npy", CLASSES)
+    found = find_unlabelled(tmp_path / "images.npy", CLASSES, 3)
     write_pseudo_labelled(tmp_path / "labels.npz", found, LABELS)
     read = read_pseudo_labelled(tmp_path / "labels.npz", CLASSES)
     assert np.array_equal(read.pixels, PIXELS) and read.labels == LABELS.tolist()
@@ -99,6 +99,7 @@ def damaged(content):
         (npz(images=PIXELS, labels=LABELS.astype(float)), "no array of labels"),
         (npz(images=PIXELS, labels=LABELS + 1), "labels from 1 to 3 for 3 classes"),
         (npz(images=PIXELS, labels=LABELS - 1), "labels from -1"),
+        (npz(images=PIXELS[:0], labels=LABELS[:0]), "no image in it"),
         (npz(images=PIXELS[:6], labels=LABELS), "as many images"),
         (npz(labels=LABELS), "as many images"),
         (npz(images=PIXELS / 255, labels=LABELS), "of uint8, not .* of float64"),
@@ -131,15 +132,29 @@ def test_folders_are_searched_through_links_and_found_from_elsewhere(tmp_path, m
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "link").symlink_to(tmp_path / "real")
     monkeypatch.chdir(tmp_path)
-    assert find_unlabelled(Path("set"), CLASSES).files == [str(tmp_path / "set/link/deep/a.PNG")]
+    assert find_unlabelled(Path("set"), CLASSES, 3).files == [str(tmp_path / "set/link/deep/a.PNG")]
 
 
-@pytest.mark.parametrize("content, told", [(None, "no image in it"), (b"x", "neither a folder")])
-def test_sources_without_images_are_told(tmp_path, content, told):
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (None, "no image in it"),
+        (b"x", "neither a folder"),
+        (npy(PIXELS[:0]), "no image in it"),
+        (npy(PIXELS[..., :1]), "images of 1 channels, and the model takes 3"),
+    ],
+)
+def test_sources_without_images_for_the_model_are_told(tmp_path, content, told):
     source = tmp_path / "source"
     source.mkdir() if content is None else source.write_bytes(content)
     with pytest.raises(DataError, match=told):
-        find_unlabelled(source, CLASSES)
+        find_unlabelled(source, CLASSES, 3)
 
 
 def all_mixed(labelled, unlabelled, batch, groups, part, epoch=1):

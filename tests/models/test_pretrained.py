@@ -21,48 +21,53 @@ def make(classes=10, name="preact-resnet18", width=0.1, seed=0, split=False):
     return model
 
 
-def kept(model, path):
+def named(count):
+    return [str(number) for number in range(count)]
+
+
+def kept(model, path, classes):
     nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
-    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, ["a"], 9))
+    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, classes, 9))
 
 
 def same(ours, theirs, name):
     return torch.equal(ours.state_dict()[name], theirs.state_dict()[name])
 
 
-def test_a_run_with_other_classes_gives_all_but_the_head(tmp_path):
+@pytest.mark.parametrize("classes", [named(7), [*named(9), "other"]], ids=["fewer", "as many"])
+def test_a_run_with_other_classes_gives_all_but_the_head(tmp_path, classes):
     run = RunFolder(tmp_path)
     run.checkpoints.folder.mkdir()
     run.job_file.write_text(write_job(read_job(DEMO, ["early_stopping.patience=1"])))
-    source, model = make(seed=1), make(classes=7)
+    source, model = make(seed=1), make(len(classes))
     with torch.no_grad():
         source[1].norm.running_mean += 3
-    kept(make(seed=2), run.checkpoints.epoch_file)
-    kept(source, run.checkpoints.best_file)
+    kept(make(seed=2), run.checkpoints.epoch_file, named(10))
+    kept(source, run.checkpoints.best_file, named(10))
     before = model[1].classifier.weight.clone()
-    assert load_pretrained(model, tmp_path) == ["1.classifier.weight", "1.classifier.bias"]
+    assert load_pretrained(model, tmp_path, classes) == ["1.classifier.weight", "1.classifier.bias"]
     assert torch.equal(model[1].classifier.weight, before)
     for name in model.state_dict():
         assert same(model, source, name) == (name.startswith("1.") and "classifier" not in name), name
     run.checkpoints.best_file.unlink()
     run.checkpoints.epoch_file.rename(run.checkpoints.epoch_before_file)
     run.checkpoints.epoch_file.write_bytes(b"damaged")
-    load_pretrained(model, tmp_path)
+    load_pretrained(model, tmp_path, named(10))
     assert same(model, make(seed=2), "1.stem.weight")
 
 
 def test_both_branches_start_from_the_one_there_is_and_back_again(tmp_path):
     source, model = make(seed=1), make(split=True)
-    kept(source, tmp_path / "plain.pt")
-    assert load_pretrained(model, tmp_path / "plain.pt") == []
+    kept(source, tmp_path / "plain.pt", named(10))
+    assert load_pretrained(model, tmp_path / "plain.pt", named(10)) == []
     for part in ("main", "auxiliary"):
         assert torch.equal(getattr(model[1].norm, part).running_var, source[1].norm.running_var)
         assert torch.equal(getattr(model[1].norm, part).weight, source[1].norm.weight)
     with torch.no_grad():
         model[1].norm.auxiliary.weight += 1
-    kept(model, tmp_path / "split.pt")
+    kept(model, tmp_path / "split.pt", named(10))
     plain = make(seed=2)
-    assert load_pretrained(plain, tmp_path / "split.pt") == []
+    assert load_pretrained(plain, tmp_path / "split.pt", named(10)) == []
     assert torch.equal(plain[1].norm.weight, source[1].norm.weight)
 
 
@@ -73,15 +78,13 @@ def test_a_weight_file_of_torchvision_is_read(tmp_path):
     net = resnet50(weights=None)
     torch.save(net.state_dict(), tmp_path / "resnet50.pth")
     model = make(name="resnet50", width=1.0)
-    assert load_pretrained(model, tmp_path / "resnet50.pth") == ["1.fc.weight", "1.fc.bias"]
+    assert load_pretrained(model, tmp_path / "resnet50.pth", named(10)) == ["1.fc.weight", "1.fc.bias"]
     assert torch.equal(model[1].layer4[2].conv3.weight, net.layer4[2].conv3.weight)
     # Those of before 2018 have no counts of batches.
     old = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "old.pth")
-    assert load_pretrained(make(name="resnet50", width=1.0), tmp_path / "old.pth") == [
-        "1.fc.weight",
-        "1.fc.bias",
-    ]
+    fresh = make(name="resnet50", width=1.0)
+    assert load_pretrained(fresh, tmp_path / "old.pth", named(10)) == ["1.fc.weight", "1.fc.bias"]
 
 
 def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):
@@ -102,5 +105,5 @@ def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):
         "none.pt": "no such checkpoint",
     }.items():
         with pytest.raises(InputError, match=told):
-            load_pretrained(model, tmp_path / name)
+            load_pretrained(model, tmp_path / name, named(10))
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

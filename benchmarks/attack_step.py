@@ -21,14 +21,14 @@ import argparse
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-import foolbox
 import torch
 from tabulate import tabulate
-from timing import seconds
+from timing import in_turns
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -41,27 +41,62 @@ from hpcdat.objectives import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 
 BATCH, SIZE, CLASSES = 64, 32, 10
-EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def our_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The oracle (A1) as the trainer calls it."""
-    phi, generator = partial(clean_loss, y=y), torch.Generator(x.device).manual_seed(0)
-    return inner_maximisation(model, phi, x, eps=EPS, step_size=STEP_SIZE, steps=STEPS, generator=generator)
+@dataclass(frozen=True)
+class Pgd:
+    """The same attack by several hands, from model, images and labels to perturbed images.
+
+    Attributes:
+        eps, step_size: [0, 1] units, linf.
+        steps: after a random start.
+    """
+
+    eps: float
+    step_size: float
+    steps: int
+
+    def ours(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The oracle (A1) as the trainer calls it."""
+        given = {"eps": self.eps, "step_size": self.step_size, "steps": self.steps}
+        generator = torch.Generator(x.device).manual_seed(0)
+        return inner_maximisation(model, partial(clean_loss, y=y), x, **given, generator=generator)
+
+    def plain(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """As it stands in the papers, in eager torch."""
+        model.eval()
+        delta = (2 * torch.rand_like(x) - 1) * self.eps
+        for _ in range(self.steps):
+            pixels = (x + delta).clamp(0, 1).requires_grad_()
+            (gradient,) = torch.autograd.grad(cross_entropy(model(pixels), y, reduction="sum"), pixels)
+            moved = pixels.detach() + self.step_size * gradient.sign()
+            delta = (moved - x).clamp(-self.eps, self.eps)
+        return (x + delta).clamp(0, 1)
+
+    def by_foolbox(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Foolbox's, without its evaluation of success afterwards.
+
+        Raises:
+            ImportError: foolbox is not installed.
+        """
+        import foolbox
+
+        seen = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=self.step_size, steps=self.steps, random_start=True)
+        return attack.run(seen, x, foolbox.criteria.Misclassification(y), epsilon=self.eps)
 
 
-def foolbox_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The same attack by foolbox, without its evaluation of success afterwards."""
-    seen = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
-    return attack.run(seen, x, foolbox.criteria.Misclassification(y), epsilon=EPS)
+PGD = Pgd(eps=8 / 255, step_size=2 / 255, steps=10)
+LAMB = Optimizer(name="lamb", lr=1e-3)
 
 
-def training_step(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Callable[[], None]:
+def training_step(
+    model: nn.Module, attack: Attack, x: Tensor, y: Tensor, settings: Optimizer
+) -> Callable[[], None]:
     """Attack, cost, gradient and update."""
-    optimizer = build_optimizer(model, Optimizer(name="lamb", lr=1e-3))
+    optimizer = build_optimizer(model, settings)
 
     def step() -> None:
         model.train()
@@ -78,7 +113,7 @@ def training_step(model: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Cal
 def arithmetic_alone(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """What a training step cannot do without: 10 (forward + input gradient) + (forward + backward)."""
     model.eval()
-    for _ in range(STEPS):
+    for _ in range(PGD.steps):
         pixels = x.detach().requires_grad_()
         torch.autograd.grad(cross_entropy(model(pixels), y, reduction="sum"), pixels)
     model.train()
@@ -104,22 +139,13 @@ def measure(rounds: int, device: torch.device) -> dict[str, list[float]]:
     model = build(**statistics).to(device)
     parts = {
         "arithmetic alone": partial(arithmetic_alone, model, x, y),
-        "PGD-10 step": training_step(model, our_pgd, x, y),
-        "PGD-10 step, foolbox": training_step(model, foolbox_pgd, x, y),
+        "PGD-10 step": training_step(model, PGD.ours, x, y, LAMB),
+        "PGD-10 step, foolbox": training_step(model, PGD.by_foolbox, x, y, LAMB),
     }
     if has_bfloat16(device):
         reduced = build(**statistics, precision="bfloat16", channels_last=True).to(device)
-        parts["PGD-10 step, bfloat16"] = training_step(reduced, our_pgd, x, y)
-    names = list(parts)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            spent = seconds(parts[name], device)
-            # The first round warms up: memory is taken, kernels are chosen.
-            if number > 0:
-                times[name].append(spent)
-    return times
+        parts["PGD-10 step, bfloat16"] = training_step(reduced, PGD.ours, x, y, LAMB)
+    return in_turns(parts, rounds, device)
 
 
 def compare(medians: dict[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -156,7 +182,7 @@ def main() -> None:
     if arguments.json:
         report = {
             "environment": describe_environment(Workers(), device),
-            "settings": {"batch": BATCH, "size": SIZE, "eps": EPS, "steps": STEPS, "rounds": rounds},
+            "settings": {"batch": BATCH, "size": SIZE, **asdict(PGD), "rounds": rounds},
             "seconds": times,
             "medians": medians,
             "ratios": ratios,

@@ -3,7 +3,7 @@
 ``python benchmarks/codec.py [--json PATH] [--count N] [--rounds N]``: 25.6 million normal numbers
 (ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU where there is one; beside
 them formulas (A5) and (A6) written plainly in eager torch, and a copy of memory as the limit. All parts
-run in every round after one that warms up; medians are compared.
+run in every round after one that warms up, in an order that rotates; medians are compared.
 
 Ratios:
 
@@ -21,10 +21,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from tabulate import tabulate
-from timing import seconds
+from timing import in_turns
 from torch import Tensor
 
 from hpcdat.cluster.workers import Workers
@@ -94,22 +95,11 @@ def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, floa
     return parts, errors
 
 
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="speed and error of the quantizer")
-    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
-    parser.add_argument("--count", type=int, default=25_600_000, help="numbers in the vector")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x = torch.randn(1, arguments.count, generator=torch.Generator().manual_seed(0)).to(device)
+def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of every part, errors and ratios: the report."""
+    x = torch.randn(1, count, generator=torch.Generator().manual_seed(0)).to(device)
     parts, errors = parts_of(x)
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(arguments.rounds + 1):
-        for name, work in parts.items():
-            spent = seconds(work, device)
-            if number > 0:
-                times[name].append(spent)
+    times = in_turns(parts, rounds, device)
     medians = {name: median(values) for name, values in times.items()}
     best = "8 bits, compiled" if "8 bits, compiled" in errors else "8 bits, eager"
     ours = medians[f"{best}: encode"] + medians[f"{best}: decode"]
@@ -118,31 +108,43 @@ def main() -> None:
         medians[f"{name}: encode"] + decode for name in ("plain formula", "plain formula, uniform numbers")
     )
     # Each way four bytes and one byte a number.
-    moved = 2 * arguments.count * 5 / ours
+    moved = 2 * count * 5 / ours
     ratios = {
         "error_8bit": errors[best],
         "speedup_over_eager": plain / ours,
         "speedup_over_eager_uniform": quicker / ours,
-        "codec_of_copy_bandwidth": moved / (8 * arguments.count / medians["copy"]),
+        "codec_of_copy_bandwidth": moved / (8 * count / medians["copy"]),
     }
+    return {
+        "environment": describe_environment(Workers(), device),
+        "settings": {"count": count, "rounds": rounds, "block": 512, "norm": "max"},
+        "seconds": times,
+        "errors": errors,
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description="speed and error of the quantizer")
+    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_argument("--count", type=int, default=25_600_000, help="numbers in the vector")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = measure(arguments.count, arguments.rounds, device)
+    errors = report["errors"]
     rows = [
         [name, f"{1e3 * median(t):.1f}", f"{1e3 * min(t):.1f}", f"{1e3 * max(t):.1f}"]
         + ([f"{errors[name.split(':')[0]]:.4g}"] if name.endswith("encode") and "bits" in name else [""])
-        for name, t in times.items()
+        for name, t in report["seconds"].items()
     ]
     header = [f"{arguments.count:,} numbers", "ms, median", "min", "max", "error"]
     print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
     print()
-    for name, ratio in ratios.items():
+    for name, ratio in report["ratios"].items():
         print(f"{name}: {ratio:.4g}")
     if arguments.json:
-        report = {
-            "environment": describe_environment(Workers(), device),
-            "settings": {"count": arguments.count, "rounds": arguments.rounds, "block": 512, "norm": "max"},
-            "seconds": times,
-            "errors": errors,
-            "ratios": ratios,
-        }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

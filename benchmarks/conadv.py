@@ -2,10 +2,15 @@
 
 ``python benchmarks/conadv.py [--json PATH]`` starts two workers (with three cores or more also three) by
 mpirun, each bound to a core, and times iterations of the trainer on images in memory: vanilla training,
-DisAdv and ConAdv in every placement, and their parts, one after the other in every round. ``--device cuda``
-times one worker on a GPU instead, ConAdv in streams, and a variant that shares one forward pass between the
-update and the attack. One worker is timed with the other core idle, steps and parts; the parts once more
-with all cores at them ("busy"), since cores that share caches or are threads of one core hold each other up.
+DisAdv and ConAdv in every placement, and their parts, one after the other in every round. What one worker
+does by itself is timed with the other cores idle. ``--device cuda`` does the same with a GPU a worker; on one
+GPU with one worker: ConAdv in streams, and a variant that shares one forward pass between the update and the
+attack.
+
+Where there is no third core, three workers cannot be timed side by side. They then take turns on one core
+(over Gloo, which sleeps while it waits), as do the two that they are compared with and the parts, and a step
+of theirs is the processor time of the worker that needs most: what it would take with a core each, but for
+waiting.
 
 Ratios, of throughput:
 
@@ -16,9 +21,6 @@ Ratios, of throughput:
 - ``split_over_vanilla``: the same three workers over vanilla training with a worker a batch.
 - ``beside_over_disadv``: ConAdv over DisAdv, both on one worker.
 - ``shared_forward_over_beside``: the variant over ConAdv, both on one worker.
-
-With two cores the three workers' step is not timed but added up of busy parts: the longest of the three, and
-what a step of two workers takes beyond its parts, vanilla training's or DisAdv's in halves, if that is more.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,11 +45,13 @@ from timing import seconds
 from torch import Tensor, nn
 
 from hpcdat.cluster.launch import mpirun_command
+from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.concurrent import Batch
 from hpcdat.data.images import Images
 from hpcdat.environment import describe_environment
+from hpcdat.job import Job
 from hpcdat.job_file import read_job
 from hpcdat.models.split_batch_norm import SplitBatchNorm
 from hpcdat.objectives import Labelled, clean_loss, local_cost
@@ -55,7 +60,7 @@ from hpcdat.trainer import Trainer
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
 ALWAYS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
-ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "exchange.overlap=true"]
+ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "exchange.overlap=true", "data.loader=device"]
 ATTACK_WORKER, APART = ["concurrent.place=workers"], ["concurrent.halves=apart"]
 ALONE = {
     "vanilla": ["method=plain"],
@@ -70,7 +75,18 @@ OF_TWO = {
     "ConAdv, update and attack worker": ["method=conadv", *ATTACK_WORKER],
 }
 OF_THREE = {"ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *APART]}
+BY_TURNS = "by turns: "
 CLASSES = 10
+
+
+def trainer_without_images(job: Job, workers: Workers, device: torch.device) -> Trainer:
+    """A job's trainer before its first step, for batches from elsewhere: its own images are black."""
+    names, size = [str(n) for n in range(CLASSES)], job.data.image_size
+    pixels = np.zeros((CLASSES, size, size, job.data.channels), np.uint8)
+    images = Images(names, list(range(CLASSES)), names, pixels)
+    trainer = Trainer(job, workers, RunFolder(job.run_dir), *(images,) * 3, device, StopRequest())
+    trainer.model.train()
+    return trainer
 
 
 class Bench:
@@ -79,9 +95,6 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, workers: Workers, device: torch.device) -> None:
         self.arguments, self.workers, self.device = arguments, workers, device
         size, batch = arguments.size, arguments.batch
-        pixels = np.zeros((CLASSES, size, size, 3), np.uint8)
-        names = [str(n) for n in range(CLASSES)]
-        self.images = Images(names, list(range(CLASSES)), names, pixels)
         generator = torch.Generator(device).manual_seed(workers.rank)
         self.x = torch.rand(batch, 3, size, size, generator=generator, device=device)
         self.y = torch.randint(CLASSES, (batch,), generator=generator, device=device)
@@ -92,13 +105,10 @@ class Bench:
     def trainer(self, settings: Sequence[str], workers: Workers) -> Trainer:
         """A job's trainer, before its first step."""
         given = self.arguments
-        model = [f"model.name={given.model}", *([f"model.width={given.width}"] if given.width != 1 else [])]
+        model = [f"model.name={given.model}", f"model.width={given.width}"]
         sizes = [f"batch_size={given.batch}", f"data.image_size={given.size}"]
-        job = read_job(JOB, [*ALWAYS, *model, *sizes, *settings])
-        folder, images = RunFolder(job.run_dir), (self.images,) * 3
-        trainer = Trainer(job, workers, folder, *images, self.device, StopRequest())
-        trainer.model.train()
-        return trainer
+        job = read_job(JOB, [*ALWAYS, *model, *sizes, *given.set, *settings])
+        return trainer_without_images(job, workers, self.device)
 
     def add_steps(self, name: str, settings: Sequence[str], workers: Workers) -> None:
         """Time iterations of a job."""
@@ -118,14 +128,14 @@ class Bench:
         trainer.adversary.begin_epoch([batch(step) for step in range(delay)])
         self.work[name], self.divisor[name] = steps, count
 
-    def add_parts(self) -> None:
-        """Time the parts of a ConAdv step by themselves."""
+    def add_parts(self, how: str) -> None:
+        """Time the parts of a ConAdv step by themselves; ``how`` stands in front of their names."""
         trainer = self.trainer(ALONE["ConAdv"], Workers())
         images = Labelled(self.x, self.y)
 
         def gradient(*parts: Labelled | None) -> None:
             trainer.optimizer.zero_grad(set_to_none=True)
-            local_cost(trainer.model, *parts, weights=(0.5, 0.5)).total.backward()
+            local_cost(trainer.network, *parts, weights=(0.5, 0.5)).total.backward()
 
         parts = {
             "attack": partial(trainer.attack, images, 0, 0),
@@ -134,9 +144,7 @@ class Bench:
             "both halves": partial(gradient, images, images),
             "update": trainer.optimizer.step,
         }
-        self.work |= {f"part: {name}": work for name, work in parts.items()}
-        self.of_first |= set(self.work)
-        self.work |= {f"busy part: {name}": work for name, work in parts.items()}
+        self.work |= {f"{how}part: {name}": work for name, work in parts.items()}
 
     def add_shared_forward(self) -> None:
         """Time ConAdv's step with one forward pass over both halves and the next batch."""
@@ -161,14 +169,20 @@ class Bench:
         self.work["ConAdv, one forward pass"] = step
 
     def measure(self) -> dict[str, list[float]]:
-        """Seconds of a step of each, of the slowest worker, in every round but the first."""
+        """Seconds of a step of each, of the slowest worker, in every round but the first.
+
+        Of workers that take turns: processor seconds, of the worker that needs most.
+        """
         times: dict[str, list[float]] = {name: [] for name in self.work}
         for number in range(self.arguments.rounds + 1):
             for name, work in self.work.items():
                 self.workers.gather(None, "ready")
                 works = self.workers.is_first or name not in self.of_first
-                spent = seconds(work, self.device) / self.divisor.get(name, 1) if works else 0.0
-                slowest = max(self.workers.gather(spent, "seconds"))
+                before = time.process_time()
+                spent = seconds(work, self.device) if works else 0.0
+                if self.arguments.by_turns:
+                    spent = time.process_time() - before
+                slowest = max(self.workers.gather(spent / self.divisor.get(name, 1), "seconds"))
                 if number:
                     times[name].append(slowest)
         return times
@@ -184,18 +198,25 @@ def _in_three(layer: SplitBatchNorm, x: Tensor) -> Tensor:
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
+    workers = Workers() if arguments.workers == 1 else start_workers(600)
     device = torch.device(arguments.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    workers = Workers() if arguments.workers == 1 else start_workers(600)
+    else:
+        device = torch.device("cuda", workers.local_rank)
+        torch.cuda.set_device(device)
     bench = Bench(arguments, workers, device)
+    how = BY_TURNS if arguments.by_turns else ""
     if workers.size < 3:
-        for name, settings in ALONE.items():
-            bench.add_steps(name, settings, Workers())
-        bench.add_shared_forward()
-        bench.add_parts()
+        if not how:
+            for name, settings in ALONE.items():
+                bench.add_steps(name, settings, Workers())
+            bench.add_shared_forward()
+        bench.add_parts(how)
+        # Those that take turns do so in the parts, too.
+        bench.of_first = set() if how else set(bench.work)
     for name, settings in {1: {}, 2: OF_TWO, 3: OF_THREE}[workers.size].items():
-        bench.add_steps(name, settings, workers)
+        bench.add_steps(how + name, settings, workers)
     times = bench.measure()
     report = {"environment": describe_environment(workers, device), "seconds": times}
     workers.close()
@@ -219,20 +240,20 @@ def compare(step: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         f"a pair over DisAdv on one worker: {step['DisAdv'] / pair:.3f}, its limit {limit:.3f} "
         "(the paper's figure 4a: about 1.5)"
     )
-    parts = [step[f"busy part: {part}"] for part in ("attack", "clean half", "adversarial half")]
-    attack, clean, adversarial = parts
-    apart, vanilla, longest = step["DisAdv, halves apart"], step["vanilla, a batch each"], max(parts)
-    split = step.get("ConAdv, halves and attack apart")
-    how = "timed"
-    if split is None:
-        split = longest + max(apart - attack - adversarial, vanilla - clean, 0.0)
-        how = "added up from its parts, for want of a third core"
-    limit = (attack + adversarial) / longest
+    how = "" if "ConAdv, halves and attack apart" in step else BY_TURNS
+    attack, clean, adversarial = (
+        step[f"{how}part: {part}"] for part in ("attack", "clean half", "adversarial half")
+    )
+    limit = (attack + adversarial) / max(attack, clean, adversarial)
+    split, apart, vanilla = (
+        step[how + name]
+        for name in ("ConAdv, halves and attack apart", "DisAdv, halves apart", "vanilla, a batch each")
+    )
     ratios["split_of_limit"] = apart / split / limit
     ratios["split_over_vanilla"] = vanilla / split
     notes.append(
-        f"three workers a batch: {1e3 * split:.0f} ms a step, {how}; over DisAdv in halves "
-        f"{apart / split:.3f}, its limit {limit:.3f} (the paper's figure 4b: about 2)"
+        f"three workers a batch{', by turns' if how else ''}, over DisAdv in halves: {apart / split:.3f}, "
+        f"the limit {limit:.3f} (the paper's figure 4b: about 2)"
     )
     notes.append(
         "two workers, a batch each: ConAdv over DisAdv "
@@ -241,19 +262,37 @@ def compare(step: dict[str, float]) -> tuple[dict[str, float], list[str]]:
     return ratios, notes
 
 
-def launch(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start so many workers, each bound to a core; worker 0's report."""
+def launch(size: int, arguments: argparse.Namespace, *, by_turns: bool = False) -> dict[str, Any]:
+    """Start so many workers, each with a core or GPU of its own or all by turns on one; worker 0's report."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "report.json"
-        given = [f"--{key}={getattr(arguments, key)}" for key in ("model", "width", "size", "batch")]
-        given += [f"--{key}={getattr(arguments, key)}" for key in ("rounds", "steps")]
+        passed = ("device", "model", "width", "size", "batch", "rounds", "steps")
+        given = [f"--{key}={getattr(arguments, key)}" for key in passed]
+        given += ["--set", *arguments.set] if arguments.set else []
         program = [sys.executable, __file__, "--worker-report", str(answer), "--workers", str(size), *given]
-        code = subprocess.run(
-            mpirun_command(size, program), env={**os.environ, "OMP_NUM_THREADS": "1"}
-        ).returncode
+        command = mpirun_command(size, program)
+        if by_turns:
+            horovodrun = str(Path(sys.executable).parent / "horovodrun")
+            command = [horovodrun, "--gloo", "-np", str(size), "-H", f"localhost:{size}", *program]
+            command.append("--by-turns")
+        code = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
         if code:
             raise SystemExit(f"a worker ended with code {code}")
         return json.loads(answer.read_text())
+
+
+def on_one_worker(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report of this process alone, on the device that is asked for."""
+    return work(argparse.Namespace(**{**vars(arguments), "workers": 1, "by_turns": False}))
+
+
+def concluded(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What follows from the seconds of a report: medians, ratios, how they came about; and the settings."""
+    medians = {name: median(times) for name, times in report["seconds"].items()}
+    ratios, notes = compare(medians)
+    keys = ("model", "width", "size", "batch", "steps", "set")
+    settings = {key: getattr(arguments, key) for key in keys}
+    return {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
 
 
 def main() -> None:
@@ -266,30 +305,33 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images of a batch")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
     parser.add_argument("--steps", type=int, default=3, help="iterations timed together")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all jobs")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--by-turns", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker_report:
-        cores = sorted(os.sched_getaffinity(0))
-        rank = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
-        os.sched_setaffinity(0, {cores[rank % len(cores)]})
+        rank = launched().rank
+        if arguments.device == "cpu":
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cores[0 if arguments.by_turns else rank % len(cores)]})
         report = work(arguments)
         if rank == 0:
             arguments.worker_report.write_text(json.dumps(report))
         return
-    if arguments.device == "cuda":
-        arguments.workers = 1
-        report = work(arguments)
+    on_cpu = arguments.device == "cpu"
+    places = len(os.sched_getaffinity(0)) if on_cpu else torch.cuda.device_count()
+    if places < (2 if on_cpu else 1):
+        raise SystemExit("two workers need two cores" if on_cpu else "there is no GPU here")
+    if places == 1:
+        report = on_one_worker(arguments)
     else:
-        cores = len(os.sched_getaffinity(0))
-        if cores < 2:
-            raise SystemExit("two workers need two cores")
         report = launch(2, arguments)
-        if cores > 2:
-            report["seconds"] |= launch(3, arguments)["seconds"]
-    medians = {name: median(times) for name, times in report["seconds"].items()}
-    ratios, notes = compare(medians)
+        for size in (3,) if places > 2 else (2, 3) if on_cpu else ():
+            report["seconds"] |= launch(size, arguments, by_turns=places < 3)["seconds"]
+    report |= concluded(report, arguments)
+    medians, ratios, notes = report["medians"], report["ratios"], report["notes"]
     rows = [
         [name, f"{1e3 * medians[name]:.1f}", f"{1e3 * min(t):.1f}", f"{1e3 * max(t):.1f}"]
         for name, t in report["seconds"].items()
@@ -299,8 +341,6 @@ def main() -> None:
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
     if arguments.json:
-        settings = {key: getattr(arguments, key) for key in ("model", "width", "size", "batch", "steps")}
-        report |= {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

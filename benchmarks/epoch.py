@@ -1,10 +1,12 @@
-"""Epochs of training over p x q emulated nodes, beside what ``hpcdat plan`` predicts for them.
+"""Epochs of training over p x q nodes, beside what ``hpcdat plan`` predicts for them.
 
-``python benchmarks/epoch.py [--rates R,R] [--shapes PxQ,...] [--json PATH]`` makes a box for every rate and
-shape (root, iproute2), calibrates the cost model on its links, and trains a third of pre-activation
-ResNet-18's width on digits with every protocol: DAT-FGSM, four steps an epoch. C and T are medians over the
-epochs after the first, in which codecs are compiled. Exchanges follow the backward pass, since all nodes
-share this machine's cores.
+``mpirun -np M python benchmarks/epoch.py [--json PATH]`` (or ``srun``, ``horovodrun``) calibrates the cost
+model on the links between the workers, and trains a third of pre-activation ResNet-18's width on digits with
+every protocol: DAT-FGSM, four steps an epoch. C and T are medians over the epochs after the first, in which
+codecs are compiled. Exchanges follow the backward pass.
+
+``python benchmarks/epoch.py [--rates R,R] [--shapes PxQ,...]`` does so in a box of emulated nodes for every
+rate and shape (root, iproute2), which all share this machine's cores.
 
 Ratios:
 
@@ -26,10 +28,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from hpcdat.cluster import box
+from hpcdat.cluster.box import links_here
 from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
@@ -46,7 +48,7 @@ from hpcdat.forecast import (
 )
 from hpcdat.job_file import read_job
 from hpcdat.record import RunFolder
-from hpcdat.run import train
+from hpcdat.run import choose_device, train
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
 EXCHANGES = {
@@ -61,26 +63,26 @@ EXCHANGES = {
     ],
 }
 STEPS = 4
-CPU = torch.device("cpu")
 
 
 def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
     workers = start_workers(600)
+    device = choose_device(read_job(JOB), workers)
     images = STEPS * batch * workers.size
     always = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
     always += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
-    calibration = measure(workers, CPU)
+    calibration = measure(workers, device)
     if workers.is_first:
         calibration.write(keep)
     other = Calibration.read(elsewhere) if elsewhere else None
     p, q = workers.nodes, workers.size // workers.nodes
-    rate = coding_rate(workers, CPU, compiled=can_compile())
+    rate = coding_rate(workers, device, compiled=can_compile())
     rows: dict[str, dict[str, Any]] = {}
     for number, (name, settings) in enumerate(EXCHANGES.items()):
         exchange = [f"exchange.{setting}" for setting in settings]
         job = read_job(JOB, [*always, f"run_dir={runs / str(number)}", *exchange])
-        model, computing = measure_computing_of(job, 10, CPU)
+        model, computing = measure_computing_of(job, 10, device)
         correction = trials(calibration, model, rate, workers)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
@@ -97,9 +99,10 @@ def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path
             known = forecast(job, images, model, computing, other, p, q, rate, untried)
             rows[name]["predicted_elsewhere"] = known.communication
     report = {
-        "environment": describe_environment(workers, CPU),
+        "environment": describe_environment(workers, device),
         "calibration": calibration.model_dump(mode="json"),
         "elsewhere": other and other.measured_on,
+        "links": links_here() or f"{workers.transport} as it is",
         "p": p,
         "q": q,
         "rows": rows,
@@ -123,7 +126,27 @@ def in_a_box(
         box.down(name)
     if code:
         raise SystemExit(f"a worker ended with code {code}")
-    return {"rate": rate, **json.loads(answer.read_text())}
+    return json.loads(answer.read_text())
+
+
+def in_boxes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every rate and shape, one after the other, with their tables; the first shape calibrates the others."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", arguments.shapes):
+        raise SystemExit(f"--shapes {arguments.shapes}: expected nodes x workers a node, as in 6x1,3x2")
+    shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes.split(",")]
+    reports = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rate in arguments.rates.split(","):
+            first: Path | None = None
+            for p, q in shapes:
+                try:
+                    report = in_a_box(rate, p, q, arguments, Path(folder), first)
+                except box.BoxError as error:
+                    raise SystemExit(str(error)) from None
+                first = first or Path(folder) / f"{rate}-{p}x{q}.calibration"
+                reports.append(report)
+                print(table_of(report), flush=True)
+    return reports
 
 
 def off(row: dict[str, Any], key: str = "predicted") -> float:
@@ -153,21 +176,25 @@ def table_of(report: dict[str, Any]) -> str:
     header = ["protocol", "MB / iteration", "C (s)", "range", "predicted", "of C", "elsewhere, of C"]
     header += ["T (s)", "predicted"]
     sharing = report["calibration"]["network"]["sharing"]
-    title = f"{report['p']} x {report['q']} workers, {report['rate']} links, sharing {sharing:.2f}"
+    title = f"{report['p']} x {report['q']} workers, {report['links']}, sharing {sharing:.2f}"
     return f"{title}\n{tabulate(lines, header, tablefmt='github', disable_numparse=True)}\n"
 
 
 def main() -> None:
     """Train and predict, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(
-        description="epochs over p x q emulated nodes, and the plan's prediction"
-    )
+    parser = argparse.ArgumentParser(description="epochs over p x q nodes, and the plan's prediction")
     parser.add_argument("--rates", default="100mbit,1gbit", help="rates of the links (default: %(default)s)")
     parser.add_argument(
         "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=10, help="images of a worker in a step")
     parser.add_argument("--epochs", type=int, default=5, help="epochs, the first of which warms up")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/epoch"),
+        help="folder of the runs under mpirun, which all nodes see (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--elsewhere", type=Path, help=argparse.SUPPRESS)
@@ -179,21 +206,15 @@ def main() -> None:
         if launched().rank == 0:
             answer.write_text(json.dumps(report))
         return
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", arguments.shapes):
-        raise SystemExit(f"--shapes {arguments.shapes}: expected nodes x workers a node, as in 6x1,3x2")
-    shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes.split(",")]
-    reports = []
-    with tempfile.TemporaryDirectory() as folder:
-        for rate in arguments.rates.split(","):
-            first: Path | None = None
-            for p, q in shapes:
-                try:
-                    report = in_a_box(rate, p, q, arguments, Path(folder), first)
-                except box.BoxError as error:
-                    raise SystemExit(str(error)) from None
-                first = first or Path(folder) / f"{rate}-{p}x{q}.calibration"
-                reports.append(report)
-                print(table_of(report), flush=True)
+    if launched().size > 1:
+        keep = arguments.runs / "calibration.json"
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        reports = [work(arguments.batch, arguments.epochs, arguments.runs, None, keep)]
+        if launched().rank > 0:
+            return
+        print(table_of(reports[0]))
+    else:
+        reports = in_boxes(arguments)
     rows = [row for report in reports for row in report["rows"].values()]
     ratios = {"plan_error_max": max(off(row) for row in rows)}
     if any("predicted_elsewhere" in row for row in rows):

@@ -112,12 +112,19 @@ def _finite(gradient: Tensor) -> Tensor:
 
 @contextmanager
 def attacked(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator[None]:
-    """Put the model in the attack's mode and back, with its running statistics untouched."""
+    """Put the model in the attack's mode and back, with its running statistics untouched.
+
+    No gradient of the weights is asked for: what only they need is neither kept nor, by a compiled model,
+    computed.
+    """
     training = [(module, module.training) for module in model.modules()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     tracking = [(module, module.track_running_stats) for module in norms]
+    learning = [p for p in model.parameters() if p.requires_grad]
     model.eval()
     try:
+        for p in learning:
+            p.requires_grad_(False)
         if batch_norm == "train":
             for module in norms:
                 module.training = True
@@ -125,6 +132,8 @@ def attacked(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator
                 module.track_running_stats = False
         yield
     finally:
+        for p in learning:
+            p.requires_grad_()
         for module, mode in training:
             module.training = mode
         for module, tracked in tracking:
@@ -154,5 +163,5 @@ def _check(
         )
     if random_start and generator is None:
         raise ValueError("a random start needs a generator: the global random state is not used")
-    if x.numel() and not (x.amin() >= 0 and x.amax() <= 1):
+    if x.numel() and not ((x >= 0) & (x <= 1)).all():
         raise ValueError("images must lie in [0, 1]; normalise inside the model")

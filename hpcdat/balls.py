@@ -99,11 +99,11 @@ class L2Ball:
     def round_inside(self, x: Tensor) -> Tensor:
         """x, drawn towards its centre by as much as rounding has pushed it out of the ball."""
         for shrink in (2**-20, 2**-12, 2**-6, 1.0):
-            norm = _norm(x.double() - self.x.double())
-            if not (norm > self.eps).any():
-                break
-            factor = torch.where(norm > self.eps, self.eps / norm * (1 - shrink), 1)
-            x = (self.x.double() + (x.double() - self.x.double()) * factor).to(x.dtype)
+            delta = x.double() - self.x.double()
+            norm = _norm(delta)
+            drawn = (self.x.double() + delta * (self.eps / norm * (1 - shrink))).to(x.dtype)
+            # Without asking whether there is any such sample: a GPU would be waited for.
+            x = torch.where(norm > self.eps, drawn, x)
         return x
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import open_loader
+from hpcdat.evaluation.alone import alone_in
 from hpcdat.evaluation.certification import Certified, Certifier, counts_file
-from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.report.certified import rows_beside, write_certified
@@ -39,18 +39,17 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
         open_loader(images, job.data, training=False, batch_size=1, device=trained.device),
         range(0, len(images), wanted.every),
         len(images.classes),
-        wanted,
-        job.seed,
+        job,
         workers,
         Progress(shown=workers.is_first),
         stop,
     )
-    with enough_memory(job, "certification.batch_size"):
+    with alone_in(folder.certification_folder, workers):
         certified = [
             certifier.measure(
                 trained.model,
                 sigma,
-                counts_file(folder.certification_folder, job, trained.model, images, sigma),
+                counts_file(folder.certification_folder, job, trained.model, images, sigma, workers),
             )
             for sigma in wanted.sigma
         ]

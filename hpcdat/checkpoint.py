@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcdat.errors import InputError
 from hpcdat.files import write_atomically
 
-FORMAT = 5
+FORMAT = 6
 
 
 class CheckpointError(InputError):
@@ -72,6 +72,7 @@ class Checkpoint:
         stale: weights that the adversarial examples in flight were made with, step by step.
         workers: number of workers M that trained.
         classes: names of the classes, in the order of the logits.
+        images: number of images that are trained on.
         metrics_bytes: length of the metrics file when this was written; what stands behind it
             was written by steps that are done again.
     """
@@ -83,6 +84,7 @@ class Checkpoint:
     step: int
     workers: int
     classes: list[str]
+    images: int
     totals: dict[str, Any] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
     judgement: dict[str, Any] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ import typer
 from hpcdat.cluster import box, box_slurm, slurm
 from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
+from hpcdat.cluster.requeue import in_touch
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.errors import Exit, HpcdatError, InputError
@@ -99,7 +101,8 @@ def train(
         from hpcdat.run import train, train_seeds
 
         if seeds == 1:
-            return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
+            with in_touch(resolved.run_dir, stop) if team.is_first else nullcontext():
+                return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
         return train_seeds(resolved, seeds, team, stop, overwrite=overwrite)
 
     results = _as_worker(work, resolved)
@@ -232,7 +235,7 @@ def report(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="A paper's table: dat-1, dat-4, conadv-1 to conadv-5, conadv-fig4."
+            metavar="NAME", help="A paper's table: dat-1, dat-3, dat-4, conadv-1 to conadv-5, conadv-fig4."
         ),
     ] = None,
     out: Annotated[
@@ -250,7 +253,9 @@ def report(
     """
     if table and out is None:
         out = Path("report")
-    folders = [seed for run in runs for seed in sorted(run.glob("seed-*")) or [run]]
+    # A folder that is named twice is one run.
+    runs = list(dict.fromkeys(runs))
+    folders = [seed for run in runs for seed in _seeds_in(run) or [run]]
     if out is None:
         results = _told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
         print(result_table(results, mean=len(runs) == 1))
@@ -351,8 +356,11 @@ def plan(
 
     def read() -> tuple[Job, list[int], Calibration | None]:
         from hpcdat import forecast
+        from hpcdat.run import check_workers
 
         resolved, wanted = read_job(job, replaced), forecast.read_nodes(nodes)
+        for number in wanted:
+            check_workers(resolved, nodes=number, size=number * workers_per_node)
         if calibration and link:
             raise InputError("--calibration and --link: one of them says what the links are")
         if save and (calibration or link or started == 1):
@@ -414,19 +422,27 @@ def submit(
 
     Writes a script into the run folder and gives it to sbatch. Two minutes before the time limit the run
     writes a checkpoint and goes back into the queue, from where it goes on by itself; so it does after a
-    failure, unless it fails twice at the same step.
+    failure, unless it ends twice at the same step.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
     def write() -> tuple[Path, str, list[Path], bool]:
-        resolved = read_job(job, replaced)
+        from hpcdat.run import check_workers
+
         workers = workers_per_node or max(gpus_per_node, 1)
+
+        def fitting(more: tuple[str, ...]) -> Job:
+            fits = read_job(job, [*replaced, *more])
+            check_workers(fits, nodes=nodes, size=nodes * workers)
+            return fits
+
+        resolved = fitting(())
         request = slurm.Request(nodes, workers, gpus_per_node, time, after or ())
         tasks = slurm.tasks_of(
             resolved.run_dir,
             sweep or [],
             range(resolved.seed, resolved.seed + seeds),
-            lambda more: read_job(job, [*replaced, *more]),
+            fitting,
         )
         script, text = slurm.write_script(resolved, slurm.read_site(site), request, tasks, keep=not dry_run)
         # Seeds are looked for in the folder of all of them.
@@ -510,7 +526,7 @@ def box_run(
     found = _told_once(lambda: _found(name))
     if mpirun:
         line = found.inside(1, box.mpirun_command(found, workers, command))
-        raise typer.Exit(subprocess.run(line, env=box.SHARED_CORES | dict(os.environ)).returncode)
+        raise typer.Exit(box.wait_for([subprocess.Popen(line, env=box.SHARED_CORES | dict(os.environ))]))
     raise typer.Exit(box.run_over_gloo(found, workers, command))
 
 
@@ -518,6 +534,11 @@ def box_run(
 def box_down(name: BoxName) -> None:
     """End what runs in a box and remove it."""
     _told_once(lambda: box.down(name))
+
+
+def _seeds_in(run: Path) -> list[Path]:
+    """The folders of a job's seeds, by their numbers."""
+    return sorted(run.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))
 
 
 def _found(name: str) -> box.Box:

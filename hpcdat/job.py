@@ -27,6 +27,8 @@ def fraction(value: Any) -> Any:
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
+MAY_CHANGE = "may be another when a run goes on"
+"""Marks settings that what training computes does not depend on."""
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
@@ -93,10 +95,10 @@ class Data(Settings):
     source: Literal["digits", "folder", "cifar10", "cifar100"] = "folder"
     """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
     scikit-learn's digits, written to `root` if not there"""
-    root: Path | None = None
+    root: Annotated[Path | None, MAY_CHANGE] = None
     """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
     cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
-    download: bool = False
+    download: Annotated[bool, MAY_CHANGE] = False
     """fetch CIFAR's official batches into `root` where they are not there"""
     train: str = "train"
     """`folder`: sub-folder of `root` that is trained on"""
@@ -114,11 +116,12 @@ class Data(Settings):
     split: Literal["workers", "nodes"] = "workers"
     """`workers`: any worker may read any image; `nodes`: each node keeps its own part of the
     images, as in the DAT paper"""
-    corrupt: Literal["stop", "skip"] = "stop"
+    corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
     """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
-    loader: Literal["dali", "torchvision"] = "dali"
-    """NVIDIA DALI, or torchvision's decoder and transforms as the alternative"""
-    threads: int = Field(2, ge=1)
+    loader: Literal["dali", "torchvision", "device"] = "dali"
+    """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: all images, which have one
+    size, stay in the memory of the GPU (or CPU) that trains and are shifted and mirrored there"""
+    threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)
     """height and width of an image as the model sees it, pixels"""
@@ -151,6 +154,9 @@ class Model(Settings):
     """`bfloat16`: faster where the device has it; weights, losses, pixels and exchange stay float32"""
     channels_last: bool = False
     """lay activations in memory pixel by pixel, which GPUs prefer with `bfloat16`"""
+    compiled: bool = False
+    """train by code that torch.compile makes for full batches, which takes it a minute or two at the start.
+    It rounds differently, and all gradients come at its end, so that no exchange can begin before"""
 
 
 class Attack(Settings):
@@ -326,7 +332,9 @@ class Evaluation(Settings):
     """length of a step; left out: 2.5 eps / steps"""
     random_start: bool = True
     """start from a uniform random point of the ball, drawn from `seed` for each batch of images"""
-    batch_size: int = Field(100, ge=1)
+    restarts: int = Field(1, ge=1)
+    """times that the attack starts; an image is robust if all of them fail. Sweeps start once"""
+    batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
     """images at a time; the batches do not depend on the number of workers"""
     every: int = Field(0, ge=0)
     """measure TA and RA every so many epochs as well; 0: only at the end"""
@@ -375,7 +383,7 @@ class EarlyStopping(Settings):
 class Job(Settings):
     """A training job, whole."""
 
-    run_dir: Path
+    run_dir: Annotated[Path, MAY_CHANGE]
     """folder of the run: settings, environment, metrics, checkpoints, result"""
     method: MethodName
     """training method, by its name in the DAT or the ConAdv paper"""
@@ -390,13 +398,13 @@ class Job(Settings):
     """seed of weights, order of images, augmentation and attacks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU a worker where there is one, else the CPU"""
-    stall_timeout: int = Field(600, ge=10)
+    stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=10)
     """seconds a worker may keep the others waiting before all of them stop"""
-    checkpoint_minutes: float = Field(10.0, gt=0)
+    checkpoint_minutes: Annotated[float, MAY_CHANGE] = Field(10.0, gt=0)
     """minutes between checkpoints within an epoch; every epoch ends with one"""
-    skipped_steps: int = Field(10, ge=0)
+    skipped_steps: Annotated[int, MAY_CHANGE] = Field(10, ge=0)
     """steps with a cost or gradient that is not finite that may be skipped before the run stops"""
-    reproduces: list[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]] = []
+    reproduces: Annotated[list[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]], MAY_CHANGE] = []
     """rows of the papers' tables that `hpcdat report --table`, and of dat-2 `hpcdat certify`, put the run
     beside, such as dat-4/dat-pgd-8"""
     data: Data = Data()
@@ -409,7 +417,7 @@ class Job(Settings):
     schedule: Schedule = Schedule()
     exchange: Exchange = Exchange()
     evaluation: Evaluation = Evaluation()
-    certification: Certification = Certification()
+    certification: Annotated[Certification, MAY_CHANGE] = Certification()
     early_stopping: EarlyStopping = EarlyStopping()
 
     @model_validator(mode="after")
@@ -442,6 +450,8 @@ class Job(Settings):
             raise _refusal("model.width", f"1: it is fixed for {self.model.name}")
         if self.optimizer.c_l > self.optimizer.c_u:
             raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
+        if self.evaluation.restarts > 1 and not self.evaluation.random_start:
+            raise _refusal("evaluation.restarts", "1: without random start all of them are the same")
         if self.early_stopping.patience and not self.evaluation.every:
             raise _refusal("evaluation.every", "1 or more: early_stopping.patience counts those evaluations")
         if self.early_stopping.held_out and not self.early_stopping.patience:
@@ -472,6 +482,10 @@ class Job(Settings):
             raise _refusal("data.channels", f"3: {data.source} has colours")
         if data.policy != "none" and data.channels != 3:
             raise _refusal("data.policy", f"none: {data.policy} changes colours, and the images are grey")
+        if data.loader == "device" and data.augmentation == "crop-flip":
+            raise _refusal("data.augmentation", "none or pad-crop: loader device resizes all images alike")
+        if data.loader == "device" and data.policy != "none":
+            raise _refusal("data.policy", "none: loader device has no policies; dali and torchvision do")
         if data.unlabelled_part != Data().unlabelled_part and data.unlabelled is None:
             raise _refusal("data.unlabelled", "a file, if batches are to have unlabelled images")
         if data.unlabelled and not 1 <= self.labelled_batch < self.batch_size:
@@ -497,6 +511,8 @@ class Job(Settings):
             raise _refusal(
                 "smoothing.workers", f"a number that divides smoothing.copies = {smoothing.copies} evenly"
             )
+        if smoothing.workers > 1 and self.data.corrupt != "stop":
+            raise _refusal("data.corrupt", "stop: smoothing.workers that share a batch must read all of it")
 
     def _check_concurrent(self) -> None:
         method, concurrent = METHODS[self.method], self.concurrent

@@ -46,20 +46,20 @@ class Judge:
         self.job, self.workers, self.state, self.progress = job, workers, state, progress
         self.every, self.patience = job.evaluation.every, job.early_stopping.patience
 
-        def evaluator(images: Images, settings: Evaluation, label: str = "evaluation") -> Evaluator:
+        def evaluator(images: Images, settings: Evaluation, *how: StopRequest | str | None) -> Evaluator:
             loader = open_loader(
                 images, job.data, training=False, batch_size=settings.batch_size, device=device
             )
-            return Evaluator(
-                loader, len(images), settings, job.attack.norm, job.seed, workers, progress, stop, label
-            )
+            return Evaluator(loader, len(images), settings, job, workers, progress, *how)
 
-        self.on_test = evaluator(test, job.evaluation)
-        self.on_judged = self.on_test if judged is test else evaluator(judged, job.evaluation)
+        self.on_test = evaluator(test, job.evaluation, stop)
+        self.on_judged = self.on_test if judged is test else evaluator(judged, job.evaluation, stop)
         self.guard = None
         if job.oracle == "fgsm" and job.early_stopping.fgsm_guard and not METHODS[job.method].split:
             watched = train.equal_part(min(GUARD_IMAGES, len(train)))
-            self.guard = evaluator(watched, self._guard_settings(len(watched)), "guard against overfitting")
+            settings = self._guard_settings(len(watched))
+            # It is short, and comes before the epoch is written: a stop has to wait for its end.
+            self.guard = evaluator(watched, settings, None, "guard against overfitting")
 
     def look(self) -> bool:
         """Evaluate if the job asks for it here, between two epochs; whether training goes on."""
@@ -116,7 +116,7 @@ class Judge:
         # Every worker has a batch.
         batch = min(self.job.evaluation.batch_size, -(-images // self.workers.size))
         settings = self.job.evaluation.with_usual_step_size(eps=self.job.attack.eps, steps=GUARD_STEPS)
-        return settings.model_copy(update={"batch_size": batch})
+        return settings.model_copy(update={"batch_size": batch, "restarts": 1})
 
 
 def set_aside(train: Images, test: Images, job: Job) -> tuple[Images, Images]:

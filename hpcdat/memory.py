@@ -10,6 +10,9 @@ import torch
 from hpcdat.errors import WorkerError
 from hpcdat.job import Job
 
+SIGNS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""Of what torch has no error of its own for: the CPU's allocator, and libraries that allocate themselves."""
+
 
 @contextmanager
 def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
@@ -25,8 +28,7 @@ def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # Of the CPU's allocator torch has no error of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)):
             raise
         section, _, key = batch_size.rpartition(".")
         value = getattr(getattr(job, section) if section else job, key)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import open_loader
 from hpcdat.data.batches import evaluation_batches
 from hpcdat.data.unlabelled import find_unlabelled, write_pseudo_labelled
-from hpcdat.errors import Stopped
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.run import choose_device
@@ -37,7 +38,7 @@ def pseudo_label(
 
     Raises:
         InputError: run or images cannot be used.
-        WorkerError: the file cannot be written.
+        WorkerError: something failed on a worker, or the file cannot be written.
         Stopped: a stop was asked for; nothing is written.
     """
     folder = RunFolder(run_dir)
@@ -56,15 +57,21 @@ def pseudo_label(
     loader = open_loader(images, data, training=False, batch_size=size, device=device)
     batches = evaluation_batches(len(images), size, rank=workers.rank, size=workers.size)
     progress = Progress(shown=workers.is_first)
-    progress.begin("labels", len(batches))
     labels = torch.zeros(len(images), dtype=torch.int64)
-    for (_, indices), (x, _) in zip(batches, loader.read([i for _, i in batches], seed=0), strict=True):
-        with torch.no_grad():
-            labels[torch.from_numpy(indices)] = model(x).argmax(1).cpu()
-        progress.step()
-        if stop.wanted:
-            raise Stopped("labelling was stopped; the same command does it again")
-    progress.end()
+
+    def work(look: Callable[[], None]) -> None:
+        progress.begin("labels", len(batches))
+        try:
+            read = loader.read([indices for _, indices in batches], seed=0)
+            for (_, indices), (x, _) in zip(batches, read, strict=True):
+                with torch.no_grad():
+                    labels[torch.from_numpy(indices)] = model(x).argmax(1).cpu()
+                progress.step()
+                look()
+        finally:
+            progress.end()
+
+    apart(workers, "label all images", work, stop)
     workers.sum([labels], "labels")
 
     def write() -> None:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
 import shutil
+import socket
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from hpcdat.checkpoint import Checkpoint, load_checkpoint
 from hpcdat.checkpoints import Checkpoints
 from hpcdat.errors import InputError
 from hpcdat.files import append_text, write_text
-from hpcdat.job import Job
+from hpcdat.job import MAY_CHANGE, Job, Settings
 from hpcdat.job_file import JobError, read_job, write_job
 
 State = Literal["new", "unfinished", "finished"]
+
+SECONDS_TO_END = 5.0
+"""How long a start waits for the one before to end, as after a kill."""
 
 
 class RunError(InputError):
@@ -64,6 +76,9 @@ class Result:
     aa_images: int | None = None
 
 
+RESULT = TypeAdapter(Result)
+
+
 class RunFolder:
     """The files of a run, each in its place.
 
@@ -86,7 +101,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints")
 
     def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> State:
-        """Make the folder, or take up the run in it.
+        """Make the folder, or take up the run in it; settings that changed and may are told.
 
         Args:
             job: the resolved job.
@@ -97,24 +112,33 @@ class RunFolder:
             Whether the run is new, can go on from a checkpoint, or is finished already.
 
         Raises:
-            RunError: the folder holds something else, or a run with other settings.
+            RunError: the folder holds something else, or a run with other settings, or another process trains
+                in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise RunError(f"run_dir {self.path} cannot be made: {error.strerror}") from None
+        self._keep_others_out()
+        # Hidden files are those of a write that was killed; a script was there before its run.
+        changed: list[str] = []
         # Hidden files are those of a write that was killed; a script was there before its run.
         held = [f for f in self.path.iterdir() if not f.name.startswith(".") and f != self.slurm_folder]
-        if held:
-            if not self.job_file.exists():
-                raise RunError(f"run_dir {self.path} holds files that no run wrote: choose another folder")
-            if overwrite:
-                for file in held:
-                    shutil.rmtree(file) if file.is_dir() else file.unlink()
-            else:
-                self._check_same(job)
+        # As long as this file is there, what an earlier start was to remove may be there in part.
+        removing = self.path / ".overwrite"
+        if held and not (self.job_file.exists() or removing.exists()):
+            raise RunError(f"run_dir {self.path} holds files that no run wrote: choose another folder")
+        if removing.exists() or (held and overwrite):
+            removing.touch()
+            for file in held:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            removing.unlink()
+        elif held:
+            changed = self._check_same(job)
         if self.metrics("finished"):
             return "finished"
+        if changed:
+            print(f"the run goes on with other settings: {', '.join(changed)}", flush=True)
         write_text(self.job_file, write_job(job))
         self.checkpoints.folder.mkdir(exist_ok=True)
         write_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
@@ -198,14 +222,17 @@ class RunFolder:
             RunError: there is none yet.
         """
         try:
-            return Result(**json.loads(self.result_file.read_text()))
+            return RESULT.validate_json(self.result_file.read_bytes())
         except FileNotFoundError:
             if not self.job_file.exists():
                 raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml") from None
             raise RunError(
                 f"{self.path} has no result yet: run `hpcdat evaluate {self.path}` first"
             ) from None
-        except (OSError, ValueError, TypeError) as error:
+        except ValidationError as error:
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise RunError(f"{self.result_file} cannot be read: {told}") from None
+        except OSError as error:
             raise RunError(f"{self.result_file} cannot be read: {error}") from None
 
     def read_job(self, settings: list[str]) -> Job:
@@ -224,25 +251,62 @@ class RunFolder:
             settings = ["evaluation.step_size=null", *settings]
         return read_job(self.job_file, settings)
 
-    def _check_same(self, job: Job) -> None:
+    def _keep_others_out(self) -> None:
+        """Hold the folder until this process ends, however it does."""
+        # Not by flock, which processes forked from this one would share, and keep when it is killed.
+        self._lock = (self.path / ".lock").open("ab+", buffering=0)
+        deadline = time.monotonic() + SECONDS_TO_END
+        while True:
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    print(
+                        f"warning: the file system of run_dir {self.path} has no locks ({error.strerror}): "
+                        "nothing keeps a second run from writing there",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    return
+            if time.monotonic() > deadline:
+                self._lock.seek(0)
+                raise RunError(
+                    f"run_dir {self.path} is in use by {self._lock.read().decode(errors='replace')}: let it "
+                    "end, or choose another run_dir"
+                )
+            time.sleep(0.1)
+        job = os.environ.get("SLURM_JOB_ID")
+        holder = f"process {os.getpid()} on {socket.gethostname()}" + (f", Slurm's job {job}" if job else "")
+        # A full disk is told where a file is written that matters.
+        with contextlib.suppress(OSError):
+            self._lock.truncate(0)
+            self._lock.write(holder.encode())
+
+    def _check_same(self, job: Job) -> list[str]:
+        """The settings that have changed and may."""
         advice = "choose another run_dir, or start over with --overwrite"
         try:
             before = read_job(self.job_file)
         except JobError as error:
             raise RunError(f"{error}\n{advice}") from None
-        changed = _differences(before.model_dump(by_alias=True), job.model_dump(by_alias=True))
-        if changed:
+        changed = list(_differences(before, job))
+        refused = [text for text, may_change in changed if not may_change]
+        if refused:
             raise RunError(
-                f"the run in {self.path} has other settings ({', '.join(changed)}): "
+                f"the run in {self.path} has other settings ({', '.join(refused)}): "
                 f"use the same to go on with it, {advice}"
             )
+        return [text for text, _ in changed]
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    changed = []
-    for key, value in now.items():
-        if isinstance(value, dict):
-            changed += _differences(before[key], value, f"{prefix}{key}.")
-        elif before[key] != value and key != "run_dir":
-            changed.append(f"{prefix}{key}: {before[key]} -> {value}")
-    return changed
+def _differences(before: Settings, now: Settings, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """The settings that differ, in words, and whether each may."""
+    for name, field in type(now).model_fields.items():
+        key, one, other = prefix + (field.alias or name), getattr(before, name), getattr(now, name)
+        may_change = MAY_CHANGE in field.metadata
+        if isinstance(other, Settings):
+            for text, inner_may in _differences(one, other, f"{key}."):
+                yield text, may_change or inner_may
+        elif one != other:
+            yield f"{key}: {one} -> {other}", may_change

@@ -19,6 +19,7 @@ from hpcdat.data.unlabelled import joined, read_pseudo_labelled
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.alone import alone_in
 from hpcdat.evaluation.findings import examine
 from hpcdat.evaluation.sharding import Subject
 from hpcdat.evaluation.wanted import Wanted
@@ -51,12 +52,7 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         WorkerError: something failed on a worker.
         Stopped: a stop was asked for.
     """
-    if METHODS[job.method].centralised and workers.nodes > 1:
-        raise InputError(
-            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
-            f"{workers.nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
-            everywhere=True,
-        )
+    check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = _images(job, workers)
     train_images, judged = workers.together(
@@ -76,10 +72,10 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         if workers.is_first:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
         return workers.together("read the result", folder.read_result)
-    trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
-    if state == "unfinished":
-        trainer.resume()
     with enough_memory(job, "batch_size"):
+        trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
+        if state == "unfinished":
+            trainer.resume()
         accuracy = trainer.run()
     return _conclude(folder, job, accuracy, trainer.state.epoch, workers, finished=True)
 
@@ -140,7 +136,8 @@ def evaluate(
         suspicions told on stderr.
 
     Raises:
-        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong.
+        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong; or another
+            evaluation is at work there.
         WorkerError: something failed on a worker.
         Stopped: a stop was asked for; the same command goes on.
     """
@@ -149,7 +146,8 @@ def evaluate(
     trained = load_trained(folder, job, workers)
     subject = Subject(trained.model, job, folder.outcomes_folder)
     progress = Progress(shown=workers.is_first)
-    found = examine(subject, wanted, trained.test_images, workers, progress, stop)
+    with alone_in(folder.outcomes_folder, workers):
+        found = examine(subject, wanted, trained.test_images, workers, progress, stop)
 
     def write() -> tuple[float, int] | None:
         if not workers.is_first:
@@ -200,6 +198,21 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
         return model.to(device).eval()
 
     return Trained(workers.together("build the model", build), checkpoint.epoch, test_images, device)
+
+
+def check_workers(job: Job, *, nodes: int, size: int) -> None:
+    """Look whether a job can be trained by so many workers on so many nodes, before any of them starts.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if METHODS[job.method].centralised and nodes > 1:
+        raise InputError(
+            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
+            f"{nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
+            everywhere=True,
+        )
+    assign_roles(job, size)
 
 
 def choose_device(job: Job, workers: Workers) -> torch.device:
@@ -270,9 +283,10 @@ def summarise(
     """
     team = folder.environment()
     epochs = folder.metrics("epoch")
-    # An epoch that was broken off and gone on with has no time of its own.
+    # Where steps were skipped or images could not be read, an epoch was shorter.
     whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
+    restarts = f" x {attack.restarts}" if attack.restarts > 1 else ""
     return Result(
         method=job.method,
         seed=job.seed,
@@ -283,7 +297,7 @@ def summarise(
         images=accuracy.images,
         ta=accuracy.ta,
         ra=accuracy.ra,
-        attack=f"PGD-{attack.steps}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
+        attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
         communication=median(e["communication_seconds"] for e in whole) if whole else None,
         total=median(e["total_seconds"] for e in whole) if whole else None,
         exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),

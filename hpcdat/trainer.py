@@ -30,6 +30,7 @@ from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.job import METHODS, Job
 from hpcdat.judge import Judge
 from hpcdat.models import build_model
+from hpcdat.models.compiled import Compiled, fastest_convolutions
 from hpcdat.models.pretrained import load_pretrained
 from hpcdat.models.split_batch_norm import split_batch_norm
 from hpcdat.objectives import Labelled, clean_loss, divergence, local_cost
@@ -93,6 +94,8 @@ class Trainer:
         self.train_images = train
         self.progress = Progress(shown=workers.is_first)
         self.model = build_model_for(job, len(train.classes)).to(device)
+        full = job.batch_size * job.passes
+        self.network = Compiled(self.model, full) if job.model.compiled else self.model
         self.optimizer = build_optimizer(self.model, job.optimizer)
         settings = settle(job.exchange, workers, self.model, folder.choice_file, self.progress)
         self.exchange = GradientExchange(workers, self.model, settings, job.seed)
@@ -115,7 +118,7 @@ class Trainer:
             batch_norm,
             workers,
             folder,
-            train.classes,
+            train,
         )
         self.judge = Judge(job, workers, self.state, train, judged, test, device, self.progress, stop)
         self._clock, self._saved = time.perf_counter(), time.monotonic()
@@ -141,22 +144,25 @@ class Trainer:
         counted = self.role.clean if self.counts_images else ()
         images = sum(len(now.images[number].x) for number in counted)
         flags = [float(self.stop.wanted), float(self._save_is_due())]
-        riders = torch.tensor([cost, float(images), correct, *flags], device=self.device)
+        riders = torch.cat([torch.stack([cost, correct]), torch.tensor([images, *flags], device=self.device)])
         self.exchange.finish(riders)  # steps 4 to 7: (A3)
         gradients = [p.grad for p in self.parameters]
         # Block 3, on every worker i
-        total_cost, images, correct, stops, saves = riders.tolist()
+        finite = all_finite([*gradients, riders])
+        # One wait for the device, not one for each number.
+        total_cost, correct, images, stops, saves, finite = torch.cat([riders, finite[None]]).tolist()
         if images != now.global_size:
             total_cost *= self._make_up_for_unread_images(gradients, int(images), now.global_size)
-        finite = all_finite([*gradients, riders])
-        self.exchange.settle(counts=finite)
+        self.exchange.settle(counts=bool(finite))
         if finite:
             self.optimizer.step()  # step 9: (A4)
         else:
             # The sum is the same on all workers, so all of them leave the step out.
             self.state.batch_norm.restore(statistics)
             correct = 0
-        return StepOutcome(total_cost, int(images), int(correct), finite, stop=stops > 0, save=saves > 0)
+        return StepOutcome(
+            total_cost, int(images), int(correct), bool(finite), stop=stops > 0, save=saves > 0
+        )
 
     def attack(self, images: Labelled, number: int, step: int) -> Tensor:
         """Sample-wise attack generation (A1), with the weights at hand.
@@ -169,12 +175,13 @@ class Trainer:
             return images.x
         settings = self.job.attack
         seed = derive(self.job.seed, "attack", self.state.epoch, step, number)
-        model, phi = self.model, partial(clean_loss, y=images.y)
-        if number in self.role.trains:
+        model, phi = self.network, partial(clean_loss, y=images.y)
+        # Where batches bring their own statistics the running ones are left to the gradient beside it.
+        if settings.batch_norm == "eval" and number in self.role.trains:
             self.state.batch_norm.enter(self.role.trains.index(number))
         if self.job.objective.regulariser == "trades" and len(images.x):
-            with attacked(self.model, settings.batch_norm), torch.no_grad():
-                phi = partial(divergence, clean_logits=self.model(images.x))
+            with attacked(model, settings.batch_norm), torch.no_grad():
+                phi = partial(divergence, clean_logits=model(images.x))
         if self.copies:
             model, phi = self.copies.smoothed(model, images, self.state.epoch, step, number)
         return inner_maximisation(
@@ -192,17 +199,18 @@ class Trainer:
             generator=self.generator.manual_seed(seed),
         )
 
-    def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[float, float]:
+    def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[Tensor, Tensor]:
         """Local gradient computation (A2), left in ``.grad``, its exchange begun.
 
         Costs are summed over the samples and divided by the global batch: the sum over the
         workers is then the mean over all samples, whatever each worker's share.
 
         Returns:
-            This worker's part of the cost, and how many clean images it saw classified right.
+            This worker's part of the cost, and how many clean images it saw classified right: float32, ().
         """
         self.optimizer.zero_grad(set_to_none=True)
-        role, objective, total, correct = self.role, self.job.objective, 0.0, 0.0
+        role, objective = self.role, self.job.objective
+        total, correct = torch.zeros(2, device=self.device)
         batches = [
             (number, now.images.get(number) if number in role.clean else None, x_adv.get(number))
             for number in role.trains
@@ -213,7 +221,7 @@ class Trainer:
             if self.copies:
                 parts = None, self.copies.noisy(x_adv[number], self.state.epoch, now.step, number)
             cost = local_cost(
-                self.model,
+                self.network,
                 *parts,
                 weights=self.job.weights_of_cost,
                 phi=objective.regulariser,
@@ -224,7 +232,7 @@ class Trainer:
                 # From here on gradients are whole when they come.
                 self.exchange.begin(self.state.epoch, self.state.step)
             loss.backward()
-            total, correct = total + loss.item(), correct + cost.correct.item()
+            total, correct = total + loss.detach(), correct + cost.correct
         if not batches:
             self.exchange.begin(self.state.epoch, self.state.step)
             self.exchange.contribute_nothing()
@@ -278,6 +286,12 @@ class Trainer:
         state = self.state
         shares = self._shares()
         steps = len(shares[0])
+        if state.step >= steps:
+            raise InputError(
+                f"the checkpoint is of step {state.step} of an epoch that now has {steps}: data.split: nodes "
+                "and as many workers on other nodes; take as many nodes as before",
+                everywhere=True,
+            )
         batches = self._read(shares)
         self.model.train()
         self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", steps, state.step)
@@ -294,7 +308,8 @@ class Trainer:
             if newest is not None:
                 window.append(newest)
             now = window.popleft()
-            outcome = self.step(now, newest if self.adversary.delay else None)
+            with fastest_convolutions(self.job.model.compiled):
+                outcome = self.step(now, newest if self.adversary.delay else None)
             self._step_seconds.append(time.perf_counter() - began - (self.exchange.spent.waited - waited))
             state.step += 1
             self._count(outcome, now.global_size)
@@ -326,12 +341,12 @@ class Trainer:
         groups = homes if job.data.split == "nodes" else [0] * self.batches
 
         def of_batch(number: int) -> list[Share]:
-            shares = training_shares(labelled, job.labelled_batch, rank=number, groups=groups, **when)
+            place = {"rank": number, "groups": groups, **when}
+            shares = training_shares(labelled, job.labelled_batch, **place)
             if not unlabelled:
                 return shares
-            place = {"place": number, "places": self.batches}
             part = job.data.unlabelled_part
-            return with_unlabelled(shares, labelled, unlabelled, part=part, **place, **when)
+            return with_unlabelled(shares, labelled, unlabelled, part=part, **place)
 
         return [of_batch(number) for number in self.role.reads or (0,)]
 
@@ -382,11 +397,15 @@ class Trainer:
         if state.skipped_steps > self.job.skipped_steps:
             raise WorkerError(
                 f"{state.skipped_steps} steps had a cost or gradient that is not finite, the last one at "
-                f"{place}; skipped_steps allows {self.job.skipped_steps}. Lower optimizer.lr "
-                f"({self.job.optimizer.lr:g}) or add warm-up epochs; the last good checkpoints are in "
-                f"{self.folder.checkpoints.folder}",
+                f"{place}; skipped_steps allows {self.job.skipped_steps}. {self._after_divergence()}",
                 everywhere=True,
             )
+
+    def _after_divergence(self) -> str:
+        return (
+            f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
+            f"checkpoints are in {self.folder.checkpoints.folder}"
+        )
 
     def _measure(self) -> None:
         """Add the seconds since the last look to the totals of the epoch."""
@@ -451,15 +470,22 @@ class Trainer:
         return self.workers.is_first and time.monotonic() - self._saved > 60 * self.job.checkpoint_minutes
 
     def _save(self) -> None:
+        if not all_finite(self.parameters):
+            # The same on all workers, as the weights are.
+            raise WorkerError(
+                f"the weights are no longer finite in epoch {self.state.epoch + 1}, step {self.state.step}: "
+                f"they are not kept. {self._after_divergence()}",
+                everywhere=True,
+            )
         if self.state.step:
             self._measure()
         self.state.save()
         self._saved = time.monotonic()
 
 
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether no element of any tensor is infinite or NaN; one synchronisation with the device."""
-    return bool(torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all())
+def all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether no element of any tensor is infinite or NaN: bool, ()."""
+    return torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all()
 
 
 def build_model_for(job: Job, classes: int) -> torch.nn.Module:

@@ -14,7 +14,9 @@ from hpcdat.checkpoint import Checkpoint, EpochTotals, load_checkpoint
 from hpcdat.cluster.agreement import BatchNormStatistics
 from hpcdat.cluster.workers import Workers
 from hpcdat.concurrent import Adversary
+from hpcdat.data.images import Images
 from hpcdat.early_stopping import Judgement
+from hpcdat.errors import InputError
 from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.record import RunFolder
 
@@ -30,7 +32,7 @@ class TrainingState:
         batch_norm: the statistics in which the workers differ within an epoch.
         workers: who trains.
         folder: the run's; worker 0 writes.
-        classes: names of the classes, in the order of the logits.
+        train: the images that are trained on.
 
     Attributes:
         epoch, step: epochs done, and steps done in the one after those.
@@ -48,12 +50,12 @@ class TrainingState:
         batch_norm: BatchNormStatistics,
         workers: Workers,
         folder: RunFolder,
-        classes: list[str],
+        train: Images,
     ) -> None:
         self.model, self.optimizer, self.exchange = model, optimizer, exchange
         self.adversary, self.batch_norm = adversary, batch_norm
         self.workers, self.folder = workers, folder
-        self.classes = classes
+        self.classes, self.images = train.classes, len(train)
         self.epoch = self.step = self.skipped_steps = 0
         self.totals = EpochTotals()
         self.judgement = Judgement()
@@ -91,6 +93,7 @@ class TrainingState:
             step=self.step,
             workers=self.workers.size,
             classes=self.classes,
+            images=self.images,
             totals=asdict(self.totals),
             skipped_steps=self.skipped_steps,
             judgement=asdict(self.judgement),
@@ -116,7 +119,7 @@ class TrainingState:
             say: receives a line about the checkpoint taken, and one for each that was passed over.
 
         Raises:
-            InputError: there is no checkpoint that can be used.
+            InputError: there is no checkpoint that can be used, or the images are not those of the training.
         """
         told: list[str] = []
 
@@ -160,6 +163,14 @@ class TrainingState:
     def _take(self, file: Path, *, forget: bool = True) -> None:
         def load() -> Checkpoint:
             checkpoint = load_checkpoint(file)
+            if (checkpoint.images, checkpoint.classes) != (self.images, self.classes):
+                other = sorted(set(checkpoint.classes) ^ set(self.classes))[:5]
+                raise InputError(
+                    f"the run was trained on {checkpoint.images} images of {len(checkpoint.classes)} "
+                    f"classes, and now there are {self.images} of {len(self.classes)}"
+                    + (f" (others: {', '.join(other)})" if other else "")
+                    + ": bring the images back (data.root), or start over with --overwrite"
+                )
             self.model.load_state_dict(checkpoint.model)
             self.optimizer.load_state_dict(checkpoint.optimizer)
             if checkpoint.step > 0:

@@ -87,6 +87,16 @@ def test_fgsm_raises_a_linear_score_by_the_dual_norm(w, generator):
     torch.testing.assert_close(raised, 0.1 * w.abs().sum().expand_as(raised), rtol=1e-5, atol=0)
 
 
+def test_a_step_by_the_gradient_itself_has_its_length(w, generator):
+    """ConAdv's eq. (3): two steps of 0.05 w, of which some pixels' are longer than the ball allows."""
+    x = images(generator)
+    how = {"eps": 0.1, "step_size": 0.05, "steps": 2, "direction": "gradient", "random_start": False}
+    x_adv = inner_maximisation(Linear(w), lambda logits: logits[:, 1], x, **how)
+    moved = (0.1 * w).clamp(-0.1, 0.1)
+    assert 0 < (moved == 0.1 * w).sum() < moved.numel()
+    torch.testing.assert_close(x_adv, (x + moved).clamp(0, 1), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("low, high", [(0.3, 0.7), (0.0, 1.0)], ids=["inside the box", "box active"])
 def test_l2_pgd_reaches_the_worst_case_of_a_linear_model(w, generator, random_start, low, high):
@@ -235,6 +245,19 @@ def test_an_attack_leaves_no_trace(generator, batch_norm, norm, training):
     assert torch.equal(x, x_before) and not x.requires_grad and x.grad is None
 
 
+def test_no_gradient_of_the_weights_is_computed(w, generator):
+    asked = []
+
+    class Watched(Linear):
+        def forward(self, x):
+            asked.append(any(p.requires_grad for p in self.parameters()))
+            return super().forward(x)
+
+    x = images(generator)
+    inner_maximisation(Watched(w), loss_of_zero, x, eps=0.1, step_size=0.1, steps=2, generator=generator)
+    assert asked == [False, False]
+
+
 def test_a_failing_model_is_put_back_too(generator):
     model = small_net().train()
 
@@ -252,6 +275,7 @@ def test_a_failing_model_is_put_back_too(generator):
             random_start=False,
         )
     assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_the_batch_norm_mode_decides_which_statistics_are_attacked(generator):

@@ -27,6 +27,7 @@ def at(epoch, step=0, workers=4):
         step=step,
         workers=workers,
         classes=["cat", "dog"],
+        images=100,
         metrics_bytes=17,
     )
 

@@ -115,6 +115,16 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
             "schedule.warmup_epochs: expected 0: the schedule cyclic",
         ),
         ("schedule: {name: cyclic, peak_epoch: 2}", [], "schedule.peak_epoch: expected less than epochs = 2"),
+        (
+            "",
+            ["data.loader=device", "data.augmentation=crop-flip"],
+            "data.augmentation: expected none or pad-crop",
+        ),
+        (
+            "",
+            ["evaluation.restarts=2", "evaluation.random_start=false"],
+            "evaluation.restarts: expected 1",
+        ),
         ("", ["epochs"], "--set epochs: expected key=value"),
         ("", ["epochs=[1"], "--set epochs=[1: the value is not YAML"),
         ("", ["optimizer.c_l=11"], "optimizer.c_l: expected at most optimizer.c_u = 10"),

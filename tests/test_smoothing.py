@@ -180,6 +180,7 @@ def test_workers_that_share_a_batch_are_neighbours():
         (["smoothing.sigma=0.1", "objective.lambda=1"], "objective.lambda"),
         (["smoothing.sigma=0.1", "objective.regulariser=trades"], "objective.regulariser"),
         (["smoothing.sigma=0.1", "smoothing.copies=6", "smoothing.workers=4"], "smoothing.workers"),
+        (["smoothing.sigma=0.1", "smoothing.workers=2", "data.corrupt=skip"], "data.corrupt: .*stop"),
     ],
 )
 def test_what_does_not_go_together_is_told(settings, told):

@@ -79,7 +79,7 @@ class BatchNormStatistics:
     def local(self) -> list[list[Tensor]]:
         """A copy of this worker's own, set by set."""
         self._sets[self._place] = self._copy()
-        return [[t.clone() for t in kept] for kept in self._sets]
+        return [list(kept) for kept in self._sets]
 
     def restore(self, local: list[list[Tensor]]) -> None:
         """Take back a copy made by :meth:`local`."""

@@ -29,7 +29,7 @@ class _Rounds:
     their shares.
     """
 
-    def __init__(self, workers: Workers, stop: StopRequest) -> None:
+    def __init__(self, workers: Workers, stop: StopRequest | None) -> None:
         self.workers, self.stop = workers, stop
         self.finished = self.failed = False
         self.all_finished = self.any_failed = self.stopping = False
@@ -59,7 +59,8 @@ class _Rounds:
             self._end()
 
     def _begin(self) -> None:
-        self._flags = torch.tensor([self.finished, self.failed, self.stop.wanted], dtype=torch.int64)
+        wanted = self.stop is not None and self.stop.wanted
+        self._flags = torch.tensor([self.finished, self.failed, wanted], dtype=torch.int64)
         self._pending = self.workers.start_sum([self._flags], "whether all have done their share")
 
     def _end(self) -> None:
@@ -71,7 +72,9 @@ class _Rounds:
         self._next = time.monotonic() + SECONDS_BETWEEN_ROUNDS
 
 
-def apart(workers: Workers, what: str, work: Callable[[Callable[[], None]], T], stop: StopRequest) -> T:
+def apart(
+    workers: Workers, what: str, work: Callable[[Callable[[], None]], T], stop: StopRequest | None
+) -> T:
     """Do a share of some work on each worker, however long it takes the others.
 
     All workers call this together. A failure or a wish to stop on one ends it on all, within the time
@@ -83,7 +86,7 @@ def apart(workers: Workers, what: str, work: Callable[[Callable[[], None]], T], 
         work: receives a function that it calls often, at least once in every stall timeout: it looks
             after the others, and breaks the work off when there is a reason. Nothing else in it may be
             collective.
-        stop: the user's wish to stop, on any of the workers.
+        stop: the user's wish to stop, on any of the workers; None where it has to wait for the end.
 
     Returns:
         What came of this worker's share.

@@ -196,7 +196,7 @@ def run_over_gloo(
                     env=SHARED_CORES | dict(os.environ if environment is None else environment) | variables,
                 )
             )
-    return _wait(processes)
+    return wait_for(processes)
 
 
 def mpirun_command(box: Box, workers: int, command: Sequence[str]) -> list[str]:
@@ -330,8 +330,8 @@ def _run(*command: str) -> None:
         raise BoxError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def _wait(processes: list[subprocess.Popen]) -> int:
-    """Wait for all; when one fails, or this process is told to end, end the others."""
+def wait_for(processes: list[subprocess.Popen]) -> int:
+    """The first exit code of all that is not 0; when one fails or this process is told to end, all are to."""
     code = 0
     with _ended_with_us(processes):
         while [process for process in processes if process.poll() is None]:
@@ -350,12 +350,27 @@ def _wait(processes: list[subprocess.Popen]) -> int:
 
 @contextlib.contextmanager
 def _ended_with_us(processes: list[subprocess.Popen]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask them to end, as hpcdat's do with a checkpoint; a second Ctrl-C ends them."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+        for process in processes:
+            process.terminate()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except BaseException:
         for process in processes:
             process.kill()
         raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _agent(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jinja2
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
 
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.files import write_text
@@ -44,7 +45,7 @@ class Site(BaseModel):
         cpus_per_worker: cores of a worker.
         modules: loaded before anything else.
         container: the command in front of Python, such as ``[apptainer, exec, --nv, image.sif]``.
-        interface: network card, or subnet, of the workers' traffic.
+        interface: network card of the workers' traffic; with mpirun it may be a subnet.
         environment: variables of the workers, such as NCCL's.
         sbatch: other options of sbatch, without ``--``; null for those without a value.
     """
@@ -62,6 +63,14 @@ class Site(BaseModel):
     interface: Name | None = None
     environment: dict[Variable, OneLine] = {}
     sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], OneLine | int | None] = {}
+
+    @field_validator("interface")
+    @classmethod
+    def _names_a_card(cls, interface: str | None, info: ValidationInfo) -> str | None:
+        launcher = info.data.get("launcher", "mpirun")
+        if launcher != "mpirun" and "/" in (interface or ""):
+            raise ValueError(f"expected the name of a network card, such as ib0: {launcher} takes no subnet")
+        return interface
 
 
 @dataclass(frozen=True)
@@ -139,10 +148,12 @@ def write_script(
         The script's path and text.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or sbatch cannot be given its name.
     """
     folder = RunFolder(job.run_dir.resolve()).slurm_folder
-    script, copy = folder / "job.sh", folder / "job.yaml"
+    script, settings = folder / "job.sh", write_job(job)
+    # Named by its contents: a script that is in the queue finds its own, whatever is submitted after it.
+    copy = folder / f"job-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}.yaml"
     environment = dict(site.environment)
     if site.interface and site.launcher == "srun":
         environment = {
@@ -168,7 +179,7 @@ def write_script(
     if keep:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(copy, write_job(job))
+            write_text(copy, settings)
             write_text(script, text)
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}") from None
@@ -187,7 +198,7 @@ def tasks_of(
         check: takes the settings of each element and raises what is wrong with them.
 
     Raises:
-        InputError: a text is no sweep, or a setting is wrong.
+        InputError: a text is no sweep, two elements have one folder, or a setting is wrong.
     """
     axes = []
     for sweep in sweeps:
@@ -202,6 +213,12 @@ def tasks_of(
             tasks += [Task(folder / f"seed-{seed}", (*settings, f"seed={seed}")) for seed in seeds]
         elif settings:
             tasks.append(Task(folder, settings))
+    folders: dict[Path, Task] = {}
+    for task in tasks:
+        other = folders.setdefault(task.run_dir, task)
+        if other is not task:
+            one, two = (", ".join(each.settings) for each in (other, task))
+            raise InputError(f"--sweep: {one} and {two} would share the folder {task.run_dir}: leave one out")
     for task in tasks:
         check(task.settings)
     return tasks
@@ -267,6 +284,13 @@ def _directives(
         "open-mode": "append",
     }
     given = {name: value for name, value in directives.items() if value is not None}
+    for name, value in given.items():
+        # A quote does not keep a comment together: the next line of the value would be a command.
+        if re.search(r"[\x00-\x1f\x7f]", str(value)):
+            raise InputError(
+                f"{str(value)!r} holds a line break or another control character, which sbatch cannot be "
+                f"given (--{name}): rename that folder"
+            )
     return given | {"requeue": None} | site.sbatch
 
 

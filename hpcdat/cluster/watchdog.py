@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 
 
 class Watchdog:
-    """Ends this process when one wait lasts longer than allowed.
+    """Ends this process when one wait, of whichever thread, lasts longer than allowed.
 
     The process ends from a thread, since a collective that hangs cannot be interrupted; its
     launcher then ends the other workers.
@@ -24,25 +25,26 @@ class Watchdog:
     def __init__(self, seconds: float, who: str) -> None:
         self.seconds = seconds
         self.who = who
-        self._wait: tuple[str, float] | None = None
+        self._waits: dict[object, tuple[str, float]] = {}
         threading.Thread(target=self._look, name="watchdog", daemon=True).start()
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Bound the wait inside the block; ``what`` says what is waited for."""
-        self._wait = (what, time.monotonic())
+        this = object()
+        self._waits[this] = (what, time.monotonic())
         try:
             yield
         finally:
-            self._wait = None
+            del self._waits[this]
 
     def _look(self) -> None:
         while True:
             time.sleep(min(1.0, self.seconds / 4))
-            wait = self._wait
-            if wait is not None and time.monotonic() - wait[1] > self.seconds:
+            what, since = min(list(self._waits.values()), key=lambda wait: wait[1], default=("", math.inf))
+            if time.monotonic() - since > self.seconds:
                 print(
-                    f"hpcdat: {self.who} has waited {self.seconds:g} s for the other workers ({wait[0]}) "
+                    f"hpcdat: {self.who} has waited {self.seconds:g} s for the other workers ({what}) "
                     "and gives up: one of them hangs or is unreachable. Look for the worker whose "
                     "message is missing; raise stall_timeout if the wait was rightful.",
                     file=sys.stderr,

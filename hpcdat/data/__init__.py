@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hpcdat.data.batches import Indices
 from hpcdat.data.cifar import read_cifar
+from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import Images, list_images
 from hpcdat.job import Data
@@ -68,7 +69,9 @@ def open_loader(
         batch_size: largest batch it will be asked for.
         device: where the images end up.
     """
-    # Imported when it is asked for: either library may be missing where the other is used.
+    if settings.loader == "device":
+        return DeviceLoader(images, settings, training=training, device=device)
+    # Imported when it is asked for: DALI may be missing where it is not used.
     if settings.loader == "dali":
         from hpcdat.data.dali import DaliLoader
 

@@ -47,12 +47,10 @@ def training_shares(
         As many shares on every worker.
     """
     sizes = np.bincount(groups).tolist()
-    ends = [count * workers // len(groups) for workers in accumulate(sizes)]
-    parts = np.split(np.random.default_rng(derive(seed, "split")).permutation(count), ends[:-1])
     steps: list[list[Indices]] = []
     nothing = np.empty(0, dtype=np.int64)
-    for group, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        order = np.random.default_rng(derive(seed, "order", epoch, group)).permutation(np.sort(part))
+    for group, (part, size) in enumerate(zip(_divided(count, groups, seed), sizes, strict=True)):
+        order = np.random.default_rng(derive(seed, "order", epoch, group)).permutation(part)
         width = batch_size * size
         steps.append([order[start : start + width] for start in range(0, len(order), width)])
     own, place = groups[rank], sum(group == groups[rank] for group in groups[:rank])
@@ -69,33 +67,44 @@ def with_unlabelled(
     unlabelled: int,
     *,
     part: float,
-    place: int,
-    places: int,
+    rank: int,
+    groups: Sequence[int],
     seed: int,
     epoch: int,
 ) -> list[Share]:
     """Mix unlabelled images into a worker's batches: Carmon et al. 2019's fraction of every batch.
 
-    An epoch is a pass over the labelled images. The unlabelled ones are shuffled for each epoch, and gone
-    through as often as it takes.
+    An epoch is a pass over the labelled images. The unlabelled ones are divided among the groups as these
+    are, shuffled for each epoch, and gone through as often as it takes.
 
     Args:
         shares: of labelled images.
         labelled, unlabelled: how many there are; the latter stand behind the former.
         part: of a batch that is unlabelled, in (0, 1).
-        place, places: which of the batches of a step this is.
+        rank, groups: as for :func:`training_shares`.
         seed: the job's.
         epoch: from 0.
     """
-    order = labelled + np.random.default_rng(derive(seed, "unlabelled", epoch)).permutation(unlabelled)
+    own = groups[rank]
+    random = np.random.default_rng(derive(seed, "unlabelled", epoch, own))
+    order = labelled + random.permutation(_divided(unlabelled, groups, seed)[own])
     taken, mixed = 0, []
     for share in shares:
         more = round(share.global_size * part / (1 - part))
-        drawn = order.take(np.arange(taken, taken + more), mode="wrap")
-        taken += more
-        indices = np.concatenate([share.indices, np.array_split(drawn, places)[place]])
+        sizes = [len(drawn) for drawn in np.array_split(np.arange(more), len(groups))]
+        ours = [size if group == own else 0 for size, group in zip(sizes, groups, strict=True)]
+        places = np.arange(sizes[rank]) + taken + sum(ours[:rank])
+        taken += sum(ours)
+        indices = np.concatenate([share.indices, order.take(places, mode="wrap")])
         mixed.append(Share(indices, share.global_size + more))
     return mixed
+
+
+def _divided(count: int, groups: Sequence[int], seed: int) -> list[Indices]:
+    """Positions of images, in order, for each group in proportion to its size."""
+    ends = [count * workers // len(groups) for workers in accumulate(np.bincount(groups).tolist())]
+    shuffled = np.random.default_rng(derive(seed, "split")).permutation(count)
+    return [np.sort(part) for part in np.split(shuffled, ends[:-1])]
 
 
 def evaluation_batches(count: int, batch_size: int, *, rank: int, size: int) -> list[tuple[int, Indices]]:

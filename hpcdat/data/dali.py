@@ -11,7 +11,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 from torch import Tensor
 
-from hpcdat.data.augmentation import View, view_of
+from hpcdat.data.augmentation import View, views_of
 from hpcdat.data.batches import Indices
 from hpcdat.data.dali_policy import AutoAugment
 from hpcdat.data.images import DataError, Images
@@ -112,22 +112,24 @@ class DaliLoader:
             stored = list(self.images.pixels[indices])
         else:
             stored = [np.fromfile(self.images.files[i], dtype=np.uint8) for i in indices]
-        views = [np.array(self._view(int(i)), dtype=np.int32) for i in indices]
+        views = list(np.stack(self._views(indices), axis=1).astype(np.int32))
         if self._policy is None:
             return stored, views
         return stored, views, [self._policy.choices(int(i), self._seed) for i in indices]
 
-    def _view(self, index: int) -> View:
+    def _views(self, indices: Indices) -> View:
+        height, width = np.array([self._shape(int(i)) for i in indices]).T
+        return views_of(height, width, indices, self.settings, training=self.training, seed=self._seed)
+
+    def _shape(self, index: int) -> tuple[int, int]:
+        """Height and width of an image as it is stored."""
         if self.images.pixels is not None:
-            return view_of(
-                *self.images.pixels.shape[1:3], index, self.settings, training=self.training, seed=self._seed
-            )
+            return self.images.pixels.shape[1:3]
         if index not in self._shapes:
             # Pillow reads the header alone.
             with Image.open(self.images.files[index]) as image:
                 self._shapes[index] = (image.height, image.width)
-        shape = self._shapes[index]
-        return view_of(*shape, index, self.settings, training=self.training, seed=self._seed)
+        return self._shapes[index]
 
     def _build(self):  # noqa: ANN202  (DALI's Pipeline type is not public)
         on_gpu = self.device.type == "cuda"

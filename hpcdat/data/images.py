@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from hpcdat.errors import InputError
+from hpcdat.files import digest
 
 
 class DataError(InputError):
@@ -36,6 +39,19 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @cached_property
+    def signature(self) -> str:
+        """By which to tell lists of images apart: names, labels, and pixels, or sizes and times of files.
+
+        The time of a file's last change says so without reading gigabytes; where it differs though the
+        images do not (a copy), the same is only measured again.
+        """
+        names = [f"{Path(file).parent.name}/{Path(file).name}" for file in self.files]
+        if self.pixels is None:
+            return digest([names, self.labels, [_stamp(Path(file)) for file in self.files]])
+        pixels = hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=8).hexdigest()
+        return digest([names, self.labels, self.pixels.shape, pixels])
 
     def subset(self, indices: NDArray[np.int64]) -> Images:
         """The images at these positions, in this order."""
@@ -88,3 +104,12 @@ def list_images(folder: Path, classes: list[str] | None = None) -> Images:
         raise DataError(f"{folder}: {error.strerror or error}") from None
     files, labels = zip(*samples, strict=True)
     return Images(list(files), list(labels), found)
+
+
+def _stamp(file: Path) -> list[int] | None:
+    """Size and time of the last change; None of a file that is not there, which may be left out."""
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return [state.st_size, state.st_mtime_ns]

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 
 import torch
 from PIL import Image
@@ -43,6 +49,7 @@ class TorchvisionLoader:
             multiprocessing_context="forkserver",
             generator=torch.Generator(),
             collate_fn=_stack,
+            worker_init_fn=partial(_end_with, os.getpid()),
         )
 
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,6 +70,22 @@ class TorchvisionLoader:
                 continue
             read = [int(i) for i in indices if int(i) not in complaints]
             yield to_pixels(pixels, self.device), labels[read].to(self.device)
+
+
+def _end_with(trainer: int, _: int) -> None:
+    """Have a process of the loader end when the one that trains does, however it does.
+
+    Left to itself it asks whether its parent is alive, and that is the fork server; and it would end at
+    Ctrl-C, before the trainer has done the step at hand.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        with suppress(ProcessLookupError):
+            select.select([os.pidfd_open(trainer)], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _stack(images: list[tuple[int, Tensor | str]]) -> tuple[Tensor | None, dict[int, str]]:

@@ -7,7 +7,6 @@ Nothing but arrays is ever unpickled.
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -16,8 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from hpcdat.data.array_pickle import read_arrays
 from hpcdat.data.images import DataError, Images
 from hpcdat.files import write_atomically
+
+PICKLED = ("data", "extrapolated_targets")
+"""Names of images and labels in Carmon et al.'s file."""
 
 
 def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
@@ -29,21 +32,23 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
         channels: that it takes; files are read with as many, an array must have them.
 
     Returns:
-        The images, each with label 0.
+        The images, each with label 0; files by their full paths, which mean the same from elsewhere.
 
     Raises:
         DataError: there are none, or it is another array.
     """
     if source.is_dir():
         # Data sets are often made of links, which rglob does not follow.
-        walked = (Path(at, name) for at, _, names in os.walk(source, followlinks=True) for name in names)
-        files = sorted(str(file) for file in walked if file.suffix.lower() in IMG_EXTENSIONS)
+        walked = os.walk(source.absolute(), followlinks=True)
+        found = (Path(at, name) for at, _, names in walked for name in names)
+        files = sorted(str(file) for file in found if file.suffix.lower() in IMG_EXTENSIONS)
         if not files:
             raise DataError(f"{source}: no image in it ({', '.join(IMG_EXTENSIONS[:5])}, ...)")
         return Images(files, [0] * len(files), classes)
     try:
         pixels = np.load(source, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:
+        # A broken file can fail in any way, here as below.
         raise DataError(f"{source}: neither a folder nor a .npy file of images: {error}") from None
     if not isinstance(pixels, np.ndarray):
         raise DataError(f"{source}: expected a .npy file with one array")
@@ -74,16 +79,21 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
 
     Args:
         path: .npz; or a pickle of a dictionary with ``data`` (N, H, W, C) uint8 and
-            ``extrapolated_targets`` (N,).
+            ``extrapolated_targets`` (N,), of which nothing else is looked at.
         classes: of the labelled images.
 
     Raises:
         DataError: it cannot be read, holds more than arrays, or has labels of other classes.
     """
-    held = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
+    try:
+        held = _read_npz(path) if zipfile.is_zipfile(path) else read_arrays(path, PICKLED)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        raise DataError(f"{path}: not an .npz or a pickle of arrays alone: {error}") from None
     labels = held.get("labels", held.get("extrapolated_targets"))
     named = held.get("classes")
-    if named is not None and list(named) != classes:
+    if named is not None and named.tolist() != classes:
         raise DataError(f"{path}: labels of other classes than the training images'")
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: no array of labels in it (labels, or extrapolated_targets)")
@@ -92,10 +102,10 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
     if not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
     pixels, files = held.get("images", held.get("data")), held.get("files")
-    if (files is None) == (pixels is None) or len(files if pixels is None else pixels) != len(labels):
+    if (files is None) == (pixels is None) or (files if pixels is None else pixels).shape[:1] != labels.shape:
         raise DataError(f"{path}: expected as many images (or files) as its {len(labels)} labels")
     if pixels is None:
-        return Images([str(file) for file in files], labels.tolist(), classes)
+        return Images([str(file) for file in files.tolist()], labels.tolist(), classes)
     return Images(_names(path, len(labels)), labels.tolist(), classes, _checked(path, pixels))
 
 
@@ -128,47 +138,5 @@ def _checked(path: Path, pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable .npz of arrays: {error}") from None
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Makes arrays and plain containers of them; any other name in the file is refused."""
-
-    NAMES = {
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
-    } | {("numpy", "ndarray"), ("numpy", "dtype")}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The few functions that an array is pickled with."""
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        if (module, name) not in self.NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What bytes of an old pickle are made with, and no other codec."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
-    return text.encode("latin1")
-
-
-def _read_pickle(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with path.open("rb") as file:
-            held = _ArraysOnly(file, encoding="latin1").load()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception as error:
-        # A broken or hostile pickle can fail in any way.
-        raise DataError(f"{path}: not an .npz or a pickle of arrays alone: {error}") from None
-    if not isinstance(held, dict):
-        raise DataError(f"{path}: expected a dictionary of arrays, not {type(held).__name__}")
-    return {str(name): np.asarray(a) for name, a in held.items() if isinstance(a, (np.ndarray, list))}
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}

@@ -106,13 +106,15 @@ def _gpus_in_words(gpus: dict[str, str]) -> str:
     return " and ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
 
 
-def check_dali(nodes: Sequence[Node], loader: Literal["dali", "torchvision"] | None) -> list[Finding]:
+def check_dali(
+    nodes: Sequence[Node], loader: Literal["dali", "torchvision", "device"] | None
+) -> list[Finding]:
     """Whether DALI can be imported; ``loader`` is the job's."""
     findings = []
     if versions := _hosts_by([node for node in nodes if node.dali], lambda node: node.dali):
         found = "; ".join(versions)
         findings.append(Finding("ok", "DALI", found, "" if len(nodes) == 1 else _where(versions, nodes)))
-    level: Level = {"dali": "failure", "torchvision": "ok", None: "warning"}[loader]
+    level: Level = {"dali": "failure", None: "warning"}.get(loader, "ok")
     missing = [node for node in nodes if node.dali is None]
     for error, hosts in _hosts_by(missing, lambda node: node.dali_error).items():
         advice = "" if level == "ok" else "install it, or choose data.loader: torchvision"

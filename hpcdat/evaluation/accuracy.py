@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.batches import evaluation_batches
-from hpcdat.errors import InputError, Stopped
-from hpcdat.evaluation.measurements import attack_generator, pgd, right
-from hpcdat.job import Evaluation, Norm
+from hpcdat.errors import InputError
+from hpcdat.evaluation.measurements import attack_generator, right, withstands
+from hpcdat.job import Evaluation, Job
+from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 
 
@@ -48,17 +51,16 @@ class Evaluator:
     Every worker takes its share of the batches. Batches, and the random starts drawn for them, do
     not depend on the number of workers, so the counts are those of a serial evaluation. An image
     is robust if it is classified right as it is (no perturbation is in the ball, too) and at the
-    last point of the attack.
+    last point of the attack, from every start where there are several.
 
     Args:
         loader: of the images.
         count: number of images.
         settings: of the attack and the batches.
-        norm: of the attack.
-        seed: the job's.
+        job: for the norm of the attack and the seed.
         workers: who takes part.
         progress: shows worker 0's share.
-        stop: looked at after every batch.
+        stop: the user's wish to stop, on any of the workers; None where it has to wait for the end.
         label: what the user sees it called.
     """
 
@@ -67,14 +69,13 @@ class Evaluator:
         loader: Loader,
         count: int,
         settings: Evaluation,
-        norm: Norm,
-        seed: int,
+        job: Job,
         workers: Workers,
         progress: Progress,
-        stop: StopRequest,
+        stop: StopRequest | None,
         label: str = "evaluation",
     ) -> None:
-        self.loader, self.settings, self.norm, self.seed = loader, settings, norm, seed
+        self.loader, self.settings, self.job = loader, settings, job
         self.workers, self.progress, self.stop, self.label = workers, progress, stop, label
         self.batches = evaluation_batches(count, settings.batch_size, rank=workers.rank, size=workers.size)
 
@@ -82,34 +83,43 @@ class Evaluator:
         """TA and RA of a model, which is equal on all workers and left in the mode it was in.
 
         Raises:
-            Stopped: a stop was asked for; there is no result.
-            InputError: no image can be read.
+            Stopped: on all workers; a stop was asked for, and there is no result.
+            InputError, WorkerError: on all workers; no image can be read, or something failed on one.
         """
-        device = next(model.parameters()).device
-        counts = torch.zeros(3, dtype=torch.int64, device=device)
         was_training = model.training
         model.eval()
-        self.progress.begin(self.label, len(self.batches))
         try:
-            batches = self.loader.read([indices for _, indices in self.batches], seed=0)
-            for (number, _), (x, y) in zip(self.batches, batches, strict=True):
-                if len(x):
-                    counts += self._count(model, x, y, attack_generator(device, self.seed, number))
-                self.progress.step()
-                if self.stop.wanted:
-                    raise Stopped(f"the {self.label} was stopped; the same command does it again")
+            counts = apart(
+                self.workers, f"do the {self.label}", lambda look: self._own(model, look), self.stop
+            )
         finally:
-            self.progress.end()
             model.train(was_training)
-        counts = counts.cpu()
         self.workers.sum([counts], f"counts of the {self.label}")
         if counts[0] == 0:
             raise InputError(f"{self.label}: none of its images can be read", everywhere=True)
         return Accuracy(*counts.tolist())
 
+    def _own(self, model: nn.Module, look: Callable[[], None]) -> Tensor:
+        """The sums of :meth:`_count` over this worker's share, on the CPU."""
+        device = next(model.parameters()).device
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        # An attack asks the model often, and takes long.
+        asked = model.register_forward_pre_hook(lambda *_: look())
+        self.progress.begin(self.label, len(self.batches))
+        try:
+            batches = self.loader.read([indices for _, indices in self.batches], seed=0)
+            for (number, _), (x, y) in zip(self.batches, batches, strict=True):
+                if len(x):
+                    with enough_memory(self.job, "evaluation.batch_size"):
+                        counts += self._count(model, x, y, attack_generator(device, self.job.seed, number))
+                self.progress.step()
+        finally:
+            asked.remove()
+            self.progress.end()
+        return counts.cpu()
+
     def _count(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Numbers of images, of those classified right, and of robust ones: int64 (3,)."""
-        x_adv = pgd(model, x, y, self.settings, self.norm, generator)
         correct = right(model, x, y)
-        robust = correct & right(model, x_adv, y)
+        robust = withstands(model, x, y, self.settings, self.job.attack.norm, generator)
         return torch.stack([torch.tensor(len(x), device=x.device), correct.sum(), robust.sum()])

@@ -7,10 +7,9 @@ and radius follow from them afterwards, so that the counts serve any alpha.
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, norm
 from torch import Tensor, nn
 
-from hpcdat.cluster.agreement import fingerprint
+from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import Loader
 from hpcdat.data.images import Images
-from hpcdat.errors import InputError, Stopped
-from hpcdat.files import append_text, write_text
-from hpcdat.job import Certification, Job
+from hpcdat.errors import InputError
+from hpcdat.evaluation.identity import identity, rounding
+from hpcdat.files import append_text, digest, write_text
+from hpcdat.job import Job
+from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 from hpcdat.seeds import derive
 
@@ -167,7 +168,7 @@ class SmoothedClassifier:
         top = int(self.sample(x, n0, "selection", image).argmax())
         return top, int(self.sample(x, n, "estimate", image)[top])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, x: Tensor, n: int, purpose: str, image: int) -> Tensor:
         """SAMPLEUNDERNOISE: how many of n noisy images are put in each class, int64 (classes,)."""
         generator = torch.Generator(x.device)
@@ -184,51 +185,82 @@ class SmoothedClassifier:
 class CountsFile:
     """The counts of images that are done, a line each behind one that says of what they are.
 
-    A line is appended when it is known and never changed, so that a kill leaves whole lines and at most a
-    part of one. Only worker 0 reads and writes.
+    A worker adds a line to a part of its own as soon as it is known, so that a kill leaves whole lines and at
+    most a piece of one. Worker 0 puts the parts together in the order of the images: the same bytes whoever
+    sampled what, and however often it was stopped in between.
 
     Args:
         path: of the file.
-        heading: what the counts depend on; JSON values.
+        heading: what the counts depend on, n among it; JSON values.
     """
 
     def __init__(self, path: Path, heading: Mapping[str, Any]) -> None:
         self.path, self.heading = path, heading
 
     def take_up(self) -> list[Counts]:
-        """What is there; the file is made if it is not, and a part of a line cut off.
+        """What is there, put together with parts that were left; the file is made if it is not there.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: a file is damaged, or of something else.
             OSError: it could not be written; names the file.
         """
         self.path.parent.mkdir(exist_ok=True)
-        held = self.path.read_bytes() if self.path.exists() else b""
-        whole = held.rfind(b"\n") + 1
-        if not whole:
-            write_text(self.path, json.dumps(self.heading) + "\n")
-            return []
-        if whole < len(held):
-            os.truncate(self.path, whole)
-        try:
-            return [Counts(**json.loads(line)) for line in held[:whole].decode().splitlines()[1:]]
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{self.path} is damaged ({error}): without it all is done anew") from None
+        first, *lines = self._lines(self.path) or [json.dumps(self.heading)]
+        known = {c.image: c for c in self._read(self.path, first, lines)}
+        parts = self._parts()
+        for part in parts:
+            known |= {c.image: c for c in self._read(part, first, self._lines(part))}
+        if parts or not self.path.exists():
+            self.put_together(known.values())
+        return list(known.values())
 
-    def append(self, counts: Iterable[Counts]) -> None:
-        """Add some; they are on disk when this returns.
+    def append(self, counts: Counts, rank: int) -> None:
+        """Add an image to a worker's part; it is on disk when this returns.
 
         Raises:
-            OSError: they could not be written; names the file.
+            OSError: it could not be written; names the file.
         """
-        append_text(self.path, "".join(json.dumps(asdict(c)) + "\n" for c in counts))
+        append_text(Path(f"{self.path}.part-{rank}"), json.dumps(asdict(counts)) + "\n")
+
+    def put_together(self, counts: Iterable[Counts]) -> None:
+        """Write all counts in the order of the images, and remove the parts.
+
+        Raises:
+            OSError: it could not be written; names the file.
+        """
+        ordered = sorted(counts, key=lambda c: c.image)
+        lines = [json.dumps(self.heading), *(json.dumps(asdict(c)) for c in ordered)]
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
+        for part in self._parts():
+            part.unlink(missing_ok=True)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part-*"))
+
+    def _lines(self, file: Path) -> list[str]:
+        """The whole lines of a file, none if it is not there."""
+        held = file.read_bytes() if file.exists() else b""
+        return held[: held.rfind(b"\n") + 1].decode(errors="replace").splitlines()
+
+    def _read(self, file: Path, first: str, lines: Sequence[str]) -> list[Counts]:
+        try:
+            if json.loads(first) != self.heading:
+                raise ValueError("it is of something else")
+            counts = [Counts(**json.loads(line)) for line in lines]
+            if not all(c.image >= 0 and 0 <= c.count <= self.heading["n"] for c in counts):
+                raise ValueError(f"counts are not all from 0 to {self.heading['n']}")
+            return counts
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error}): without it all is done anew") from None
 
 
-def counts_file(folder: Path, job: Job, model: nn.Module, images: Images, sigma: float) -> CountsFile:
-    """The file of a noise level, named after all that its counts depend on.
+def counts_file(
+    folder: Path, job: Job, model: nn.Module, images: Images, sigma: float, workers: Workers
+) -> CountsFile:
+    """The file of a noise level, named after all that its counts depend on; all workers call this together.
 
-    That is the network, the images, the samples and the seed, but neither alpha nor which of the images
-    are wanted, nor who samples.
+    That is the network, the images, the samples, the seed and what draws and rounds, but neither alpha nor
+    which of the images are wanted, nor who samples.
 
     Args:
         folder: of such files.
@@ -236,40 +268,29 @@ def counts_file(folder: Path, job: Job, model: nn.Module, images: Images, sigma:
         model: f.
         images: all test images.
         sigma: standard deviation of the noise, [0, 1] units.
+        workers: who sample.
     """
-    names = [f"{Path(file).parent.name}/{Path(file).name}" for file in images.files]
     heading = {
         "sigma": sigma,
         **job.certification.model_dump(include={"n0", "n", "batch_size"}),
         "seed": job.seed,
-        "precision": job.model.precision,
-        **job.data.model_dump(include={"image_size", "channels", "augmentation"}),
-        "images": _digest([names, images.labels]),
-        "model": fingerprint(model),
+        **identity(model, job, images, workers),
+        **rounding(model),
     }
-    return CountsFile(folder / f"counts-{sigma:g}-{_digest(heading)[:8]}.jsonl", heading)
-
-
-def _digest(value: Any) -> str:
-    """Of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return CountsFile(folder / f"counts-{sigma:g}-{digest(heading)[:8]}.jsonl", heading)
 
 
 class Certifier:
     """Samples around every image of a list that is not done yet, shared out among the workers.
 
-    In each round every worker takes one image, and worker 0 adds their counts to the file, in the order of
-    the images: the same bytes for any number of workers, and however often it was stopped in between.
-
     Args:
         loader: of the images.
         images: positions of those wanted.
         classes: number of logits.
-        settings: samples and batches.
-        seed: the job's.
+        job: resolved; its seed, and the samples and batches of its certification.
         workers: who takes part.
         progress: shows worker 0's share.
-        stop: looked at after every round.
+        stop: looked at between batches of samples.
     """
 
     def __init__(
@@ -277,14 +298,13 @@ class Certifier:
         loader: Loader,
         images: Sequence[int],
         classes: int,
-        settings: Certification,
-        seed: int,
+        job: Job,
         workers: Workers,
         progress: Progress,
         stop: StopRequest,
     ) -> None:
-        self.loader, self.images, self.classes, self.settings = loader, images, classes, settings
-        self.seed, self.workers, self.progress, self.stop = seed, workers, progress, stop
+        self.loader, self.images, self.classes, self.job = loader, images, classes, job
+        self.workers, self.progress, self.stop = workers, progress, stop
 
     def measure(self, model: nn.Module, sigma: float, file: CountsFile) -> Certified:
         """Certificates of all images, those in the file among them.
@@ -295,51 +315,47 @@ class Certifier:
             file: where the counts are kept.
 
         Raises:
-            Stopped: a stop was asked for; what is done is in the file.
+            Stopped: a stop was asked for; the images that are done are in the file.
             InputError: the file is damaged, or no image can be read.
-            WorkerError: the file could not be written.
+            WorkerError: something failed on a worker.
         """
-        workers, settings = self.workers, self.settings
+        workers, settings, label = self.workers, self.job.certification, f"certify at sigma {sigma:g}"
         smoothed = SmoothedClassifier(
-            model, sigma, classes=self.classes, batch_size=settings.batch_size, seed=self.seed
+            model, sigma, classes=self.classes, batch_size=settings.batch_size, seed=self.job.seed
         )
         done = {c.image: c for c in self._known(file)}
         missing = [image for image in self.images if image not in done]
-        rounds = range(0, len(missing), workers.size)
         mine = missing[workers.rank :: workers.size]
-        read = self.loader.read([np.array([image]) for image in mine], seed=0)
-        label = f"certification, sigma {sigma:g}"
-        self.progress.begin(label, len(rounds))
-        try:
-            for number in range(len(rounds)):
-                own = None
-                if number < len(mine):
-                    own = self._sample(smoothed, mine[number], *next(read))
-                told = workers.gather([own, self.stop.wanted], "counts of the certification")
-                new = [Counts(*counts) for counts, _ in told if counts]
-                self._keep(file, new)
-                done |= {c.image: c for c in new}
-                self.progress.step()
-                if any(wanted for _, wanted in told):
-                    raise Stopped(
-                        f"the {label}, was stopped with {len(done)} images done; the same command goes on",
-                        everywhere=True,
-                    )
-            # The loader may tidy up behind its last batch.
-            next(read, None)
-        finally:
-            self.progress.end()
+
+        def work(look: Callable[[], None]) -> list[Counts]:
+            sampled = []
+            # Many batches of samples are one image.
+            asked = model.register_forward_pre_hook(lambda *_: look())
+            self.progress.begin(label, len(mine))
+            try:
+                read = self.loader.read([np.array([image]) for image in mine], seed=0)
+                for image, (x, y) in zip(mine, read, strict=True):
+                    if len(x):
+                        with enough_memory(self.job, "certification.batch_size"):
+                            top, count = smoothed.certify(x[0], n0=settings.n0, n=settings.n, image=image)
+                        sampled.append(Counts(image, int(y[0]), top, count))
+                        file.append(sampled[-1], workers.rank)
+                    self.progress.step()
+            finally:
+                asked.remove()
+                self.progress.end()
+            return sampled
+
+        sampled = [astuple(c) for c in apart(workers, label, work, self.stop)]
+        told = workers.gather(sampled, "counts of the certification")
+        new = {fields[0]: Counts(*fields) for part in told for fields in part}
+        if new:
+            self._keep(file, [*done.values(), *new.values()])
+        done |= new
         certified = [done[image] for image in self.images if image in done]
         if not certified:
             raise InputError(f"{label}: none of its images can be read", everywhere=True)
         return Certified(sigma, settings.n0, settings.n, settings.alpha, certified)
-
-    def _sample(self, smoothed: SmoothedClassifier, image: int, x: Tensor, y: Tensor) -> list[int] | None:
-        """The fields of an image's counts; None if it could not be read."""
-        if not len(x):
-            return None
-        top, count = smoothed.certify(x[0], n0=self.settings.n0, n=self.settings.n, image=image)
-        return [image, int(y[0]), top, count]
 
     def _known(self, file: CountsFile) -> list[Counts]:
         """What worker 0 finds in the file; another node may see it a moment later."""
@@ -350,9 +366,9 @@ class Certifier:
         known = self.workers.together("read the counts", take_up)
         return [Counts(*fields) for fields in self.workers.gather(known, "counts that are known")[0]]
 
-    def _keep(self, file: CountsFile, new: Sequence[Counts]) -> None:
+    def _keep(self, file: CountsFile, counts: Sequence[Counts]) -> None:
         def write() -> None:
             if self.workers.is_first:
-                file.append(new)
+                file.put_together(counts)
 
         self.workers.together("write the counts", write)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdat.cluster.agreement import fingerprint
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data.images import Images
 from hpcdat.evaluation import suspicions
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.autoattack import AutoAttack
+from hpcdat.evaluation.identity import identity
 from hpcdat.evaluation.measurements import Measurement, PgdAccuracy, Sweep
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.evaluation.sharding import Subject, measure
@@ -36,12 +36,12 @@ class Findings:
     """What was found out about one model.
 
     Attributes:
-        weights: hash of the model.
+        subject: what it was found out of, see :func:`~hpcdat.evaluation.identity.identity`.
         accuracy: TA and RA.
         sections: by measurement.
     """
 
-    weights: str
+    subject: Section
     accuracy: Accuracy
     sections: Mapping[str, Section]
 
@@ -51,15 +51,16 @@ class Findings:
         return [found for section in self.sections.values() for found in section["suspicions"]]
 
     def together_with(self, file: Path) -> Findings:
-        """With what the file holds of the same model and was not measured again.
+        """With what the file holds of the same model and images and was not measured again.
 
         Args:
             file: written by :meth:`write`, or not there.
         """
         try:
             before = json.loads(file.read_text())
-            kept = before["sections"] if before["weights"] == self.weights else {}
-            return Findings(self.weights, self.accuracy, {**kept, **self.sections})
+            same = all(before[key] == value for key, value in self.subject.items())
+            kept = before["sections"] if same else {}
+            return Findings(self.subject, self.accuracy, {**kept, **self.sections})
         except (OSError, ValueError, KeyError, TypeError):
             return self
 
@@ -84,7 +85,7 @@ class Findings:
         Returns:
             The tables and plots.
         """
-        value = {"weights": self.weights, "epoch": epoch, "sections": self.sections}
+        value = {**self.subject, "epoch": epoch, "sections": self.sections}
         write_text(file, json.dumps(value, indent=2) + "\n")
         written = []
         for over in ("eps", "steps"):
@@ -142,7 +143,7 @@ def examine(
     if autoattack:
         ensemble, some = autoattack
         sections[ensemble.name] = _of_autoattack(ensemble, outcomes_of(ensemble, some), len(images))
-    return Findings(fingerprint(subject.model), accuracy, sections)
+    return Findings(identity(subject.model, job, images, workers), accuracy, sections)
 
 
 def _of_accuracy(accuracy: Accuracy, pgd: PgdAccuracy, outcomes: Outcomes, subject: Subject) -> Section:

@@ -87,6 +87,33 @@ def pgd(
     )
 
 
+def withstands(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: Evaluation,
+    norm: Norm,
+    generator: torch.Generator,
+) -> Tensor:
+    """Which images are classified right as they are and at the last point of every attack, (N,) bool.
+
+    The first of ``settings.restarts`` attacks all images, each later one those that are still standing.
+
+    Args:
+        model, x, y: attacked.
+        settings: of the attack, resolved.
+        norm: of the ball.
+        generator: of the random starts.
+    """
+    standing = right(model, x, y) & right(model, pgd(model, x, y, settings, norm, generator), y)
+    for _ in range(settings.restarts - 1):
+        if standing.any():
+            left, labels = x[standing], y[standing]
+            x_adv = pgd(model, left, labels, settings, norm, generator)
+            standing = standing.masked_scatter(standing, right(model, x_adv, labels))
+    return standing
+
+
 def attack_generator(device: torch.device, seed: int, number: int) -> torch.Generator:
     """Source of the random starts in a batch."""
     return torch.Generator(device).manual_seed(derive(seed, "evaluation attack", number))
@@ -95,8 +122,8 @@ def attack_generator(device: torch.device, seed: int, number: int) -> torch.Gene
 class PgdAccuracy:
     """TA, RA, and what tells whether RA can be believed.
 
-    Columns: ``correct``, ``robust`` (right before and after PGD), ``steady`` (right at random points of
-    the ball's surface too), ``gradient`` (the loss has one that is not zero).
+    Columns: ``correct``, ``robust`` (right before PGD and after it from every start), ``steady`` (right at
+    random points of the ball's surface too), ``gradient`` (the loss has one that is not zero).
 
     Args:
         settings: of the attack, resolved.
@@ -109,14 +136,17 @@ class PgdAccuracy:
         self.evaluation, self.norm = settings, norm
         self.settings = {
             "norm": norm,
-            **settings.model_dump(include={"eps", "steps", "step_size", "random_start"}),
+            **settings.model_dump(include={"eps", "steps", "step_size", "random_start", "restarts"}),
             "noise_points": NOISE_POINTS,
         }
 
     def outcomes(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, number: int) -> Outcomes:  # noqa: D102
-        x_adv = pgd(model, x, y, self.evaluation, self.norm, attack_generator(x.device, seed, number))
+        generator = attack_generator(x.device, seed, number)
         correct = right(model, x, y)
-        columns = {"correct": correct, "robust": correct & right(model, x_adv, y)}
+        columns = {
+            "correct": correct,
+            "robust": withstands(model, x, y, self.evaluation, self.norm, generator),
+        }
         columns["steady"] = correct.clone()
         noise = torch.Generator(x.device).manual_seed(derive(seed, "evaluation noise", number))
         ball = BALLS[self.norm](x, self.evaluation.eps)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hpcdat.cluster.agreement import fingerprint
 from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
@@ -20,8 +17,10 @@ from hpcdat.data.batches import evaluation_batches
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError
 from hpcdat.evaluation import suspicions
+from hpcdat.evaluation.identity import identity, rounding
 from hpcdat.evaluation.measurements import Measurement
 from hpcdat.evaluation.outcomes import Outcomes, Shelf, merge
+from hpcdat.files import digest
 from hpcdat.job import Job
 from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
@@ -46,27 +45,22 @@ class Subject:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def shelf(self, measurement: Measurement, images: Images) -> tuple[Shelf, dict[str, object]]:
-        """The place of a measurement's outcomes, and all that they depend on.
+    def shelf(
+        self, measurement: Measurement, images: Images, workers: Workers
+    ) -> tuple[Shelf, dict[str, object]]:
+        """The place of a measurement's outcomes, and all that they depend on; all workers ask together.
 
         Another model, other images or settings, and another kind of device or version of torch, which
         round differently, have another place.
         """
-        job = self.job
-        names = hashlib.blake2b(json.dumps([images.files, images.labels]).encode(), digest_size=8)
         settings = {
             "measurement": measurement.settings,
-            "weights": fingerprint(self.model),
-            "model": job.model.model_dump(),
-            "images": {"count": len(images), "names": names.hexdigest()},
-            "data": job.data.model_dump(include={"loader", "image_size", "channels"}),
-            "batch_size": job.evaluation.batch_size,
-            "seed": job.seed,
-            "device": self.device.type,
-            "torch": torch.__version__,
+            **identity(self.model, self.job, images, workers),
+            **rounding(self.model),
+            "batch_size": self.job.evaluation.batch_size,
+            "seed": self.job.seed,
         }
-        key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
-        return Shelf(self.folder / f"{measurement.name}-{key}"), settings
+        return Shelf(self.folder / f"{measurement.name}-{digest(settings)[:8]}"), settings
 
 
 def measure(
@@ -96,7 +90,7 @@ def measure(
         WorkerError: something failed on a worker.
     """
     job, name = subject.job, measurement.name
-    shelf, settings = subject.shelf(measurement, images)
+    shelf, settings = subject.shelf(measurement, images, workers)
     batches = dict(evaluation_batches(len(images), job.evaluation.batch_size, rank=0, size=1))
 
     def look_up() -> dict[int, Outcomes]:

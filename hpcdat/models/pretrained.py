@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpcdat.checkpoint import load_checkpoint
 from hpcdat.errors import InputError
+from hpcdat.record import RunFolder
 
 HEADS = ("fc", "classifier")
 """Names of the last layer in the nets of this package and of torchvision."""
@@ -23,7 +24,8 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
     Args:
         model: normalisation and net, as :func:`~hpcdat.models.build_model` makes them. Its own mean and
             standard deviation of the pixels stay.
-        path: a checkpoint of a run, the run's folder, or a state dictionary of the net alone (.pth).
+        path: a checkpoint of a run, a run's folder for those that its result is of, or a state dictionary of
+            the net alone (.pth).
         classes: that the model is to tell apart. A run's head has other classes if one has another name,
             be they as many; a file that names none, if they are not as many.
 
@@ -34,7 +36,12 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
         InputError: the file cannot be read, or its tensors are not those of this net.
     """
     given, trained_on = _net_of(path)
-    own = {name: t for name, t in model.state_dict().items() if name.startswith("1.")}
+    # Older torchvision files do not count the batches that batch norm has seen, and nothing here does.
+    own = {
+        name: t
+        for name, t in model.state_dict().items()
+        if name.startswith("1.") and (not name.endswith(".num_batches_tracked") or _plain(name) in given)
+    }
     wanted = {name: _plain(name) for name in own}
     missing = sorted({w for w in wanted.values() if w not in given})
     unknown = sorted(set(given) - set(wanted.values()))
@@ -61,9 +68,9 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
 
 def _net_of(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     """The tensors of a file's net, by their names in a net without split batch norm, and its classes."""
-    file = path / "checkpoints" / "epoch.pt" if path.is_dir() else path
-    if file.suffix == ".pt":
-        checkpoint = load_checkpoint(file)
+    if path.is_dir() or path.suffix == ".pt":
+        run = RunFolder(path)
+        checkpoint = run.checkpoint_of_result(run.read_job([])) if path.is_dir() else load_checkpoint(path)
         net = {
             _plain(name): t
             for name, t in checkpoint.model.items()
@@ -71,14 +78,14 @@ def _net_of(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
         }
         return net, checkpoint.classes
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"model.pretrained: {file}: there is no such file") from None
+        raise InputError(f"model.pretrained: {path}: there is no such file") from None
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"model.pretrained: {file}: not a file of weights: {reason}") from None
+        raise InputError(f"model.pretrained: {path}: not a file of weights: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise InputError(f"model.pretrained: {file}: expected a state dictionary of tensors")
+        raise InputError(f"model.pretrained: {path}: expected a state dictionary of tensors")
     return state, None
 
 

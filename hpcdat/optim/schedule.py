@@ -9,8 +9,8 @@ def learning_rate(job: Job, progress: float, global_batch: int) -> float:
     """eta_t after so many epochs.
 
     Warm-up (DAT, supplement 4.1): epoch k = 1..W runs at (k/W) eta, or, by step, the rate grows
-    linearly from ``warmup_start`` eta. The paper adds its five warm-up epochs in front of the 30 of
-    training; a job says the same with 35 epochs and every decay 5 later. Afterwards:
+    linearly from ``warmup_start`` eta. Where eta is above 0.2 the paper trains five warm-up epochs in
+    front of the 30; a job says the same with 35 epochs and every decay 5 later. Afterwards:
 
     - piecewise: every entry of ``decay_epochs`` that is done multiplies eta by ``decay_factor``;
     - cyclic (Wong et al. 2020): linear from 0 to eta at ``peak_epoch``, and to 0 at the end;

@@ -67,11 +67,20 @@ def read_run(folder: Path) -> Run:
     """
     files = RunFolder(folder)
     result, environment, epochs = files.read_result(), files.environment(), files.metrics("epoch")
-    if not {"workers", "nodes"} <= environment.keys():
+    if not _tells_hardware(environment):
         raise RunError(f"{files.environment_file} does not say what the run ran on")
     if not epochs or not all({"images", "total_seconds"} <= epoch.keys() for epoch in epochs):
         raise RunError(f"{files.metrics_file} does not have the run's epochs")
     return Run(folder, files.read_job([]), result, environment, epochs)
+
+
+def _tells_hardware(environment: Any) -> bool:
+    if not isinstance(environment, dict) or not isinstance(environment.get("nodes"), int):
+        return False
+    workers = environment.get("workers")
+    return isinstance(workers, list) and all(
+        isinstance(worker, dict) and {"device", "cpus"} <= worker.keys() for worker in workers
+    )
 
 
 Values = Mapping[str, float]

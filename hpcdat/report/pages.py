@@ -82,13 +82,16 @@ def runs_section(runs: Sequence[Run]) -> Section:
     return Section("Runs", header, rows, 1, plot_runs(runs), notes)
 
 
-def write_report(sections: Sequence[Section], folder: Path, title: str) -> list[Path]:
+def write_report(
+    sections: Sequence[Section], folder: Path, title: str, *, maker: str = "hpcdat report"
+) -> list[Path]:
     """Write report.md, report.csv and report.html.
 
     Args:
         sections: in their order.
         folder: made if not there.
         title: of the page.
+        maker: the command that made it.
 
     Returns:
         The files.
@@ -96,7 +99,7 @@ def write_report(sections: Sequence[Section], folder: Path, title: str) -> list[
     Raises:
         InputError: the folder cannot be made or written.
     """
-    made = f"Made by hpcdat report, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC."
+    made = f"Made by {maker}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC."
     markdown = "\n".join([f"# {title}", "", *(section.markdown for section in sections), made, ""])
     page = TEMPLATES.get_template("page.html.j2").render(title=title, sections=sections, made=made)
     table = io.StringIO()

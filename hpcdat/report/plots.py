@@ -77,6 +77,15 @@ def plot_runs(runs: Sequence[Run]) -> str:
     return _svg(figure)
 
 
+def plot_bars(values: Mapping[str, float], title: str) -> str:
+    """A bar for each name, the first one on top."""
+    figure = _figure(1, len(values))
+    axes = figure.add_subplot()
+    axes.barh(list(reversed(values)), list(reversed(values.values())), color=OURS)
+    axes.set_title(title, fontsize=10)
+    return _svg(figure)
+
+
 def plot_certified(
     ours: Mapping[str, NDArray[np.float64]], paper: Mapping[str, Mapping[float, float]]
 ) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -43,6 +45,30 @@ def test_nodes_have_names_and_reach_each_other_and_nothing_stays(make_box):
     assert run_inside(second, 1, "getent", "hosts", "node2").returncode == 0
     with pytest.raises(BoxError, match="there is no box"):
         box.down(first.name)
+
+
+class NoBox:
+    """One node: this machine."""
+
+    nodes = 1
+
+    def inside(self, node, command):
+        return command
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_have_time_for_a_checkpoint_when_the_command_is_told_to_end(tmp_path, number):
+    script = 'trap "sleep 0.5; exit 75" TERM; touch "$0/$SLURM_PROCID"; sleep 30 & wait'
+
+    def end_when_they_run():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=end_when_they_run, daemon=True).start()
+    assert box.run_over_gloo(NoBox(), 2, ["bash", "-c", script, str(tmp_path)]) == 75
+    assert signal.getsignal(number) is before
 
 
 SEND = """

@@ -1,19 +1,26 @@
 """Scripts for sbatch: sound shell whatever the job's values are, and what they ask Slurm for."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from hpcdat.cli import app
 from hpcdat.cluster import slurm
 from hpcdat.cluster.requeue import decide
 from hpcdat.cluster.slurm import Request, Site, Task
 from hpcdat.errors import InputError
 from hpcdat.job_file import JobError, read_job
-from tests.conftest import DEMO
+from hpcdat.record import RunFolder
+from tests.conftest import CHECKOUT, DEMO
+from tests.distributed.ranks import environment
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 NASTY = "a b'c\"d$(touch owned)`touch owned`%j;&\\"
@@ -64,13 +71,38 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_NODELIST": "n", "PATH": "/usr/bin:/bin"},
+        env={
+            "SLURM_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "1",
+            "SLURM_JOB_NODELIST": "n",
+            "PATH": "/usr/bin:/bin",
+        },
     )
     told = done.stdout.splitlines()
     expected = str(run_dir / "seed-0" if array else run_dir)
     assert f"run_dir={json.dumps(expected)}" in told, done.stdout + done.stderr
     assert not array or f"model.name={NASTY}" in told
     assert not list(tmp_path.rglob("owned"))
+
+
+@pytest.mark.parametrize("control", ["\n", "\r", "\x1b"])
+def test_a_folder_that_would_end_the_comment_it_stands_in_is_refused(tmp_path, monkeypatch, control):
+    nasty = tmp_path / f"a{control}touch owned #"
+    with pytest.raises(InputError, match=r"control character, .* \(--output\): rename"):
+        slurm.write_script(job_in(nasty), Site(), request())
+    nasty.mkdir()
+    monkeypatch.chdir(nasty)
+    with pytest.raises(InputError, match=r"control character, .* \(--chdir\): rename"):
+        slurm.write_script(job_in(tmp_path / "run"), Site(), request())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_script_in_the_queue_keeps_its_settings_when_others_are_submitted(tmp_path):
+    job = job_in(tmp_path / "run")
+    _, queued = slurm.write_script(job, Site(), request())
+    slurm.write_script(job.model_copy(update={"epochs": 7}), Site(), request())
+    (its_job,) = re.findall(r"hpcdat train (\S+)", queued)
+    assert read_job(Path(its_job)) == job
 
 
 def test_what_slurm_is_asked_for(tmp_path):
@@ -108,6 +140,9 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
     ]
     assert seen[-1] == ("attack.eps=4/255", "epochs=3", "seed=6")
     assert slurm.tasks_of(tmp_path, [], range(1), seen.append) == []
+    for values in ("/data/a,/data_a", "/data,/data"):
+        with pytest.raises(InputError, match=r"root=/data.*root=/data.* would share the folder .*root=_data"):
+            slurm.tasks_of(tmp_path, [f"data.root={values}"], range(2), seen.append)
     with pytest.raises(InputError, match="expected KEY=VALUE,VALUE"):
         slurm.tasks_of(tmp_path, ["attack.eps"], range(1), seen.append)
 
@@ -121,6 +156,10 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
         ("environment: {A-B: x}", "environment.A-B"),
         ("launcher: mpirum", "expected one of srun, mpirun, horovodrun; did you mean 'mpirun'"),
         ("[1]", "expected a mapping"),
+        (
+            "interface: 10.0.0.0/24",
+            "'10.0.0.0/24': expected the name of a network card.*: srun takes no subnet",
+        ),
     ],
 )
 def test_a_wrong_profile_is_told_with_its_place(tmp_path, text, message):
@@ -153,10 +192,19 @@ def test_time_limits_as_sbatch_reads_them(time):
     assert request(time=time).time == time
 
 
-def test_hpcdat_submit_refuses_a_short_time_limit_in_one_line():
-    command = [sys.executable, "-m", "hpcdat", "submit", str(DEMO), "--time", "3", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "5 minutes or more" in done.stderr
+@pytest.mark.parametrize(
+    "command, told",
+    [
+        ("submit --time 3", "5 minutes or more"),
+        ("submit --nodes 2 --sweep method=dat-pgd,at", "method at is centralised training"),
+        ("submit --nodes 3 smoothing.sigma=0.1 smoothing.workers=2", "3 workers cannot be divided"),
+        ("plan --link 1gbit method=at", "this run has 2 nodes"),
+    ],
+)
+def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, told):
+    name, *options = command.split()
+    done = CliRunner().invoke(app, [name, str(DEMO), *options])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and told in done.stderr
 
 
 def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
@@ -167,18 +215,55 @@ def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
         return decide(tmp_path, code, warned=warned)[0]
 
     assert not again(0) and not again(2)
-    assert again(75, warned=True) and not again(75), "scancel must not bring it back"
+    assert not again(75), "scancel must not bring it back"
     assert again(1), "the first failure"
     assert not again(1), "a second one at the same step"
     place = [3, 11]
     assert again(137), "it has come further"
+    place = [3, 12]
     assert again(75, warned=True) and not again(1), "a stop in time is no progress"
-    with (tmp_path / "slurm" / "failures.jsonl").open("a") as file:
+    told = "no further than the time before: its time limit is too short for what comes there"
+    assert told in decide(tmp_path, 75, warned=True)[1]
+    with monkeypatch.context() as other_job:
+        other_job.setenv("SLURM_JOB_ID", "8")
+        assert again(1), "the ends of an earlier submission do not count"
+        (tmp_path / "slurm" / "code-8").write_text("2")
+        assert not again(1) and again(0) is False, "horovodrun makes 1 of everything"
+    assert not again(1)
+    with (tmp_path / "slurm" / "ends.jsonl").open("a") as file:
         file.write('{"time": 17')
     assert not again(1), "a line cut off by the loss of a node is left out"
     assert not again(1), "and does not spoil the next one"
-    (tmp_path / "slurm" / "failures.jsonl").unlink()
+    (tmp_path / "slurm" / "ends.jsonl").unlink()
+    (tmp_path / "slurm" / "code-8").unlink()
     (tmp_path / "slurm").rmdir()
     (tmp_path / "slurm").touch()
     again, reason = decide(tmp_path, 1, warned=False)
-    assert not again and "failures.jsonl cannot be written" in reason
+    assert not again and "ends.jsonl cannot be written" in reason
+
+
+@pytest.mark.distributed
+def test_slurms_warning_reaches_a_run_whose_launcher_passes_on_neither_signals_nor_exit_codes(tmp_path):
+    """The script itself, with a real horovodrun and two workers; only Slurm is not there."""
+    scontrol, log = tmp_path / "scontrol", tmp_path / "log"
+    scontrol.write_text(f'#!/bin/sh\n[ "$1" = show ] && echo localhost || echo "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    run_dir = tmp_path / "run"
+    job = read_job(DEMO, [f"run_dir={run_dir}", "epochs=500", "attack.steps=1", "evaluation.every=0"])
+    script, _ = slurm.write_script(job, Site(launcher="horovodrun"), request(nodes=1))
+    variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ["bash", script], cwd=CHECKOUT, env=environment() | variables, stdout=out, stderr=out
+        )
+        try:
+            deadline = time.monotonic() + 200
+            while not RunFolder(run_dir).metrics("epoch"):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(60) == 0, log.read_text()
+        finally:
+            process.kill()
+    assert "back into the queue: stopped in time, with a checkpoint: epoch" in log.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"

@@ -1,7 +1,9 @@
-"""DALI and torchvision read the same pixels, whole epochs, and name what they cannot read."""
+"""All loaders read the same pixels, whole epochs, and name what they cannot read."""
 
 import hashlib
+import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import DataError, Images, list_images
+from hpcdat.data.pixels import to_pixels
+from hpcdat.data.torchvision_loader import _Decoded
 from hpcdat.job import Data
 
 CPU = torch.device("cpu")
 LOADERS = ["dali", "torchvision"]
+ALL_LOADERS = [*LOADERS, "device"]
 
 
 def loader_of(images, settings, training=False, batch_size=4):
@@ -39,7 +44,7 @@ def photos(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", ALL_LOADERS)
 def test_digits_come_back_as_they_are_in_scikit_learn(tmp_path, loader):
     settings = Data(source="digits", root=tmp_path / "digits", loader=loader, image_size=8, channels=1)
     train, test = find_images(settings)
@@ -117,7 +122,7 @@ def test_random_crops_differ_between_seeds_and_repeat_with_one(photos, loader):
     assert a.min() >= 0 and a.max() <= 1
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", ALL_LOADERS)
 @pytest.mark.parametrize("augmentation", ["none", "pad-crop"])
 def test_pixels_in_memory_are_seen_as_those_of_files(photos, tmp_path, loader, augmentation):
     settings = Data(root=photos, loader=loader, image_size=24, augmentation=augmentation)
@@ -132,6 +137,44 @@ def test_pixels_in_memory_are_seen_as_those_of_files(photos, tmp_path, loader, a
     ]
     for (x, y), (in_memory, labels) in zip(*read, strict=True):
         assert torch.equal(x, in_memory) and torch.equal(y, labels)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("height, width, size", [(24, 24, 24), (18, 30, 24)])
+def test_images_that_live_on_the_device_are_seen_as_torchvision_sees_them(height, width, size, training):
+    """To the bit, resized ones too, epoch after epoch, in batches of any size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, height, width, 3), dtype=np.uint8)
+    images = Images([f"image {i}" for i in range(40)], [i % 3 for i in range(40)], ["a", "b", "c"], pixels)
+    settings = Data(root="x", loader="device", image_size=size, augmentation="pad-crop")
+    reader, theirs = loader_of(images, settings, training), _Decoded(images, settings, training)
+    epochs = []
+    for seed, widths in ((1, [16, 0, 23, 1]), (2, [40])):
+        order = np.random.default_rng(seed).permutation(40)
+        batches = np.split(order, np.cumsum(widths)[:-1])
+        read = list(reader.read(batches, seed))
+        assert [len(x) for x, _ in read] == widths
+        for indices, (x, y) in zip(batches, read, strict=True):
+            seen = [theirs[int(i), seed][1] for i in indices]
+            assert not seen or torch.equal(x, to_pixels(torch.stack(seen), CPU))
+            assert y.tolist() == [images.labels[i] for i in indices]
+        epochs.append(torch.cat([x for x, _ in read])[order.argsort()])
+    assert torch.equal(*epochs) != training
+    assert list(reader.read([], seed=0)) == []
+
+
+def test_the_device_holds_images_of_one_size_alone(photos, tmp_path, capsys):
+    settings = Data(root=photos, loader="device", image_size=16)
+    train, _ = find_images(settings)
+    with pytest.raises(DataError, match=r"of one size: .*b\.jpg has 55 x 47 pixels, .*d\.jpeg 45 x 61"):
+        loader_of(train, settings)
+    good = train.files[0]
+    (tmp_path / "torn.jpg").write_bytes(Path(good).read_bytes()[:200])
+    images = Images([good, str(tmp_path / "torn.jpg"), good], [0, 1, 2], [])
+    with pytest.raises(DataError, match=r"torn\.jpg: cannot be read as an image"):
+        loader_of(images, settings)
+    ((x, y),) = loader_of(images, settings.model_copy(update={"corrupt": "skip"})).read([np.arange(3)], 0)
+    assert len(x) == 2 and y.tolist() == [0, 2]
+    assert "torn.jpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -154,6 +197,34 @@ def test_images_that_cannot_be_read_are_left_out_where_the_job_says_so(photos, t
         assert torch.equal(read[0][0][1], read[3][0][0])
     told = capsys.readouterr().err
     assert all(told.count(f"{file}: cannot be read as an image") == 1 for file in bad)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_decoders_agree_on_what_an_image_is(photos, tmp_path, loader, capsys):
+    """CMYK, and a PNG with another name, but not a JPEG whose tail is cut off."""
+    files = [tmp_path / name for name in ("cmyk.jpg", "png.jpg", "cut.jpg")]
+    with Image.open(photos / "train" / "dog" / "a.png") as image:
+        image.convert("CMYK").save(files[0], quality=95)
+        image.save(files[1], "PNG")
+        image.save(files[2])
+    files[2].write_bytes(files[2].read_bytes()[:-100])
+    settings = Data(root=photos, loader=loader, image_size=16, corrupt="skip")
+    reader = loader_of(Images([str(file) for file in files], [0, 1, 2], []), settings)
+    ((x, labels),) = reader.read([np.arange(3)], seed=0)
+    assert labels.tolist() == [0, 1]
+    torch.testing.assert_close(x[0], x[1], rtol=0, atol=0.05)
+    assert capsys.readouterr().err.count(f"{files[2]}: cannot be read as an image") == 1
+
+
+def test_ctrl_c_which_a_terminal_sends_to_all_processes_leaves_the_reading_ones_to_the_trainer(photos):
+    settings = Data(root=photos, loader="torchvision", image_size=16)
+    train, _ = find_images(settings)
+    reader = loader_of(train, settings)
+    read = reader.read([np.array([number % 5]) for number in range(40)], seed=0)
+    next(read)
+    for process in reader._loader._iterator._workers:
+        os.kill(process.pid, signal.SIGINT)
+    assert len(list(read)) == 39
 
 
 def fake_cifar(root, monkeypatch, name):

@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,11 +33,11 @@ def test_what_was_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("as_list", [False, True], ids=["arrays", "list and Fortran order"])
 def test_the_pickle_of_carmon_et_al_is_read(tmp_path, protocol, as_list):
-    labels = LABELS.tolist() if as_list else LABELS
+    labels, pixels = (LABELS.tolist(), np.asfortranarray(PIXELS)) if as_list else (LABELS, PIXELS)
     file = tmp_path / "ti_500K_pseudo_labeled.pickle"
-    file.write_bytes(pickle.dumps({"data": PIXELS, "extrapolated_targets": labels}, protocol))
+    file.write_bytes(pickle.dumps({"data": pixels, "extrapolated_targets": labels}, protocol))
     read = read_pseudo_labelled(file, CLASSES)
     assert np.array_equal(read.pixels, PIXELS) and read.labels == LABELS.tolist()
 
@@ -45,10 +47,34 @@ class Hostile:
         return os.mkdir, ("hpcdat-was-here",)
 
 
-def npz(**arrays):
+class Pickled:
+    """What a pickle makes with a function, and the state it then gives it."""
+
+    def __init__(self, function, *arguments, state):
+        self.parts = function, arguments, state
+
+    def __reduce__(self):
+        return self.parts
+
+
+def objects_by_address():
+    """An array whose bytes are the addresses of objects; its data type claims not to hold any."""
+    dtype = Pickled(np.dtype, "O8", False, True, state=(3, "|", None, None, None, -1, -1, 0))
+    addresses = b"".join(id(name).to_bytes(8, sys.byteorder) for name in CLASSES)
+    made = np.arange(3).__reduce__()
+    return Pickled(made[0], *made[1], state=(1, (3,), dtype, False, addresses))
+
+
+def npz(save=np.savez, **arrays):
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    save(buffer, **arrays)
     return buffer.getvalue()
+
+
+def damaged(content):
+    """The same but for its first compressed bytes."""
+    start = content.index(b".npy") + 40
+    return content[:start] + bytes(40) + content[start + 40 :]
 
 
 @pytest.mark.parametrize(
@@ -56,8 +82,16 @@ def npz(**arrays):
     [
         (pickle.dumps(Hostile()), "asks for posix.mkdir"),
         (pickle.dumps({"data": PIXELS, "extrapolated_targets": Hostile()}), "asks for posix.mkdir"),
-        (pickle.dumps({"data": np.array([Hostile()]), "extrapolated_targets": LABELS}), "asks for"),
-        (npz(images=np.array([Hostile()], dtype=object), labels=LABELS), "not a readable .npz"),
+        (pickle.dumps({"data": np.array([Hostile()]), "extrapolated_targets": LABELS}), "of .O8., not of"),
+        (pickle.dumps({"data": objects_by_address(), "extrapolated_targets": LABELS}), "of .O8., not of"),
+        (pickle.dumps({"classes": objects_by_address()}), "of .O8., not of numbers"),
+        (pickle.dumps({"data": PIXELS, "extrapolated_targets": [[0, 1], [2]]}), "targets are not numbers"),
+        (pickle.dumps({"data": PIXELS[0, 0, 0, 0], "extrapolated_targets": LABELS}), "asks for"),
+        (npz(images=np.array([Hostile()], dtype=object), labels=LABELS), "not an .npz or"),
+        (damaged(npz(np.savez_compressed, images=PIXELS, labels=LABELS)), "not an .npz or"),
+        (npz(images=np.array(1), labels=LABELS), "as many images"),
+        (npz(files=np.array("a.png"), labels=LABELS), "as many images"),
+        (npz(images=PIXELS, labels=LABELS, classes=np.array("cat")), "other classes"),
         (b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "codec rot13"),
         (b"", "not an .npz or a pickle"),
         (pickle.dumps([1, 2]), "expected a dictionary"),
@@ -92,12 +126,13 @@ def test_only_images_of_one_kind_are_joined():
             joined(ours, other)
 
 
-def test_folders_are_searched_through_links(tmp_path):
+def test_folders_are_searched_through_links_and_found_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "real" / "deep" / "a.PNG").write_bytes(b"")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "link").symlink_to(tmp_path / "real")
-    assert find_unlabelled(tmp_path / "set", CLASSES, 3).files == [str(tmp_path / "set/link/deep/a.PNG")]
+    monkeypatch.chdir(tmp_path)
+    assert find_unlabelled(Path("set"), CLASSES, 3).files == [str(tmp_path / "set/link/deep/a.PNG")]
 
 
 def npy(array):
@@ -122,6 +157,15 @@ def test_sources_without_images_for_the_model_are_told(tmp_path, content, told):
         find_unlabelled(source, CLASSES, 3)
 
 
+def all_mixed(labelled, unlabelled, batch, groups, part, epoch=1):
+    """The shares of every worker."""
+    places = [{"rank": n, "groups": groups, "seed": 3, "epoch": epoch} for n in range(len(groups))]
+    return [
+        with_unlabelled(training_shares(labelled, batch, **place), labelled, unlabelled, part=part, **place)
+        for place in places
+    ]
+
+
 @given(
     labelled=st.integers(1, 60),
     unlabelled=st.integers(1, 60),
@@ -131,16 +175,7 @@ def test_sources_without_images_for_the_model_are_told(tmp_path, content, told):
 )
 def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, batch, places, part):
     def mixed(places, batch):
-        when = {"seed": 3, "epoch": 1}
-        return [
-            with_unlabelled(
-                training_shares(labelled, batch, rank=n, groups=[0] * places, **when),
-                *(labelled, unlabelled),
-                **{"part": part, "place": n, "places": places},
-                **when,
-            )
-            for n in range(places)
-        ]
+        return all_mixed(labelled, unlabelled, batch, [0] * places, part)
 
     steps = list(zip(*mixed(places, batch), strict=True))
     seen = []
@@ -160,3 +195,14 @@ def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, ba
     one = mixed(1, batch * places)[0]
     for shares, share in zip(steps, one, strict=True):
         assert sorted(np.concatenate([s.indices for s in shares])) == sorted(share.indices)
+
+
+def test_each_node_keeps_its_own_part_of_the_unlabelled_images_too():
+    """Three nodes, of which the first has two workers; two epochs, each more than a pass."""
+    groups, seen = [0, 0, 1, 2], [set(), set(), set()]
+    for epoch in (0, 1):
+        for group, shares in zip(groups, all_mixed(60, 40, 5, groups, 0.5, epoch), strict=True):
+            extra = [int(i) for share in shares for i in share.indices if i >= 60]
+            seen[group] |= set(extra)
+        assert [len(part) for part in seen] == [20, 10, 10]
+    assert set.union(*seen) == set(range(60, 100))

@@ -361,8 +361,7 @@ def evaluate(workers, root, *settings):
         loader,
         len(test_images),
         job.evaluation,
-        job.attack.norm,
-        job.seed,
+        job,
         workers,
         progress,
         StopRequest(),
@@ -388,9 +387,24 @@ def certify(workers, run_dir, last_image, *settings):
     return certificates(Path(run_dir))
 
 
+def certify_slowly(workers, run_dir, *settings):
+    """The same, but for the last image one worker takes longer than the other may wait without a word."""
+    sample = SmoothedClassifier.certify
+
+    def sample_slowly(smoothed, x, *, image, **samples):
+        begin, last = time.monotonic(), smoothed.sigma == 0.12 and image in (360, 390)
+        workers._watchdog.seconds = 3 if last else 60
+        while last and image == 390 and time.monotonic() - begin < 5:
+            smoothed.base(x[None])
+        return sample(smoothed, x, image=image, **samples)
+
+    SmoothedClassifier.certify = sample_slowly
+    return certify(workers, run_dir, -1, *settings)
+
+
 def certificates(run_dir):
     """A hash of every file of a certification but the plot, by name."""
-    files = sorted(RunFolder(run_dir).certification_folder.iterdir())
+    files = sorted(RunFolder(run_dir).certification_folder.glob("[!.]*"))
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files if f.suffix != ".svg"}
 
 
@@ -426,9 +440,33 @@ def examine_all(workers, root, folder, kill_after, *settings):
 
 
 def unequal_shares(workers):
-    """Worker 1 has much to do; how long it took the others too, and how it ended, three times."""
+    """Worker 1 has much to do; how long it took the others too, and how it ended, four times."""
     workers._watchdog.seconds = 2
-    return {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
+    endings = {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
+    return endings | {"evaluation": _evaluation_stopped_by_one(workers)}
+
+
+class _SlowForOne:
+    """A loader that worker 1 waits three seconds for, and then wants to stop; it has ten batches."""
+
+    def __init__(self, workers, stop):
+        self.workers, self.stop = workers, stop
+
+    def read(self, batches, seed):
+        for number in range(len(batches)):
+            if number and self.workers.rank == 1:
+                time.sleep(1 / 3)
+                self.stop.wanted = number == 9
+            yield torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
+
+
+def _evaluation_stopped_by_one(workers):
+    stop, job, model = StopRequest(), read_job(DEMO), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    loader = _SlowForOne(workers, stop)
+    try:
+        Evaluator(loader, 3000, job.evaluation, job, workers, Progress(shown=False), stop).measure(model)
+    except HpcdatError as error:
+        return [type(error).__name__, str(error), error.everywhere]
 
 
 def _share(workers, ending):
@@ -485,14 +523,32 @@ def train_virtually(workers, virtual, root, run_dir, *settings):
     return {"state": torch.cat([t.flatten().double() for t in state.values()]).tolist(), "ta": result.ta}
 
 
-def train_concurrently(workers, root, run_dir, stop_after, *settings):
-    """Train, stopped once after so many steps (0: never) and gone on with; fingerprints by name."""
-    job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings])
-    if int(stop_after):
+def train_concurrently(workers, root, folder, delays, *settings):
+    """Train with each delay, undisturbed and stopped once; fingerprints by name, of both by delay."""
+    return {
+        delay: [
+            trained_concurrently(
+                workers, root, f"{folder}/{delay}-{stop_after}", stop_after, delay, *settings
+            )
+            for stop_after in (0, STOPPED_AFTER[delay])
+        ]
+        for delay in delays.split(",")
+    }
+
+
+STOPPED_AFTER = {"0": 3, "1": 7, "2": 2}
+"""By delay, the step in the midst of the first (1 to 5) or second epoch (6 to 10)."""
+
+
+def trained_concurrently(workers, root, run_dir, stop_after, delay, *settings):
+    """Stopped after so many steps (0: never) and gone on with."""
+    fixed = [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings]
+    job = read_job(DEMO, fixed if "method=disadv" in fixed else [*fixed, f"concurrent.delay={delay}"])
+    if stop_after:
         stop, step = StopRequest(), Trainer.step
 
         def step_and_stop(trainer, *batches):
-            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == int(stop_after)
+            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == stop_after
             return step(trainer, *batches)
 
         Trainer.step = step_and_stop

@@ -6,14 +6,23 @@ from hpcdat.data.digits import write_digits
 from tests.distributed.ranks import run_program
 
 PLACEMENTS = {
-    "one worker": (1, 1, []),
-    "two workers": (2, 2, []),
-    "a pair": (2, 1, ["concurrent.place=workers"]),
-    "halves apart": (2, 1, ["concurrent.halves=apart"]),
-    "halves and attack apart": (3, 1, ["concurrent.place=workers", "concurrent.halves=apart"]),
-    "one attack worker for two": (3, 2, ["concurrent.place=workers", "concurrent.update_workers=2"]),
-    "two pairs": (4, 2, ["concurrent.place=workers", "concurrent.update_workers=1"]),
+    "one worker": ("0,1,2", "none", 1, 1, []),
+    "DisAdv": ("0", "none", 1, 1, ["method=disadv"]),
+    "two workers": ("0,1,2", "Gloo", 2, 2, []),
+    "a pair": ("1,2", "MPI", 2, 1, ["concurrent.place=workers"]),
+    "a pair over Gloo": ("1,2", "Gloo", 2, 1, ["concurrent.place=workers"]),
+    "halves apart": ("0,1,2", "MPI", 2, 1, ["concurrent.halves=apart"]),
+    "halves and attack apart": ("1,2", "MPI", 3, 1, ["concurrent.place=workers", "concurrent.halves=apart"]),
+    "one attack worker for two": (
+        "1,2",
+        "Gloo",
+        3,
+        2,
+        ["concurrent.place=workers", "concurrent.update_workers=2"],
+    ),
+    "two pairs": ("1,2", "MPI", 4, 2, ["concurrent.place=workers", "concurrent.update_workers=1"]),
 }
+"""Delays, transport, workers, batches of a step and settings."""
 
 
 @pytest.fixture(scope="module")
@@ -43,57 +52,23 @@ def simulated(tmp_path_factory, digits):
     return of
 
 
-@pytest.mark.parametrize(
-    "placement, delay, transport",
-    [
-        ("one worker", 0, "none"),
-        ("one worker", 1, "none"),
-        ("one worker", 2, "none"),
-        ("two workers", 1, "Gloo"),
-        ("a pair", 1, "MPI"),
-        ("a pair", 2, "Gloo"),
-        ("halves apart", 0, "MPI"),
-        ("halves apart", 1, "Gloo"),
-        ("halves and attack apart", 1, "MPI"),
-        ("halves and attack apart", 2, "MPI"),
-        ("one attack worker for two", 1, "Gloo"),
-        ("one attack worker for two", 2, "MPI"),
-        ("two pairs", 1, "MPI"),
-    ],
-)
-def test_weights_are_those_of_a_plain_simulation(tmp_path, digits, simulated, placement, delay, transport):
-    """Bit for bit, over two epochs with a short last batch, running statistics included."""
-    size, batches, settings = PLACEMENTS[placement]
-    settings = [*settings, f"concurrent.delay={delay}"]
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_weights_are_those_of_a_plain_simulation(tmp_path, digits, simulated, placement):
+    """Bit for bit, over two epochs with a short last batch, running statistics included.
+
+    With examples in flight stopped and gone on with, too. tau = 0 is DisAdv.
+    """
+    delays, transport, size, batches, settings = PLACEMENTS[placement]
     answers = run_program(
-        "train_concurrently", transport, size, tmp_path, digits, tmp_path / "run", 0, *settings
+        "train_concurrently", transport, size, tmp_path, digits, tmp_path / "runs", delays, *settings
     )
     assert all(answer == answers[0] for answer in answers)
-    expected = simulated(batches, delay)
-    assert {name for name in expected if answers[0][name] != expected[name]} == set()
+    for delay, weights in answers[0].items():
+        expected = simulated(batches, int(delay))
+        for how, found in zip(("undisturbed", "stopped"), weights, strict=True):
+            assert {name for name in expected if found[name] != expected[name]} == set(), (delay, how)
 
 
 def test_the_delay_matters(simulated):
     weights = [simulated(1, delay)["1.classifier.weight"] for delay in (0, 1, 2)]
     assert len(set(weights)) == 3
-
-
-def test_disadv_is_conadv_without_delay(tmp_path, digits, simulated):
-    (answer,) = run_program(
-        "train_concurrently", "none", 1, tmp_path, digits, tmp_path / "run", 0, "method=disadv"
-    )
-    assert answer == simulated(1, 0)
-
-
-@pytest.mark.parametrize(
-    "placement, delay, stop_after",
-    [("one worker", 2, 2), ("one worker", 1, 8), ("a pair", 2, 3), ("halves and attack apart", 1, 4)],
-)
-def test_what_is_in_flight_survives_a_stop(tmp_path, digits, simulated, placement, delay, stop_after):
-    size, batches, settings = PLACEMENTS[placement]
-    settings = [*settings, f"concurrent.delay={delay}"]
-    transport = "MPI" if size > 1 else "none"
-    answers = run_program(
-        "train_concurrently", transport, size, tmp_path, digits, tmp_path / "run", stop_after, *settings
-    )
-    assert answers == [simulated(batches, delay)] * size

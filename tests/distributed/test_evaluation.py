@@ -65,6 +65,11 @@ def test_unequal_shares_look_like_no_stall_and_a_failure_or_stop_ends_all_at_onc
         (kind, told, everywhere), seconds = answer["stop"]
         assert kind == "Stopped" and everywhere and seconds < 4.5
         assert told == "stopped; the same command goes on to work"
+        assert answer["evaluation"] == [
+            "Stopped",
+            "stopped; the same command goes on to do the evaluation",
+            True,
+        ]
 
 
 def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(tmp_path, run_dir):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,7 +185,8 @@ def start():
             *arguments,
         ]
         log = (run_dir.parent / "log").open("w")
-        process = subprocess.Popen(command, cwd=CHECKOUT, env=environment(), stdout=log, stderr=log)
+        marked = environment() | {"RUN_UNDER_TEST": str(run_dir)}
+        process = subprocess.Popen(command, cwd=CHECKOUT, env=marked, stdout=log, stderr=log)
         started.append(process)
         deadline = time.monotonic() + 120
         while len(RunFolder(run_dir).metrics("epoch")) == before:
@@ -219,9 +221,13 @@ def worker_process(run_dir, rank):
 
 
 def none_left(run_dir):
-    """Whether all processes of the run have ended, within ten seconds."""
+    """Whether all processes of the run, its loaders' too, have ended, within ten seconds."""
+    mark = f"RUN_UNDER_TEST={run_dir}\0".encode()
     for _ in range(100):
-        left = subprocess.run(["pgrep", "-f", f"run_dir={run_dir}"], capture_output=True, text=True).stdout
+        left = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                left += [environ] if mark in environ.read_bytes() else []
         if not left:
             return True
         time.sleep(0.1)
@@ -266,9 +272,10 @@ def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path, start, prefix
     assert weights(run_dir)
 
 
-def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path, start):
+@pytest.mark.parametrize("workers", [[], ["-np", "2"]], ids=["one", "two"])
+def test_nothing_lives_on_when_the_process_that_was_started_is_killed(tmp_path, start, workers):
     run_dir = tmp_path / "run"
-    process = start(run_dir, "-np", "2")
+    process = start(run_dir, "data.loader=torchvision", *workers)
     process.kill()
     assert none_left(run_dir)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hpcdat.cluster.workers import Workers
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, WorkerError
 from hpcdat.evaluation.accuracy import Evaluator
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
@@ -38,10 +38,7 @@ class Fixed:
 
 def evaluated(model, loader, count, job):
     progress = Progress(shown=False)
-    evaluator = Evaluator(
-        loader, count, job.evaluation, job.attack.norm, job.seed, Workers(), progress, Never()
-    )
-    return evaluator.measure(model)
+    return Evaluator(loader, count, job.evaluation, job, Workers(), progress, Never()).measure(model)
 
 
 def test_robust_images_are_those_right_before_and_after_the_attack():
@@ -73,3 +70,12 @@ def test_images_of_which_none_can_be_read_are_told():
 
     with pytest.raises(InputError, match="none of its images can be read"):
         evaluated(Threshold(), Unreadable(), 7, read_job(DEMO))
+
+
+def test_an_evaluation_that_runs_out_of_memory_names_its_own_batch_size():
+    class TooLarge(Threshold):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(WorkerError, match=r"a evaluation\.batch_size smaller than 100"):
+        evaluated(TooLarge(), Fixed([0.5], [1]), 1, read_job(DEMO))

@@ -1,15 +1,24 @@
 """AutoAttack by batch, and what may be called AA."""
 
+import os
+import runpy
 from itertools import pairwise
+from pathlib import Path
 
 import pyautoattack
 import pytest
 import torch
 
 from hpcdat.data import open_loader
+from hpcdat.data.cifar import read_cifar
+from hpcdat.data.images import DataError
 from hpcdat.errors import InputError
 from hpcdat.evaluation.autoattack import STANDARD, AutoAttack
 from hpcdat.seeds import derive
+
+CIFAR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat" / "data"
+"""Where its official batches may lie (before the tests take a cache of their own)."""
+TWO = ["apgd-ce", "square"]
 
 
 class Quick(pyautoattack.AutoAttack):
@@ -48,6 +57,29 @@ def test_each_image_ends_as_in_the_packages_own_evaluation(quick, load, norm, ep
     assert list(found.columns) == ["correct", *STANDARD]
     assert all(not (later & ~earlier).any() for earlier, later in pairwise(columns))
     assert found.remarks == ()
+
+
+def test_the_packages_own_network_ends_as_in_its_own_evaluation(quick):
+    """Its plainly trained ResNet-18 on the first test images of CIFAR-10, where some survive."""
+    examples = Path(pyautoattack.__file__).parent / "examples"
+    try:
+        _, images = read_cifar("cifar10", CIFAR, download=False)
+    except DataError as error:
+        pytest.skip(f"without CIFAR-10 AutoAttack was not compared on its package's own network: {error}")
+    net = runpy.run_path(str(examples / "resnet.py"))["ResNet18"]()
+    net.load_state_dict(torch.load(examples / "model_test.pt", map_location="cpu", weights_only=True))
+    net.eval()
+    x = torch.from_numpy(images.pixels[:8]).permute(0, 3, 1, 2) / 255
+    y = torch.tensor(images.labels[:8])
+    eps = 1 / 255
+    own = pyautoattack.AutoAttack(net, norm="Linf", eps=eps, seed=derive(0, "autoattack", 0))
+    own.attacks_to_run = TWO
+    _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
+    ours = AutoAttack(eps, "linf", 10)
+    ours.settings["attacks"] = TWO
+    found = ours.outcomes(net, x, y, 0, 0)
+    assert found.columns["square"].tolist() == (answers == y).tolist()
+    assert 0 < found.count("square") < found.count("correct")
 
 
 def test_nothing_is_left_behind(quick, load):

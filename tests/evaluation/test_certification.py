@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,11 +26,10 @@ from hpcdat.evaluation.certification import (
     largest_radius,
     lower_bound,
 )
-from hpcdat.job import Certification
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
 from hpcdat.report.certified import TABLE_2, certified_table, rows_beside, write_certified
-from tests.conftest import DEMO
+from tests.conftest import DEMO, Never
 
 ERROR = 1e-6
 """Probability with which a test of random numbers may fail though all is right, were they drawn anew."""
@@ -216,33 +217,25 @@ class Points:
             yield self.x[keep], self.y[keep]
 
 
-class Wish:
-    """To stop, once so many looks have been taken at it."""
-
-    def __init__(self, looks=10**9):
-        self.looks = looks
-
-    @property
-    def wanted(self):
-        self.looks -= 1
-        return self.looks < 0
-
-
-def certify_points(file, *, wish=None, every=1):
+def certify_points(file, *, points=Points, stop=None, every=1):
     model = Linear().eval()
-    loader = Points(model, [0.02 * (i - 6) for i in range(12)])
-    settings = Certification(n0=20, n=300, alpha=0.01, batch_size=128, every=every)
+    loader = points(model, [0.02 * (i - 6) for i in range(12)])
+    settings = ["n0=20", f"n={N}", "alpha=0.01", "batch_size=128"]
+    job = read_job(DEMO, [f"certification.{setting}" for setting in settings])
     images = range(0, 12, every)
-    certifier = Certifier(loader, images, 2, settings, 0, Workers(), Progress(shown=False), wish or Wish())
+    certifier = Certifier(loader, images, 2, job, Workers(), Progress(shown=False), stop or Never())
     return certifier.measure(model, 0.25, file), loader.asked
 
 
+N = 300
+
+
 def counts_file(folder):
-    return CountsFile(folder / "certification" / "counts.jsonl", {"sigma": 0.25})
+    return CountsFile(folder / "certification" / "counts.jsonl", {"sigma": 0.25, "n": N})
 
 
 def test_a_kill_at_any_byte_leaves_what_the_same_command_ends_alike(tmp_path):
-    """Lines are only ever added, so that every kill leaves the beginning of the file."""
+    """Two workers were killed while they added lines to their parts."""
     file = counts_file(tmp_path / "whole")
     file.path.parent.parent.mkdir()
     whole, asked = certify_points(file)
@@ -250,35 +243,64 @@ def test_a_kill_at_any_byte_leaves_what_the_same_command_ends_alike(tmp_path):
     held = file.path.read_bytes()
     again, asked = certify_points(file)
     assert again == whole and asked == [5] and file.path.read_bytes() == held
-    for size in range(0, len(held), 17):
-        file.path.write_bytes(held[:size])
+    heading, *lines = held.splitlines(keepends=True)
+    for size in range(0, len(b"".join(lines[:8])), 29):
+        file.path.write_bytes(heading + b"".join(lines[8:]))
+        for rank in (0, 1):
+            Path(f"{file.path}.part-{rank}").write_bytes(b"".join(lines[rank:8:2])[: size // 2])
         resumed, asked = certify_points(file)
         assert resumed == whole and file.path.read_bytes() == held
-        done = max(held[:size].count(b"\n") - 1, 0)
-        assert len(asked) == 12 - done
+        assert list(file.path.parent.iterdir()) == [file.path]
+        done = sum(b"".join(lines[rank:8:2])[: size // 2].count(b"\n") for rank in (0, 1))
+        assert len(asked) == 1 + 8 - done
 
 
-def test_a_stop_keeps_what_is_done(tmp_path):
-    file = counts_file(tmp_path)
-    with pytest.raises(Stopped, match="3 images done"):
-        certify_points(file, wish=Wish(2))
+def test_a_stop_is_heeded_within_an_image_and_keeps_those_that_are_done(tmp_path):
+    class Soon(Never):
+        pass
+
+    file, stop = counts_file(tmp_path), Soon()
+
+    class Slow(Points):
+        """Somebody wants to stop when image 3 is at hand, whose samples take half a second."""
+
+        def __init__(self, model, margins):
+            super().__init__(model, margins)
+            model.register_forward_pre_hook(lambda *_: time.sleep(0.5 if stop.wanted else 0))
+
+        def read(self, batches, seed):
+            for batch, images in zip(batches, super().read(batches, seed), strict=True):
+                stop.wanted = 3 in batch
+                yield images
+
+    with pytest.raises(Stopped, match=r"the same command goes on to certify at sigma 0\.25"):
+        certify_points(file, points=Slow, stop=stop)
     _, asked = certify_points(file)
     assert asked == [3, 4, 5, *range(6, 12)]
 
 
 def test_images_left_out_before_are_added(tmp_path):
     """The first of every four, then of every two: with what they would have been by themselves."""
-    file, other = counts_file(tmp_path), CountsFile(tmp_path / "other.jsonl", {})
+    file, other = counts_file(tmp_path), CountsFile(tmp_path / "other.jsonl", {"n": N})
     certify_points(file, every=4)
     some, asked = certify_points(file, every=2)
     assert asked == [2, 6, 10] and some == certify_points(other, every=2)[0]
 
 
-def test_a_damaged_file_is_told(tmp_path):
+@pytest.mark.parametrize(
+    "was, is_now, told",
+    [
+        ('"top"', '"tip"', "unexpected keyword"),
+        ('"count": ', '"count": 9', "counts are not all from 0 to 300"),
+        ('"sigma": 0.25', '"sigma": 0.12', "of something else"),
+        ('"image"', "\x80", "Expecting"),
+    ],
+)
+def test_a_damaged_file_is_told(tmp_path, was, is_now, told):
     file = counts_file(tmp_path)
     certify_points(file, every=4)
-    file.path.write_text(file.path.read_text().replace('"top"', '"tip"', 1))
-    with pytest.raises(InputError, match=r"counts\.jsonl is damaged"):
+    file.path.write_text(file.path.read_text().replace(was, is_now, 1), encoding="latin1")
+    with pytest.raises(InputError, match=rf"counts\.jsonl is damaged \(.*{told}.*\)"):
         certify_points(file)
 
 

@@ -81,6 +81,8 @@ def test_sweeps_are_a_table_and_a_plot(run_dir):
         assert plot.startswith("<svg") and re.search(rf"<!-- .*{label}.* -->", plot)
     evaluated(run_dir, "evaluation.eps=0.2")
     assert json.loads((run_dir / "evaluation.json").read_text())["sections"]["sweep-eps"]["curve"]
+    _, sections = evaluated(run_dir, "evaluation.eps=0.2", "data.augmentation=crop-flip")
+    assert list(sections) == ["accuracy"], "of other views of the images"
 
 
 def test_suspicions_are_told(run_dir, capsys):

@@ -38,6 +38,19 @@ def test_accuracy_and_what_tells_whether_to_believe_it():
     assert all(s >= r for s, r in zip(found["steady"], found["robust"], strict=True)), "noise is weaker"
 
 
+def test_an_image_must_withstand_every_start():
+    """One pixel, and an attack that stays where it starts: a tenth of the ball is beyond the threshold."""
+    x, y = torch.full((2000, 1, 1, 1), 0.58), torch.ones(2000, dtype=torch.int64)
+
+    def robust(restarts):
+        more = ["evaluation.step_size=0", f"evaluation.restarts={restarts}"]
+        return PgdAccuracy(settings(*more), "linf").outcomes(Threshold(), x, y, 0, 0).columns["robust"]
+
+    once, often = robust(1), robust(10)
+    assert abs(once.mean() - 0.9) < 0.03 and abs(often.mean() - 0.9**10) < 0.04
+    assert not (often & ~once).any(), "the first start is the same"
+
+
 @pytest.mark.parametrize("norm, scale", [("linf", 1.0), ("l2", 2.0)])
 def test_a_sweep_over_radii_finds_every_margin(norm, scale):
     """The l2 margin of 2 x 2 pixels is twice that of linf."""

@@ -50,7 +50,12 @@ def test_only_what_is_missing_is_done_and_the_end_is_the_same(load, tmp_path):
 def test_outcomes_of_something_else_are_not_taken(load):
     subject, images = load(*SMALL)
     measured(Counting(subject), subject, images)
-    for settings in (["evaluation.eps=0.1"], ["seed=1"], ["evaluation.batch_size=9"]):
+    for settings in (
+        ["evaluation.eps=0.1"],
+        ["seed=1"],
+        ["evaluation.batch_size=9"],
+        ["data.augmentation=crop-flip"],
+    ):
         other, images = load(*SMALL, *settings)
         again = Counting(other)
         measured(again, other, images)
@@ -72,7 +77,7 @@ def test_batches_do_not_lean_on_each_other(load):
     subject, images = load(*SMALL)
     sweep = Sweep("eps", [0.0, 0.1, 0.3], subject.job.evaluation, "linf")
     whole = measured(sweep, subject, images)
-    shelf, _ = subject.shelf(sweep, images)
+    shelf, _ = subject.shelf(sweep, images, Workers())
     kept = shelf.read(range(5))
     (shelf.folder / "batch-00003.json").unlink()
     assert measured(sweep, subject, images).to_json() == whole.to_json()
@@ -154,5 +159,9 @@ def test_a_wrapped_model_is_another_model(load):
     subject, images = load(*SMALL)
     measurement = Counting(subject)
     other = Subject(nn.Sequential(subject.model), subject.job, subject.folder)
-    assert subject.shelf(measurement, images)[0].folder != other.shelf(measurement, images)[0].folder
+    places = [one.shelf(measurement, images, Workers())[0].folder for one in (subject, other)]
+    assert places[0] != places[1]
+    # Where its weights came from is no matter.
+    fine_tuned, _ = load(*SMALL, "model.pretrained=runs/other")
+    assert fine_tuned.shelf(measurement, images, Workers())[0].folder == places[0]
     assert isinstance(measured(measurement, other, images), Outcomes)

@@ -5,9 +5,12 @@ import torch
 
 from hpcdat.checkpoint import Checkpoint, save_checkpoint
 from hpcdat.errors import InputError
+from hpcdat.job_file import read_job, write_job
 from hpcdat.models import build_model
 from hpcdat.models.pretrained import load_pretrained
 from hpcdat.models.split_batch_norm import split_batch_norm
+from hpcdat.record import RunFolder
+from tests.conftest import DEMO
 
 
 def make(classes=10, name="preact-resnet18", width=0.1, seed=0, split=False):
@@ -24,7 +27,7 @@ def named(count):
 
 def kept(model, path, classes):
     nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
-    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, classes))
+    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, classes, 9))
 
 
 def same(ours, theirs, name):
@@ -33,16 +36,24 @@ def same(ours, theirs, name):
 
 @pytest.mark.parametrize("classes", [named(7), [*named(9), "other"]], ids=["fewer", "as many"])
 def test_a_run_with_other_classes_gives_all_but_the_head(tmp_path, classes):
-    (tmp_path / "checkpoints").mkdir()
+    run = RunFolder(tmp_path)
+    run.checkpoints.folder.mkdir()
+    run.job_file.write_text(write_job(read_job(DEMO, ["early_stopping.patience=1"])))
     source, model = make(seed=1), make(len(classes))
     with torch.no_grad():
         source[1].norm.running_mean += 3
-    kept(source, tmp_path / "checkpoints" / "epoch.pt", named(10))
+    kept(make(seed=2), run.checkpoints.epoch_file, named(10))
+    kept(source, run.checkpoints.best_file, named(10))
     before = model[1].classifier.weight.clone()
     assert load_pretrained(model, tmp_path, classes) == ["1.classifier.weight", "1.classifier.bias"]
     assert torch.equal(model[1].classifier.weight, before)
     for name in model.state_dict():
         assert same(model, source, name) == (name.startswith("1.") and "classifier" not in name), name
+    run.checkpoints.best_file.unlink()
+    run.checkpoints.epoch_file.rename(run.checkpoints.epoch_before_file)
+    run.checkpoints.epoch_file.write_bytes(b"damaged")
+    load_pretrained(model, tmp_path, named(10))
+    assert same(model, make(seed=2), "1.stem.weight")
 
 
 def test_both_branches_start_from_the_one_there_is_and_back_again(tmp_path):
@@ -69,6 +80,11 @@ def test_a_weight_file_of_torchvision_is_read(tmp_path):
     model = make(name="resnet50", width=1.0)
     assert load_pretrained(model, tmp_path / "resnet50.pth", named(10)) == ["1.fc.weight", "1.fc.bias"]
     assert torch.equal(model[1].layer4[2].conv3.weight, net.layer4[2].conv3.weight)
+    # Those of before 2018 have no counts of batches.
+    old = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    fresh = make(name="resnet50", width=1.0)
+    assert load_pretrained(fresh, tmp_path / "old.pth", named(10)) == ["1.fc.weight", "1.fc.bias"]
 
 
 def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):

@@ -204,16 +204,34 @@ def test_where_only_some_runs_differ_they_are_named(make_run):
 def test_what_cannot_be_read_or_written_is_told(make_run, tmp_path):
     run, damaged, empty = make_run("run", ""), make_run("damaged", ""), make_run("empty", "")
     (damaged / "environment.json").write_text("{}")
+    listed, bare, void = make_run("listed", ""), make_run("bare", ""), make_run("void", "")
+    (listed / "environment.json").write_text("[1]")
+    (bare / "environment.json").write_text('{"nodes": 1, "workers": [{"host": "a"}]}')
+    result = json.loads((void / "result.json").read_text())
+    (void / "result.json").write_text(json.dumps(result | {"ta": None}))
     (empty / "metrics.jsonl").unlink()
     (tmp_path / "file").touch()
     for folder, out, told in (
         (tmp_path / "nowhere", "out", "nowhere is not the folder of a run"),
         (damaged, "out", "environment.json does not say what the run ran on"),
+        (listed, "out", "environment.json does not say what the run ran on"),
+        (bare, "out", "environment.json does not say what the run ran on"),
+        (void, "out", "result.json cannot be read: ta: Input should be a valid number"),
         (empty, "out", "metrics.jsonl does not have the run's epochs"),
         (run, "file", "file cannot be written"),
     ):
         done = CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / out)])
         assert done.exit_code == 2 and told in done.output.replace("\n", ""), done.output
+
+
+def test_a_run_that_is_named_twice_is_one_and_seeds_are_in_the_order_of_their_numbers(make_run, tmp_path):
+    run, several = make_run("run", ""), tmp_path / "several"
+    done = CliRunner().invoke(app, ["report", str(run), f"{run}/"])
+    assert done.exit_code == 0 and done.output.count(str(run)) == 1
+    for seed in (10, 2):
+        make_run(f"several/seed-{seed}", "")
+    done = CliRunner().invoke(app, ["report", str(several)])
+    assert done.output.index("seed-2") < done.output.index("seed-10")
 
 
 def test_what_does_not_fit_is_told(make_run):

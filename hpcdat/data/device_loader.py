@@ -1,0 +1,103 @@
+"""Images that stay on the device: moved there once, and looked at there a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from hpcdat.data.augmentation import PADDING, View, views_of
+from hpcdat.data.batches import Indices
+from hpcdat.data.images import DataError, Images
+from hpcdat.data.pixels import empty_batch, to_pixels
+from hpcdat.data.unreadable import Unreadable, complaint_about
+from hpcdat.job import Data
+
+
+class DeviceLoader:
+    """Holds all images in the device's memory, a byte a pixel and colour, with a margin of zeros.
+
+    They are resized once; shifts and mirrors of a batch are one look-up of its pixels. Those of a whole
+    epoch go to the device together, so that no batch waits for the CPU.
+
+    Args:
+        images: of one size; those in files are decoded here, in ``threads`` threads.
+        settings: the job's ``data`` section, its augmentation ``none`` or ``pad-crop``.
+        training: whether the training augmentation applies.
+        device: where the images stay.
+
+    Raises:
+        DataError: images of several sizes, or one that cannot be read, and the job does not say to skip it.
+    """
+
+    def __init__(self, images: Images, settings: Data, *, training: bool, device: torch.device) -> None:
+        self.settings, self.training, self.device = settings, training, device
+        self.unreadable = Unreadable(settings.corrupt)
+        self._labels = torch.tensor(images.labels, device=device)
+        stored = torch.from_numpy(self._stored(images)).permute(0, 3, 1, 2)
+        self._height, self._width = stored.shape[2:]
+        view = self._views(np.arange(1), 0)
+        resized = functional.resize(stored, [int(view.rows[0]), int(view.columns[0])], antialias=True)
+        padded = torch.nn.functional.pad(resized, [PADDING] * 4)
+        self._pixels = padded.permute(0, 2, 3, 1).contiguous().to(device)
+
+    def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,) on the device."""
+        batches = [self.unreadable.without(indices) for indices in batches]
+        order = np.concatenate([*batches, np.empty(0, np.int64)])
+        view = self._views(order, seed)
+        corners = np.stack([order, view.window_top + PADDING, view.window_left + PADDING, view.flip])
+        for where in torch.from_numpy(corners).to(self.device).split([len(i) for i in batches], dim=1):
+            if not where.shape[1]:
+                yield empty_batch(self.settings, self.device)
+                continue
+            yield self._look(*where), self._labels[where[0]]
+
+    def _look(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+        """The images at these positions through these windows."""
+        size = self.settings.image_size
+        place = torch.arange(size, device=self.device)
+        rows = top[:, None] + place
+        columns = left[:, None] + torch.where(flip[:, None] > 0, size - 1 - place, place)
+        return to_pixels(self._pixels[index[:, None, None], rows[:, :, None], columns[:, None]], self.device)
+
+    def _views(self, index: Indices, seed: int) -> View:
+        height, width = np.full_like(index, self._height), np.full_like(index, self._width)
+        return views_of(height, width, index, self.settings, training=self.training, seed=seed)
+
+    def _stored(self, images: Images) -> np.ndarray:
+        """The images as they are stored: (N, H, W, C), uint8; zeros in place of one that cannot be read."""
+        if images.pixels is not None:
+            return images.pixels
+        mode = "L" if self.settings.channels == 1 else "RGB"
+
+        def decode(file: str) -> np.ndarray | str:
+            try:
+                with Image.open(file) as image:
+                    return np.atleast_3d(np.array(image.convert(mode)))
+            except Exception as error:
+                return complaint_about(file, error)
+
+        with ThreadPoolExecutor(self.settings.threads) as threads:
+            decoded = list(threads.map(decode, images.files))
+        first: int | None = None
+        for number, image in enumerate(decoded):
+            if isinstance(image, str):
+                self.unreadable.add(number, image)
+                continue
+            first = number if first is None else first
+            if image.shape != decoded[first].shape:
+                (h, w, _), (h0, w0, _) = image.shape, decoded[first].shape
+                raise DataError(
+                    f"data.loader: device needs images of one size: {images.files[first]} has {h0} x {w0} "
+                    f"pixels, {images.files[number]} {h} x {w}; take dali or torchvision"
+                )
+        if first is None:
+            raise DataError(f"{images.files[0]}: none of the {len(images)} images can be read")
+        nothing = np.zeros_like(decoded[first])
+        return np.stack([nothing if isinstance(image, str) else image for image in decoded])

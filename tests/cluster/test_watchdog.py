@@ -1,0 +1,28 @@
+"""Every wait is bounded, whatever other threads wait for meanwhile."""
+
+import subprocess
+import sys
+
+TWO_THREADS = """
+import threading, time
+from hpcdat.cluster.watchdog import Watchdog
+
+watchdog, begun = Watchdog(0.4, "worker 1 on node2"), threading.Event()
+
+def wait():
+    with watchdog.waiting("gradients 0"):
+        begun.set()
+        time.sleep(20)
+
+threading.Thread(target=wait, daemon=True).start()
+begun.wait()
+with watchdog.waiting("labels 0"):
+    pass
+time.sleep(10)
+"""
+
+
+def test_a_short_wait_of_one_thread_does_not_hide_a_long_one_of_another():
+    done = subprocess.run([sys.executable, "-c", TWO_THREADS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "worker 1 on node2 has waited 0.4 s for the other workers (gradients 0)" in done.stderr

@@ -1,0 +1,92 @@
+"""Where a stop finds a run in one process, what it goes on from, and what it refuses to go on with."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from hpcdat.checkpoint import load_checkpoint, save_checkpoint
+from hpcdat.cluster.workers import Workers
+from hpcdat.data.digits import write_digits
+from hpcdat.errors import InputError, Stopped, WorkerError
+from hpcdat.job_file import read_job
+from hpcdat.record import RunFolder
+from hpcdat.run import train
+from tests.conftest import DEMO, Never
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """What takes milliseconds takes threads longer that wait for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def quick(run_dir, *settings):
+    """The demo's job with steps that take milliseconds: four an epoch."""
+    small = ["epochs=2", "batch_size=50", "data.train_images=200", "data.test_images=100"]
+    small += ["attack.steps=1", "evaluation.steps=1", "evaluation.every=0"]
+    return read_job(DEMO, [f"run_dir={run_dir}", *small, *settings])
+
+
+class AfterLooks:
+    """Somebody wants to stop when it has been asked so many times, once after every step."""
+
+    def __init__(self, looks):
+        self.left = looks
+
+    @property
+    def wanted(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_stop_on_the_last_step_of_an_epoch_keeps_that_epoch_the_guard_included(tmp_path):
+    peace, stopped = (quick(tmp_path / name, "method=dat-fgsm") for name in ("in peace", "stopped"))
+    train(peace, Workers(), Never())
+    with pytest.raises(Stopped, match="stopped in epoch 2, step 0"):
+        train(stopped, Workers(), AfterLooks(3))
+    train(stopped, Workers(), Never())
+    one, other = (RunFolder(job.run_dir).newest_checkpoint() for job in (peace, stopped))
+    assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
+    assert one.judgement == other.judgement and one.judgement["guarded"] > 0
+
+
+def test_other_images_than_those_of_the_training_are_refused(tmp_path):
+    write_digits(tmp_path / "digits")
+    job = quick(tmp_path / "run", f"data.root={tmp_path}/digits", "data.train_images=null")
+    with pytest.raises(Stopped, match="stopped in epoch 1, step 3"):
+        train(job, Workers(), AfterLooks(2))
+    threes = tmp_path / "digits" / "train" / "3"
+    next(threes.iterdir()).unlink()
+    told = "trained on 1400 images of 10 classes, and now there are 1399 of 10: bring the images back"
+    with pytest.raises(InputError, match=told):
+        train(job, Workers(), Never())
+    for split in ("train", "test"):
+        (tmp_path / "digits" / split / "3").rename(tmp_path / "digits" / split / "three")
+    with pytest.raises(InputError, match=r"now there are 1399 of 10 \(others: 3, three\)"):
+        train(job, Workers(), Never())
+
+
+def test_a_step_that_the_epoch_does_not_have_is_refused(tmp_path):
+    job = quick(tmp_path / "run")
+    with pytest.raises(Stopped):
+        train(job, Workers(), AfterLooks(1))
+    kept = RunFolder(job.run_dir).checkpoints
+    save_checkpoint(kept.step_file, dataclasses.replace(load_checkpoint(kept.step_file), step=4))
+    with pytest.raises(InputError, match="step 4 of an epoch that now has 4"):
+        train(job, Workers(), Never())
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
+    """The first update carries them beyond float32; skipping every later step does not bring them back."""
+    lr = ["method=plain", "optimizer.name=sgd", "optimizer.lr=1e38"]
+    lr += ["optimizer.weight_decay=1e38", "skipped_steps=1000"]
+    job = quick(tmp_path / "run", *lr)
+    with pytest.raises(WorkerError, match=r"no longer finite in epoch 2, step 0.*\. Lower optimizer.lr"):
+        train(job, Workers(), Never())
+    model = RunFolder(job.run_dir).newest_checkpoint().model
+    assert all(torch.isfinite(t).all() for t in model.values() if t.is_floating_point())

@@ -1,0 +1,66 @@
+"""Labels that a trained model gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.data import find_images
+from hpcdat.data.unlabelled import read_pseudo_labelled, write_pseudo_labelled
+from hpcdat.errors import Stopped
+from hpcdat.job_file import read_job
+from hpcdat.pseudo_labels import pseudo_label
+from hpcdat.record import RunFolder
+from hpcdat.run import train
+from hpcdat.trainer import build_model_for
+from tests.conftest import DEMO, Never
+
+
+@pytest.fixture
+def source(trained, tmp_path):
+    """Some test images of the run, as an array of all of them."""
+    from PIL import Image
+
+    _, images = find_images(RunFolder(trained).read_job(["data.test_images=30"]).data)
+    pixels = np.stack([np.asarray(Image.open(file))[..., None] for file in images.files])
+    np.save(tmp_path / "images.npy", pixels)
+    return tmp_path / "images.npy"
+
+
+def test_labels_are_the_models_own(trained, source, tmp_path):
+    found = pseudo_label(trained, source, tmp_path / "out.npz", [], Workers(), Never())
+    run = RunFolder(trained)
+    checkpoint = run.newest_checkpoint()
+    images = read_pseudo_labelled(tmp_path / "out.npz", checkpoint.classes)
+    model = build_model_for(run.read_job([]), 10)
+    model.load_state_dict(checkpoint.model)
+    pixels = torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        assert images.labels == model.eval()(pixels).argmax(1).tolist()
+    assert list(found.values()) == np.bincount(images.labels, minlength=10).tolist()
+
+
+class OneOfTwo(Workers):
+    """The other one, which has nothing left to label, wants to stop."""
+
+    def start_sum(self, tensors, name):
+        if name == "whether all have done their share":
+            tensors[0] += torch.tensor([1, 0, 1])
+        return super().start_sum(tensors, name)
+
+
+def test_a_stop_of_one_worker_ends_all(trained, source, tmp_path):
+    with pytest.raises(Stopped):
+        pseudo_label(trained, source, tmp_path / "out.npz", [], OneOfTwo(), Never())
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_job_trains_on_as_many_of_them_as_of_its_own(tmp_path):
+    settings = ["method=plain", "epochs=1", "batch_size=20", "data.train_images=50", "data.test_images=30"]
+    settings += [f"run_dir={tmp_path / 'run'}", "evaluation.steps=1", f"data.unlabelled={tmp_path / 'x.npz'}"]
+    job = read_job(DEMO, settings)
+    _, images = find_images(job.data)
+    write_pseudo_labelled(tmp_path / "x.npz", images, np.array(images.labels))
+    train(job, Workers(), Never())
+    (epoch,) = RunFolder(job.run_dir).metrics("epoch")
+    assert epoch["images"] == 100

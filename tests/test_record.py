@@ -1,0 +1,88 @@
+"""The run folder: whose it is, and what may be done to it."""
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcdat import record
+from hpcdat.job_file import read_job
+from hpcdat.record import RunError, RunFolder
+from tests.conftest import DEMO
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Begins a run in one folder, or goes on with it."""
+
+    def with_settings(*settings, overwrite=False):
+        job = read_job(DEMO, [f"run_dir={tmp_path}/run", *settings])
+        return RunFolder(job.run_dir).begin(job, {}, overwrite=overwrite)
+
+    return with_settings
+
+
+def test_what_training_does_not_depend_on_may_change_and_is_told(begin, tmp_path, capsys):
+    assert begin() == "new"
+    changes = ["data.corrupt=skip", "stall_timeout=900", "skipped_steps=20", "data.threads=4"]
+    changes += ["checkpoint_minutes=5", "certification.n=10", "evaluation.batch_size=10"]
+    assert begin(*changes, f"data.root={tmp_path}") == "new"
+    told = capsys.readouterr().out
+    assert "data.corrupt: stop -> skip" in told and "certification.n: 100000 -> 10" in told
+    assert RunFolder(tmp_path / "run").read_job([]).stall_timeout == 900
+    with pytest.raises(RunError, match=r"other settings \(seed: 0 -> 1\): use the same"):
+        begin(*changes, "seed=1", "data.threads=8", f"data.root={tmp_path}")
+
+
+def hold(folder, job, ready):
+    """Begin a run, start a process that outlives it, as a loader may, and stay."""
+    folder.begin(job, {}, overwrite=False)
+    if os.fork() == 0:
+        time.sleep(3)
+        os._exit(0)
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "SECONDS_TO_END", 0.2)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    job = read_job(DEMO, [f"run_dir={tmp_path}/run"])
+    process = multiprocessing.get_context("fork")
+    ready = process.Event()
+    other = process.Process(target=hold, args=(RunFolder(job.run_dir), job, ready))
+    other.start()
+    assert ready.wait(30)
+    for overwrite in (False, True):
+        told = rf"in use by process {other.pid} on .*, Slurm's job 4711: let it end"
+        with pytest.raises(RunError, match=told):
+            begin(overwrite=overwrite)
+    other.kill()
+    other.join()
+    assert begin() == "new"
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_an_overwriting_start_that_is_killed_is_done_by_the_next_one(begin, tmp_path, monkeypatch, removed):
+    """Whatever is still there: the old run is not gone on with, and its rest is no stranger's."""
+    begin()
+    folder, left = RunFolder(tmp_path / "run"), iter(range(removed))
+    folder.checkpoints.epoch_file.write_bytes(b"old")
+    folder.log(event="finished")
+
+    def killed_later(work):
+        def remove(*arguments):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return work(*arguments)
+
+        return remove
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killed_later(Path.unlink))
+        patched.setattr(shutil, "rmtree", killed_later(shutil.rmtree))
+        begin(overwrite=True)
+    assert begin() == "new" and not folder.metrics_file.exists() and not folder.checkpoints.exist()

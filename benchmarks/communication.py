@@ -42,7 +42,7 @@ from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.environment import describe_environment
 from hpcdat.exchange.codecs import Quantized, can_compile
 from hpcdat.exchange.engine import Engine
-from hpcdat.exchange.gradients import GradientExchange
+from hpcdat.exchange.gradients import GradientExchange, gradients_of
 from hpcdat.exchange.plan import Plan, make_plan
 from hpcdat.exchange.protocols import Draw
 from hpcdat.job import Exchange
@@ -192,7 +192,7 @@ def measure_overlap(bench: Bench, rounds: int) -> dict[str, float]:
     settings = OURS["float32, sharded server"].model_copy(
         update={"bucket_mb": 4 * bench.count / layers / 2**20}
     )
-    exchange = GradientExchange(bench.workers, model, settings, 0)
+    exchange = GradientExchange(bench.workers, gradients_of(model), settings, 0)
 
     def backward(seconds: float) -> None:
         model.zero_grad(set_to_none=True)

@@ -36,8 +36,8 @@ from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import start_workers
 from hpcdat.environment import describe_environment
-from hpcdat.exchange.choice import coding_rate
 from hpcdat.exchange.codecs import can_compile
+from hpcdat.exchange.probe import coding_rate
 from hpcdat.forecast import (
     Calibration,
     forecast,
@@ -82,8 +82,8 @@ def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path
     for number, (name, settings) in enumerate(EXCHANGES.items()):
         exchange = [f"exchange.{setting}" for setting in settings]
         job = read_job(JOB, [*always, f"run_dir={runs / str(number)}", *exchange])
-        model, computing = measure_computing_of(job, 10, device)
-        correction = trials(calibration, model, rate, workers)
+        model, computing, compute = measure_computing_of(job, 10, device)
+        correction = trials(calibration, model, rate, workers, compute)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
         measured = [line["communication_seconds"] for line in lines]
@@ -188,7 +188,7 @@ def main() -> None:
         "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=10, help="images of a worker in a step")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs, the first of which warms up")
+    parser.add_argument("--epochs", type=int, default=9, help="epochs, the first of which warms up")
     parser.add_argument(
         "--runs",
         type=Path,

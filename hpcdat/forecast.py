@@ -28,17 +28,15 @@ from hpcdat.exchange.accounting import Collective, Traffic, traffic
 from hpcdat.exchange.choice import (
     KINDS,
     Correction,
-    Rate,
     choose_for,
-    coding_rate,
-    measure_correction,
     predicted,
 )
 from hpcdat.exchange.cost import Link, Network
 from hpcdat.exchange.engine import IN_FLIGHT
 from hpcdat.exchange.gradients import gradients_of, make_buckets
 from hpcdat.exchange.plan import make_plan, pays_to_compile
-from hpcdat.exchange.probe import Imagined, measure_network
+from hpcdat.exchange.probe import Imagined, Rate, coding_rate, measure_network
+from hpcdat.exchange.trial import measure_correction
 from hpcdat.files import write_text
 from hpcdat.job import Exchange, Job
 from hpcdat.objectives import Labelled, clean_loss, local_cost
@@ -217,10 +215,12 @@ def predict_job(
         calibration = measure(workers, device)
         keep = partial(calibration.write, save) if save and workers.is_first else bool
         workers.together("keep the calibration", keep)
-    model, computing = workers.together("time a step", lambda: measure_computing_of(job, classes, device))
+    model, computing, compute = workers.together(
+        "time a step", lambda: measure_computing_of(job, classes, device)
+    )
     compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
     rate = coding_rate(workers, device, compiled=compiled)
-    correction = trials(calibration, model, rate, workers) if measured else untried
+    correction = trials(calibration, model, rate, workers, compute) if measured else untried
     rows, links = [], calibration or assume(1.0)
     for p in nodes:
         known = forecast(job, images, model, computing, links, p, per_node, rate, correction)
@@ -261,7 +261,9 @@ def _find(job: Job) -> Images:
         raise InputError(f"{error}; --images N says how many there are, without them") from None
 
 
-def measure_computing_of(job: Job, classes: int, device: torch.device) -> tuple[nn.Module, Computing]:
+def measure_computing_of(
+    job: Job, classes: int, device: torch.device
+) -> tuple[nn.Module, Computing, Callable[[], None]]:
     """Time the attack, the gradient and the update of the job's own network on random images.
 
     Args:
@@ -270,7 +272,8 @@ def measure_computing_of(job: Job, classes: int, device: torch.device) -> tuple[
         device: where to.
 
     Returns:
-        The network, for its shapes, and the seconds: medians.
+        The network, for its shapes; the seconds: medians; and a step of the attack with the gradient, to be
+        computed once more.
     """
     model = build_model_for(job, classes).to(device)
     batch = job.batch_size if device.type == "cuda" else min(job.batch_size, FEW)
@@ -311,12 +314,19 @@ def measure_computing_of(job: Job, classes: int, device: torch.device) -> tuple[
 
     # One step of the attack stands for all: they are alike.
     attacked = 0.0 if job.oracle == "none" else settings.steps * _seconds(lambda: attack(1), device)
-    return model, Computing(
+    computing = Computing(
         attack=attacked / batch,
         gradient=_seconds(gradient, device) / batch,
         update=_seconds(optimizer.step, device),
         measured_on=f"{device_name(device)}, {batch} images a step",
     )
+
+    def compute() -> None:
+        if attacked:
+            attack(1)
+        gradient()
+
+    return model, computing, compute
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -333,7 +343,13 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return median(times[1:])
 
 
-def trials(calibration: Calibration, model: nn.Module, rate: Rate, workers: Workers) -> Correction:
+def trials(
+    calibration: Calibration,
+    model: nn.Module,
+    rate: Rate,
+    workers: Workers,
+    compute: Callable[[], object],
+) -> Correction:
     """Factors by which whole exchanges between these workers take longer than is predicted, once for each.
 
     Args:
@@ -341,17 +357,15 @@ def trials(calibration: Calibration, model: nn.Module, rate: Rate, workers: Work
         model: whose gradients are tried, where it lies.
         rate: of the codecs.
         workers: who try it; two or more.
+        compute: what they do before.
     """
     known: dict[str, float] = {}
     named = gradients_of(model)
-    compiled = pays_to_compile(sum(p.numel() for _, p in named))
 
     def correction(exchange: Exchange) -> float:
         key = exchange.model_dump_json()
         if key not in known:
-            known[key] = measure_correction(
-                exchange, rate, named, calibration.network, workers, compiled=compiled
-            )
+            known[key] = measure_correction(exchange, rate, named, calibration.network, workers, compute)
         return known[key]
 
     return correction
@@ -385,7 +399,7 @@ def forecast(
         computing: of a worker.
         calibration: of the links.
         nodes, per_node: p and q.
-        rate: of the codecs, as :func:`~hpcdat.exchange.choice.coding_rate` gives it.
+        rate: of the codecs, as :func:`~hpcdat.exchange.probe.coding_rate` gives it.
         correction: factor of the exchange's time, as a trial gives it.
     """
     workers = nodes * per_node

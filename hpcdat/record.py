@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
-import os
 import shutil
-import socket
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +18,9 @@ from hpcdat.errors import InputError
 from hpcdat.files import append_text, write_text
 from hpcdat.job import MAY_CHANGE, Job, Settings
 from hpcdat.job_file import JobError, read_job, write_job
+from hpcdat.lock import keep_others_out
 
 State = Literal["new", "unfinished", "finished"]
-
-SECONDS_TO_END = 5.0
-"""How long a start waits for the one before to end, as after a kill."""
 
 
 class RunError(InputError):
@@ -112,15 +104,14 @@ class RunFolder:
             Whether the run is new, can go on from a checkpoint, or is finished already.
 
         Raises:
-            RunError: the folder holds something else, or a run with other settings, or another process trains
-                in it.
+            RunError: the folder holds something else, or a run with other settings.
+            InputError: another process trains in it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            # Until this process ends.
+            self._lock = keep_others_out(self.path)
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise RunError(f"run_dir {self.path} cannot be made: {error.strerror}") from None
-        self._keep_others_out()
-        # Hidden files are those of a write that was killed; a script was there before its run.
         changed: list[str] = []
         # Hidden files are those of a write that was killed; a script was there before its run.
         held = [f for f in self.path.iterdir() if not f.name.startswith(".") and f != self.slurm_folder]
@@ -133,6 +124,9 @@ class RunFolder:
             for file in held:
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
             removing.unlink()
+        elif self._never_trained():
+            # Such as one that was to start from weights that are not there; other settings choose anew.
+            self.choice_file.unlink(missing_ok=True)
         elif held:
             changed = self._check_same(job)
         if self.metrics("finished"):
@@ -251,37 +245,10 @@ class RunFolder:
             settings = ["evaluation.step_size=null", *settings]
         return read_job(self.job_file, settings)
 
-    def _keep_others_out(self) -> None:
-        """Hold the folder until this process ends, however it does."""
-        # Not by flock, which processes forked from this one would share, and keep when it is killed.
-        self._lock = (self.path / ".lock").open("ab+", buffering=0)
-        deadline = time.monotonic() + SECONDS_TO_END
-        while True:
-            try:
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    print(
-                        f"warning: the file system of run_dir {self.path} has no locks ({error.strerror}): "
-                        "nothing keeps a second run from writing there",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    return
-            if time.monotonic() > deadline:
-                self._lock.seek(0)
-                raise RunError(
-                    f"run_dir {self.path} is in use by {self._lock.read().decode(errors='replace')}: let it "
-                    "end, or choose another run_dir"
-                )
-            time.sleep(0.1)
-        job = os.environ.get("SLURM_JOB_ID")
-        holder = f"process {os.getpid()} on {socket.gethostname()}" + (f", Slurm's job {job}" if job else "")
-        # A full disk is told where a file is written that matters.
-        with contextlib.suppress(OSError):
-            self._lock.truncate(0)
-            self._lock.write(holder.encode())
+    def _never_trained(self) -> bool:
+        """Whether a run ended before its first checkpoint, so that there is nothing to go on with."""
+        began = self.checkpoints.exist() or self.metrics_file.exists()
+        return self.environment_file.exists() and not began
 
     def _check_same(self, job: Job) -> list[str]:
         """The settings that have changed and may."""

@@ -26,7 +26,7 @@ from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.exchange.choice import settle
-from hpcdat.exchange.gradients import GradientExchange
+from hpcdat.exchange.gradients import GradientExchange, gradients_of
 from hpcdat.job import METHODS, Job
 from hpcdat.judge import Judge
 from hpcdat.models import build_model
@@ -98,7 +98,7 @@ class Trainer:
         self.network = Compiled(self.model, full) if job.model.compiled else self.model
         self.optimizer = build_optimizer(self.model, job.optimizer)
         settings = settle(job.exchange, workers, self.model, folder.choice_file, self.progress)
-        self.exchange = GradientExchange(workers, self.model, settings, job.seed)
+        self.exchange = GradientExchange(workers, gradients_of(self.model), settings, job.seed)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.generator = torch.Generator(device)
         self.roles = assign_roles(job, workers.size)

@@ -90,9 +90,9 @@ def test_auto_is_chosen_for_the_links():
 
 def test_the_time_of_an_attack_is_in_proportion_to_its_steps():
     job = read_job(DEMO, ["attack.steps=40"])
-    _, forty = measure_computing_of(job, 10, torch.device("cpu"))
+    _, forty, _ = measure_computing_of(job, 10, torch.device("cpu"))
     assert forty.attack > 5 * forty.gradient > 0
-    _, plain = measure_computing_of(read_job(DEMO, ["method=plain"]), 10, torch.device("cpu"))
+    _, plain, _ = measure_computing_of(read_job(DEMO, ["method=plain"]), 10, torch.device("cpu"))
     assert plain.attack == 0 < plain.gradient
 
 

@@ -1,14 +1,10 @@
 """The run folder: whose it is, and what may be done to it."""
 
-import multiprocessing
-import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
-from hpcdat import record
 from hpcdat.job_file import read_job
 from hpcdat.record import RunError, RunFolder
 from tests.conftest import DEMO
@@ -27,9 +23,10 @@ def begin(tmp_path):
 
 def test_what_training_does_not_depend_on_may_change_and_is_told(begin, tmp_path, capsys):
     assert begin() == "new"
+    RunFolder(tmp_path / "run").checkpoints.epoch_file.touch()
     changes = ["data.corrupt=skip", "stall_timeout=900", "skipped_steps=20", "data.threads=4"]
     changes += ["checkpoint_minutes=5", "certification.n=10", "evaluation.batch_size=10"]
-    assert begin(*changes, f"data.root={tmp_path}") == "new"
+    assert begin(*changes, f"data.root={tmp_path}") == "unfinished"
     told = capsys.readouterr().out
     assert "data.corrupt: stop -> skip" in told and "certification.n: 100000 -> 10" in told
     assert RunFolder(tmp_path / "run").read_job([]).stall_timeout == 900
@@ -37,32 +34,16 @@ def test_what_training_does_not_depend_on_may_change_and_is_told(begin, tmp_path
         begin(*changes, "seed=1", "data.threads=8", f"data.root={tmp_path}")
 
 
-def hold(folder, job, ready):
-    """Begin a run, start a process that outlives it, as a loader may, and stay."""
-    folder.begin(job, {}, overwrite=False)
-    if os.fork() == 0:
-        time.sleep(3)
-        os._exit(0)
-    ready.set()
-    time.sleep(60)
-
-
-def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(begin, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "SECONDS_TO_END", 0.2)
-    monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    job = read_job(DEMO, [f"run_dir={tmp_path}/run"])
-    process = multiprocessing.get_context("fork")
-    ready = process.Event()
-    other = process.Process(target=hold, args=(RunFolder(job.run_dir), job, ready))
-    other.start()
-    assert ready.wait(30)
-    for overwrite in (False, True):
-        told = rf"in use by process {other.pid} on .*, Slurm's job 4711: let it end"
-        with pytest.raises(RunError, match=told):
-            begin(overwrite=overwrite)
-    other.kill()
-    other.join()
-    assert begin() == "new"
+def test_a_run_that_never_trained_holds_no_other_settings(begin, tmp_path):
+    begin("model.pretrained=there-is-none.pth")
+    folder = RunFolder(tmp_path / "run")
+    folder.choice_file.write_text("of other settings")
+    assert begin() == "new" and not folder.choice_file.exists()
+    assert folder.read_job([]).model.pretrained is None
+    folder.environment_file.unlink()
+    with pytest.raises(RunError, match="other settings"):
+        # Perhaps somebody's own job.yaml.
+        begin("seed=1")
 
 
 @pytest.mark.parametrize("removed", range(5))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcdat.errors import InputError
 from hpcdat.seeds import derive
 
 Indices = NDArray[np.int64]
@@ -84,10 +85,19 @@ def with_unlabelled(
         rank, groups: as for :func:`training_shares`.
         seed: the job's.
         epoch: from 0.
+
+    Raises:
+        InputError: there are too few unlabelled images for every group to have one.
     """
-    own = groups[rank]
+    own, parts = groups[rank], _divided(unlabelled, groups, seed)
+    if not all(map(len, parts)):
+        raise InputError(
+            f"data.unlabelled: {unlabelled} images are too few for {len(parts)} nodes with images of their "
+            "own: take more images or data.split: workers",
+            everywhere=True,
+        )
     random = np.random.default_rng(derive(seed, "unlabelled", epoch, own))
-    order = labelled + random.permutation(_divided(unlabelled, groups, seed)[own])
+    order = labelled + random.permutation(parts[own])
     taken, mixed = 0, []
     for share in shares:
         more = round(share.global_size * part / (1 - part))

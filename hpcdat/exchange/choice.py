@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
@@ -14,22 +13,17 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.accounting import Kind
 from hpcdat.exchange.cost import Network, predict
-from hpcdat.exchange.gradients import gradients_of, make_buckets
+from hpcdat.exchange.gradients import Named, gradients_of, make_buckets
 from hpcdat.exchange.plan import PROTOCOLS, Plan, make_plan, pays_to_compile
-from hpcdat.exchange.probe import TRIAL, Imagined, measure_computing, measure_exchange, measure_network
+from hpcdat.exchange.probe import Imagined, Rate, coding_rate, measure_network
+from hpcdat.exchange.trial import measure_correction
 from hpcdat.files import write_text
 from hpcdat.job import Exchange
 from hpcdat.progress import Progress
 
-Named = Sequence[tuple[str, nn.Parameter]]
-"""Parameters with their names."""
 KINDS: tuple[Kind, ...] = ("allreduce", "allgather", "alltoall", "gather", "broadcast")
-Rate = Callable[[Exchange, int], float]
-"""Seconds a number that a worker computes, by settings and senders."""
 Correction = Callable[[Exchange], float]
 """Factor of what is predicted, by settings."""
-MOST_SENDERS = 64
-"""Whose codes a worker is made to decode in a measurement; for more it is extrapolated."""
 WORTH = 0.9
 """Of the time of a more exact exchange: what a less exact one must stay below to be chosen."""
 BUCKETS = [0.25, 1.0, 4.0, 16.0, 64.0]
@@ -173,71 +167,10 @@ def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
     rate = coding_rate(workers, device, compiled=compiled)
 
     def correction(exchange: Exchange) -> float:
-        return measure_correction(exchange, rate, named, network, workers, compiled=compiled)
+        return measure_correction(exchange, rate, named, network, workers)
 
     nodes, per_node = network.nodes, network.per_node
     return choose_for(settings, named, network, nodes, per_node, rate, correction, compiled=compiled)
-
-
-def coding_rate(workers: Workers, device: torch.device, *, compiled: bool) -> Rate:
-    """Seconds a number that a worker computes in an exchange among so many senders, measured once for each.
-
-    Args:
-        workers: who all measure at once, as they will compute.
-        device: where.
-        compiled: whether codecs are.
-    """
-    known: dict[str, float] = {}
-
-    def rate(exchange: Exchange, senders: int) -> float:
-        played = min(senders, MOST_SENDERS)
-        plan = make_plan(exchange, Imagined(played), compiled=compiled)
-        if plan.is_exact:
-            return 0.0
-        key = f"{played} {exchange.model_dump_json(exclude={'bucket_mb', 'overlap'})}"
-        if key not in known:
-            known[key] = measure_computing(plan, workers, device)
-        # Where one decodes all codes of all, it takes as many times as long for as many times the senders.
-        grows = plan.name in ("allgather", "parameter_server")
-        return known[key] * (senders / played if grows else 1.0)
-
-    return rate
-
-
-def measure_correction(
-    exchange: Exchange,
-    rate: Rate,
-    named: Named,
-    network: Network,
-    workers: Workers,
-    *,
-    compiled: bool,
-) -> float:
-    """What a trial took over what is predicted for it; all workers call this together.
-
-    Tried are the buckets of the model itself, as many as make TRIAL numbers.
-
-    Args:
-        exchange: its settings.
-        rate: as :func:`coding_rate` gives it.
-        named: the parameters, first layer first.
-        network: as it was measured between these workers.
-        workers: two or more.
-        compiled: whether codecs are.
-    """
-    plan = make_plan(exchange, workers, compiled=compiled)
-    buckets = make_buckets(named, exchange, coding=not plan.is_exact)
-    sizes = [bucket.count for bucket in buckets if bucket.coded or plan.is_exact]
-    before = itertools.accumulate(sizes, initial=0)
-    sizes = [min(size, TRIAL) for size, done in zip(sizes, before, strict=False) if size and done < TRIAL]
-    if not sizes:
-        return 1.0
-    expected = predict(
-        [plan.collectives(size) for size in sizes],
-        rate(exchange, plan.senders) * sum(sizes),
-        *(network, network.nodes, network.per_node),
-    )
-    return measure_exchange(plan, workers, sizes, named[0][1].device) / expected
 
 
 def choose_for(
@@ -258,7 +191,7 @@ def choose_for(
         named: the parameters, first layer first.
         network: as it was measured.
         nodes, per_node: the workers that are to exchange.
-        rate: as :func:`coding_rate` gives it; asked only where it matters.
+        rate: as :func:`~hpcdat.exchange.probe.coding_rate` gives it; asked only where it matters.
         correction: factor of what is predicted for some settings; likewise.
         compiled: whether codecs are.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,6 +17,9 @@ from hpcdat.exchange.engine import Engine
 from hpcdat.exchange.plan import Plan, make_plan, pays_to_compile
 from hpcdat.exchange.protocols import Draw, Exchanging, Memory
 from hpcdat.job import Exchange
+
+Named = Sequence[tuple[str, nn.Parameter]]
+"""Parameters with their names."""
 
 
 @dataclass
@@ -61,14 +64,14 @@ class Spent:
 
 
 class GradientExchange:
-    """Sums the gradients of a model over the workers, as the job says.
+    """Sums gradients over the workers, as the job says.
 
     Biases and batch norm (tensors of one dimension) are exact always: they are few, and most of
     what rounding harms.
 
     Args:
         workers: who take part.
-        model: its parameters' ``.grad`` are exchanged.
+        named: parameters whose ``.grad`` are exchanged, first layer first.
         settings: the job's ``exchange`` section.
         seed: the job's.
 
@@ -77,9 +80,8 @@ class GradientExchange:
         buckets: in the order of their exchange.
     """
 
-    def __init__(self, workers: Workers, model: nn.Module, settings: Exchange, seed: int) -> None:
+    def __init__(self, workers: Workers, named: Named, settings: Exchange, seed: int) -> None:
         self.workers, self.settings, self.seed = workers, settings, seed
-        named = gradients_of(model)
         compiled = pays_to_compile(sum(p.numel() for _, p in named))
         self.plan = make_plan(settings, workers, compiled=compiled)
         self.buckets = make_buckets(named, settings, coding=not self.plan.is_exact)
@@ -185,6 +187,11 @@ class GradientExchange:
                     for place, rows in kept.items()
                 }
 
+    def close(self) -> None:
+        """End the thread of the exchanges; there can be no more of them."""
+        if self._engine is not None:
+            self._engine.close()
+
     def _zero_missing(self) -> None:
         for parameter in self._bucket_of:
             if parameter.grad is None:
@@ -230,14 +237,12 @@ class GradientExchange:
         return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.memory))
 
 
-def gradients_of(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def gradients_of(model: nn.Module) -> Named:
     """The parameters that have gradients, with their names, first layer first."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def make_buckets(
-    named: Iterable[tuple[str, nn.Parameter]], settings: Exchange, *, coding: bool
-) -> list[Bucket]:
+def make_buckets(named: Named, settings: Exchange, *, coding: bool) -> list[Bucket]:
     """Divide parameters into buckets, last layers first, as the backward pass comes to them.
 
     The last bucket is an exact one, if need be an empty one.
@@ -250,7 +255,7 @@ def make_buckets(
     buckets: list[Bucket] = []
     size = settings.bucket_mb * 2**20
     filling: dict[bool, Bucket] = {}
-    for name, parameter in reversed(list(named)):
+    for name, parameter in reversed(named):
         exact = parameter.dim() <= 1 or any(fnmatchcase(name, pattern) for pattern in settings.exact)
         coded = coding and not exact
         alone = coded and settings.block == "tensor"

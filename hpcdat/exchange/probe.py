@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
@@ -15,22 +14,25 @@ from torch import Tensor
 from hpcdat.cluster.workers import Done, Pending, Workers
 from hpcdat.exchange.accounting import Collective, Kind
 from hpcdat.exchange.cost import Link, Network
-from hpcdat.exchange.engine import IN_FLIGHT, Engine
-from hpcdat.exchange.plan import Plan
-from hpcdat.exchange.protocols import Draw, Exchanging
+from hpcdat.exchange.engine import IN_FLIGHT
+from hpcdat.exchange.plan import Plan, make_plan
+from hpcdat.exchange.protocols import Draw
+from hpcdat.job import Exchange
 
 REPEATS, MOST_REPEATS = 3, 11
-"""How often something is timed: the more often, the shorter it takes."""
+"""How often something is timed at least and at most: the more often, the shorter it takes."""
 SIZES = [2**16, 2**18, 2**20, 2**22, 2**24]
 """Bytes through the busiest card, tried until a series of them takes long enough."""
 SERIES = 2**21
 """Bytes of a series, if IN_FLIGHT messages are not more: switches let the first ones pass at once."""
-TRIAL = 2**21
-"""Numbers of an exchange that is tried as a whole."""
 LONG_ENOUGH = 0.5
 """Seconds."""
 NUMBERS = 2**19
 """In the vector that the computation is timed with."""
+MOST_SENDERS = 64
+"""Whose codes a worker is made to decode in a measurement; for more it is extrapolated."""
+Rate = Callable[[Exchange, int], float]
+"""Seconds a number that a worker computes, by settings and senders."""
 
 
 def measure_network(workers: Workers, kinds: Iterable[Kind], device: torch.device) -> Network:
@@ -128,9 +130,13 @@ def _seconds(workers: Workers, work: Callable[[], object]) -> float:
 
     workers.gather(None, "probe: ready")
     once()
-    times = [once()]
-    repeats = min(max(int(LONG_ENOUGH / times[0]), REPEATS), MOST_REPEATS)
-    return median(times + [once() for _ in range(repeats - 1)])
+    first = once()
+    return median([first, *(once() for _ in range(repeats_for(first) - 1))])
+
+
+def repeats_for(seconds: float, together: float = LONG_ENOUGH, most: int = MOST_REPEATS) -> int:
+    """How often something is timed that takes so long, to last so long together, and at most so often."""
+    return min(max(int(together / seconds), REPEATS), most)
 
 
 class Imagined(Workers):
@@ -154,7 +160,32 @@ class Imagined(Workers):
         return self.start_allgather(row, name)
 
 
-def measure_computing(plan: Plan, workers: Workers, device: torch.device) -> float:
+def coding_rate(workers: Workers, device: torch.device, *, compiled: bool) -> Rate:
+    """Seconds a number that a worker computes in an exchange among so many senders, measured once for each.
+
+    Args:
+        workers: who all measure at once, as they will compute.
+        device: where.
+        compiled: whether codecs are.
+    """
+    known: dict[str, float] = {}
+
+    def rate(exchange: Exchange, senders: int) -> float:
+        played = min(senders, MOST_SENDERS)
+        plan = make_plan(exchange, Imagined(played), compiled=compiled)
+        if plan.is_exact:
+            return 0.0
+        key = f"{played} {exchange.model_dump_json(exclude={'bucket_mb', 'overlap'})}"
+        if key not in known:
+            known[key] = _measure_computing(plan, workers, device)
+        # Where one decodes all codes of all, it takes as many times as long for as many times the senders.
+        grows = plan.name in ("allgather", "parameter_server")
+        return known[key] * (senders / played if grows else 1.0)
+
+    return rate
+
+
+def _measure_computing(plan: Plan, workers: Workers, device: torch.device) -> float:
     """Seconds a number that a worker, the server where there is one, computes in an exchange.
 
     All workers call this together and compute at the same time, as they will in training.
@@ -180,33 +211,6 @@ def measure_computing(plan: Plan, workers: Workers, device: torch.device) -> flo
         times.append(time.perf_counter() - began)
     every = workers.gather(times[2:], "probe: computing")
     return median(max(worker[repeat] for worker in every) for repeat in range(REPEATS)) / NUMBERS
-
-
-def measure_exchange(plan: Plan, workers: Workers, sizes: Sequence[int], device: torch.device) -> float:
-    """Seconds of an exchange as training makes it; all workers call this together.
-
-    Args:
-        plan: made for these workers.
-        workers: who take part.
-        sizes: numbers in each bucket.
-        device: where they lie.
-    """
-    vector = torch.randn(max(sizes), device=device, generator=torch.Generator(device).manual_seed(0))
-    target, engine = torch.empty_like(vector), Engine()
-
-    def bucket(number: int, size: int) -> Exchanging:
-        draw = Draw(0, 0, 0, number, device)
-        return plan.protocol(workers, torch.cat([vector[:size]]), draw, f"trial {number}", None)
-
-    def exchange() -> None:
-        for number, size in enumerate(sizes):
-            engine.submit(partial(bucket, number, size), target[:size].copy_)
-        engine.wait()
-        _finish(device)
-
-    spent = _seconds(workers, exchange)
-    engine.close()
-    return spent
 
 
 def _play(plan: Plan, vector: Tensor, draw: Draw) -> Tensor:

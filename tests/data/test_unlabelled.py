@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hpcdat.data.batches import training_shares, with_unlabelled
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.unlabelled import find_unlabelled, joined, read_pseudo_labelled, write_pseudo_labelled
+from hpcdat.errors import InputError
 
 CLASSES = ["cat", "dog", "owl"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
@@ -164,6 +165,11 @@ def all_mixed(labelled, unlabelled, batch, groups, part, epoch=1):
         with_unlabelled(training_shares(labelled, batch, **place), labelled, unlabelled, part=part, **place)
         for place in places
     ]
+
+
+def test_nodes_that_would_have_no_unlabelled_images_are_told_of():
+    with pytest.raises(InputError, match=r"data\.unlabelled: 1 images are too few for 2 nodes"):
+        all_mixed(8, 1, 2, [0, 1], 0.5)
 
 
 @given(

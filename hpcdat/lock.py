@@ -1,0 +1,62 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from hpcdat.errors import InputError
+
+SECONDS_TO_END = 5.0
+"""How long one waits for the process before to end, as after a kill."""
+
+
+def keep_others_out(folder: Path) -> IO[bytes]:
+    """Hold a folder until the file that is returned is closed or this process ends, however it does.
+
+    The lock is the operating system's. A file system without locks keeps nobody out, which is told.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        InputError: another process holds it.
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not by flock, which processes forked from this one would share, and keep when it is killed.
+    file = (folder / ".lock").open("ab+", buffering=0)
+    deadline = time.monotonic() + SECONDS_TO_END
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                print(
+                    f"warning: the file system of {folder} has no locks ({error.strerror}): nothing keeps a "
+                    "second process from writing there",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                return file
+        if time.monotonic() > deadline:
+            file.seek(0)
+            holder = file.read().decode(errors="replace")
+            file.close()
+            raise InputError(f"{folder} is in use by {holder}: let it end, then start again")
+        time.sleep(0.1)
+    job = os.environ.get("SLURM_JOB_ID")
+    holder = f"process {os.getpid()} on {socket.gethostname()}" + (f", Slurm's job {job}" if job else "")
+    # A full disk is told where a file is written that matters.
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(holder.encode())
+    return file

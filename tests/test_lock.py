@@ -1,0 +1,89 @@
+"""One process at a time in a folder: training, evaluation, certification."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from hpcdat import lock
+from hpcdat.certify import certify
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
+from hpcdat.evaluation.alone import alone_in
+from hpcdat.evaluation.wanted import Wanted
+from hpcdat.job_file import read_job
+from hpcdat.lock import keep_others_out
+from hpcdat.record import RunFolder
+from hpcdat.run import evaluate
+from tests.conftest import DEMO, Never
+
+
+def hold(folder, ready):
+    """Hold a folder, start a process that outlives this one, as a loader may, and stay."""
+    held = keep_others_out(folder)
+    if os.fork() == 0:
+        time.sleep(3)
+        os._exit(0)
+    ready.set()
+    time.sleep(60)
+    held.close()
+
+
+@pytest.fixture
+def holder():
+    """Starts a process that holds a folder; killed in the end."""
+    fork, started = multiprocessing.get_context("fork"), []
+
+    def start(folder):
+        ready = fork.Event()
+        started.append(fork.Process(target=hold, args=(folder, ready)))
+        started[-1].start()
+        assert ready.wait(30)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(lock, "SECONDS_TO_END", 0.2)
+
+
+def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(holder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    job = read_job(DEMO, [f"run_dir={tmp_path}/run"])
+    other = holder(job.run_dir)
+    for overwrite in (False, True):
+        told = rf"{job.run_dir} is in use by process {other.pid} on .*, Slurm's job 4711: let it end"
+        with pytest.raises(InputError, match=told):
+            RunFolder(job.run_dir).begin(job, {}, overwrite=overwrite)
+    other.kill()
+    other.join()
+    assert RunFolder(job.run_dir).begin(job, {}, overwrite=False) == "new"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "certify"])
+def test_a_second_command_is_told_and_touches_nothing(run_dir, holder, command):
+    folder = RunFolder(run_dir)
+    if command == "evaluate":
+        at, work = folder.outcomes_folder, lambda: evaluate(run_dir, [], Wanted(), Workers(), Never())
+    else:
+        at, work = folder.certification_folder, lambda: certify(run_dir, [], Workers(), Never())
+    other = holder(at)
+    with pytest.raises(InputError, match=f"{at} is in use by process {other.pid}"):
+        work()
+    assert [file.name for file in at.iterdir()] == [".lock"]
+
+
+def test_a_command_that_fails_lets_the_next_one_in(tmp_path):
+    with pytest.raises(KeyboardInterrupt), alone_in(tmp_path, Workers()):
+        raise KeyboardInterrupt
+    fork = multiprocessing.get_context("fork")
+    other = fork.Process(target=keep_others_out, args=(tmp_path,))
+    other.start()
+    other.join()
+    assert other.exitcode == 0

@@ -272,8 +272,8 @@ def measure_computing_of(
         device: where to.
 
     Returns:
-        The network, for its shapes; the seconds: medians; and a step of the attack with the gradient, to be
-        computed once more.
+        The network, for its shapes; the seconds: medians; and a step of the attack with gradient and update,
+        to be computed once more.
     """
     model = build_model_for(job, classes).to(device)
     batch = job.batch_size if device.type == "cuda" else min(job.batch_size, FEW)
@@ -325,6 +325,7 @@ def measure_computing_of(
         if attacked:
             attack(1)
         gradient()
+        optimizer.step()
 
     return model, computing, compute
 

@@ -12,7 +12,7 @@ Where there is no third core, three workers cannot be timed side by side. They t
 of theirs is the processor time of the worker that needs most: what it would take with a core each, but for
 waiting.
 
-Ratios, of throughput:
+Ratios, of throughput, each the median of the rounds' own:
 
 - ``pair_of_limit``: an update and an attack worker over DisAdv on one worker, divided by the limit
   (attack + update) / max(attack, update).
@@ -76,6 +76,7 @@ OF_TWO = {
 }
 OF_THREE = {"ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *APART]}
 BY_TURNS = "by turns: "
+ROUNDS_OF_A_START = 2
 CLASSES = 10
 
 
@@ -223,23 +224,19 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def compare(step: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """The ratios that the medians allow, and how they came about, in words."""
+def compare(step: dict[str, float]) -> dict[str, float]:
+    """The ratios that the seconds of one round allow."""
     ratios = {
         "beside_over_disadv": step["DisAdv"] / step["ConAdv"],
         "shared_forward_over_beside": step["ConAdv"] / step["ConAdv, one forward pass"],
     }
-    notes: list[str] = []
     pair = step.get("ConAdv, update and attack worker")
     if pair is None:
-        return ratios, notes
+        return ratios
     attack, both, update = (step[f"part: {part}"] for part in ("attack", "both halves", "update"))
     limit = (attack + both + update) / max(attack, both + update)
-    ratios["pair_of_limit"] = step["DisAdv"] / pair / limit
-    notes.append(
-        f"a pair over DisAdv on one worker: {step['DisAdv'] / pair:.3f}, its limit {limit:.3f} "
-        "(the paper's figure 4a: about 1.5)"
-    )
+    ratios |= {"pair_over_disadv": step["DisAdv"] / pair, "pair_limit": limit}
+    ratios["pair_of_limit"] = ratios["pair_over_disadv"] / limit
     how = "" if "ConAdv, halves and attack apart" in step else BY_TURNS
     attack, clean, adversarial = (
         step[f"{how}part: {part}"] for part in ("attack", "clean half", "adversarial half")
@@ -249,25 +246,35 @@ def compare(step: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         step[how + name]
         for name in ("ConAdv, halves and attack apart", "DisAdv, halves apart", "vanilla, a batch each")
     )
-    ratios["split_of_limit"] = apart / split / limit
+    ratios |= {"split_over_disadv_in_halves": apart / split, "split_limit": limit}
+    ratios["split_of_limit"] = ratios["split_over_disadv_in_halves"] / limit
     ratios["split_over_vanilla"] = vanilla / split
-    notes.append(
-        f"three workers a batch{', by turns' if how else ''}, over DisAdv in halves: {apart / split:.3f}, "
-        f"the limit {limit:.3f} (the paper's figure 4b: about 2)"
-    )
-    notes.append(
-        "two workers, a batch each: ConAdv over DisAdv "
-        f"{step['DisAdv, a batch each'] / step['ConAdv, a batch each']:.3f}"
-    )
-    return ratios, notes
+    ratios["a_batch_each_over_disadv"] = step["DisAdv, a batch each"] / step["ConAdv, a batch each"]
+    return ratios
 
 
-def launch(size: int, arguments: argparse.Namespace, *, by_turns: bool = False) -> dict[str, Any]:
+def in_words(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
+    """How the ratios of two and three workers came about."""
+    if "pair_limit" not in ratios:
+        return []
+    turns = ", by turns" if by_turns else ""
+    return [
+        f"a pair over DisAdv on one worker: {ratios['pair_over_disadv']:.3f}, its limit "
+        f"{ratios['pair_limit']:.3f} (the paper's figure 4a: about 1.5)",
+        f"three workers a batch{turns}, over DisAdv in halves: {ratios['split_over_disadv_in_halves']:.3f}, "
+        f"the limit {ratios['split_limit']:.3f} (the paper's figure 4b: about 2)",
+        f"two workers, a batch each: ConAdv over DisAdv {ratios['a_batch_each_over_disadv']:.3f}",
+    ]
+
+
+def launch(
+    size: int, arguments: argparse.Namespace, rounds: int, *, by_turns: bool = False
+) -> dict[str, Any]:
     """Start so many workers, each with a core or GPU of its own or all by turns on one; worker 0's report."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "report.json"
-        passed = ("device", "model", "width", "size", "batch", "rounds", "steps")
-        given = [f"--{key}={getattr(arguments, key)}" for key in passed]
+        passed = ("device", "model", "width", "size", "batch", "steps")
+        given = [f"--rounds={rounds}", *(f"--{key}={getattr(arguments, key)}" for key in passed)]
         given += ["--set", *arguments.set] if arguments.set else []
         program = [sys.executable, __file__, "--worker-report", str(answer), "--workers", str(size), *given]
         command = mpirun_command(size, program)
@@ -289,10 +296,34 @@ def on_one_worker(arguments: argparse.Namespace) -> dict[str, Any]:
     return work(argparse.Namespace(**{**vars(arguments), "workers": 1, "by_turns": False}))
 
 
+def taking_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of two workers and of three that take turns on one core.
+
+    They are started again and again, so that two and three are timed within the same minute.
+    """
+    times: dict[str, list[float]] = {}
+    left = arguments.rounds
+    while left:
+        rounds = min(left, ROUNDS_OF_A_START)
+        for size in (2, 3):
+            report = launch(size, arguments, rounds, by_turns=True)
+            for name, each in report["seconds"].items():
+                times.setdefault(name, []).extend(each)
+        left -= rounds
+    return times
+
+
 def concluded(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """What follows from the seconds of a report: medians, ratios, how they came about; and the settings."""
-    medians = {name: median(times) for name, times in report["seconds"].items()}
-    ratios, notes = compare(medians)
+    """What follows from the seconds of a report: medians, ratios, how they came about; and the settings.
+
+    A ratio is the median of the rounds' own, since a machine may be slower in one than in another.
+    """
+    times = report["seconds"]
+    medians = {name: median(rounds) for name, rounds in times.items()}
+    number = min(map(len, times.values()))
+    compared = [compare({name: rounds[r] for name, rounds in times.items()}) for r in range(number)]
+    ratios = {name: median(ratios[name] for ratios in compared) for name in compared[0]}
+    notes = in_words(ratios, by_turns=BY_TURNS + "vanilla, a batch each" in times)
     keys = ("model", "width", "size", "batch", "steps", "set")
     settings = {key: getattr(arguments, key) for key in keys}
     return {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
@@ -306,7 +337,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.5, help="factor of its channels, where it takes one")
     parser.add_argument("--size", type=int, default=32, help="height and width of an image")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
+    parser.add_argument("--rounds", type=int, default=6, help="repetitions after a warm-up")
     parser.add_argument("--steps", type=int, default=3, help="iterations timed together")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all jobs")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
@@ -330,9 +361,11 @@ def main() -> None:
     if places == 1:
         report = on_one_worker(arguments)
     else:
-        report = launch(2, arguments)
-        for size in (3,) if places > 2 else (2, 3) if on_cpu else ():
-            report["seconds"] |= launch(size, arguments, by_turns=places < 3)["seconds"]
+        report = launch(2, arguments, arguments.rounds)
+        if places > 2:
+            report["seconds"] |= launch(3, arguments, arguments.rounds)["seconds"]
+        elif on_cpu:
+            report["seconds"] |= taking_turns(arguments)
     report |= concluded(report, arguments)
     medians, ratios, notes = report["medians"], report["ratios"], report["notes"]
     rows = [

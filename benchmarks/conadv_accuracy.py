@@ -34,10 +34,10 @@ MARGIN = 1.0
 """Points of TA."""
 CIFAR = [
     *("data.source=cifar10", "data.image_size=32", "data.channels=3", "data.augmentation=pad-crop"),
-    *("data.train_images=2500", "data.test_images=2000", "batch_size=250", "epochs=10"),
+    *("data.train_images=2500", "data.test_images=2000", "batch_size=250", "epochs=8"),
     *("model.name=preact-resnet18", "model.width=0.25", "attack.eps=3/255", "evaluation.steps=1"),
     # At the digits' rate of 20 vanilla training diverges here.
-    "optimizer.lr=8",
+    *("optimizer.lr=8", "schedule.warmup_epochs=2"),
     *("model.mean=[0.49,0.48,0.45]", "model.std=[0.25,0.24,0.26]"),
 ]
 

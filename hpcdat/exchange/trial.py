@@ -74,22 +74,23 @@ def _stand_in(parameter: Tensor, count: int) -> nn.Parameter:
 
 def _seconds(exchange: GradientExchange, workers: Workers, compute: Callable[[], object]) -> float:
     """C of an exchange, as training counts it: the median, after one in which codecs are compiled."""
-
-    def once() -> float:
-        workers.gather(None, "trial: ready")
-        compute()
-        exchange.begin(0, 0)
-        exchange.finish(riders)
-        (spent,) = exchange.reset().busy
-        # Sums become means, lest they grow from one to the next.
-        torch._foreach_div_(gradients, workers.size)
-        # The worker that came last has waited for nobody.
-        return min(workers.gather(spent, "trial: seconds"))
-
     gradients = [p.grad for bucket in exchange.buckets for p in bucket.parameters]
     riders = torch.zeros(1, device=gradients[0].device)
-    once()
-    first = once()
-    times = [first, *(once() for _ in range(repeats_for(first, SECONDS, MOST_REPEATS) - 1))]
+
+    def steps(count: int) -> list[float]:
+        # Nothing else brings the workers together in between, as nothing does in an epoch.
+        for _ in range(count):
+            compute()
+            exchange.begin(0, 0)
+            exchange.finish(riders)
+            # Sums become means, lest they grow from one to the next.
+            torch._foreach_div_(gradients, workers.size)
+        every = workers.gather(exchange.reset().busy, "trial: seconds")
+        # The worker that came last has waited for nobody.
+        return list(map(min, zip(*every, strict=True)))
+
+    steps(1)
+    (first,) = steps(1)
+    times = steps(repeats_for(first, SECONDS, MOST_REPEATS))
     exchange.close()
     return median(times)

@@ -18,7 +18,7 @@ Ratios, of throughput, each the median of the rounds' own:
   (attack + update) / max(attack, update).
 - ``split_of_limit``: clean half, adversarial half and attack on a worker each, over DisAdv with its halves on
   a worker each, divided by the limit (attack + half) / (longest of the three).
-- ``split_over_vanilla``: the same three workers over vanilla training with a worker a batch.
+- ``split_over_vanilla``: the same three workers over vanilla training of three, each with a batch of its own.
 - ``beside_over_disadv``: ConAdv over DisAdv, both on one worker.
 - ``shared_forward_over_beside``: the variant over ConAdv, both on one worker.
 """
@@ -74,7 +74,10 @@ OF_TWO = {
     "DisAdv, halves apart": ["method=disadv", *APART],
     "ConAdv, update and attack worker": ["method=conadv", *ATTACK_WORKER],
 }
-OF_THREE = {"ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *APART]}
+OF_THREE = {
+    "vanilla, three batches": ["method=plain"],
+    "ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *APART],
+}
 BY_TURNS = "by turns: "
 ROUNDS_OF_A_START = 2
 CLASSES = 10
@@ -244,7 +247,7 @@ def compare(step: dict[str, float]) -> dict[str, float]:
     limit = (attack + adversarial) / max(attack, clean, adversarial)
     split, apart, vanilla = (
         step[how + name]
-        for name in ("ConAdv, halves and attack apart", "DisAdv, halves apart", "vanilla, a batch each")
+        for name in ("ConAdv, halves and attack apart", "DisAdv, halves apart", "vanilla, three batches")
     )
     ratios |= {"split_over_disadv_in_halves": apart / split, "split_limit": limit}
     ratios["split_of_limit"] = ratios["split_over_disadv_in_halves"] / limit

@@ -21,6 +21,8 @@ from hpcdat.record import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
 
+PATIENCE = 600
+"""Seconds that a start may take, which on a slow machine has nearly all epochs before it."""
 TIMES = ("total_seconds", "communication_seconds", "waited_seconds", "data_seconds", "workers")
 
 
@@ -76,7 +78,7 @@ def under_fire(run_dir, workers, epochs, kills, chance):
             alive = workers_of(run_dir)
             if alive and process.poll() is None:
                 os.kill(chance.choice(alive), signal.SIGKILL)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=PATIENCE)
         amid += bool(re.search(r"going on from epoch \d+, step [1-9]", output))
         if process.returncode == 0:
             return attempt, amid

@@ -25,12 +25,7 @@ from hpcdat.data.images import Images
 from hpcdat.environment import device_name
 from hpcdat.errors import InputError
 from hpcdat.exchange.accounting import Collective, Traffic, traffic
-from hpcdat.exchange.choice import (
-    KINDS,
-    Correction,
-    choose_for,
-    predicted,
-)
+from hpcdat.exchange.choice import KINDS, Correction, choose_for, predicted
 from hpcdat.exchange.cost import Link, Network
 from hpcdat.exchange.engine import IN_FLIGHT
 from hpcdat.exchange.gradients import gradients_of, make_buckets

@@ -83,6 +83,7 @@ def _seconds(exchange: GradientExchange, workers: Workers, compute: Callable[[],
             compute()
             exchange.begin(0, 0)
             exchange.finish(riders)
+            exchange.settle(counts=True)
             # Sums become means, lest they grow from one to the next.
             torch._foreach_div_(gradients, workers.size)
         every = workers.gather(exchange.reset().busy, "trial: seconds")

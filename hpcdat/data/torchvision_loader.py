@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 
 import torch
 from PIL import Image
@@ -40,6 +41,7 @@ class TorchvisionLoader:
         self.device = device
         self.unreadable = Unreadable(settings.corrupt)
         self._sampler = _Sampler()
+        _start_fork_server()
         # MPI forbids forking; a fork server starts clean processes and is kept for all epochs.
         self._loader = DataLoader(
             _Decoded(images, settings, training),
@@ -72,13 +74,21 @@ class TorchvisionLoader:
             yield to_pixels(pixels, self.device), labels[read].to(self.device)
 
 
+def _start_fork_server() -> None:
+    """Start it such that Ctrl-C reaches none of its children: the trainer hears it, and ends its step."""
+    resource_tracker.ensure_running()  # unblocks the signal, but for being there already
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with(trainer: int, _: int) -> None:
     """Have a process of the loader end when the one that trains does, however it does.
 
-    Left to itself it asks whether its parent is alive, and that is the fork server; and it would end at
-    Ctrl-C, before the trainer has done the step at hand.
+    Left to itself it asks whether its parent is alive, and that is the fork server.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         with suppress(ProcessLookupError):

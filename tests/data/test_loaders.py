@@ -4,6 +4,8 @@ import hashlib
 import os
 import pickle
 import signal
+import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +218,18 @@ def test_decoders_agree_on_what_an_image_is(photos, tmp_path, loader, capsys):
     assert capsys.readouterr().err.count(f"{files[2]}: cannot be read as an image") == 1
 
 
-def test_ctrl_c_which_a_terminal_sends_to_all_processes_leaves_the_reading_ones_to_the_trainer(photos):
+def test_ctrl_c_which_a_terminal_sends_to_all_processes_leaves_the_reading_ones_to_the_trainer(
+    photos, monkeypatch
+):
+    start = ForkServerProcess.start
+
+    def interrupted_start(process):
+        start(process)
+        for _ in range(50):
+            os.kill(process.pid, signal.SIGINT)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(ForkServerProcess, "start", interrupted_start)
     settings = Data(root=photos, loader="torchvision", image_size=16)
     train, _ = find_images(settings)
     reader = loader_of(train, settings)

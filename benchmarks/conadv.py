@@ -242,6 +242,7 @@ def compare(step: dict[str, float]) -> dict[str, float]:
     ratios |= {"pair_over_disadv": step["DisAdv"] / pair, "pair_limit": limit}
     ratios["pair_of_limit"] = ratios["pair_over_disadv"] / limit
     ratios["a_batch_each_over_disadv"] = step["DisAdv, a batch each"] / step["ConAdv, a batch each"]
+    ratios["beside_another_worker"] = step["vanilla, a batch each"] / step["vanilla"]
     three = "ConAdv, halves and attack apart"
     how = next((how for how in ("", BY_TURNS) if how + three in step), None)
     if how is None:
@@ -266,7 +267,8 @@ def in_words(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
     notes = [
         f"a pair over DisAdv on one worker: {ratios['pair_over_disadv']:.3f}, its limit "
         f"{ratios['pair_limit']:.3f} (the paper's figure 4a: about 1.5)",
-        f"two workers, a batch each: ConAdv over DisAdv {ratios['a_batch_each_over_disadv']:.3f}",
+        f"two workers, a batch each: ConAdv over DisAdv {ratios['a_batch_each_over_disadv']:.3f}; a vanilla "
+        f"step with the other worker beside it takes {ratios['beside_another_worker']:.3f} of one without",
     ]
     if "split_limit" in ratios:
         turns = ", by turns" if by_turns else ""

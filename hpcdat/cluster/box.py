@@ -34,7 +34,7 @@ CARD = "eth0"
 """The network card of a node, as processes in it see it."""
 
 
-SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "OMPI_MCA_mpi_yield_when_idle": "1"}
+SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 """For what runs in a box, unless told otherwise: its nodes share the machine's cores, and one that waits must
 not keep the others from working."""
 

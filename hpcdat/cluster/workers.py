@@ -21,8 +21,8 @@ from hpcdat.errors import HpcdatError, InputError, WorkerError
 
 T = TypeVar("T")
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
-"""Seconds between looks at a collective under way, which double from one to the other."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 10e-3
+"""Seconds between looks at a collective under way; between the two, an eighth of what has been waited."""
 
 
 class Pending(Protocol):
@@ -214,6 +214,9 @@ class HorovodWorkers(Workers):
             meet_under_srun()
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(stall_timeout)))
         os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
+        # Horovod's thread shares its core with the one that computes, and must leave it to that one while it
+        # waits in MPI for the other workers.
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         if divisible:
             os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
         self._watchdog = Watchdog(stall_timeout, f"worker {place.rank} on {self.host}")
@@ -353,13 +356,13 @@ class _Handle:
         self._workers, self._handle, self._name, self._result = workers, handle, name, result
 
     def wait(self) -> Any:
-        hvd, pause = self._workers._hvd, SHORTEST_PAUSE
+        hvd, start = self._workers._hvd, time.monotonic()
         with self._workers._with_the_others(self._name):
             # Horovod's own wait asks without a pause: it would take a core, and Python's lock, from
             # the computation that the exchange runs beside.
             while not hvd.poll(self._handle):
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                waited = time.monotonic() - start
+                time.sleep(min(max(SHORTEST_PAUSE, waited / 8), LONGEST_PAUSE))
             return self._result(hvd.synchronize(self._handle))
 
     def ready(self) -> bool:

@@ -73,7 +73,8 @@ def plot_runs(runs: Sequence[Run]) -> str:
     accuracies.set_title("accuracy", fontsize=10)
     accuracies.set_yticks([])
     for axes in figure.axes:
-        axes.legend(fontsize=8, loc="lower right")
+        # Below the numbers of the axis, where it covers no bar.
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3, ncols=2)
     return _svg(figure)
 
 

@@ -219,7 +219,6 @@ def teams_that_end_apart(workers):
 def bytes_on_the_wire(workers):
     """What was predicted, and what the network cards of all nodes have sent, by protocol."""
     count, answers = 3_000_000, {}
-    torch.set_num_threads(1)
     x = torch.randn(count, generator=torch.Generator().manual_seed(workers.rank))
     for name, settings in {
         "ring": Exchange(),
@@ -345,7 +344,6 @@ def train_small(workers, global_batch, root, run_dir, *settings):
 
 def evaluate(workers, root, *settings):
     """Counts of an evaluation of a hastily trained net, random start and all."""
-    torch.set_num_threads(1)
     job = read_job(DEMO, [f"data.root={root}", "attack.eps=0.1", *settings])
     train_images, test_images = find_images(job.data)
     model = fit(build_model_for(job, len(train_images.classes)), train_images, job)
@@ -373,7 +371,6 @@ def evaluate(workers, root, *settings):
 
 def certify(workers, run_dir, last_image, *settings):
     """Certify a run; fingerprints of what it leaves. The worker that comes to the last image is killed."""
-    torch.set_num_threads(1)
     sample = SmoothedClassifier.certify
 
     def sample_or_die(smoothed, x, *, image, **samples):
@@ -410,7 +407,6 @@ def certificates(run_dir):
 
 def examine_all(workers, root, folder, kill_after, *settings):
     """TA, RA, sweeps and a shortened AutoAttack of a hastily trained net; killed after so many batches."""
-    torch.set_num_threads(1)
 
     class Quick(pyautoattack.AutoAttack):
         def __init__(self, *arguments, **named):

@@ -15,7 +15,7 @@ TRANSPORTS = ["MPI", "Gloo"]
 def environment():
     """Nothing of an outer launcher or Slurm allocation; one thread a worker, so that all compute alike."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "PMIX", "HOROVOD"))}
-    return clean | {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+    return clean | {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
 def launcher(transport, size):

@@ -32,12 +32,6 @@ def digits(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Sums in a convolution are taken in another order with other numbers of threads."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory, digits):
     """Fingerprints by number of batches and delay; made once."""

@@ -15,12 +15,6 @@ SMOOTH = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """The workers share two cores."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "digits"

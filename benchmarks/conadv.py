@@ -44,6 +44,7 @@ from tabulate import tabulate
 from timing import seconds
 from torch import Tensor, nn
 
+from hpcdat.cluster import workers as asking
 from hpcdat.cluster.launch import mpirun_command
 from hpcdat.cluster.launched import launched
 from hpcdat.cluster.stopping import StopRequest
@@ -210,6 +211,9 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         device = torch.device("cuda", workers.local_rank)
         torch.cuda.set_device(device)
+    if arguments.by_turns:
+        # As with Horovod's questions, see `launch`.
+        asking.LONGEST_PAUSE = 10e-3
     bench = Bench(arguments, workers, device)
     how = BY_TURNS if arguments.by_turns else ""
     if workers.size < 3:
@@ -297,8 +301,8 @@ def launch(
             command.append("--by-turns")
         # Horovod asks every millisecond what is to be sent, in processor time that counts here: of the waits
         # of those that take turns, which have no such waits with a core each.
-        asking = {"HOROVOD_CYCLE_TIME": "10"} if by_turns else {}
-        code = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **asking}).returncode
+        seldom = {"HOROVOD_CYCLE_TIME": "10"} if by_turns else {}
+        code = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **seldom}).returncode
         if code:
             raise SystemExit(f"a worker ended with code {code}")
         return json.loads(answer.read_text())

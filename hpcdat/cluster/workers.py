@@ -21,7 +21,7 @@ from hpcdat.errors import HpcdatError, InputError, WorkerError
 
 T = TypeVar("T")
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 10e-3
+SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 """Seconds between looks at a collective under way; between the two, an eighth of what has been waited."""
 
 

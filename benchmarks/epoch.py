@@ -2,8 +2,9 @@
 
 ``mpirun -np M python benchmarks/epoch.py [--json PATH]`` (or ``srun``, ``horovodrun``) calibrates the cost
 model on the links between the workers, and trains a third of pre-activation ResNet-18's width on digits with
-every protocol: DAT-FGSM, four steps an epoch. C and T are medians over the epochs after the first, in which
-codecs are compiled. Exchanges follow the backward pass.
+every protocol: DAT-FGSM, four steps an epoch. Exchanges follow the backward pass. There are several rounds,
+for a machine's speed drifts: in each, every protocol is predicted and then trained with. C and T are medians
+over the epochs after each round's first, in which codecs are compiled.
 
 ``python benchmarks/epoch.py [--rates R,R] [--shapes PxQ,...]`` does so in a box of emulated nodes for every
 rate and shape (root, iproute2), which all share this machine's cores.
@@ -11,7 +12,7 @@ rate and shape (root, iproute2), which all share this machine's cores.
 Ratios:
 
 - ``plan_error_max``: largest relative error of the predicted C, calibrated on the same links and workers, a
-  trial of up to two million numbers' exchange included.
+  trial of up to two million numbers' exchange included; of each protocol the median over the rounds.
 - ``plan_error_elsewhere_max``: the same, calibrated on the first shape alone, with other workers at the same
   rate, and without a trial.
 """
@@ -24,6 +25,7 @@ import os
 import re
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -65,7 +67,9 @@ EXCHANGES = {
 STEPS = 4
 
 
-def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path) -> dict[str, Any]:
+def work(
+    batch: int, epochs: int, rounds: int, runs: Path, elsewhere: Path | None, keep: Path
+) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
     workers = start_workers(600)
     device = choose_device(read_job(JOB), workers)
@@ -78,26 +82,27 @@ def work(batch: int, epochs: int, runs: Path, elsewhere: Path | None, keep: Path
     other = Calibration.read(elsewhere) if elsewhere else None
     p, q = workers.nodes, workers.size // workers.nodes
     rate = coding_rate(workers, device, compiled=can_compile())
-    rows: dict[str, dict[str, Any]] = {}
-    for number, (name, settings) in enumerate(EXCHANGES.items()):
-        exchange = [f"exchange.{setting}" for setting in settings]
-        job = read_job(JOB, [*always, f"run_dir={runs / str(number)}", *exchange])
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in EXCHANGES}
+    for turn, (name, settings) in product(range(rounds), EXCHANGES.items()):
+        folder = runs / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name)}"
+        job = read_job(JOB, [*always, f"run_dir={folder}", *(f"exchange.{setting}" for setting in settings)])
         model, computing, compute = measure_computing_of(job, 10, device)
         correction = trials(calibration, model, rate, workers, compute)
+        known = forecast(job, images, model, computing, calibration, p, q, rate, correction)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
-        measured = [line["communication_seconds"] for line in lines]
-        known = forecast(job, images, model, computing, calibration, p, q, rate, correction)
-        rows[name] = {
-            "communication": measured,
-            "total": [line["total_seconds"] for line in lines],
-            "predicted": known.communication,
-            "predicted_total": known.total,
-            "megabytes": lines[-1]["megabytes"],
-        }
+        rows[name].append(
+            {
+                "communication": [line["communication_seconds"] for line in lines],
+                "total": [line["total_seconds"] for line in lines],
+                "predicted": known.communication,
+                "predicted_total": known.total,
+                "megabytes": lines[-1]["megabytes"],
+            }
+        )
         if other:
             known = forecast(job, images, model, computing, other, p, q, rate, untried)
-            rows[name]["predicted_elsewhere"] = known.communication
+            rows[name][-1]["predicted_elsewhere"] = known.communication
     report = {
         "environment": describe_environment(workers, device),
         "calibration": calibration.model_dump(mode="json"),
@@ -119,7 +124,8 @@ def in_a_box(
     made = box.up(name, nodes=p, rate=rate)
     answer = folder / f"{rate}-{p}x{q}.json"
     program = [sys.executable, __file__, "--worker-report", str(answer), "--batch", str(arguments.batch)]
-    program += ["--epochs", str(arguments.epochs)] + (["--elsewhere", str(elsewhere)] if elsewhere else [])
+    program += ["--epochs", str(arguments.epochs), "--rounds", str(arguments.rounds)]
+    program += ["--elsewhere", str(elsewhere)] if elsewhere else []
     try:
         code = box.run_over_gloo(made, p * q, program)
     finally:
@@ -149,31 +155,41 @@ def in_boxes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return reports
 
 
-def off(row: dict[str, Any], key: str = "predicted") -> float:
-    """Relative error of a prediction of C."""
-    return abs(row[key] / median(row["communication"]) - 1)
+def of_measured(rounds: list[dict[str, Any]], key: str = "predicted") -> float | None:
+    """A predicted C over the measured one: the median over the rounds; None: nothing was predicted."""
+    if key not in rounds[0]:
+        return None
+    return median(row[key] / median(row["communication"]) for row in rounds)
+
+
+def error_max(reports: list[dict[str, Any]], key: str = "predicted") -> float | None:
+    """The largest relative error of a prediction of C over all workers and protocols."""
+    ratios = [of_measured(rounds, key) for report in reports for rounds in report["rows"].values()]
+    return max((abs(ratio - 1) for ratio in ratios if ratio is not None), default=None)
 
 
 def table_of(report: dict[str, Any]) -> str:
     """A row for each protocol."""
     lines = []
-    for name, row in report["rows"].items():
-        c = row["communication"]
-        elsewhere = row.get("predicted_elsewhere")
+    for name, rounds in report["rows"].items():
+        c, total = ([seconds for row in rounds for seconds in row[key]] for key in ("communication", "total"))
+        elsewhere = of_measured(rounds, "predicted_elsewhere")
+        of_c = [row["predicted"] / median(row["communication"]) for row in rounds]
         lines.append(
             [
                 name,
-                f"{row['megabytes']:.1f}",
+                f"{rounds[0]['megabytes']:.1f}",
                 f"{median(c):.3f}",
                 f"{min(c):.3f} - {max(c):.3f}",
-                f"{row['predicted']:.3f}",
-                f"{row['predicted'] / median(c):.2f}",
-                "" if elsewhere is None else f"{elsewhere / median(c):.2f}",
-                f"{median(row['total']):.2f}",
-                f"{row['predicted_total']:.2f}",
+                f"{median(row['predicted'] for row in rounds):.3f}",
+                f"{of_measured(rounds):.2f}",
+                f"{min(of_c):.2f} - {max(of_c):.2f}",
+                "" if elsewhere is None else f"{elsewhere:.2f}",
+                f"{median(total):.2f}",
+                f"{median(row['predicted_total'] for row in rounds):.2f}",
             ]
         )
-    header = ["protocol", "MB / iteration", "C (s)", "range", "predicted", "of C", "elsewhere, of C"]
+    header = ["protocol", "MB / iteration", "C (s)", "range", "predicted", "of C", "range", "elsewhere, of C"]
     header += ["T (s)", "predicted"]
     sharing = report["calibration"]["network"]["sharing"]
     title = f"{report['p']} x {report['q']} workers, {report['links']}, sharing {sharing:.2f}"
@@ -188,7 +204,10 @@ def main() -> None:
         "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=10, help="images of a worker in a step")
-    parser.add_argument("--epochs", type=int, default=9, help="epochs, the first of which warms up")
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="of a round, the first of which warms up (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument(
         "--runs",
         type=Path,
@@ -199,28 +218,28 @@ def main() -> None:
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--elsewhere", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    amounts = (arguments.batch, arguments.epochs, arguments.rounds)
     if arguments.worker_report:
         answer = arguments.worker_report
         keep, runs = answer.with_suffix(".calibration"), answer.with_suffix(".runs")
-        report = work(arguments.batch, arguments.epochs, runs, arguments.elsewhere, keep)
+        report = work(*amounts, runs, arguments.elsewhere, keep)
         if launched().rank == 0:
             answer.write_text(json.dumps(report))
         return
     if launched().size > 1:
         keep = arguments.runs / "calibration.json"
         keep.parent.mkdir(parents=True, exist_ok=True)
-        reports = [work(arguments.batch, arguments.epochs, arguments.runs, None, keep)]
+        reports = [work(*amounts, arguments.runs, None, keep)]
         if launched().rank > 0:
             return
         print(table_of(reports[0]))
     else:
         reports = in_boxes(arguments)
-    rows = [row for report in reports for row in report["rows"].values()]
-    ratios = {"plan_error_max": max(off(row) for row in rows)}
-    if any("predicted_elsewhere" in row for row in rows):
-        ratios["plan_error_elsewhere_max"] = max(
-            off(row, "predicted_elsewhere") for row in rows if "predicted_elsewhere" in row
-        )
+    errors = {
+        "plan_error_max": error_max(reports),
+        "plan_error_elsewhere_max": error_max(reports, "predicted_elsewhere"),
+    }
+    ratios = {name: error for name, error in errors.items() if error is not None}
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
     if arguments.json:

@@ -112,7 +112,7 @@ class Data(Settings):
     """file of images with pseudo-labels that training batches are mixed with: the .npz of `hpcdat
     pseudo-label`, or the pickle of Carmon et al. 2019"""
     unlabelled_part: float = Field(0.5, gt=0, lt=1)
-    """share of such images in every batch; an epoch is a pass over the labelled ones"""
+    """share of such images in every batch, to the nearest image; an epoch is a pass over the labelled ones"""
     split: Literal["workers", "nodes"] = "workers"
     """`workers`: any worker may read any image; `nodes`: each node keeps its own part of the
     images, as in the DAT paper"""
@@ -473,6 +473,10 @@ class Job(Settings):
             raise _refusal("objective.regulariser", f"loss: method {self.method} has no regulariser")
         if objective.lambda_:
             raise _refusal("objective.lambda", "0: TRADES has the weights 1 and beta")
+        if not self.attack.random_start:
+            raise _refusal(
+                "attack.random_start", "true: the divergence of TRADES is flat at the image itself"
+            )
 
     def _check_data(self) -> None:
         data = self.data

@@ -20,6 +20,7 @@ from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.alone import alone_in
+from hpcdat.evaluation.arithmetic import round_alike
 from hpcdat.evaluation.findings import examine
 from hpcdat.evaluation.sharding import Subject
 from hpcdat.evaluation.wanted import Wanted
@@ -181,13 +182,15 @@ class Trained:
 
 
 def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
-    """The network of a run's latest checkpoint, with early stopping of the best.
+    """The network of a run's latest checkpoint, with early stopping of the best, to be measured.
 
     Raises:
         InputError: there is no checkpoint, or the images are not those of the training.
     """
     checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
+    if advice := round_alike(device):
+        Progress(shown=workers.is_first).say(advice)
     train_images, test_images = _images(job, workers)
 
     def build() -> torch.nn.Module:

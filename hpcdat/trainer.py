@@ -345,8 +345,8 @@ class Trainer:
             shares = training_shares(labelled, job.labelled_batch, **place)
             if not unlabelled:
                 return shares
-            part = job.data.unlabelled_part
-            return with_unlabelled(shares, labelled, unlabelled, part=part, **place)
+            mixture = (job.labelled_batch, job.batch_size - job.labelled_batch)
+            return with_unlabelled(shares, labelled, unlabelled, mixture=mixture, **place)
 
         return [of_batch(number) for number in self.role.reads or (0,)]
 

@@ -94,6 +94,11 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
         ("", ["objective.beta=1"], "objective.beta: expected nothing"),
         ("", ["objective.regulariser=trades", "objective.lambda=1"], "objective.lambda: expected 0"),
         ("", ["method=plain", "objective.regulariser=trades"], "objective.regulariser: expected loss"),
+        (
+            "",
+            ["objective.regulariser=trades", "attack.random_start=false"],
+            "attack.random_start: expected true",
+        ),
         ("", ["data.unlabelled_part=0.3"], "data.unlabelled: expected a file"),
         (
             "",

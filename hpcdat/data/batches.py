@@ -67,7 +67,7 @@ def with_unlabelled(
     labelled: int,
     unlabelled: int,
     *,
-    part: float,
+    mixture: tuple[int, int],
     rank: int,
     groups: Sequence[int],
     seed: int,
@@ -81,7 +81,8 @@ def with_unlabelled(
     Args:
         shares: of labelled images.
         labelled, unlabelled: how many there are; the latter stand behind the former.
-        part: of a batch that is unlabelled, in (0, 1).
+        mixture: labelled and unlabelled images of a worker's full batch; a short batch has as many for each
+            labelled one, to the nearest image.
         rank, groups: as for :func:`training_shares`.
         seed: the job's.
         epoch: from 0.
@@ -90,6 +91,7 @@ def with_unlabelled(
         InputError: there are too few unlabelled images for every group to have one.
     """
     own, parts = groups[rank], _divided(unlabelled, groups, seed)
+    of_own, others = mixture
     if not all(map(len, parts)):
         raise InputError(
             f"data.unlabelled: {unlabelled} images are too few for {len(parts)} nodes with images of their "
@@ -100,7 +102,7 @@ def with_unlabelled(
     order = labelled + random.permutation(parts[own])
     taken, mixed = 0, []
     for share in shares:
-        more = round(share.global_size * part / (1 - part))
+        more = round(share.global_size * others / of_own)
         sizes = [len(drawn) for drawn in np.array_split(np.arange(more), len(groups))]
         ours = [size if group == own else 0 for size, group in zip(sizes, groups, strict=True)]
         places = np.arange(sizes[rank]) + taken + sum(ours[:rank])

@@ -158,18 +158,20 @@ def test_sources_without_images_for_the_model_are_told(tmp_path, content, told):
         find_unlabelled(source, CLASSES, 3)
 
 
-def all_mixed(labelled, unlabelled, batch, groups, part, epoch=1):
+def all_mixed(labelled, unlabelled, batch, groups, mixture, epoch=1):
     """The shares of every worker."""
     places = [{"rank": n, "groups": groups, "seed": 3, "epoch": epoch} for n in range(len(groups))]
     return [
-        with_unlabelled(training_shares(labelled, batch, **place), labelled, unlabelled, part=part, **place)
+        with_unlabelled(
+            training_shares(labelled, batch, **place), labelled, unlabelled, mixture=mixture, **place
+        )
         for place in places
     ]
 
 
 def test_nodes_that_would_have_no_unlabelled_images_are_told_of():
     with pytest.raises(InputError, match=r"data\.unlabelled: 1 images are too few for 2 nodes"):
-        all_mixed(8, 1, 2, [0, 1], 0.5)
+        all_mixed(8, 1, 2, [0, 1], (2, 2))
 
 
 @given(
@@ -177,20 +179,22 @@ def test_nodes_that_would_have_no_unlabelled_images_are_told_of():
     unlabelled=st.integers(1, 60),
     batch=st.integers(1, 10),
     places=st.integers(1, 4),
-    part=st.sampled_from([0.2, 0.5, 0.75]),
+    more=st.integers(1, 10),
 )
-def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, batch, places, part):
-    def mixed(places, batch):
-        return all_mixed(labelled, unlabelled, batch, [0] * places, part)
+def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, batch, places, more):
+    def mixed(places, batch, more):
+        return all_mixed(labelled, unlabelled, batch, [0] * places, (batch, more))
 
-    steps = list(zip(*mixed(places, batch), strict=True))
+    steps = list(zip(*mixed(places, batch, more), strict=True))
     seen = []
     for shares in steps:
         together = np.concatenate([share.indices for share in shares])
         assert len(together) == shares[0].global_size
         extra = [i for i in together.tolist() if i >= labelled]
         of_own = len(together) - len(extra)
-        assert len(extra) == round(of_own * part / (1 - part))
+        assert len(extra) == round(of_own * more / batch)
+        # No worker gets more than its loader has room for.
+        assert max(len(s.indices) for s in shares) <= batch + more
         assert max(len(s.indices) for s in shares) - min(len(s.indices) for s in shares) <= 2
         seen += extra
     # None comes again before all have come.
@@ -198,7 +202,7 @@ def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, ba
     counts = np.bincount(np.array(seen[:whole], dtype=int), minlength=labelled + unlabelled)[labelled:]
     assert (counts == whole // unlabelled).all() and all(i < labelled + unlabelled for i in seen)
     # One worker with the global batch sees the same.
-    one = mixed(1, batch * places)[0]
+    one = mixed(1, batch * places, more * places)[0]
     for shares, share in zip(steps, one, strict=True):
         assert sorted(np.concatenate([s.indices for s in shares])) == sorted(share.indices)
 
@@ -207,7 +211,7 @@ def test_each_node_keeps_its_own_part_of_the_unlabelled_images_too():
     """Three nodes, of which the first has two workers; two epochs, each more than a pass."""
     groups, seen = [0, 0, 1, 2], [set(), set(), set()]
     for epoch in (0, 1):
-        for group, shares in zip(groups, all_mixed(60, 40, 5, groups, 0.5, epoch), strict=True):
+        for group, shares in zip(groups, all_mixed(60, 40, 5, groups, (5, 5), epoch), strict=True):
             extra = [int(i) for share in shares for i in share.indices if i >= 60]
             seen[group] |= set(extra)
         assert [len(part) for part in seen] == [20, 10, 10]

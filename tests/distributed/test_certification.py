@@ -31,17 +31,6 @@ class Never:
     wanted = False
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in a convolution are taken in another order with other numbers of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run, as if its net had been trained."""

@@ -1,0 +1,129 @@
+"""AA of our sharded evaluation beside the package's own, image by image.
+
+``mpirun -np M python benchmarks/autoattack.py --cifar ROOT [--images N] [--json PATH]``: the plainly trained
+ResNet-18 among pyautoattack's examples on N test images of CIFAR-10 (ROOT holds cifar-10-batches-py), at
+linf, eps 1/255, where some survive. The workers share the batches, as in ``hpcdat evaluate``; then the first
+one calls the package's standard evaluation on all the images at once. Seeds differ between the two, so an
+image on the very edge may.
+
+Ratios:
+
+- ``same_images``: share of the images that end alike in both.
+- ``seconds_over_package``: time of ours with M workers over the package's on one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyautoattack
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from hpcdat.cluster.apart import apart
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.data.cifar import read_cifar
+from hpcdat.data.images import DataError, Images
+from hpcdat.environment import describe_environment
+from hpcdat.evaluation.arithmetic import round_alike
+from hpcdat.evaluation.autoattack import AutoAttack
+from hpcdat.evaluation.sharding import Subject, measure
+from hpcdat.job_file import read_job
+from hpcdat.progress import Progress
+
+EXAMPLES = Path(pyautoattack.__file__).parent / "examples"
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "cifar10-dat-pgd.yaml"
+EPS, BATCH = 1 / 255, 4
+
+
+def shipped_network() -> nn.Module:
+    """The package's ResNet-18, in evaluation mode."""
+    net = runpy.run_path(str(EXAMPLES / "resnet.py"))["ResNet18"]()
+    net.load_state_dict(torch.load(EXAMPLES / "model_test.pt", map_location="cpu", weights_only=True))
+    return net.eval()
+
+
+def of_the_package(net: nn.Module, images: Images, workers: Workers, stop: StopRequest) -> Tensor:
+    """Which images the package finds robust, (N,) bool, on all workers; the first one asks it."""
+
+    def work(look: Callable[[], None]) -> list[bool]:
+        if not workers.is_first:
+            return []
+        x = torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
+        y = torch.tensor(images.labels)
+        asked = net.register_forward_pre_hook(lambda *_: look())
+        own = pyautoattack.AutoAttack(net, norm="Linf", eps=EPS, seed=0, version="standard", verbose=False)
+        _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
+        asked.remove()
+        return (answers == y).tolist()
+
+    return torch.tensor(workers.gather(apart(workers, "ask the package", work, stop), "its answers")[0])
+
+
+def compare(images: Images, workers: Workers, folder: Path) -> dict[str, Any]:
+    """Both evaluations, on all workers."""
+    stop, net = StopRequest(), shipped_network()
+    round_alike(torch.device("cpu"))
+    settings = ["data.source=cifar10", "data.augmentation=none", f"evaluation.batch_size={BATCH}"]
+    subject = Subject(net, read_job(JOB, settings), folder)
+    attack = AutoAttack(EPS, "linf", len(images.classes))
+    began = time.perf_counter()
+    ours = measure(attack, subject, images, workers, Progress(shown=workers.is_first), stop)
+    done = time.perf_counter()
+    package = of_the_package(net, images, workers, stop)
+    spent = {"ours": done - began, "package": time.perf_counter() - done}
+    last = ours.columns[list(attack.settings["attacks"])[-1]]
+    return {
+        "environment": describe_environment(workers, torch.device("cpu")),
+        "package": attack.package,
+        "standard": attack.is_standard,
+        "left": {name: int(flags.sum()) for name, flags in ours.columns.items()},
+        "left_by_package": int(package.sum()),
+        "images": len(images),
+        "seconds": spent,
+        "ratios": {
+            "same_images": float(np.mean(last == package.numpy())),
+            "seconds_over_package": spent["ours"] / spent["package"],
+        },
+    }
+
+
+def main() -> None:
+    """Attack twice, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description="AutoAttack, sharded, beside the package's own evaluation")
+    parser.add_argument("--cifar", type=Path, required=True, help="folder that holds cifar-10-batches-py")
+    parser.add_argument("--images", type=int, default=20, help="of the test images (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write environment, counts, seconds and ratios here")
+    arguments = parser.parse_args()
+    workers = start_workers(600)
+    try:
+        images = read_cifar("cifar10", arguments.cifar, download=False)[1].equal_part(arguments.images)
+    except DataError as error:
+        raise SystemExit(str(error)) from None
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(workers.gather(own, "folder of outcomes")[0])
+        report = compare(images, workers, folder)
+    workers.close()
+    if not workers.is_first:
+        return
+    shares = [[name, f"{count / len(images):.1%}"] for name, count in report["left"].items()]
+    shares.append([f"{report['package']}'s own evaluation", f"{report['left_by_package'] / len(images):.1%}"])
+    print(tabulate(shares, ["left after", f"of {len(images)} images"], tablefmt="github"))
+    for name, ratio in report["ratios"].items():
+        print(f"{name}: {ratio:.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the noisy copies of Smooth-AT cost a worker that shares them with others.
+
+``mpirun -np M python benchmarks/smoothing.py [--json PATH]``: a step of DAT-PGD on half of ResNet-18's width
+with N = 2 M copies spread over all M workers, against one with N = 2 that every worker takes by itself,
+all beside each other, so that both have as many cores. They take turns, in an order that rotates; the slowest
+worker counts, and medians are compared.
+
+Ratio:
+
+- ``shared_over_alone``: 1 where ten times the workers make N = 20 as cheap for each as N = 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from conadv import CLASSES, trainer_without_images
+from tabulate import tabulate
+from timing import in_turns
+
+from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.environment import describe_environment
+from hpcdat.job_file import read_job
+from hpcdat.objectives import Labelled
+from hpcdat.run import choose_device
+from hpcdat.trainer import Batch, Trainer
+
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "cifar10-smooth-dat.yaml"
+COPIES = 2
+"""Of each image, that a worker holds."""
+
+
+def of_a_step(trainer: Trainer, images: Labelled, workers: Workers) -> Callable[[], None]:
+    """A step on one batch, begun together by all workers."""
+    batch = Batch(0, len(images.y) * trainer.batches, dict.fromkeys(trainer.role.reads, images))
+
+    def step() -> None:
+        workers.gather(None, "ready")
+        trainer.step(batch, None)
+
+    return step
+
+
+def work(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
+    """A worker's whole part; the report, the same on all workers."""
+    size = ["model.width=0.5", f"batch_size={arguments.batch}"]
+    jobs = {
+        f"N = {COPIES} on each worker": (Workers(), COPIES),
+        f"N = {COPIES * workers.size} over {workers.size} workers": (workers, COPIES * workers.size),
+    }
+    generator, steps = torch.Generator().manual_seed(0), {}
+    x = torch.rand(arguments.batch, 3, 32, 32, generator=generator)
+    y = torch.randint(CLASSES, (arguments.batch,), generator=generator)
+    for name, (team, copies) in jobs.items():
+        job = read_job(JOB, [*size, f"smoothing.copies={copies}", f"smoothing.workers={team.size}"])
+        device = choose_device(job, workers)
+        images = Labelled(x.to(device), y.to(device))
+        steps[name] = of_a_step(trainer_without_images(job, team, device), images, workers)
+    times = in_turns(steps, arguments.rounds, device)
+    slowest = {
+        name: list(map(max, zip(*workers.gather(own, "seconds"), strict=True))) for name, own in times.items()
+    }
+    alone, shared = (median(own) for own in slowest.values())
+    return {
+        "environment": describe_environment(workers, device),
+        "seconds": slowest,
+        "ratios": {"shared_over_alone": shared / alone},
+    }
+
+
+def main() -> None:
+    """Time both, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description="noisy copies spread over workers, and two by oneself")
+    parser.add_argument("--batch", type=int, default=16, help="images of a batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write environment, seconds and ratio here")
+    arguments = parser.parse_args()
+    workers = start_workers(600)
+    report = work(arguments, workers)
+    workers.close()
+    if not workers.is_first:
+        return
+    lines = [
+        [name, f"{1e3 * median(own):.0f}", f"{1e3 * min(own):.0f} - {1e3 * max(own):.0f}"]
+        for name, own in report["seconds"].items()
+    ]
+    print(tabulate(lines, ["copies of an image", "ms a step", "range"], tablefmt="github"))
+    for name, ratio in report["ratios"].items():
+        print(f"{name}: {ratio:.3f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,12 @@
 """Figure 4 of the DAT paper: robust pre-training and fine-tuning against training from scratch.
 
 ``python benchmarks/finetune.py [--set KEY=VALUE ...] [--seeds N] [--out FOLDER] [--json PATH]`` trains in
-miniature, on one worker: a small net on the digits 0 to 4, then, from its weights and with a new head, on 100
-of the digits 5 to 9, and the same from scratch; DAT-PGD in both phases, three seeds of all. Either has the
-rate of ``--rates`` that ends with the best RA with another seed. ``--set`` changes the second job, as in
-``data.train_images=400``. ``--source JOB --target JOB`` take two jobs of one's own, such as ImageNet and
-CIFAR-10 with ``data.image_size: 224``, to which its images are then up-sampled.
+miniature, on one worker (under mpirun on several, whose batches add up): a small net on the digits 0 to 4,
+then, from its weights and with a new head, on 100 of the digits 5 to 9, and the same from scratch; DAT-PGD in
+both phases, three seeds of all. Either has the rate of ``--rates`` that ends with the best RA with another
+seed. ``--set`` changes the second job, as in ``data.train_images=400``. ``--source JOB --target JOB`` take
+two jobs of one's own, such as ImageNet and CIFAR-10 with ``data.image_size: 224``, to which its images are
+then up-sampled.
 
 Ratios: ``ra_gain_3`` and ``ta_gain_3``, points that pre-training is ahead by after three epochs (the paper:
 three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the last one; means over the seeds.
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
+from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.data.digits import write_digits
 from hpcdat.environment import describe_environment
 from hpcdat.job import Job
@@ -51,12 +52,14 @@ def write_halves(root: Path) -> None:
                     link.symlink_to((root / "digits" / split / digit).resolve())
 
 
-def curve(jobs: list[Job], stop: StopRequest) -> Curve:
+def curve(jobs: list[Job], workers: Workers, stop: StopRequest) -> Curve:
     """TA and RA after every epoch of a job's trainings, one a seed; one that was begun is gone on with."""
     evaluations = []
     for job in jobs:
-        train(job, Workers(), stop)
-        evaluations.append(RunFolder(job.run_dir).metrics("evaluation"))
+        train(job, workers, stop)
+        # Another node may see the lines a moment later.
+        seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_first else []
+        evaluations.append(workers.gather(seen, "evaluations")[0])
     return {key: [[100 * e[key] for e in epoch] for epoch in zip(*evaluations, strict=True)] for key in KEYS}
 
 
@@ -96,19 +99,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/figure-4"), help="folder of runs and plot")
     parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
     arguments = parser.parse_args()
-    out, stop = arguments.out, StopRequest()
-    if arguments.source.parent == JOBS:
-        write_halves(out / "data")
+    source_job, target_job = arguments.source.resolve(), arguments.target.resolve()
+    out, stop, workers = arguments.out, StopRequest(), start_workers(600)
+
+    def write() -> None:
+        if workers.is_first and JOBS in (source_job.parent, target_job.parent):
+            write_halves(out / "data")
+
+    workers.together("write the digits", write)
 
     def read(path: Path, name: str, seed: int, *settings: str) -> Job:
-        data = {"pretrain": "low", "finetune": "high"}.get(path.stem) if path.parent == JOBS else None
+        half = {"pretrain": "low", "finetune": "high"}.get(path.stem)
+        data = half if path.parent == JOBS else None
         root = [f"data.root={out / 'data' / data}"] if data else []
         where = [f"run_dir={out / name / f'seed-{seed}'}", f"seed={seed}"]
         return read_job(path, [*where, *root, *settings])
 
     def target(seed: int, rate: str, *settings: str, name: str) -> Job:
         own = [*arguments.set, f"optimizer.lr={rate}", *settings]
-        return read(arguments.target, f"{name}/rate-{rate}", seed, *own)
+        return read(target_job, f"{name}/rate-{rate}", seed, *own)
 
     def chosen(*settings: str, name: str) -> str:
         """The rate that ends with the best RA."""
@@ -116,21 +125,27 @@ def main() -> None:
             rate: target(CHOOSING_SEED, rate, "evaluation.every=0", *settings, name=name)
             for rate in arguments.rates.split(",")
         }
-        ra = {rate: train(job, Workers(), stop).ra for rate, job in jobs.items()}
-        print(f"{name}: RA by rate: {', '.join(f'{rate}: {100 * value:.1f}' for rate, value in ra.items())}")
+        ra = {rate: train(job, workers, stop).ra for rate, job in jobs.items()}
+        if workers.is_first:
+            told = ", ".join(f"{rate}: {100 * value:.1f}" for rate, value in ra.items())
+            print(f"{name}: RA by rate: {told}")
         return max(ra, key=ra.__getitem__)
 
     seeds, start = range(arguments.seeds), []
     for seed in seeds:
-        source = read(arguments.source, "pretrained", seed)
-        train(source, Workers(), stop)
+        source = read(source_job, "pretrained", seed)
+        train(source, workers, stop)
         start.append(f"model.pretrained={source.run_dir}")
     curves, epochs = {}, 0
     for name, of_seed in (("fine-tuned", [[s] for s in start]), ("from scratch", [[] for _ in seeds])):
         rate = chosen(*of_seed[0], name=name)
         jobs = [target(seed, rate, "evaluation.every=1", *of_seed[seed], name=name) for seed in seeds]
-        curves[f"{name}, rate {rate}"] = curve(jobs, stop)
+        curves[f"{name}, rate {rate}"] = curve(jobs, workers, stop)
         epochs = jobs[0].epochs
+    environment = describe_environment(workers, torch.device("cpu"))
+    workers.close()
+    if not workers.is_first:
+        return
     rows = [
         [
             epoch + 1,
@@ -156,7 +171,6 @@ def main() -> None:
     draw(curves, out / "figure-4.png")
     print(f"plot: {out / 'figure-4.svg'}")
     if arguments.json:
-        environment = describe_environment(Workers(), torch.device("cpu"))
         report = {"environment": environment, "curves": curves, "ratios": ratios}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -525,11 +525,11 @@ def write_page(report: dict[str, Any], folder: Path) -> list[Path]:
     for title, (header, rows) in tables_of(report["sections"]).items():
         bars = {row[0]: float(row[1]) for row in rows if len(row) == 2 and _is_number(row[1])}
         plot = plot_bars(bars, header[1]) if bars else ""
-        sections.append(Section(title, header, rows, 1, plot, notes))
+        sections.append(Section(f"table-{len(sections) + 1}", title, header, rows, 1, plot, notes))
     told = [
         [name, _number(value, 3), report["reasons"].get(name, "")] for name, value in report["ratios"].items()
     ]
-    sections.append(Section("Ratios", ["ratio", "value", "why not"], told, 1, "", notes))
+    sections.append(Section("ratios", "Ratios", ["ratio", "value", "why not"], told, 1, "", notes))
     return write_report(sections, folder, f"On one GPU: {report['device']}", maker="benchmarks/gpu.py")
 
 

@@ -2,7 +2,8 @@
 
 ``python benchmarks/scaling.py [--workers M,M] [--cifar ROOT] [--out FOLDER] [--json PATH]`` trains on 700
 digits (or 4,000 images of CIFAR-10) with M workers of 25 images, as one real worker that stands for M virtual
-ones, three seeds each, at the same number of epochs: so with M times fewer updates.
+ones (under mpirun as several, which share them), three seeds each, at the same number of epochs: so with M
+times fewer updates.
 
 - figure 1: conventional AT by SGD, its rate left as it is for one worker;
 - figure 2: DAT-FGSM (LALR) against DAT-FGSM without LALR and DAT-LSGD (its rate grows with the batch);
@@ -25,16 +26,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
+from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.environment import describe_environment
 from hpcdat.errors import WorkerError
+from hpcdat.files import write_text
 from hpcdat.job import Job
 from hpcdat.job_file import read_job
 from hpcdat.record import RunFolder
+from hpcdat.report.plots import plot_over_batch
 from hpcdat.run import train, train_seeds
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "demo.yaml"
@@ -92,32 +94,10 @@ SERIES = {
 Curve = dict[int, dict[str, list[float]]]
 
 
-def draw(curves: dict[str, Curve], batch: int, file: Path) -> None:
-    """TA and RA over the global batch, a pair of panels a figure."""
-    figures = list(dict.fromkeys(series.figure for series in SERIES.values()))
-    figure = Figure(figsize=(5 * len(figures), 6), layout="constrained")
-    for column, name in enumerate(figures):
-        for row, key in enumerate(("ta", "ra")):
-            axes = figure.add_subplot(2, len(figures), row * len(figures) + column + 1)
-            for label, curve in curves.items():
-                if SERIES[label].figure == name:
-                    x = [batch * m for m in curve]
-                    means, spread = zip(
-                        *((fmean(v[key]), stdev(v[key])) for v in curve.values()), strict=True
-                    )
-                    axes.errorbar(x, means, spread, fmt="o-", capsize=3, label=label)
-            axes.set_xscale("log")
-            axes.set_xlabel("global batch")
-            axes.set_ylabel(f"{key.upper()} (%)")
-            axes.set_title(f"figure {name}", fontsize=10)
-            axes.legend(fontsize=8)
-    figure.savefig(file)
-
-
-def job_of(name: str, m: int, rate: float, settings: list[str], run_dir: Path) -> Job:
-    """The job of a series at so many virtual workers."""
+def job_of(name: str, m: int, rate: float, settings: list[str], run_dir: Path, real: int = 1) -> Job:
+    """The job of a series at so many workers, of which so many are real."""
     series = SERIES[name]
-    own = [*series.settings, f"optimizer.lr={rate}", f"virtual_workers={m}", f"run_dir={run_dir}"]
+    own = [*series.settings, f"optimizer.lr={rate}", f"virtual_workers={m // real}", f"run_dir={run_dir}"]
     if series.rates is LAMB and rate > 0.2:
         own.append("schedule.warmup_epochs=3")  # supplement 4.1
     if name == "DAT-LSGD":
@@ -126,15 +106,17 @@ def job_of(name: str, m: int, rate: float, settings: list[str], run_dir: Path) -
 
 
 def robustness_by_rate(
-    name: str, m: int, settings: list[str], folder: Path, stop: StopRequest
+    name: str, m: int, settings: list[str], folder: Path, workers: Workers, stop: StopRequest
 ) -> dict[float, float]:
     """RA (%) on training images held out, by rate; 0 where training diverged."""
     found = {}
     for rate in SERIES[name].rates:
-        job = job_of(name, m, rate, [*settings, *CHOOSING], folder / f"{rate:.3g}")
+        job = job_of(name, m, rate, [*settings, *CHOOSING], folder / f"{rate:.3g}", workers.size)
         try:
-            train(job, Workers(), stop)
-            evaluations = RunFolder(job.run_dir).metrics("evaluation")
+            train(job, workers, stop)
+            # Another node may see the lines a moment later.
+            seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_first else []
+            evaluations = workers.gather(seen, "evaluations")[0]
             found[rate] = next(100 * e["ra"] for e in evaluations if e["held_out"])
         except WorkerError:
             found[rate] = 0.0
@@ -149,7 +131,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="folder of runs and plot")
     parser.add_argument("--json", type=Path, help="write environment, results and ratios here")
     arguments = parser.parse_args()
-    numbers = [int(m) for m in arguments.workers.split(",")]
+    numbers, workers = [int(m) for m in arguments.workers.split(",")], start_workers(600)
+    if any(m % workers.size for m in numbers):
+        parser.error(f"--workers {arguments.workers}: not all are multiples of the {workers.size} that run")
     common = [*DIGITS, *([*CIFAR, f"data.root={arguments.cifar}"] if arguments.cifar else [])]
     curves: dict[str, Curve] = {name: {} for name in SERIES}
     choices: dict[str, dict[int, dict[float, float]]] = {name: {} for name in SERIES}
@@ -158,15 +142,19 @@ def main() -> None:
         for m in numbers:
             folder = arguments.out / name.replace(" ", "-").replace("/", "").replace(",", "") / str(m)
             if series.anew or m == numbers[0]:
-                choices[name][m] = robustness_by_rate(name, m, common, folder / "rates", stop)
+                choices[name][m] = robustness_by_rate(name, m, common, folder / "rates", workers, stop)
                 by_rate = choices[name][m]
                 rate = max(by_rate, key=by_rate.__getitem__)
-            job = job_of(name, m, rate, common, folder / "runs")
-            results = train_seeds(job, SEEDS, Workers(), stop).values()
+            job = job_of(name, m, rate, common, folder / "runs", workers.size)
+            results = train_seeds(job, SEEDS, workers, stop).values()
             curves[name][m] = {key: [100 * getattr(r, key) for r in results] for key in ("ta", "ra")}
             batch = job.batch_size
             told = (f"{fmean(v):.1f} ± {stdev(v):.1f}" for v in curves[name][m].values())
             rows.append([series.figure, name, batch * m, f"{rate:.3g}", *told])
+    environment = describe_environment(workers, torch.device("cpu"))
+    workers.close()
+    if not workers.is_first:
+        return
     header = ["figure", "method", "global batch", "rate", "TA (%)", "RA (%)"]
     print("\n" + tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")
     most, ratios = numbers[-1], {}
@@ -178,11 +166,13 @@ def main() -> None:
             ratios[f"lost_{short}_{key}"] = mean[of][numbers[0]] - mean[of][most]
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:+.1f}")
-    draw(curves, batch, arguments.out / "scaling.svg")
-    draw(curves, batch, arguments.out / "scaling.png")
+    figures: dict[str, dict[str, Curve]] = {}
+    for name, curve in curves.items():
+        by_batch = {batch * m: accuracies for m, accuracies in curve.items()}
+        figures.setdefault(f"figure {SERIES[name].figure}", {})[name] = by_batch
+    write_text(arguments.out / "scaling.svg", plot_over_batch(figures))
     print(f"plot: {arguments.out / 'scaling.svg'}")
     if arguments.json:
-        environment = describe_environment(Workers(), torch.device("cpu"))
         report = {"environment": environment, "rates": choices, "curves": curves, "ratios": ratios}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

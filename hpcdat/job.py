@@ -89,6 +89,17 @@ class Settings(BaseModel):
     )
 
 
+def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -> dict[str, tuple[Any, bool]]:
+    """Settings by their dotted names: the value of each, and whether it may be another when a run goes on."""
+    named: dict[str, tuple[Any, bool]] = {}
+    for name, field in type(settings).model_fields.items():
+        key, value = prefix + (field.alias or name), getattr(settings, name)
+        may = may_change or MAY_CHANGE in field.metadata
+        inner = isinstance(value, Settings)
+        named |= by_name(value, f"{key}.", may_change=may) if inner else {key: (value, may)}
+    return named
+
+
 class Data(Settings):
     """Where images come from and how a worker reads them."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from hpcdat.checkpoint import Checkpoint, load_checkpoint
 from hpcdat.checkpoints import Checkpoints
 from hpcdat.errors import InputError
 from hpcdat.files import append_text, write_text
-from hpcdat.job import MAY_CHANGE, Job, Settings
+from hpcdat.job import Job, by_name
 from hpcdat.job_file import JobError, read_job, write_job
 from hpcdat.lock import keep_others_out
 
@@ -254,10 +253,14 @@ class RunFolder:
         """The settings that have changed and may."""
         advice = "choose another run_dir, or start over with --overwrite"
         try:
-            before = read_job(self.job_file)
+            before = by_name(read_job(self.job_file))
         except JobError as error:
             raise RunError(f"{error}\n{advice}") from None
-        changed = list(_differences(before, job))
+        changed = [
+            (f"{key}: {before[key][0]} -> {value}", may_change)
+            for key, (value, may_change) in by_name(job).items()
+            if before[key][0] != value
+        ]
         refused = [text for text, may_change in changed if not may_change]
         if refused:
             raise RunError(
@@ -265,15 +268,3 @@ class RunFolder:
                 f"use the same to go on with it, {advice}"
             )
         return [text for text, _ in changed]
-
-
-def _differences(before: Settings, now: Settings, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """The settings that differ, in words, and whether each may."""
-    for name, field in type(now).model_fields.items():
-        key, one, other = prefix + (field.alias or name), getattr(before, name), getattr(now, name)
-        may_change = MAY_CHANGE in field.metadata
-        if isinstance(other, Settings):
-            for text, inner_may in _differences(one, other, f"{key}."):
-                yield text, may_change or inner_may
-        elif one != other:
-            yield f"{key}: {one} -> {other}", may_change

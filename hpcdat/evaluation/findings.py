@@ -93,7 +93,7 @@ class Findings:
             if section:
                 table, plot = (file.parent / f"ra-over-{over}.{kind}" for kind in ("csv", "svg"))
                 write_text(table, _table(over, section))
-                write_text(plot, plot_sweep(over, *zip(*section["curve"], strict=True)))
+                write_text(plot, plot_sweep(over, {"": dict(section["curve"])}))
                 written += [table, plot]
         return written
 

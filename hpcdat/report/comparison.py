@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from hpcdat.errors import InputError
-from hpcdat.job import Job
+from hpcdat.evaluation.certification import Certified
+from hpcdat.job import Job, by_name
 from hpcdat.record import Result, RunError, RunFolder
+from hpcdat.report.certificates import RADII, read_certificates
 from hpcdat.report.papers import TABLES
+from hpcdat.report.papers.dat import accuracy_at
 from hpcdat.report.papers.paper_table import PaperRow, PaperTable
 
 
@@ -44,6 +49,31 @@ class Run:
         return f"{result.p} x {result.q}, batch {result.batches} x {result.batch}{exchange}"
 
     @property
+    def global_batch(self) -> int:
+        """Images of a step."""
+        return self.result.batches * self.result.batch
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What its accuracies depend on beside seed and global batch, by name."""
+        trained = {
+            key: value
+            for key, (value, may_change) in by_name(self.job).items()
+            if not may_change and not key.startswith("evaluation.") and key not in ("seed", "virtual_workers")
+        }
+        return trained | {"RA": f"{self.result.attack} on {self.result.images} test images"}
+
+    @cached_property
+    def certified(self) -> Certified | None:
+        """The certificates at the noise that it was trained with; None where there are none.
+
+        Raises:
+            InputError: their files are damaged.
+        """
+        found = read_certificates(RunFolder(self.folder).certification_folder)
+        return next((one for one in found if one.sigma == self.job.smoothing.sigma), None)
+
+    @property
     def hardware(self) -> str:
         """Nodes, devices and links, in words."""
         workers = self.environment["workers"]
@@ -72,6 +102,23 @@ def read_run(folder: Path) -> Run:
     if not epochs or not all({"images", "total_seconds"} <= epoch.keys() for epoch in epochs):
         raise RunError(f"{files.metrics_file} does not have the run's epochs")
     return Run(folder, files.read_job([]), result, environment, epochs)
+
+
+def folder_names(runs: Sequence[Run]) -> dict[Path, str]:
+    """What to call runs: their folders, without what these have in common."""
+    folders = {run.folder: run.folder.resolve() for run in runs}
+    above = os.path.commonpath([folder.parent for folder in folders.values()])
+    return {given: str(folder.relative_to(above)) for given, folder in folders.items()}
+
+
+def varied(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """What the recipes of runs do not agree in, with its values."""
+    values: dict[str, list[Any]] = {}
+    for run in runs:
+        for key, value in run.recipe.items():
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return {key: told for key, told in values.items() if len(told) > 1}
 
 
 def _tells_hardware(environment: Any) -> bool:
@@ -119,6 +166,10 @@ def _training_accuracy(run: Run) -> float | None:
     return None if share is None else 100 * share
 
 
+def _certified_accuracy(radius: float) -> Callable[[Run], float | None]:
+    return lambda run: run.certified and 100 * run.certified.accuracy(radius)
+
+
 def _of_reference(quantity: str) -> Callable[[Values, Values], float]:
     return lambda row, reference: row[quantity] / reference[quantity]
 
@@ -154,6 +205,11 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "c_of_reference": Quantity("C, of 32 bits", 3, derive=_of_reference("c")),
     "training_of_reference": Quantity("training / vanilla", 2, derive=_of_reference("training")),
+    **{
+        accuracy_at(radius): Quantity(f"CA (%), r = {radius:g}", 1, measure=_certified_accuracy(radius))
+        for radius in RADII
+    },
+    "acr": Quantity("ACR", 3, measure=lambda run: run.certified and run.certified.average_radius),
     "throughput_of_reference": Quantity("throughput / DisAdv", 2, derive=_of_reference("throughput")),
 }
 
@@ -172,6 +228,10 @@ class Compared:
     runs: Sequence[Run]
     ours: Values
     paper: Values
+
+    def measured(self, quantity: str) -> list[float]:
+        """Its values of the runs, of those that it is known of."""
+        return _values(self.runs, quantity)
 
     def ratio(self, quantity: str) -> float | None:
         """Ours over the paper's, where both are known."""
@@ -220,6 +280,9 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
             f"[{name}/{table.name_of(table.rows[0])}]"
         )
     measured = {key: _measured(standing[key], table) for key in standing}
+    if table.certified and not any(measured.values()):
+        first = next(run.folder for runs in standing.values() for run in runs)
+        raise InputError(f"none of these runs is certified: run `hpcdat certify {first}` first")
     stated = stated_by(table)
     return Comparison(
         table,
@@ -262,13 +325,12 @@ def _reproduced(run: Run, table: PaperTable) -> list[str]:
 
 def _measured(runs: Sequence[Run], table: PaperTable) -> Values:
     """Means over the runs of a row."""
-    means = {}
-    for key in table.quantities:
-        measure = QUANTITIES[key].measure
-        values = [value for run in runs if measure and (value := measure(run)) is not None]
-        if values:
-            means[key] = fmean(values)
-    return means
+    return {key: fmean(values) for key in table.quantities if (values := _values(runs, key))}
+
+
+def _values(runs: Sequence[Run], quantity: str) -> list[float]:
+    measure = QUANTITIES[quantity].measure
+    return [value for run in runs if measure and (value := measure(run)) is not None]
 
 
 def _derived(row: PaperRow, values: Mapping[str, Values], table: PaperTable) -> Values:

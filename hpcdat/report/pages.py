@@ -1,10 +1,9 @@
-"""A report on disk: Markdown, CSV and one HTML page that needs nothing but itself."""
+"""A report on disk: Markdown, CSV, plots and one HTML page that needs nothing but itself."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,10 +13,11 @@ import jinja2
 from tabulate import tabulate
 
 from hpcdat.errors import InputError
+from hpcdat.evaluation.certification import largest_radius
 from hpcdat.files import write_text
-from hpcdat.report.comparison import QUANTITIES, Comparison, Run, differences
+from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run, differences, folder_names, varied
 from hpcdat.report.plots import plot_comparison, plot_runs
-from hpcdat.report.table import result_rows
+from hpcdat.report.table import mean_and_spread, result_rows
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("hpcdat.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -29,13 +29,15 @@ class Section:
     """One table of a report, with its plot and notes.
 
     Attributes:
+        name: of the plot's file, without its ending.
         title: of the table.
         header, rows: its text.
         names: columns at the left that are words.
-        plot: SVG.
+        plot: SVG; empty without one.
         notes: below it.
     """
 
+    name: str
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -45,47 +47,56 @@ class Section:
 
     @property
     def markdown(self) -> str:
-        """Title, table and notes."""
+        """Title, table, plot and notes."""
         aligned = ["left"] * self.names + ["right"] * (len(self.header) - self.names)
         table = tabulate(self.rows, self.header, tablefmt="github", disable_numparse=True, colalign=aligned)
-        return "\n".join([f"## {self.title}", "", table, "", *(f"- {note}" for note in self.notes), ""])
+        plot = [f"![{self.title}]({self.name}.svg)", ""] if self.plot else []
+        return "\n".join(
+            [f"## {self.title}", "", table, "", *plot, *(f"- {note}" for note in self.notes), ""]
+        )
 
 
 def comparison_section(comparison: Comparison) -> Section:
-    """A paper's table: for each quantity ours, the paper's, and their ratio."""
+    """A paper's table: for each quantity ours, and where the paper states it the paper's and their ratio."""
     quantities = [
         key for key in comparison.table.quantities if any(key in row.ours for row in comparison.rows)
     ]
+    stated = {key for row in comparison.rows for key in row.paper}
     header = ["row", "the paper's", "ours"]
     for key in quantities:
-        header += [QUANTITIES[key].header, "paper", "ours / paper"]
+        header += [QUANTITIES[key].header, *(["paper", "ours / paper"] if key in stated else [])]
     rows = []
     for compared in comparison.rows:
         cells = [
             compared.row.label,
             compared.row.setup,
-            "; ".join({run.setup: None for run in compared.runs}),
+            "; ".join(_setups(compared, comparison)),
         ]
         for key in quantities:
             digits, ratio = QUANTITIES[key].digits, compared.ratio(key)
-            cells.append(_number(compared.ours.get(key), digits))
-            cells.append(_number(compared.paper.get(key), digits))
-            cells.append("" if ratio is None else f"{ratio:.3g}")
+            measured = compared.measured(key)
+            cells.append(
+                mean_and_spread(measured, digits) if measured else _number(compared.ours.get(key), digits)
+            )
+            if key in stated:
+                cells.append(_number(compared.paper.get(key), digits))
+                cells.append("" if ratio is None else f"{ratio:.3g}")
         rows.append(cells)
-    return Section(comparison.table.title, header, rows, 3, plot_comparison(comparison), _notes(comparison))
+    table = comparison.table
+    return Section(table.name, table.title, header, rows, 3, plot_comparison(comparison), _notes(comparison))
 
 
 def runs_section(runs: Sequence[Run]) -> Section:
     """All runs, without a paper beside them."""
     header, rows = result_rows({run.folder: run.result for run in runs})
     notes = [*_meanings(runs), *_hardware(runs)]
-    return Section("Runs", header, rows, 1, plot_runs(runs), notes)
+    return Section("runs", "Runs", header, rows, 1, plot_runs(runs), notes)
 
 
 def write_report(
     sections: Sequence[Section], folder: Path, title: str, *, maker: str = "hpcdat report"
 ) -> list[Path]:
-    """Write report.md, report.csv and report.html.
+    """Write report.md, report.csv and report.html, and each plot as SVG.
 
     Args:
         sections: in their order.
@@ -108,6 +119,7 @@ def write_report(
         writer.writerow(["table", *section.header])
         writer.writerows([section.title, *row] for row in section.rows)
     texts = {"report.md": markdown, "report.csv": table.getvalue(), "report.html": page}
+    texts |= {f"{section.name}.svg": section.plot for section in sections if section.plot}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -143,19 +155,27 @@ def _notes(comparison: Comparison) -> list[str]:
     if any(run.environment.get("emulated_links") for run in runs):
         notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
     notes += [meaning for key in comparison.table.quantities if (meaning := QUANTITIES[key].meaning)]
+    if comparison.table.certified:
+        notes += _notes_on_certificates(comparison)
     if "aa" in comparison.table.quantities:
         notes += _notes_on_aa(runs)
     notes += _meanings(runs) if "c" in comparison.table.quantities else []
-    counts = {len(row.runs) for row in comparison.rows if row.runs}
-    ours = "single runs" if counts == {1} else f"means of {'/'.join(map(str, sorted(counts)))} runs a row"
+    quantities = comparison.table.quantities
+    known = [max(len(row.measured(key)) for key in quantities) for row in comparison.rows]
+    counts = {number for number in known if number}
+    several = f"means of {'/'.join(map(str, sorted(counts)))} runs a row, ± their standard deviation (n - 1)"
     theirs = f"; the paper's are means of {comparison.table.seeds} seeds" if comparison.table.seeds else ""
-    notes.append(f"Ours are {ours}{theirs}.")
+    notes.append(f"Ours are {'single runs' if counts == {1} else several}{theirs}.")
+    for compared in comparison.rows:
+        if apart := varied(compared.runs):
+            told = "; ".join(f"{key}: {' / '.join(map(str, values))}" for key, values in apart.items())
+            notes.append(f"The runs of {compared.row.label}, {compared.row.setup}, differ in more: {told}.")
     return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
 
 
 def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
     """Where the work of runs is not the paper's, by the names of all the runs that it is said of."""
-    called = _names(comparison.runs)
+    called = folder_names(comparison.runs)
     names: dict[str, list[str]] = {}
     for compared in comparison.rows:
         for run in compared.runs:
@@ -165,6 +185,39 @@ def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
     for difference, whose in names.items():
         others.setdefault(tuple(whose), []).append(difference)
     return others
+
+
+def _setups(compared: Compared, comparison: Comparison) -> list[str]:
+    """What sets our runs of a row apart, in words, each once."""
+    if not comparison.table.certified:
+        return list(dict.fromkeys(run.setup for run in compared.runs))
+    told = [
+        f"{len(c.counts):,} images, n = {c.n:,}, alpha = {c.alpha:g}: r up to "
+        f"{largest_radius(c.n, c.alpha, c.sigma):.3f}"
+        for run in compared.runs
+        if (c := run.certified)
+    ]
+    return list(dict.fromkeys(told))
+
+
+def _notes_on_certificates(comparison: Comparison) -> list[str]:
+    """What they are, and which runs have none."""
+    notes = [
+        "CA: images that the smoothed classifier gets right and certifies to an l2 radius of r or more, "
+        "[0, 1] units, each with probability 1 - alpha or more. ACR: mean certified radius, 0 where it is "
+        "wrong or abstains. The plot is of all images of a row's runs."
+    ]
+    without = [run.folder for run in comparison.runs if run.certified is None]
+    if without:
+        commands = ", ".join(f"`hpcdat certify {folder}`" for folder in without)
+        notes.append(f"Not certified at the noise of their training, so not among the numbers: {commands}.")
+    mixed = [row for row in comparison.rows if len(_setups(row, comparison)) > 1]
+    notes += [
+        f"The runs of {row.row.label}, {row.row.setup}, were not certified alike: their mean is not one of "
+        "seeds alone."
+        for row in mixed
+    ]
+    return notes
 
 
 def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
@@ -192,7 +245,7 @@ def _meanings(runs: Sequence[Run]) -> list[str]:
 
 def _hardware(runs: Sequence[Run]) -> list[str]:
     """Of the runs, each kind once."""
-    called = _names(runs)
+    called = folder_names(runs)
     kinds: dict[str, list[str]] = {}
     for run in runs:
         kinds.setdefault(run.hardware, []).append(called[run.folder])
@@ -201,13 +254,6 @@ def _hardware(runs: Sequence[Run]) -> list[str]:
         f"Ours{'' if alike else ' (' + ', '.join(names) + ')'}: {hardware}."
         for hardware, names in kinds.items()
     ]
-
-
-def _names(runs: Sequence[Run]) -> dict[Path, str]:
-    """What to call runs: their folders, without what these have in common."""
-    folders = {run.folder: run.folder.resolve() for run in runs}
-    above = os.path.commonpath([folder.parent for folder in folders.values()])
-    return {given: str(folder.relative_to(above)) for given, folder in folders.items()}
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
+from statistics import fmean, stdev
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run
+from hpcdat.report.papers.dat import stated_accuracies
 
 OURS, PAPERS, REST = "#1f6fb2", "#c9a15a", "#b9cfe4"
 """Colours of our bars, of the paper's, and of the part of T that is not C."""
@@ -26,11 +30,16 @@ PANELS = (
 )
 """Quantities that are drawn, those of them that a table has."""
 
+BatchCurve = Mapping[int, Mapping[str, Sequence[float]]]
+"""By global batch the accuracies ``ta`` and ``ra`` (%) of every seed."""
+
 
 def plot_comparison(comparison: Comparison) -> str:
-    """Ours and the paper's side by side: a panel for each quantity, of a sweep for each method."""
+    """Ours and the paper's: bars for each quantity, of a sweep or of certificates lines."""
     if comparison.table.swept:
-        return _plot_sweep(comparison)
+        return _plot_perturbations(comparison)
+    if comparison.table.certified:
+        return _plot_certificates(comparison)
     keys = [key for key in PANELS if any(key in row.ours for row in comparison.rows)]
     rows = list(reversed(comparison.rows))
     figure = _figure(max(len(keys), 1), len(rows))
@@ -93,28 +102,58 @@ def plot_certified(
     """Certified accuracy against radius.
 
     Args:
-        ours: by label, the radii to which each image is certified rightly, ascending; below 0 for none.
-        paper: by label, accuracies in [0, 1] by radius.
+        ours: by label, the radii to which each image is certified rightly; below 0 for none.
+        paper: by label, of ours where they belong together, accuracies (%) by radius.
     """
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
+    colours: dict[str, str] = {}
     for label, radii in ours.items():
         steps = np.unique(radii[radii >= 0])
         # Up to each radius and with it, accuracy is that of the images whose own is no smaller.
         heights = [100 * (radii >= step).mean() for step in steps]
-        axes.step([0.0, *steps, *steps[-1:]], [*heights[:1], *heights, 0.0], where="pre", label=label)
-    for label, accuracies in paper.items():
-        percent = [100 * accuracy for accuracy in accuracies.values()]
-        axes.plot(list(accuracies), percent, "o", color=PAPERS, markersize=4, label=label)
+        x, y = [0.0, *steps, *steps[-1:]], [*heights[:1], *heights, 0.0]
+        (line,) = axes.step(x, y, where="pre", label=label)
+        colours[label] = line.get_color()
+    for marker, (label, accuracies) in zip(cycle("os^D"), paper.items(), strict=False):
+        points, colour = zip(*accuracies.items(), strict=True), colours.get(label, PAPERS)
+        axes.plot(*points, marker, color=colour, fillstyle="none", markersize=5, label=f"paper, {label}")
     axes.set_xlabel("l2 radius, [0, 1] units", fontsize=9)
     axes.set_ylabel("certified accuracy (%)", fontsize=9)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
-    axes.legend(fontsize=8)
+    _legend_beside(axes)
     return _svg(figure)
 
 
-def _plot_sweep(comparison: Comparison) -> str:
+def plot_over_batch(figures: Mapping[str, Mapping[str, BatchCurve]]) -> str:
+    """TA and RA over the global batch, as Figures 1, 2 and A1 of DAT have them: a row of panels a figure.
+
+    Args:
+        figures: by title, which may be empty, lines by label; of several seeds the bars are one standard
+            deviation each way.
+    """
+    figure = Figure(figsize=(9.5, 3.2 * len(figures)), layout="constrained")
+    for row, (title, curves) in enumerate(figures.items()):
+        batches = sorted({batch for curve in curves.values() for batch in curve})
+        for column, key in enumerate(("ta", "ra"), start=1):
+            axes = figure.add_subplot(len(figures), 2, 2 * row + column)
+            for label, curve in curves.items():
+                values = [curve[batch][key] for batch in sorted(curve)]
+                spread = [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values]
+                means = list(map(fmean, values))
+                axes.errorbar(sorted(curve), means, spread, fmt="o-", markersize=4, capsize=3, label=label)
+            axes.set_xscale("log")
+            axes.set_xticks(batches, [f"{batch:,}" for batch in batches], rotation=45)
+            axes.minorticks_off()
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("global batch", fontsize=9)
+            axes.set_ylabel(QUANTITIES[key].header, fontsize=9)
+        _legend_beside(axes)
+    return _svg(figure)
+
+
+def _plot_perturbations(comparison: Comparison) -> str:
     """Accuracy by perturbation, of the methods that were run."""
     methods: dict[str, list[Compared]] = {}
     for row in comparison.rows:
@@ -142,22 +181,42 @@ def _plot_sweep(comparison: Comparison) -> str:
     return _svg(figure)
 
 
-def plot_sweep(over: str, values: Sequence[float], ra: Sequence[float]) -> str:
+def plot_sweep(over: str, curves: Mapping[str, Mapping[float, float]]) -> str:
     """RA over radii or over steps, with the axes of DAT's Figure 3.
 
     Args:
         over: ``eps`` or ``steps``.
-        values: radii in [0, 1] units, or numbers of steps.
-        ra: in [0, 1], of each.
+        curves: by label, RA in [0, 1] by radius ([0, 1] units) or number of steps; one needs no label.
     """
-    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.2 if len(curves) == 1 else 6.5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     scale = 255 if over == "eps" else 1
-    axes.plot([scale * value for value in values], [100 * share for share in ra], "o-", color=OURS)
+    for label, curve in curves.items():
+        values, ra = [scale * value for value in curve], [100 * share for share in curve.values()]
+        axes.plot(values, ra, "o-", markersize=4, label=label)
+    if len(curves) > 1:
+        _legend_beside(axes)
     axes.set_xlabel("perturbation size (over 255)" if over == "eps" else "PGD steps", fontsize=9)
     axes.set_ylabel("RA (%)", fontsize=9)
     axes.set_ylim(0, 100)
     return _svg(figure)
+
+
+def _plot_certificates(comparison: Comparison) -> str:
+    """Certified accuracy by radius, over all seeds of a row."""
+    ours, paper = {}, {}
+    for compared in comparison.rows:
+        certified = [run.certified for run in compared.runs if run.certified]
+        if certified:
+            label = f"{compared.row.setup}, {compared.row.label}"
+            ours[label] = np.concatenate([one.correct_radii for one in certified])
+            paper[label] = stated_accuracies(compared.row)
+    return plot_certified(ours, paper)
+
+
+def _legend_beside(axes: Axes) -> None:
+    """Where it covers nothing."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
 
 
 def _figure(columns: int, rows: int) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -77,14 +77,18 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
 
 
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and of several values the standard deviation (n - 1)."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
+
+
 def _mean_row(results: list[Result]) -> list[str]:
     """Mean and standard deviation (n - 1) over the seeds."""
 
     def spread(values: list[float | None], digits: int = 2) -> str:
         known = [value for value in values if value is not None]
-        if len(known) < 2:
-            return "-"
-        return f"{fmean(known):.{digits}f} ± {stdev(known):.{digits}f}"
+        return mean_and_spread(known, digits) if len(known) > 1 else "-"
 
     return [
         "mean ± s.d.",

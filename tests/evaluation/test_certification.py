@@ -28,7 +28,10 @@ from hpcdat.evaluation.certification import (
 )
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
-from hpcdat.report.certified import TABLE_2, certified_table, rows_beside, write_certified
+from hpcdat.report.certificates import read_certificates
+from hpcdat.report.certified import certified_table, rows_beside, write_certified
+from hpcdat.report.papers import TABLES
+from hpcdat.report.papers.dat import stated_accuracies
 from tests.conftest import DEMO, Never
 
 ERROR = 1e-6
@@ -160,9 +163,9 @@ def test_table_2_has_zeros_where_no_radius_reaches():
     assert largest_radius(100_000, 0.001, 0.12) == pytest.approx(0.457, abs=5e-4)
     assert largest_radius(10_000, 0.001, 0.12) == pytest.approx(0.384, abs=5e-4)
     assert largest_radius(100_000, 0.001, 0.25) > 0.5
-    for row in TABLE_2.values():
-        for radius, accuracy in row.accuracy.items():
-            assert (accuracy > 0) == (radius < largest_radius(100_000, 0.001, row.sigma))
+    for row in TABLES["dat-2"].rows:
+        largest = largest_radius(100_000, 0.001, row.work["smoothing.sigma"])
+        assert all((value > 0) == (radius < largest) for radius, value in stated_accuracies(row).items())
 
 
 def test_it_abstains_where_a_half_is_not_excluded():
@@ -327,6 +330,7 @@ def test_what_is_written_is_what_is_printed(tmp_path):
     rows = list(csv.DictReader((tmp_path / "certified.csv").open()))
     assert len(rows) == 8 and rows[3]["radius"] == "abstains"
     assert float(rows[0]["radius"]) == pytest.approx(0.457375, abs=1e-6)
+    assert read_certificates(tmp_path) == certified
     plot = (tmp_path / "certified.svg").read_text()
     assert plot.startswith("<svg") and "sigma 0.25" in plot
 

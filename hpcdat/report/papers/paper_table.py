@@ -47,6 +47,7 @@ class PaperTable:
         seeds: whose mean its numbers are; None where it does not say.
         swept: whether its rows are a few methods, each with many perturbations. A job names the method; its
             ``attack.eps``, in 255ths, is the end of the row's key: ``conadv-32k-p3``.
+        certified: whether its numbers are of certificates, which ``hpcdat certify`` samples.
     """
 
     name: str
@@ -58,6 +59,7 @@ class PaperTable:
     notes: tuple[str, ...] = field(default=())
     seeds: int | None = None
     swept: bool = False
+    certified: bool = False
 
     def key_of(self, name: str, eps: float) -> str:
         """Key of the row that a job means by a name, with its ``attack.eps``."""

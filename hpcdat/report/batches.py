@@ -1,0 +1,65 @@
+"""Accuracy against the global batch: Figures 1, 2 and A1 of the DAT paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpcdat.report.comparison import Run, varied
+from hpcdat.report.pages import Section
+from hpcdat.report.plots import plot_over_batch
+from hpcdat.report.table import mean_and_spread
+
+
+def batch_sections(runs: Sequence[Run]) -> list[Section]:
+    """A line for each method whose runs differ in their global batch; no section without one."""
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        methods.setdefault(run.result.method, []).append(run)
+    lines: dict[str, dict[int, list[Run]]] = {}
+    for method, some in methods.items():
+        if len({run.global_batch for run in some}) > 1:
+            lines |= _lines(method, some)
+    if not lines:
+        return []
+    header, rows = ["method", "global batch", "seeds", "TA (%)", "RA (%)"], []
+    curves: dict[str, dict[int, dict[str, list[float]]]] = {}
+    for label, by_batch in lines.items():
+        for batch, seeds in by_batch.items():
+            ta, ra = ([100 * getattr(run.result, key) for run in seeds] for key in ("ta", "ra"))
+            curves.setdefault(label, {})[batch] = {"ta": ta, "ra": ra}
+            told = ", ".join(str(run.result.seed) for run in seeds)
+            rows.append([label, f"{batch:,}", told, mean_and_spread(ta, 2), mean_and_spread(ra, 2)])
+    title = "Accuracy against the global batch, as Figures 1, 2 and A1 of the DAT paper"
+    return [Section("batches", title, header, rows, 1, plot_over_batch({"": curves}), _notes(lines))]
+
+
+def _lines(method: str, runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
+    """Runs by label and global batch, where those of one batch differ in nothing but their seeds."""
+    at: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.global_batch):
+        at.setdefault(run.global_batch, []).append(run)
+    apart = sorted({key for some in at.values() for key in varied(some)})
+    lines: dict[str, dict[int, list[Run]]] = {}
+    for batch, some in at.items():
+        for run in some:
+            label = ", ".join([method, *(f"{key} {run.recipe[key]}" for key in apart)])
+            lines.setdefault(label, {}).setdefault(batch, []).append(run)
+    return lines
+
+
+def _notes(lines: dict[str, dict[int, list[Run]]]) -> list[str]:
+    """What bars are, and what else changes along or between lines."""
+    notes = ["± and bars: one standard deviation (n - 1) over the seeds."]
+    for label, by_batch in lines.items():
+        runs = [run for some in by_batch.values() for run in some]
+        told = [
+            f"{key} ({' / '.join(map(str, values))})"
+            for key, values in varied(runs).items()
+            if key != "batch_size"
+        ]
+        if told:
+            notes.append(f"Along the line of {label} not only the batch changes: {', '.join(told)}.")
+    measured = dict.fromkeys(
+        run.recipe["RA"] for by_batch in lines.values() for some in by_batch.values() for run in some
+    )
+    return [*notes, f"RA: under {'; '.join(measured)}."]

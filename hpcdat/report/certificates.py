@@ -1,0 +1,83 @@
+"""The certificates of a run as data: what ``hpcdat certify`` writes and reports read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hpcdat.errors import InputError
+from hpcdat.evaluation.certification import Certified, Counts, largest_radius
+from hpcdat.files import write_text
+from hpcdat.report.papers import dat
+
+RADII = (0.0, *dat.RADII)
+"""Those of Table 2, and 0: accuracy where nothing is perturbed."""
+
+
+def write_certificates(certified: Sequence[Certified], folder: Path) -> None:
+    """Write certified.json (a summary) and certified.csv (every image).
+
+    Args:
+        certified: one for each noise level.
+        folder: where to.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    summary = [
+        {
+            "sigma": one.sigma,
+            "n0": one.n0,
+            "n": one.n,
+            "alpha": one.alpha,
+            "images": len(one.counts),
+            "abstained": one.abstained,
+            "average_radius": one.average_radius,
+            "largest_radius": largest_radius(one.n, one.alpha, one.sigma),
+            "accuracy": {f"{radius:g}": one.accuracy(radius) for radius in RADII},
+        }
+        for one in certified
+    ]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["sigma", "image", "label", "class_a", "count", "n", "radius"])
+    for one in certified:
+        for counts, radius in zip(one.counts, one.radii, strict=True):
+            told = "abstains" if np.isnan(radius) else f"{radius:.6f}"
+            writer.writerow([one.sigma, counts.image, counts.label, counts.top, counts.count, one.n, told])
+    write_text(folder / "certified.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "certified.csv", table.getvalue())
+
+
+def read_certificates(folder: Path) -> list[Certified]:
+    """What was written there, one for each noise level; nothing where no file is.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    summary, table = folder / "certified.json", folder / "certified.csv"
+    if not summary.exists():
+        return []
+    try:
+        with table.open(newline="") as file:
+            images = list(csv.DictReader(file))
+        certified = []
+        for one in json.loads(summary.read_text()):
+            counts = [
+                Counts(int(row["image"]), int(row["label"]), int(row["class_a"]), int(row["count"]))
+                for row in images
+                if float(row["sigma"]) == one["sigma"]
+            ]
+            if len(counts) != one["images"] or not counts:
+                raise ValueError(f"{len(counts)} images at sigma {one['sigma']}, not {one['images']}")
+            certified.append(Certified(one["sigma"], one["n0"], one["n"], one["alpha"], counts))
+        return certified
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{summary} and {table.name} cannot be read ({error}): hpcdat certify writes them anew"
+        ) from None

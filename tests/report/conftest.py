@@ -1,0 +1,68 @@
+"""Folders of finished runs that were never run."""
+
+import json
+
+import pytest
+
+from hpcdat.files import write_text
+from hpcdat.job_file import parse_job, write_job
+from hpcdat.record import Result, RunFolder
+
+JOB = """\
+run_dir: {folder}
+method: {method}
+epochs: 2
+batch_size: 25
+reproduces: [{rows}]
+data: {{source: digits, channels: 1, image_size: 8}}
+model: {{name: digits-cnn, mean: [0.5], std: [0.25]}}
+optimizer: {{lr: 0.1}}
+attack: {{eps: {eps}}}
+exchange: {{overlap: false}}
+"""
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Makes the folder of a finished run."""
+
+    def make(
+        name,
+        rows,
+        *,
+        method="dat-pgd",
+        p=6,
+        c=3.0,
+        t=5.0,
+        ta=0.9,
+        mb=52.3,
+        links="100mbit links",
+        eps=0.1,
+        seen=None,
+        aa=(),
+        seed=0,
+        more="",
+    ):
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir(parents=True)
+        text = JOB.format(folder=folder.path, method=method, rows=rows, eps=eps)
+        job = parse_job(f"{text}seed: {seed}\n{more}", "x.yaml")
+        write_text(folder.job_file, write_job(job))
+        worker = {"host": "a", "device": "Some CPU", "cpus": 2, "threads": 1}
+        environment = {"nodes": p, "workers": [worker] * p, "emulated_links": links}
+        write_text(folder.environment_file, json.dumps(environment))
+        for epoch in (1, 2):
+            folder.log(
+                event="epoch",
+                epoch=epoch,
+                images=600,
+                total_seconds=t,
+                communication_seconds=c,
+                training_accuracy=seen and seen * epoch / 2,
+            )
+        attack = "PGD-10, linf, eps 0.1"
+        result = Result(method, seed, p, 1, p, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2, *aa)
+        folder.write_result(result, "")
+        return folder.path
+
+    return make

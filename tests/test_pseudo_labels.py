@@ -7,7 +7,7 @@ import torch
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images
 from hpcdat.data.unlabelled import read_pseudo_labelled, write_pseudo_labelled
-from hpcdat.errors import Stopped
+from hpcdat.errors import InputError, Stopped
 from hpcdat.job_file import read_job
 from hpcdat.pseudo_labels import pseudo_label
 from hpcdat.record import RunFolder
@@ -38,6 +38,14 @@ def test_labels_are_the_models_own(trained, source, tmp_path):
     with torch.no_grad():
         assert images.labels == model.eval()(pixels).argmax(1).tolist()
     assert list(found.values()) == np.bincount(images.labels, minlength=10).tolist()
+
+
+@pytest.mark.parametrize("out", ["nowhere/out.npz", "."])
+def test_a_file_that_cannot_be_written_is_told_before_the_images_are_read(trained, tmp_path, out):
+    missing = tmp_path / "images.npy"
+    with pytest.raises(InputError, match=rf"{tmp_path / out}: cannot be written \(.*\): name"):
+        pseudo_label(trained, missing, tmp_path / out, [], Workers(), Never())
+    assert list(tmp_path.iterdir()) == []
 
 
 class OneOfTwo(Workers):

@@ -63,12 +63,35 @@ def test_a_stop_of_one_worker_ends_all(trained, source, tmp_path):
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_a_job_trains_on_as_many_of_them_as_of_its_own(tmp_path):
+def mixed_job(tmp_path, count, *more):
+    """A job of 50 labelled images and so many others."""
     settings = ["method=plain", "epochs=1", "batch_size=20", "data.train_images=50", "data.test_images=30"]
     settings += [f"run_dir={tmp_path / 'run'}", "evaluation.steps=1", f"data.unlabelled={tmp_path / 'x.npz'}"]
-    job = read_job(DEMO, settings)
-    _, images = find_images(job.data)
+    job = read_job(DEMO, [*settings, *more])
+    images = find_images(job.data)[1].equal_part(count)
     write_pseudo_labelled(tmp_path / "x.npz", images, np.array(images.labels))
+    return job
+
+
+def test_a_job_trains_on_as_many_of_them_as_of_its_own(tmp_path):
+    job = mixed_job(tmp_path, 30)
     train(job, Workers(), Never())
     (epoch,) = RunFolder(job.run_dir).metrics("epoch")
     assert epoch["images"] == 100
+
+
+class FirstOfTwoNodes(Workers):
+    """As far as it comes without the other one."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = self.nodes = 2
+        self.node_of = [0, 1]
+
+
+def test_too_few_for_the_nodes_are_told_before_anything_binds_the_run(tmp_path):
+    with pytest.raises(InputError, match="1 images are too few for 2 nodes"):
+        train(mixed_job(tmp_path, 1, "data.split=nodes"), FirstOfTwoNodes(), Never())
+    job = mixed_job(tmp_path, 1)
+    train(job, Workers(), Never())
+    assert RunFolder(job.run_dir).metrics("finished")

@@ -12,7 +12,7 @@ from hpcdat.evaluation.certification import Certified, Certifier, counts_file
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
 from hpcdat.report.certified import rows_beside, write_certified
-from hpcdat.run import load_trained
+from hpcdat.run import find_test_images, load_trained
 
 
 def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequest) -> list[Certified]:
@@ -34,7 +34,7 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
     job = workers.together("read the job", lambda: folder.read_job(settings))
     paper = workers.together("find the paper's rows", lambda: rows_beside(job))
     trained = load_trained(folder, job, workers)
-    images, wanted = trained.test_images, job.certification
+    images, wanted = find_test_images(job, trained, workers), job.certification
     certifier = Certifier(
         open_loader(images, job.data, training=False, batch_size=1, device=trained.device),
         range(0, len(images), wanted.every),

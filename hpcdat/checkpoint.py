@@ -85,9 +85,9 @@ class Checkpoint:
     workers: int
     classes: list[str]
     images: int
-    totals: dict[str, Any] = field(default_factory=lambda: asdict(EpochTotals()))
+    totals: dict[str, int | float] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
-    judgement: dict[str, Any] = field(default_factory=dict)
+    judgement: dict[str, int] = field(default_factory=dict)
     feedback: list[dict[str, Any]] = field(default_factory=list)
     stale: list[list[Any]] = field(default_factory=list)
     metrics_bytes: int = 0

@@ -167,6 +167,7 @@ def pseudo_label(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="What to write.", show_default=False)],
+    settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
 ) -> None:
@@ -174,14 +175,15 @@ def pseudo_label(
 
     A job trains on them beside its labelled images: data.unlabelled=OUT.npz, data.unlabelled_part=0.5
     """
-    resolved = _told_once(lambda: RunFolder(run).read_job(set_ or []))
+    replaced = [*(set_ or []), *(settings or [])]
+    resolved = _told_once(lambda: RunFolder(run).read_job(replaced))
     if workers > 1:
         _start_locally(workers)
 
     def work(team: Workers, stop: StopRequest) -> dict[str, int]:
         from hpcdat.pseudo_labels import pseudo_label
 
-        return pseudo_label(run, source, out, set_ or [], team, stop)
+        return pseudo_label(run, source, out, replaced, team, stop)
 
     counts = _as_worker(work, resolved)
     if counts is not None:

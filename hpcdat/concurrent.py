@@ -124,6 +124,13 @@ def first_workers(roles: Sequence[Role]) -> list[int]:
     return list(first.values())
 
 
+def homes_of_batches(roles: Sequence[Role], node_of: Sequence[int]) -> list[int]:
+    """Of every batch the node of its first worker; nodes numbered from 0, those that only attack left out."""
+    homes = [node_of[rank] for rank in first_workers(roles)]
+    nodes = list(dict.fromkeys(homes))
+    return [nodes.index(home) for home in homes]
+
+
 class Batch(NamedTuple):
     """What a worker reads for a step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         OSError: it could not be written; what was there before is untouched. It names the file.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -31,9 +36,28 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         Path(name).replace(path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, name):
             # A disk that is full does not say which.
-            error.filename = str(path)
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+def check_place(path: Path) -> None:
+    """Look whether a file could be written, before the work whose end it is.
+
+    Args:
+        path: the file's name; what is there is not touched.
+
+    Raises:
+        OSError: it could not; names the file.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 

@@ -14,10 +14,11 @@ from hpcdat.cluster.workers import Workers
 from hpcdat.data import open_loader
 from hpcdat.data.batches import evaluation_batches
 from hpcdat.data.unlabelled import find_unlabelled, write_pseudo_labelled
+from hpcdat.errors import InputError
+from hpcdat.files import check_place
 from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
-from hpcdat.run import choose_device
-from hpcdat.trainer import build_model_for
+from hpcdat.run import load_trained
 
 
 def pseudo_label(
@@ -37,24 +38,33 @@ def pseudo_label(
         Images by class, of the classes in the order of the logits.
 
     Raises:
-        InputError: run or images cannot be used.
-        WorkerError: something failed on a worker, or the file cannot be written.
+        InputError: run or images cannot be used, or the file cannot be written where it is to be.
+        WorkerError: something failed on a worker.
         Stopped: a stop was asked for; nothing is written.
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
-    checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
-    device = workers.together("choose a device", lambda: choose_device(job, workers))
+
+    def check() -> None:
+        if not workers.is_first:
+            return
+        try:
+            check_place(out)
+        except OSError as error:
+            raise InputError(
+                f"{out}: cannot be written ({error.strerror}): name a file in a folder that is there and "
+                "can be written to"
+            ) from None
+
+    workers.together("look where to write", check)
+    trained = load_trained(folder, job, workers)
     images = workers.together(
-        "find the images", lambda: find_unlabelled(source, checkpoint.classes, job.data.channels)
+        "find the images", lambda: find_unlabelled(source, trained.classes, job.data.channels)
     )
-    model = build_model_for(job, len(checkpoint.classes))
-    model.load_state_dict(checkpoint.model)
-    model.to(device).eval()
     size = job.evaluation.batch_size
     # Every image needs its label: one that cannot be read ends the work.
     data = job.data.model_copy(update={"corrupt": "stop"})
-    loader = open_loader(images, data, training=False, batch_size=size, device=device)
+    loader = open_loader(images, data, training=False, batch_size=size, device=trained.device)
     batches = evaluation_batches(len(images), size, rank=workers.rank, size=workers.size)
     progress = Progress(shown=workers.is_first)
     labels = torch.zeros(len(images), dtype=torch.int64)
@@ -65,7 +75,7 @@ def pseudo_label(
             read = loader.read([indices for _, indices in batches], seed=0)
             for (_, indices), (x, _) in zip(batches, read, strict=True):
                 with torch.no_grad():
-                    labels[torch.from_numpy(indices)] = model(x).argmax(1).cpu()
+                    labels[torch.from_numpy(indices)] = trained.model(x).argmax(1).cpu()
                 progress.step()
                 look()
         finally:
@@ -79,5 +89,5 @@ def pseudo_label(
             write_pseudo_labelled(out, images, labels.numpy())
 
     workers.together("write the labels", write)
-    counts = np.bincount(labels.numpy(), minlength=len(checkpoint.classes)).tolist()
-    return dict(zip(checkpoint.classes, counts, strict=True))
+    counts = np.bincount(labels.numpy(), minlength=len(trained.classes)).tolist()
+    return dict(zip(trained.classes, counts, strict=True))

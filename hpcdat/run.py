@@ -55,7 +55,7 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
     """
     check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
-    train_images, test_images = _images(job, workers)
+    train_images, test_images = workers.together("find the images", lambda: find_images(job.data))
     train_images, judged = workers.together(
         "hold images out", lambda: set_aside(train_images, test_images, job)
     )
@@ -145,10 +145,11 @@ def evaluate(
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
     trained = load_trained(folder, job, workers)
+    test_images = find_test_images(job, trained, workers)
     subject = Subject(trained.model, job, folder.outcomes_folder)
     progress = Progress(shown=workers.is_first)
     with alone_in(folder.outcomes_folder, workers):
-        found = examine(subject, wanted, trained.test_images, workers, progress, stop)
+        found = examine(subject, wanted, test_images, workers, progress, stop)
 
     def write() -> tuple[float, int] | None:
         if not workers.is_first:
@@ -166,18 +167,18 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, and what it is measured with.
+    """A trained network.
 
     Attributes:
         model: on the device, in evaluation mode.
         epoch: epochs it was trained for.
-        test_images: of its job.
+        classes: names, in the order of the logits.
         device: where this worker computes.
     """
 
     model: torch.nn.Module
     epoch: int
-    test_images: Images
+    classes: list[str]
     device: torch.device
 
 
@@ -185,22 +186,42 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
     """The network of a run's latest checkpoint, with early stopping of the best, to be measured.
 
     Raises:
-        InputError: there is no checkpoint, or the images are not those of the training.
+        InputError: there is no checkpoint, or it is of another network than the job's.
     """
     checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     if advice := round_alike(device):
         Progress(shown=workers.is_first).say(advice)
-    train_images, test_images = _images(job, workers)
 
     def build() -> torch.nn.Module:
-        if train_images.classes != checkpoint.classes:
-            raise InputError(f"{job.data.root} holds other classes than those of the training")
-        model = build_model_for(job, len(train_images.classes))
-        model.load_state_dict(checkpoint.model)
+        model = build_model_for(job, len(checkpoint.classes))
+        try:
+            model.load_state_dict(checkpoint.model)
+        except RuntimeError:
+            raise InputError(
+                f"{folder.path}: the settings make another network than the one that was trained: "
+                "leave method, model and data.channels as they are"
+            ) from None
         return model.to(device).eval()
 
-    return Trained(workers.together("build the model", build), checkpoint.epoch, test_images, device)
+    model = workers.together("build the model", build)
+    return Trained(model, checkpoint.epoch, checkpoint.classes, device)
+
+
+def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
+    """The images that a trained network is measured with.
+
+    Raises:
+        InputError: there are none, or they are of other classes than those of the training.
+    """
+
+    def find() -> Images:
+        train_images, test_images = find_images(job.data)
+        if train_images.classes != trained.classes:
+            raise InputError(f"{job.data.root} holds other classes than those of the training")
+        return test_images
+
+    return workers.together("find the images", find)
 
 
 def check_workers(job: Job, *, nodes: int, size: int) -> None:
@@ -243,10 +264,6 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
 
 def _mixed(job: Job, labelled: Images) -> Images:
     return joined(labelled, read_pseudo_labelled(job.data.unlabelled, labelled.classes))
-
-
-def _images(job: Job, workers: Workers) -> tuple[Images, Images]:
-    return workers.together("find the images", lambda: find_images(job.data))
 
 
 def _conclude(

@@ -19,7 +19,7 @@ from hpcdat.checkpoint import EpochTotals
 from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import Adversary, Batch, assign_roles, first_workers, trained_by
+from hpcdat.concurrent import Adversary, Batch, assign_roles, first_workers, homes_of_batches, trained_by
 from hpcdat.data import open_loader
 from hpcdat.data.batches import Share, training_shares, with_unlabelled
 from hpcdat.data.images import Images
@@ -250,6 +250,8 @@ class Trainer:
         """
         state = self.state
         if state.epoch == state.step == 0:
+            # Images that are too few are told before a checkpoint binds the run to its settings.
+            self._shares()
             if self.job.model.pretrained:
                 self.workers.together("read model.pretrained", self._start_from_pretrained)
             make_equal(self.workers, self.model)
@@ -335,7 +337,7 @@ class Trainer:
 
     def _shares(self) -> list[list[Share]]:
         """The epoch's shares of the batches that this worker reads, or of one that it only counts."""
-        homes = [self.workers.node_of[rank] for rank in first_workers(self.roles)]
+        homes = homes_of_batches(self.roles, self.workers.node_of)
         job, unlabelled = self.job, self.train_images.unlabelled
         labelled, when = len(self.train_images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
         groups = homes if job.data.split == "nodes" else [0] * self.batches

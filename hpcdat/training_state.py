@@ -161,8 +161,15 @@ class TrainingState:
         self.judgement = judgement
 
     def _take(self, file: Path, *, forget: bool = True) -> None:
-        def load() -> Checkpoint:
+        def load() -> tuple[Checkpoint, EpochTotals, Judgement]:
             checkpoint = load_checkpoint(file)
+            try:
+                totals, judgement = EpochTotals(**checkpoint.totals), Judgement(**checkpoint.judgement)
+            except TypeError as error:
+                raise InputError(
+                    f"{file}: a checkpoint of another version: {error}: take the version that wrote it, or "
+                    "start over with --overwrite"
+                ) from None
             if (checkpoint.images, checkpoint.classes) != (self.images, self.classes):
                 other = sorted(set(checkpoint.classes) ^ set(self.classes))[:5]
                 raise InputError(
@@ -180,10 +187,8 @@ class TrainingState:
             self.adversary.restore(checkpoint.stale)
             if forget and self.workers.is_first:
                 self.folder.forget_metrics_after(checkpoint.metrics_bytes)
-            return checkpoint
+            return checkpoint, totals, judgement
 
-        checkpoint = self.workers.together("read the checkpoint", load)
+        checkpoint, self.totals, self.judgement = self.workers.together("read the checkpoint", load)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
-        self.totals = EpochTotals(**checkpoint.totals)
         self.skipped_steps = checkpoint.skipped_steps
-        self.judgement = Judgement(**checkpoint.judgement)

@@ -113,7 +113,13 @@ def test_a_forged_state_is_read_or_refused_and_nothing_else(data):
             assert "c.pt: " in str(error)
 
 
-@pytest.mark.parametrize("change", [{"epoch": "two"}, {"model": 3}, {"statistics": ()}, {"extra": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"epoch": "two"}, {"model": 3}, {"statistics": ()}, {"extra": 1}),
+        *({"totals": {"cost": "much"}}, {"judgement": {"robust": [1]}}),
+    ],
+)
 def test_a_state_of_wrong_kinds_is_refused(tmp_path, change):
     buffer = io.BytesIO()
     torch.save(vars(at(1)) | change, buffer)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.concurrent import Role, assign_roles, trained_by
+from hpcdat.concurrent import Role, assign_roles, homes_of_batches, trained_by
+from hpcdat.data.batches import training_shares
 from hpcdat.errors import InputError
 from hpcdat.job import Concurrent
 from hpcdat.job_file import JobError, read_job
@@ -54,6 +55,14 @@ def test_an_attack_worker_has_as_many_update_workers_as_fit():
 def test_a_worker_stands_for_its_virtual_ones():
     job = read_job(DEMO, ["virtual_workers=3"])
     assert assign_roles(job, 2) == [Role(*[(0, 1, 2)] * 3), Role(*[(3, 4, 5)] * 3)]
+
+
+def test_a_node_that_only_attacks_has_no_part_of_the_images():
+    """Six nodes of a worker each, every other one of which attacks for the one before."""
+    groups = homes_of_batches(assign(Concurrent(place="workers", update_workers=1), 6), [0, 1, 2, 3, 4, 5])
+    assert groups == [0, 1, 2]
+    shares = [training_shares(9, 3, rank=n, groups=groups, seed=0, epoch=0) for n in range(3)]
+    assert sorted(int(i) for (share,) in shares for i in share.indices) == list(range(9))
 
 
 CONADV = ["method=conadv"]

@@ -90,3 +90,15 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
         train(job, Workers(), Never())
     model = RunFolder(job.run_dir).newest_checkpoint().model
     assert all(torch.isfinite(t).all() for t in model.values() if t.is_floating_point())
+
+
+@pytest.mark.parametrize("field", ["totals", "judgement"])
+def test_a_checkpoint_with_other_fields_is_refused(tmp_path, field):
+    job = quick(tmp_path / "run")
+    with pytest.raises(Stopped):
+        train(job, Workers(), AfterLooks(1))
+    file = RunFolder(job.run_dir).checkpoints.step_file
+    kept = load_checkpoint(file)
+    save_checkpoint(file, dataclasses.replace(kept, **{field: getattr(kept, field) | {"later": 1}}))
+    with pytest.raises(InputError, match=rf"^{file}: .* 'later': take the version .* --overwrite$"):
+        train(job, Workers(), Never())

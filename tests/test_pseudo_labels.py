@@ -7,7 +7,7 @@ import torch
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images
 from hpcdat.data.unlabelled import read_pseudo_labelled, write_pseudo_labelled
-from hpcdat.errors import Stopped
+from hpcdat.errors import InputError, Stopped
 from hpcdat.job_file import read_job
 from hpcdat.pseudo_labels import pseudo_label
 from hpcdat.record import RunFolder
@@ -40,6 +40,14 @@ def test_labels_are_the_models_own(trained, source, tmp_path):
     assert list(found.values()) == np.bincount(images.labels, minlength=10).tolist()
 
 
+@pytest.mark.parametrize("out", ["nowhere/out.npz", "."])
+def test_a_file_that_cannot_be_written_is_told_before_the_images_are_read(trained, tmp_path, out):
+    missing = tmp_path / "images.npy"
+    with pytest.raises(InputError, match=rf"{tmp_path / out}: cannot be written \(.*\): name"):
+        pseudo_label(trained, missing, tmp_path / out, [], Workers(), Never())
+    assert list(tmp_path.iterdir()) == []
+
+
 class OneOfTwo(Workers):
     """The other one, which has nothing left to label, wants to stop."""
 
@@ -55,13 +63,36 @@ def test_a_stop_of_one_worker_ends_all(trained, source, tmp_path):
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_a_job_trains_on_as_many_of_them_as_of_its_own_to_the_image(tmp_path):
+def mixed_job(tmp_path, count, *more):
+    """A job of 50 labelled images and so many others."""
     settings = ["method=plain", "epochs=1", "batch_size=25", "data.train_images=50", "data.test_images=30"]
     settings += [f"run_dir={tmp_path / 'run'}", "evaluation.steps=1", f"data.unlabelled={tmp_path / 'x.npz'}"]
-    job = read_job(DEMO, settings)
-    _, images = find_images(job.data)
+    job = read_job(DEMO, [*settings, *more])
+    images = find_images(job.data)[1].equal_part(count)
     write_pseudo_labelled(tmp_path / "x.npz", images, np.array(images.labels))
+    return job
+
+
+def test_a_job_trains_on_as_many_of_them_as_of_its_own_to_the_image(tmp_path):
+    job = mixed_job(tmp_path, 30)
     train(job, Workers(), Never())
     (epoch,) = RunFolder(job.run_dir).metrics("epoch")
     # 13, 13, 13 and 11 of its own, with 12, 12, 12 and 10 of them: no batch is larger than 25.
     assert epoch["images"] == 96
+
+
+class FirstOfTwoNodes(Workers):
+    """As far as it comes without the other one."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = self.nodes = 2
+        self.node_of = [0, 1]
+
+
+def test_too_few_for_the_nodes_are_told_before_anything_binds_the_run(tmp_path):
+    with pytest.raises(InputError, match="1 images are too few for 2 nodes"):
+        train(mixed_job(tmp_path, 1, "data.split=nodes"), FirstOfTwoNodes(), Never())
+    job = mixed_job(tmp_path, 1)
+    train(job, Workers(), Never())
+    assert RunFolder(job.run_dir).metrics("finished")

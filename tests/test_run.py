@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from hpcdat.certify import certify
 from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
+from hpcdat.evaluation.wanted import Wanted
 from hpcdat.job_file import read_job
+from hpcdat.pseudo_labels import pseudo_label
 from hpcdat.record import RunFolder
-from hpcdat.run import in_pixel_units, train
+from hpcdat.run import evaluate, in_pixel_units, train
 from tests.conftest import DEMO, Never
 
 
@@ -31,3 +35,21 @@ def test_trades_whose_divergence_weighs_nothing_is_plain_training(tmp_path):
 @pytest.mark.parametrize("eps, text", [(0.2, "0.2"), (8 / 255, "8/255"), (0.0123456, "0.01235")])
 def test_radii_are_written_as_people_do(eps, text):
     assert in_pixel_units(eps) == text
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda run, settings, place: evaluate(run, settings, Wanted(), Workers(), Never()),
+        lambda run, settings, place: certify(run, settings, Workers(), Never()),
+        lambda run, settings, place: pseudo_label(run, place, place / "x.npz", settings, Workers(), Never()),
+    ],
+    ids=["evaluate", "certify", "pseudo-label"],
+)
+def test_settings_of_another_net_are_wrong_input(trained, tmp_path, use):
+    with pytest.raises(InputError) as told:
+        use(trained, ["model.name=preact-resnet18", "model.width=0.1"], tmp_path)
+    assert str(told.value) == (
+        f"{trained}: the settings make another network than the one that was trained: "
+        "leave method, model and data.channels as they are"
+    )

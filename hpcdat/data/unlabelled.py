@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
     """Images to be labelled.
 
     Args:
-        source: a folder, searched with all below it, or a .npy file of (N, H, W, C) uint8.
+        source: a folder, searched with all below it through links, or a .npy file of (N, H, W, C) uint8.
         classes: that a model tells apart.
         channels: that it takes; files are read with as many, an array must have them.
 
@@ -38,9 +39,7 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
         DataError: there are none, or it is another array.
     """
     if source.is_dir():
-        # Data sets are often made of links, which rglob does not follow.
-        walked = os.walk(source.absolute(), followlinks=True)
-        found = (Path(at, name) for at, _, names in walked for name in names)
+        found = _files_below(source.absolute())
         files = sorted(str(file) for file in found if file.suffix.lower() in IMG_EXTENSIONS)
         if not files:
             raise DataError(f"{source}: no image in it ({', '.join(IMG_EXTENSIONS[:5])}, ...)")
@@ -123,6 +122,18 @@ def joined(labelled: Images, unlabelled: Images) -> Images:
     pixels = None if ours is None else np.concatenate([ours, theirs])
     files = labelled.files + unlabelled.files
     return Images(files, labelled.labels + unlabelled.labels, labelled.classes, pixels, len(unlabelled))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and of those below it, each gone through once however many links lead there."""
+    seen = {folder.resolve()}
+    # Data sets are often made of links, which rglob does not follow.
+    for at, below, files in os.walk(folder, followlinks=True):
+        yield from (Path(at, file) for file in files)
+        # On all nodes under the same one of its names.
+        new = {Path(at, name).resolve(): name for name in sorted(below, reverse=True)}
+        below[:] = sorted(name for place, name in new.items() if place not in seen)
+        seen |= new.keys()
 
 
 def _names(path: Path, count: int) -> list[str]:

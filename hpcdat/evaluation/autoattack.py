@@ -63,6 +63,7 @@ class AutoAttack:
                 f"--autoattack needs the package pyautoattack ({error}): pip install pyautoattack==0.2.0"
             ) from None
         self.settings = {"norm": norm, "eps": eps, "package": self.package, "attacks": attacks}
+        self.columns = ["correct", *attacks]
 
     @property
     def is_standard(self) -> bool:

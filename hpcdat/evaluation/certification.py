@@ -192,10 +192,11 @@ class CountsFile:
     Args:
         path: of the file.
         heading: what the counts depend on, n among it; JSON values.
+        images: all test images.
     """
 
-    def __init__(self, path: Path, heading: Mapping[str, Any]) -> None:
-        self.path, self.heading = path, heading
+    def __init__(self, path: Path, heading: Mapping[str, Any], images: Images) -> None:
+        self.path, self.heading, self.images = path, heading, images
 
     def take_up(self) -> list[Counts]:
         """What is there, put together with parts that were left; the file is made if it is not there.
@@ -247,8 +248,13 @@ class CountsFile:
             if json.loads(first) != self.heading:
                 raise ValueError("it is of something else")
             counts = [Counts(**json.loads(line)) for line in lines]
-            if not all(c.image >= 0 and 0 <= c.count <= self.heading["n"] for c in counts):
+            if not all(type(value) is int for c in counts for value in astuple(c)):
+                raise ValueError("something other than whole numbers")
+            if not all(0 <= c.count <= self.heading["n"] for c in counts):
                 raise ValueError(f"counts are not all from 0 to {self.heading['n']}")
+            labels, classes = dict(enumerate(self.images.labels)), range(len(self.images.classes))
+            if not all(c.label == labels.get(c.image) and c.top in classes for c in counts):
+                raise ValueError("of other images or classes")
             return counts
         except (ValueError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error}): without it all is done anew") from None
@@ -277,7 +283,7 @@ def counts_file(
         **identity(model, job, images, workers),
         **rounding(model),
     }
-    return CountsFile(folder / f"counts-{sigma:g}-{digest(heading)[:8]}.jsonl", heading)
+    return CountsFile(folder / f"counts-{sigma:g}-{digest(heading)[:8]}.jsonl", heading, images)
 
 
 class Certifier:

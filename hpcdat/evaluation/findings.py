@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.data.images import Images
@@ -29,6 +31,34 @@ from hpcdat.report.plots import plot_sweep
 
 Section = dict[str, Any]
 """What one measurement found, a JSON value: ``images``, ``attack``, ``suspicions``, and its own numbers."""
+
+
+class _Section(BaseModel):
+    """What is told of every section."""
+
+    images: int
+    suspicions: list[str]
+
+
+class _Sweep(_Section):
+    """What is told of a sweep."""
+
+    curve: list[tuple[float, float]] = Field(min_length=1)
+
+
+class _Ball(BaseModel):
+    eps: float
+    norm: str
+
+
+class _AutoAttack(_Section):
+    """What is told of AA."""
+
+    aa: float | None
+    attack: _Ball
+
+
+KINDS = {"autoattack": _AutoAttack, "sweep-eps": _Sweep, "sweep-steps": _Sweep}
 
 
 @dataclass(frozen=True)
@@ -53,15 +83,18 @@ class Findings:
     def together_with(self, file: Path) -> Findings:
         """With what the file holds of the same model and images and was not measured again.
 
+        A file that is damaged, or a section that lacks something, counts as missing.
+
         Args:
             file: written by :meth:`write`, or not there.
         """
         try:
             before = json.loads(file.read_text())
             same = all(before[key] == value for key, value in self.subject.items())
-            kept = before["sections"] if same else {}
+            held = before["sections"].items() if same else ()
+            kept = {name: section for name, section in held if _is_whole(name, section)}
             return Findings(self.subject, self.accuracy, {**kept, **self.sections})
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return self
 
     def autoattack(self, settings: Evaluation, norm: Norm) -> tuple[float, int] | None:
@@ -144,6 +177,15 @@ def examine(
         ensemble, some = autoattack
         sections[ensemble.name] = _of_autoattack(ensemble, outcomes_of(ensemble, some), len(images))
     return Findings(identity(subject.model, job, images, workers), accuracy, sections)
+
+
+def _is_whole(name: str, section: Any) -> bool:
+    """Whether a section of a file has what is told of it."""
+    try:
+        KINDS.get(name, _Section).model_validate(section)
+        return True
+    except ValidationError:
+        return False
 
 
 def _of_accuracy(accuracy: Accuracy, pgd: PgdAccuracy, outcomes: Outcomes, subject: Subject) -> Section:

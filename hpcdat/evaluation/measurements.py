@@ -26,10 +26,12 @@ class Measurement(Protocol):
     Attributes:
         name: of the measurement, as a person and a folder call it.
         settings: all that the outcomes depend on beside model, images, seed and batch size; a JSON value.
+        columns: names of the outcomes' columns, in their order.
     """
 
     name: str
     settings: dict[str, Any]
+    columns: Sequence[str]
 
     def outcomes(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, number: int) -> Outcomes:
         """What became of the images; random numbers depend on seed and number alone.
@@ -131,6 +133,7 @@ class PgdAccuracy:
     """
 
     name = "accuracy"
+    columns = ("correct", "robust", "steady", "gradient")
 
     def __init__(self, settings: Evaluation, norm: Norm) -> None:
         self.evaluation, self.norm = settings, norm
@@ -181,6 +184,7 @@ class Sweep:
         fixed = {"norm": norm, "random_start": settings.random_start}
         fixed |= {"steps": settings.steps} if over == "eps" else {"eps": settings.eps}
         self.settings = {over: self.values, **fixed}
+        self.columns = [str(value) for value in self.values]
 
     def outcomes(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, number: int) -> Outcomes:  # noqa: D102
         generator = attack_generator(x.device, seed, number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +57,10 @@ class Outcomes:
         columns = {name: np.array([int(c) for c in text], bool) for name, text in value["columns"].items()}
         if len({len(flags) for flags in columns.values()}) != 1:
             raise ValueError("columns of several lengths")
+        if not {*"".join(value["columns"].values())} <= {"0", "1"}:
+            raise ValueError("flags other than 0 and 1")
+        if not all(isinstance(remark, str) for remark in value["remarks"]):
+            raise TypeError("remarks that are no texts")
         return cls(columns, tuple(value["remarks"]))
 
 
@@ -97,14 +101,25 @@ class Shelf:
         """
         write_text(self._file(number), json.dumps(outcomes.to_json()) + "\n")
 
-    def read(self, numbers: Iterable[int]) -> dict[int, Outcomes]:
-        """Those of these batches that are there; one that is damaged counts as missing."""
+    def read(
+        self, sizes: Mapping[int, int], columns: Sequence[str], *, fewer: bool = False
+    ) -> dict[int, Outcomes]:
+        """Those of these batches that are there; one that is damaged or of others counts as missing.
+
+        Args:
+            sizes: images of each batch, by number.
+            columns: that each has.
+            fewer: whether images may be missing in them, those that cannot be read.
+        """
         found = {}
-        for number in numbers:
+        for number, size in sizes.items():
             try:
-                found[number] = Outcomes.from_json(json.loads(self._file(number).read_text()))
+                outcomes = Outcomes.from_json(json.loads(self._file(number).read_text()))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue
+            fits = 0 < outcomes.images <= size if fewer else outcomes.images == size
+            if fits and list(outcomes.columns) == list(columns):
+                found[number] = outcomes
         return found
 
     def _file(self, number: int) -> Path:

@@ -97,7 +97,9 @@ def measure(
         if not workers.is_first:
             return {}
         shelf.make(settings)
-        return shelf.read(batches)
+        sizes = {number: len(indices) for number, indices in batches.items()}
+        # What was measured where images may be left out is not enough where they may not.
+        return shelf.read(sizes, measurement.columns, fewer=job.data.corrupt == "skip")
 
     found = workers.together(f"keep outcomes in {shelf.folder}", look_up)
     # Worker 0 decides for all: another node may see the folder a moment later.

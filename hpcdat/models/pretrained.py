@@ -84,8 +84,10 @@ def _net_of(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"model.pretrained: {path}: not a file of weights: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise InputError(f"model.pretrained: {path}: expected a state dictionary of tensors")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()
+    ):
+        raise InputError(f"model.pretrained: {path}: expected a state dictionary: tensors by name")
     return state, None
 
 

@@ -136,6 +136,21 @@ def test_folders_are_searched_through_links_and_found_from_elsewhere(tmp_path, m
     assert find_unlabelled(Path("set"), CLASSES, 3).files == [str(tmp_path / "set/link/deep/a.PNG")]
 
 
+def test_each_folder_is_searched_once_however_many_links_lead_there(tmp_path):
+    """Two links to the folder itself would else be followed for hours."""
+    source = tmp_path / "set"
+    (source / "b" / "deep").mkdir(parents=True)
+    (source / "b" / "deep" / "x.png").write_bytes(b"")
+    (source / "y.png").write_bytes(b"")
+    for link in ("b/up", "b/deep/up"):
+        (source / link).symlink_to(source)
+    assert find_unlabelled(source, CLASSES, 3).files == [f"{source}/b/deep/x.png", f"{source}/y.png"]
+    (source / "a").symlink_to(source / "b")
+    (tmp_path / "other").symlink_to(source)
+    found = find_unlabelled(tmp_path / "other", CLASSES, 3).files
+    assert found == [f"{tmp_path}/other/a/deep/x.png", f"{tmp_path}/other/y.png"]
+
+
 def npy(array):
     buffer = io.BytesIO()
     np.save(buffer, array)

@@ -15,6 +15,7 @@ from scipy.stats import binom, binomtest, norm
 from torch import nn
 
 from hpcdat.cluster.workers import Workers
+from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped
 from hpcdat.evaluation.certification import (
     Certified,
@@ -231,10 +232,11 @@ def certify_points(file, *, points=Points, stop=None, every=1):
 
 
 N = 300
+POINTS = Images([f"point {i}" for i in range(12)], [int(i > 6) for i in range(12)], ["0", "1"])
 
 
 def counts_file(folder):
-    return CountsFile(folder / "certification" / "counts.jsonl", {"sigma": 0.25, "n": N})
+    return CountsFile(folder / "certification" / "counts.jsonl", {"sigma": 0.25, "n": N}, POINTS)
 
 
 def test_a_kill_at_any_byte_leaves_what_the_same_command_ends_alike(tmp_path):
@@ -284,7 +286,7 @@ def test_a_stop_is_heeded_within_an_image_and_keeps_those_that_are_done(tmp_path
 
 def test_images_left_out_before_are_added(tmp_path):
     """The first of every four, then of every two: with what they would have been by themselves."""
-    file, other = counts_file(tmp_path), CountsFile(tmp_path / "other.jsonl", {"n": N})
+    file, other = counts_file(tmp_path), CountsFile(tmp_path / "other.jsonl", {"n": N}, POINTS)
     certify_points(file, every=4)
     some, asked = certify_points(file, every=2)
     assert asked == [2, 6, 10] and some == certify_points(other, every=2)[0]
@@ -295,6 +297,11 @@ def test_images_left_out_before_are_added(tmp_path):
     [
         ('"top"', '"tip"', "unexpected keyword"),
         ('"count": ', '"count": 9', "counts are not all from 0 to 300"),
+        ('"count": ', '"count": 0.', "other than whole numbers"),
+        ('"image": 0', '"image": 12', "other images or classes"),
+        ('"label": 0', '"label": 1', "other images or classes"),
+        ('"top": ', '"top": 2', "other images or classes"),
+        ('"top": ', '"top": -1', "other images or classes"),
         ('"sigma": 0.25', '"sigma": 0.12', "of something else"),
         ('"image"', "\x80", "Expecting"),
     ],

@@ -10,11 +10,14 @@ import pytest
 from hpcdat import run
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
+from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.findings import Findings
 from hpcdat.evaluation.wanted import Wanted
 from hpcdat.files import write_text
+from hpcdat.job_file import read_job
 from hpcdat.record import RunFolder
 from hpcdat.report.table import result_table
-from tests.conftest import Never
+from tests.conftest import DEMO, Never
 from tests.evaluation.test_autoattack import Quick
 
 FEW = ["data.test_images=30", "evaluation.batch_size=15"]
@@ -95,3 +98,35 @@ def test_suspicions_are_told(run_dir, capsys):
 def test_more_images_than_there_are_cannot_be_attacked(run_dir):
     with pytest.raises(InputError, match="31 images are wanted of 30"):
         evaluated(run_dir, autoattack=31)
+
+
+BALL = {"eps": 0.2, "norm": "linf"}
+WHOLE = {
+    "autoattack": {"images": 9, "suspicions": [], "aa": 0.5, "attack": BALL},
+    "sweep-eps": {"images": 9, "suspicions": [], "curve": [[0.1, 0.5]]},
+    "sweep-steps": {"images": 9, "suspicions": [], "curve": [[10, 0.5]]},
+}
+
+
+def test_sections_of_a_file_that_lack_something_are_left_out(tmp_path):
+    """A file of an older version, or one that somebody has edited."""
+    file, subject = tmp_path / "evaluation.json", {"weights": "abc"}
+    damaged = [(name, key, None) for name, section in WHOLE.items() for key in section]
+    damaged += [
+        ("autoattack", "attack", {"eps": 0.2}),
+        ("autoattack", "aa", "high"),
+        ("sweep-eps", "curve", []),
+    ]
+    damaged += [("sweep-steps", "curve", [[10]]), ("sweep-eps", "images", "many")]
+    for name, key, value in damaged:
+        section = {k: v for k, v in WHOLE[name].items() if k != key} | (
+            {key: value} if value is not None else {}
+        )
+        file.write_text(json.dumps({**subject, "sections": {**WHOLE, name: section, "list": []}}))
+        found = Findings(subject, Accuracy(9, 5, 5), {}).together_with(file)
+        assert found.sections == {other: kept for other, kept in WHOLE.items() if other != name}
+        found.autoattack(read_job(DEMO, ["evaluation.eps=0.2"]).evaluation, "linf")
+        found.write(file, epoch=1)
+    for sections in ([], None, "sections"):
+        file.write_text(json.dumps({**subject, "sections": sections}))
+        assert Findings(subject, Accuracy(9, 5, 5), {}).together_with(file).sections == {}

@@ -40,16 +40,32 @@ def test_what_is_kept_comes_back(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", '{"columns": {"correct": "0', '{"columns": {"a": "01", "b": "0"}, "remarks": []}', "[1]"],
+    [
+        *("", "{}", "[1]", '{"columns": {"correct": "0'),
+        '{"columns": {"correct": "01", "robust": "0"}, "remarks": []}',
+        '{"columns": {"correct": "0", "robust": "0"}, "remarks": []}',
+        '{"columns": {"correct": "000", "robust": "000"}, "remarks": []}',
+        '{"columns": {"correct": "05", "robust": "00"}, "remarks": []}',
+        '{"columns": {"correct": "00"}, "remarks": []}',
+        '{"columns": {"correct": "00", "steady": "00"}, "remarks": []}',
+        '{"columns": {"correct": "00", "robust": "00"}, "remarks": [1]}',
+    ],
 )
 def test_a_damaged_file_counts_as_missing(tmp_path, text):
     shelf = Shelf(tmp_path / "made" / "here")
     shelf.make({"seed": 0})
     shelf.write(3, outcomes("011"))
-    shelf.write(4, outcomes("0"))
+    shelf.write(4, outcomes("01"))
     (shelf.folder / "batch-00004.json").write_text(text)
-    found = shelf.read(range(9))
+    found = shelf.read({number: 2 if number == 4 else 3 for number in range(9)}, ["correct", "robust"])
     assert list(found) == [3] and same(found[3], outcomes("011"))
+
+
+def test_a_batch_of_fewer_images_is_taken_where_some_may_be_left_out(tmp_path):
+    shelf, columns = Shelf(tmp_path), ["correct", "robust"]
+    shelf.write(0, outcomes("01"))
+    assert list(shelf.read({0: 2}, columns)) == list(shelf.read({0: 3}, columns, fewer=True)) == [0]
+    assert not shelf.read({0: 3}, columns) and not shelf.read({0: 1}, columns, fewer=True)
 
 
 def test_what_killed_writes_have_left_is_cleared_away(tmp_path):

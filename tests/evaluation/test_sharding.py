@@ -1,5 +1,7 @@
 """A measurement that is broken off and gone on with."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -72,16 +74,31 @@ def test_outcomes_of_something_else_are_not_taken(load):
     assert again.numbers == [0, 1, 2, 3, 4]
 
 
+def test_a_batch_that_lacks_an_image_is_measured_again_where_none_may_be_left_out(load):
+    subject, images = load(*SMALL)
+    whole = measured(Counting(subject), subject, images)
+    (file,) = subject.folder.glob("accuracy-*/batch-00002.json")
+    kept = json.loads(file.read_text())
+    kept["columns"] = {name: flags[1:] for name, flags in kept["columns"].items()}
+    file.write_text(json.dumps(kept))
+    lenient, _ = load(*SMALL, "data.corrupt=skip")
+    again = Counting(lenient)
+    assert measured(again, lenient, images).images == 39 and again.numbers == []
+    again = Counting(subject)
+    assert measured(again, subject, images).to_json() == whole.to_json() and again.numbers == [2]
+
+
 def test_batches_do_not_lean_on_each_other(load):
     """A batch measured alone is as it is among the others: random numbers are its own."""
     subject, images = load(*SMALL)
     sweep = Sweep("eps", [0.0, 0.1, 0.3], subject.job.evaluation, "linf")
     whole = measured(sweep, subject, images)
     shelf, _ = subject.shelf(sweep, images, Workers())
-    kept = shelf.read(range(5))
+    sizes = dict.fromkeys(range(5), 8)
+    kept = shelf.read(sizes, sweep.columns)
     (shelf.folder / "batch-00003.json").unlink()
     assert measured(sweep, subject, images).to_json() == whole.to_json()
-    assert shelf.read([3])[3].to_json() == kept[3].to_json()
+    assert shelf.read(sizes, sweep.columns)[3].to_json() == kept[3].to_json()
 
 
 def test_a_stop_is_heeded_within_a_batch_and_keeps_the_others(load):

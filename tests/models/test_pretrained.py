@@ -92,12 +92,16 @@ def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):
     before = {name: t.clone() for name, t in model.state_dict().items()}
     torch.save(make(width=0.2)[1].state_dict(), tmp_path / "wide.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    torch.save({0: torch.ones(1)}, tmp_path / "numbered.pth")
+    torch.save({**make()[1].state_dict(), 0: torch.ones(1)}, tmp_path / "half-numbered.pth")
     torch.save([1], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("x")
     (tmp_path / "text.pt").write_text("x")
     for name, told in {
         "wide.pth": r"another net: stem.weight is \(13, 3, 3, 3\) there and \(6, 3, 3, 3\) here",
         "other.pth": "another net: .* missing, a unknown",
+        "numbered.pth": "expected a state dictionary",
+        "half-numbered.pth": "expected a state dictionary",
         "list.pth": "expected a state dictionary",
         "text.pth": "not a file of weights",
         "text.pt": "not a checkpoint",

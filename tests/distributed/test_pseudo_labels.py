@@ -1,0 +1,35 @@
+"""Pseudo-labels by real workers, from the command line."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hpcdat.data import find_images
+from hpcdat.record import RunFolder
+from tests.conftest import CHECKOUT
+from tests.distributed.ranks import environment
+
+pytestmark = pytest.mark.distributed
+
+
+def test_two_workers_write_what_one_writes(trained, tmp_path):
+    """Of three batches worker 0 has two."""
+    _, digits = find_images(RunFolder(trained).read_job([]).data)
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for number, file in enumerate(digits.files[::50]):
+        shutil.copy(file, tmp_path / "images" / ("deep" if number % 2 else "") / f"{number}.png")
+    written = []
+    for workers in ("1", "2"):
+        command = [sys.executable, "-m", "hpcdat", "pseudo-label", str(trained), str(tmp_path / "images")]
+        command += [str(tmp_path / f"{workers}.npz"), "-np", workers]
+        command += ["--set", "evaluation.batch_size=3", "device=cpu"]
+        done = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"{workers}.npz: 8 images: 0 " in done.stdout
+        with np.load(tmp_path / f"{workers}.npz") as held:
+            written.append({name: held[name].tolist() for name in held})
+    assert written[0] == written[1]
+    assert len(set(written[0]["labels"])) > 4, "else it shows little"

@@ -48,7 +48,7 @@ DIGITS = [
 ]
 CIFAR = [
     *("data.source=cifar10", "data.image_size=32", "data.channels=3", "data.augmentation=pad-crop"),
-    *("data.train_images=4000", "data.test_images=1000", "attack.eps=8/255"),
+    *("data.train_images=4000", "data.test_images=1000", "attack.eps=8/255", "evaluation.steps=20"),
     *("model.name=preact-resnet18", "model.width=0.25"),
     *("model.mean=[0.49,0.48,0.45]", "model.std=[0.25,0.24,0.26]"),
 ]

@@ -43,7 +43,7 @@ from hpcdat.progress import Progress
 
 EXAMPLES = Path(pyautoattack.__file__).parent / "examples"
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "cifar10-dat-pgd.yaml"
-EPS, BATCH = 1 / 255, 4
+EPS, BATCH = 1 / 255, 2
 
 
 def shipped_network() -> nn.Module:
@@ -62,7 +62,7 @@ def of_the_package(net: nn.Module, images: Images, workers: Workers, stop: StopR
         x = torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
         y = torch.tensor(images.labels)
         asked = net.register_forward_pre_hook(lambda *_: look())
-        own = pyautoattack.AutoAttack(net, norm="Linf", eps=EPS, seed=0, version="standard", verbose=False)
+        own = pyautoattack.AutoAttack(net, norm="Linf", eps=EPS, seed=0, version="standard")
         _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
         asked.remove()
         return (answers == y).tolist()

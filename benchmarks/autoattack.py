@@ -59,7 +59,7 @@ def of_the_package(net: nn.Module, images: Images, workers: Workers, stop: StopR
     def work(look: Callable[[], None]) -> list[bool]:
         if not workers.is_first:
             return []
-        x = torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
+        x = torch.from_numpy(images.pixels).permute(0, 3, 1, 2).contiguous() / 255
         y = torch.tensor(images.labels)
         asked = net.register_forward_pre_hook(lambda *_: look())
         own = pyautoattack.AutoAttack(net, norm="Linf", eps=EPS, seed=0, version="standard")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 
@@ -25,7 +23,7 @@ def round_alike(device: torch.device) -> str:
         return ""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    if threads == 1 or "OMP_NUM_THREADS" in os.environ:
+    if threads == 1:
         return ""
     return (
         f"a worker measures with one thread, lest numbers depend on threads; {threads} times as many workers "

@@ -31,7 +31,7 @@ from hpcdat.judge import set_aside
 from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder, State
-from hpcdat.report.table import result_table
+from hpcdat.report.table import in_pixel_units, result_table
 from hpcdat.trainer import Trainer, build_model_for
 
 
@@ -326,10 +326,3 @@ def summarise(
         aa=aa[0] if aa else None,
         aa_images=aa[1] if aa else None,
     )
-
-
-def in_pixel_units(eps: float) -> str:
-    """A radius as people write it: ``0.2``, or ``8/255`` where that is shorter."""
-    if float(f"{eps:.3g}") == eps or abs(eps * 255 - round(eps * 255)) > 1e-6:
-        return f"{eps:.4g}"
-    return f"{round(eps * 255)}/255"

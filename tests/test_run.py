@@ -10,7 +10,8 @@ from hpcdat.evaluation.wanted import Wanted
 from hpcdat.job_file import read_job
 from hpcdat.pseudo_labels import pseudo_label
 from hpcdat.record import RunFolder
-from hpcdat.run import evaluate, in_pixel_units, train
+from hpcdat.report.table import in_pixel_units
+from hpcdat.run import evaluate, train
 from tests.conftest import DEMO, Never
 
 

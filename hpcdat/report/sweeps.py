@@ -12,7 +12,7 @@ from hpcdat.record import RunError, RunFolder
 from hpcdat.report.comparison import Run, folder_names
 from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_sweep
-from hpcdat.run import in_pixel_units
+from hpcdat.report.table import in_pixel_units
 
 
 @dataclass(frozen=True)

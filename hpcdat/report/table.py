@@ -77,6 +77,13 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
 
 
+def in_pixel_units(eps: float) -> str:
+    """A radius as people write it: ``0.2``, or ``8/255`` where that is shorter."""
+    if float(f"{eps:.3g}") == eps or abs(eps * 255 - round(eps * 255)) > 1e-6:
+        return f"{eps:.4g}"
+    return f"{round(eps * 255)}/255"
+
+
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
     """The mean, and of several values the standard deviation (n - 1)."""
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""

@@ -37,8 +37,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename in (None, name):
-            # A disk that is full does not say which.
-            error.filename, error.filename2 = str(path), None
+            # A disk that is full does not say which, and a name that is taken says two.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -76,6 +76,18 @@ class Checkpoints:
                 complaints.append(str(error))
         raise CheckpointError("\n".join(complaints) or f"{self.folder}: there is no checkpoint")
 
+    def newest(self, tell: Callable[[str], object]) -> Checkpoint:
+        """The newest checkpoint that is whole; told and refused as :meth:`choose` does."""
+        return load_checkpoint(self.choose(lambda _: True, tell))
+
+    def best(self) -> Checkpoint:
+        """The one that was kept as the best.
+
+        Raises:
+            CheckpointError: it is not there or cannot be read.
+        """
+        return load_checkpoint(self.best_file)
+
     def _newest_first(self) -> list[Path]:
         # A staged file is whole, since it is written atomically; a kill may have come before it was named.
         return [self.step_file, self.folder / "epoch-new.pt", self.epoch_file, self.epoch_before_file]

@@ -1,4 +1,8 @@
-"""The command line: parse, call, print."""
+"""The command line: parse, call, print.
+
+What a worker needs is imported where the work begins: it takes seconds, for which neither help, a wrong
+setting nor the process that only starts workers should wait.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,6 @@ from hpcdat.cluster.launch import launch_local
 from hpcdat.cluster.launched import launched
 from hpcdat.cluster.requeue import in_touch
 from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.errors import Exit, HpcdatError, InputError
 from hpcdat.evaluation.wanted import Wanted, read_wanted
 from hpcdat.job import Job
@@ -28,6 +31,7 @@ from hpcdat.record import Result, RunFolder
 from hpcdat.report.table import result_table
 
 if TYPE_CHECKING:
+    from hpcdat.cluster.workers import Workers
     from hpcdat.doctor.examination import Report
     from hpcdat.forecast import Calibration
     from hpcdat.report.pages import Section
@@ -599,6 +603,8 @@ def _without_np(arguments: list[str]) -> list[str]:
 
 def _as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T | None:
     """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
+    from hpcdat.cluster.workers import start_workers
+
     stop = StopRequest()
     try:
         team = start_workers(

@@ -6,18 +6,21 @@ import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from hpcdat.checkpoint import Checkpoint, load_checkpoint
-from hpcdat.checkpoints import Checkpoints
 from hpcdat.errors import InputError
 from hpcdat.files import append_text, write_text
 from hpcdat.job import Job, by_name
 from hpcdat.job_file import JobError, read_job, write_job
 from hpcdat.lock import keep_others_out
+
+if TYPE_CHECKING:
+    from hpcdat.checkpoint import Checkpoint
+    from hpcdat.checkpoints import Checkpoints
 
 State = Literal["new", "unfinished", "finished"]
 
@@ -89,7 +92,14 @@ class RunFolder:
         self.choice_file = path / "exchange.json"
         self.certification_folder = path / "certification"
         self.slurm_folder = path / "slurm"
-        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run."""
+        # They need torch, for which a table of results should not wait.
+        from hpcdat.checkpoints import Checkpoints
+
+        return Checkpoints(self.path / "checkpoints")
 
     def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> State:
         """Make the folder, or take up the run in it; settings that changed and may are told.
@@ -177,9 +187,8 @@ class RunFolder:
         Raises:
             CheckpointError: there is none that is whole.
         """
-        best = self.checkpoints.best_file
-        if job.early_stopping.patience and best.exists():
-            return load_checkpoint(best)
+        if job.early_stopping.patience and self.checkpoints.best_file.exists():
+            return self.checkpoints.best()
         return self.newest_checkpoint()
 
     def newest_checkpoint(self) -> Checkpoint:
@@ -188,9 +197,7 @@ class RunFolder:
         Raises:
             CheckpointError: there is none.
         """
-        return load_checkpoint(
-            self.checkpoints.choose(lambda _: True, lambda line: print(line, file=sys.stderr))
-        )
+        return self.checkpoints.newest(lambda line: print(line, file=sys.stderr))
 
     def environment(self) -> dict[str, Any]:
         """What the training ran on, as it was recorded at its latest start.

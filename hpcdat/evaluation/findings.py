@@ -27,7 +27,6 @@ from hpcdat.evaluation.wanted import Wanted
 from hpcdat.files import write_text
 from hpcdat.job import Evaluation, Norm
 from hpcdat.progress import Progress
-from hpcdat.report.plots import plot_sweep
 
 Section = dict[str, Any]
 """What one measurement found, a JSON value: ``images``, ``attack``, ``suspicions``, and its own numbers."""
@@ -126,6 +125,8 @@ class Findings:
             if section:
                 table, plot = (file.parent / f"ra-over-{over}.{kind}" for kind in ("csv", "svg"))
                 write_text(table, _table(over, section))
+                from hpcdat.report.plots import plot_sweep
+
                 write_text(plot, plot_sweep(over, {"": dict(section["curve"])}))
                 written += [table, plot]
         return written

@@ -125,14 +125,21 @@ def test_bytes_are_as_predicted_over_rate_limited_links(make_box, tmp_path):
     slower links five senders to one server overflow its queue, and packets that are sent again count too.
     """
     made = make_box(nodes=6, rate="1gbit")
-    program = [sys.executable, "-m", "tests.distributed.programs", "bytes_on_the_wire", str(tmp_path)]
+    program = [
+        sys.executable,
+        "-m",
+        "tests.distributed.programs",
+        "exchange.bytes_on_the_wire",
+        str(tmp_path),
+    ]
     variables = environment() | {
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": CARD,
         "HOROVOD_CYCLE_TIME": "10",
     }
     assert box.run_over_gloo(made, 6, program, variables) == 0
-    answers = [json.loads((tmp_path / f"bytes_on_the_wire.{rank}.json").read_text()) for rank in range(6)]
+    files = [tmp_path / f"exchange.bytes_on_the_wire.{rank}.json" for rank in range(6)]
+    answers = [json.loads(file.read_text()) for file in files]
     assert all(answer == answers[0] for answer in answers)
     for name, (predicted, sent) in answers[0].items():
         assert sent == pytest.approx(predicted, rel=0.05), name

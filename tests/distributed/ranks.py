@@ -28,12 +28,12 @@ def launcher(transport, size):
     return mpirun + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
 
 
-def run_program(name, transport, size, folder, *arguments, timeout=240):
-    """Run ``programs.NAME(workers, *arguments)`` on every rank; the ranks' answers, in order."""
+def run_program(program, transport, size, folder, *arguments, timeout=240):
+    """Run ``programs.MODULE.NAME(workers, *arguments)`` on every rank; the ranks' answers, in order."""
     folder.mkdir(parents=True, exist_ok=True)
-    program = [sys.executable, "-m", "tests.distributed.programs", name, str(folder), *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.distributed.programs", program, str(folder), *map(str, arguments)]
     done = subprocess.run(
-        [*launcher(transport, size), *program],
+        [*launcher(transport, size), *command],
         cwd=CHECKOUT,
         env=environment(),
         capture_output=True,
@@ -41,4 +41,4 @@ def run_program(name, transport, size, folder, *arguments, timeout=240):
         timeout=timeout,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(size)]
+    return [json.loads((folder / f"{program}.{rank}.json").read_text()) for rank in range(size)]

@@ -15,7 +15,8 @@ from hpcdat.job_file import read_job
 from hpcdat.record import RunFolder
 from hpcdat.trainer import build_model_for
 from tests.conftest import CHECKOUT, DEMO
-from tests.distributed.programs import certificates, fit
+from tests.distributed.programs.certification import certificates
+from tests.distributed.programs.evaluation import fit
 from tests.distributed.ranks import environment, launcher, run_program
 
 pytestmark = pytest.mark.distributed
@@ -76,14 +77,21 @@ def serial(trained, tmp_path_factory):
 
 def test_two_workers_leave_the_same_bytes_however_unlike_their_shares(copied, tmp_path, serial):
     """Worker 0 is done five seconds before the other, and may wait three without hearing of it."""
-    answers = run_program("certify_slowly", "MPI", 2, tmp_path, copied("run"), *FEW)
+    answers = run_program("certification.certify_slowly", "MPI", 2, tmp_path, copied("run"), *FEW)
     assert len(serial) == 5 and answers == [serial] * 2
 
 
 def test_after_a_kill_three_workers_go_on_to_the_same_bytes(copied, tmp_path, serial):
     """Of two workers one is killed at image 390, its seventh."""
     run = copied("run")
-    program = [sys.executable, "-m", "tests.distributed.programs", "certify", str(tmp_path), str(run)]
+    program = [
+        sys.executable,
+        "-m",
+        "tests.distributed.programs",
+        "certification.certify",
+        str(tmp_path),
+        str(run),
+    ]
     killed = subprocess.run(
         [*launcher("MPI", 2), *program, "390", *FEW],
         cwd=CHECKOUT,
@@ -94,7 +102,7 @@ def test_after_a_kill_three_workers_go_on_to_the_same_bytes(copied, tmp_path, se
     assert killed.returncode != 0
     (part,) = (run / "certification").glob("counts-0.12-*.part-1")
     assert len(part.read_text().splitlines()) == 6
-    assert run_program("certify", "Gloo", 3, tmp_path, run, NOBODY, *FEW) == [serial] * 3
+    assert run_program("certification.certify", "Gloo", 3, tmp_path, run, NOBODY, *FEW) == [serial] * 3
 
 
 def test_another_alpha_needs_no_other_samples(copied):

@@ -40,7 +40,7 @@ def simulated(tmp_path_factory, digits):
     def of(*key):
         if key not in known:
             folder = tmp_path_factory.mktemp("simulated")
-            known[key] = run_program("simulate_concurrently", "none", 1, folder, digits, *key)[0]
+            known[key] = run_program("concurrent.simulate_concurrently", "none", 1, folder, digits, *key)[0]
         return known[key]
 
     return of
@@ -54,7 +54,14 @@ def test_weights_are_those_of_a_plain_simulation(tmp_path, digits, simulated, pl
     """
     delays, transport, size, batches, settings = PLACEMENTS[placement]
     answers = run_program(
-        "train_concurrently", transport, size, tmp_path, digits, tmp_path / "runs", delays, *settings
+        "concurrent.train_concurrently",
+        transport,
+        size,
+        tmp_path,
+        digits,
+        tmp_path / "runs",
+        delays,
+        *settings,
     )
     assert all(answer == answers[0] for answer in answers)
     for delay, weights in answers[0].items():

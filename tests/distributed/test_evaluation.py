@@ -20,7 +20,7 @@ pytestmark = pytest.mark.distributed
 def serial(tmp_path_factory):
     """What one process finds out, and the batches it measured."""
     folder = tmp_path_factory.mktemp("serial")
-    return run_program("examine_all", "none", 1, folder, folder / "digits", folder / "kept", 0)[0]
+    return run_program("evaluation.examine_all", "none", 1, folder, folder / "digits", folder / "kept", 0)[0]
 
 
 def test_the_serial_evaluation_means_something(serial):
@@ -34,7 +34,9 @@ def test_the_serial_evaluation_means_something(serial):
 
 @pytest.mark.parametrize("transport, size", [("MPI", 2), ("Gloo", 3)])
 def test_more_workers_find_exactly_the_same(tmp_path, serial, transport, size):
-    answers = run_program("examine_all", transport, size, tmp_path, tmp_path / "d", tmp_path / "kept", 0)
+    answers = run_program(
+        "evaluation.examine_all", transport, size, tmp_path, tmp_path / "d", tmp_path / "kept", 0
+    )
     assert all(answer["sections"] == serial["sections"] for answer in answers)
     written = [batch for answer in answers for batch in answer["written"]]
     assert len(written) == len(set(written)) == len(serial["written"])
@@ -45,17 +47,19 @@ def test_killed_evaluations_go_on_with_any_number_of_workers(tmp_path, serial):
     """kill -9 in the midst of it; what was done is not done again."""
     for size, kill_after in ((2, 12), (1, 12)):
         with pytest.raises(AssertionError):
-            run_program("examine_all", "MPI", size, tmp_path, tmp_path / "d", tmp_path / "kept", kill_after)
+            run_program(
+                "evaluation.examine_all", "MPI", size, tmp_path, tmp_path / "d", tmp_path / "kept", kill_after
+            )
     before = set(map(str, (tmp_path / "kept").glob("*/batch-*.json")))
     assert 24 <= len(before) <= 36
-    answers = run_program("examine_all", "MPI", 3, tmp_path, tmp_path / "d", tmp_path / "kept", 0)
+    answers = run_program("evaluation.examine_all", "MPI", 3, tmp_path, tmp_path / "d", tmp_path / "kept", 0)
     assert all(answer["sections"] == serial["sections"] for answer in answers)
     assert sum(len(answer["written"]) for answer in answers) == len(serial["written"]) - len(before)
 
 
 def test_unequal_shares_look_like_no_stall_and_a_failure_or_stop_ends_all_at_once(tmp_path):
     """Worker 1 takes five seconds, and nobody may wait longer than two without hearing of it."""
-    answers = run_program("unequal_shares", "MPI", 3, tmp_path)
+    answers = run_program("evaluation.unequal_shares", "MPI", 3, tmp_path)
     assert [answer["end"][0] for answer in answers] == [0, 1, 2]
     assert all(answer["end"][1] > 4.5 for answer in answers), "all wait for the last one"
     for answer in answers:

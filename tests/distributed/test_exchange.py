@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hpcdat.data.digits import write_digits
-from tests.distributed.programs import EXCHANGES, vector_of
+from tests.distributed.programs.exchange import EXCHANGES, vector_of
 from tests.distributed.ranks import run_program
 from tests.exchange import oracle
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.distributed
     [("none", 1), *((transport, size) for transport in ("MPI", "Gloo") for size in (2, 3, 4, 5, 8))],
 )
 def test_every_worker_gets_the_sum_that_numpy_finds(tmp_path, transport, size):
-    answers = run_program("exchanges", transport, size, tmp_path)
+    answers = run_program("exchange.exchanges", transport, size, tmp_path)
     assert all(answer == answers[0] for answer in answers)
     sums = iter(answers[0])
     for number, settings in enumerate(EXCHANGES):
@@ -36,7 +36,7 @@ def test_every_worker_gets_the_sum_that_numpy_finds(tmp_path, transport, size):
 @pytest.mark.parametrize("transport", ["MPI", "Gloo"])
 def test_inside_a_node_nothing_is_rounded(tmp_path, transport):
     """Two nodes of two: the sum of two is exact; across nodes 8 bits of a block's largest."""
-    answers = run_program("nodes_of_two", transport, 4, tmp_path)
+    answers = run_program("exchange.nodes_of_two", transport, 4, tmp_path)
     assert all(answer == answers[0] for answer in answers)
     exact = np.arange(100.0) * 10
     for name, total in answers[0].items():
@@ -46,7 +46,7 @@ def test_inside_a_node_nothing_is_rounded(tmp_path, transport):
 
 @pytest.mark.parametrize("transport", ["MPI", "Gloo"])
 def test_auto_is_settled_once_for_all_workers_and_for_all_starts(tmp_path, transport):
-    answers = run_program("settled_exchange", transport, 3, tmp_path, tmp_path / "exchange.json")
+    answers = run_program("exchange.settled_exchange", transport, 3, tmp_path, tmp_path / "exchange.json")
     settings, altered, other, links, _ = answers[0]
     assert all(answer[:4] == answers[0][:4] for answer in answers)
     assert settings["protocol"] != "auto" and settings["bits"] in (32, 8) and links == 5
@@ -76,7 +76,7 @@ def digits(tmp_path_factory):
 )
 def test_a_gradient_that_is_not_a_number_is_a_step_skipped_by_all(tmp_path, digits, settings):
     answers = run_program(
-        "one_gradient_is_not_a_number", "MPI", 2, tmp_path, digits, tmp_path / "run", *settings
+        "training.one_gradient_is_not_a_number", "MPI", 2, tmp_path, digits, tmp_path / "run", *settings
     )
     assert answers == [[1, True]] * 2
 
@@ -90,7 +90,7 @@ def test_8_bits_train_to_the_same_accuracy(tmp_path, digits):
         "two-sided": ["exchange.bits=8", "exchange.protocol=sharded_server", "exchange.two_sided=true"],
     }.items():
         run_dir = tmp_path / name
-        answers = run_program("train_seeds", "MPI", 2, run_dir, digits, run_dir / "run", *settings)
+        answers = run_program("training.train_seeds", "MPI", 2, run_dir, digits, run_dir / "run", *settings)
         means[name] = np.mean(answers[0], axis=0)
     exact = means.pop("float32")
     assert exact[0] > 0.95 and exact[1] > 0.5
@@ -100,12 +100,12 @@ def test_8_bits_train_to_the_same_accuracy(tmp_path, digits):
 
 @pytest.mark.parametrize("transport", ["MPI", "Gloo"])
 def test_any_horovod_script_can_use_the_quantizer(tmp_path, transport):
-    answers = run_program("drop_in", transport, 3, tmp_path, "Sum")
+    answers = run_program("exchange.drop_in", transport, 3, tmp_path, "Sum")
     first, last, weights = zip(*answers, strict=True)
     assert max(last) < 0.05 * min(first)
     assert weights[0] == weights[1] == weights[2]
 
 
 def test_a_horovod_script_that_averages_codes_is_told(tmp_path):
-    for answer in run_program("drop_in", "MPI", 2, tmp_path, "Average"):
+    for answer in run_program("exchange.drop_in", "MPI", 2, tmp_path, "Average"):
         assert "needs hvd.DistributedOptimizer(..., op=hvd.Sum)" in answer

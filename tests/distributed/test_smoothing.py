@@ -25,7 +25,9 @@ def digits(tmp_path_factory):
 def trained(folder, digits, transport, size, *settings):
     """Weights and costs of a net without batch norm, in float64."""
     settings = [*SMOOTH, *settings]
-    answers = run_program("train_small", transport, size, folder, 20, digits, folder / "run", *settings)
+    answers = run_program(
+        "training.train_small", transport, size, folder, 20, digits, folder / "run", *settings
+    )
     assert all(answer["weights"] == answers[0]["weights"] for answer in answers)
     return answers[0]
 

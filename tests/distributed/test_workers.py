@@ -20,7 +20,7 @@ def digits(tmp_path_factory):
 
 @pytest.mark.parametrize("transport, size", TEAMS)
 def test_collectives(tmp_path, transport, size):
-    answers = run_program("collectives", transport, size, tmp_path)
+    answers = run_program("collectives.every_collective", transport, size, tmp_path)
     total = size * (size + 1) / 2
     for rank, answer in enumerate(answers):
         assert (answer["rank"], answer["size"], answer["transport"]) == (rank, size, transport)
@@ -43,13 +43,13 @@ def test_collectives(tmp_path, transport, size):
 
 @pytest.mark.parametrize("transport", ["MPI", "Gloo"])
 def test_no_team_ends_while_another_is_at_work(tmp_path, transport):
-    assert run_program("teams_that_end_apart", transport, 4, tmp_path) == [[2.0] * 3] * 4
+    assert run_program("collectives.teams_that_end_apart", transport, 4, tmp_path) == [[2.0] * 3] * 4
 
 
 @pytest.mark.parametrize("transport, size", TEAMS)
 def test_models_are_made_equal_checked_and_their_batch_norm_averaged(tmp_path, transport, size):
     mean = (size - 1) / 2
-    for answer in run_program("agreement", transport, size, tmp_path):
+    for answer in run_program("collectives.agreement", transport, size, tmp_path):
         assert "2.bias differ" in answer["found"] and "weight" not in answer["found"]
         assert answer["own"]
         assert answer["statistics"] == [[mean] * 2, [2 + mean] * 2, 10 + size - 1]
@@ -80,7 +80,9 @@ def train(name, transport, size, folder, digits):
     """1,400 images in global batches of 300: the fifth and last step has 200."""
     common = ["attack.random_start=false", "epochs=2", "evaluation.steps=1"]
     settings = [*common, *METHODS[name]]
-    return run_program("train_small", transport, size, folder, 300, digits, folder / "run", *settings)
+    return run_program(
+        "training.train_small", transport, size, folder, 300, digits, folder / "run", *settings
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_virtual_workers_compute_what_real_ones_do(tmp_path, digits, settings):
     for size, virtual in ((4, 1), (2, 2), (1, 4)):
         folder = tmp_path / str(size)
         answers = run_program(
-            "train_virtually", "MPI", size, folder, virtual, digits, folder / "run", *settings
+            "training.train_virtually", "MPI", size, folder, virtual, digits, folder / "run", *settings
         )
         assert all(answer == answers[0] for answer in answers)
         states[size] = answers[0]
@@ -131,7 +133,12 @@ def test_virtual_workers_compute_what_real_ones_do(tmp_path, digits, settings):
 @pytest.fixture(scope="module")
 def serial_counts(tmp_path_factory, digits):
     return run_program(
-        "evaluate", "none", 1, tmp_path_factory.mktemp("serial"), digits, "evaluation.batch_size=30"
+        "evaluation.evaluate",
+        "none",
+        1,
+        tmp_path_factory.mktemp("serial"),
+        digits,
+        "evaluation.batch_size=30",
     )[0]
 
 
@@ -143,7 +150,9 @@ def test_a_sharded_evaluation_gives_the_numbers_of_a_serial_one(
     assert images == 397 and 0 < robust < correct < 397, (
         "the attack must matter for this test to mean anything"
     )
-    answers = run_program("evaluate", transport, size, tmp_path, digits, "evaluation.batch_size=30")
+    answers = run_program(
+        "evaluation.evaluate", transport, size, tmp_path, digits, "evaluation.batch_size=30"
+    )
     assert answers == [serial_counts] * size
 
 
@@ -151,7 +160,9 @@ def test_a_sharded_evaluation_gives_the_numbers_of_a_serial_one(
 def test_early_stopping_keeps_the_weights_from_before_a_collapse(tmp_path, digits, size, held_out):
     settings = ["evaluation.every=1", "early_stopping.patience=2", f"early_stopping.held_out={held_out}"]
     quick = ["attack.steps=2", "evaluation.steps=3"]
-    answers = run_program("collapse", "MPI", size, tmp_path, digits, tmp_path / "run", *settings, *quick)
+    answers = run_program(
+        "training.collapse", "MPI", size, tmp_path, digits, tmp_path / "run", *settings, *quick
+    )
     assert all(answer == answers[0] for answer in answers)
     answer = answers[0]
     assert answer["trained"] == [1, 2, 3, 4, 5], "two evaluations without a better RA end it"
@@ -165,7 +176,7 @@ def test_early_stopping_keeps_the_weights_from_before_a_collapse(tmp_path, digit
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_guard_ends_fgsm_training_that_collapses_and_goes_back_an_epoch(tmp_path, digits, size):
     settings = ["method=dat-fgsm", "attack.steps=1", "evaluation.steps=3", "evaluation.every=0"]
-    answers = run_program("collapse", "MPI", size, tmp_path, digits, tmp_path / "run", *settings)
+    answers = run_program("training.collapse", "MPI", size, tmp_path, digits, tmp_path / "run", *settings)
     assert all(answer == answers[0] for answer in answers)
     assert answers[0]["trained"] == [1, 2, 3, 4] and answers[0]["overfitting"] == [4]
     assert answers[0]["kept"] == [3, True] and answers[0]["epoch"] == 3
@@ -173,7 +184,7 @@ def test_the_guard_ends_fgsm_training_that_collapses_and_goes_back_an_epoch(tmp_
 
 
 def test_a_slow_worker_is_seen_in_the_metrics(tmp_path, digits):
-    for answer in run_program("one_is_slow", "MPI", 3, tmp_path, digits, tmp_path / "run"):
+    for answer in run_program("training.one_is_slow", "MPI", 3, tmp_path, digits, tmp_path / "run"):
         times = answer["step_seconds"]
         assert times[1] > 0.5 > 0.25 + max(times[0], times[2]) / 2
         assert all(

@@ -1,0 +1,104 @@
+"""Collectives, and models made equal."""
+
+import time
+
+import torch
+from torch import nn
+
+from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal, named_state
+from hpcdat.errors import HpcdatError, InputError
+
+
+def every_collective(workers):
+    """Every collective, with values that tell the ranks apart."""
+    rank = workers.rank
+    tensors = [torch.full((3,), float(rank + 1)), torch.tensor([rank], dtype=torch.int64)]
+    workers.sum([tensors[0]], "floats")
+    workers.sum([tensors[1]], "integers")
+    rows = torch.arange(2 * workers.size).view(workers.size, 2) + 100 * rank
+    team = workers.divided([r % 2 for r in range(workers.size)])
+    own = torch.tensor([rank, rank])
+    received = torch.full((2,), float(rank))
+    workers.broadcast([received], "from worker 0")
+
+    def fail():
+        if rank == workers.size - 1:
+            raise OSError("no space left")
+        if rank == 0:
+            raise InputError("bad folder")
+
+    try:
+        workers.together("write", fail)
+        failure = None
+    except HpcdatError as error:
+        failure = [type(error).__name__, str(error), error.everywhere]
+    return {
+        "rank": rank,
+        "size": workers.size,
+        "local": [workers.local_rank, workers.local_size, workers.nodes],
+        "transport": workers.transport,
+        "sums": [tensors[0].tolist(), tensors[1].tolist()],
+        "alltoall": workers.start_alltoall(rows, "rows").wait().tolist(),
+        "allgather": workers.start_allgather(own, "row").wait().tolist(),
+        "gather": workers.start_gather(own, "row to worker 0").wait().tolist(),
+        "team": [
+            team.rank,
+            team.size,
+            team.start_sum([own.clone()], "sum").wait()[0].tolist(),
+            team.start_broadcast(own.clone(), "first").wait().tolist(),
+            team.start_max(own, "largest").wait().tolist(),
+        ],
+        "max": workers.max(torch.tensor([rank, -rank]), "max").tolist(),
+        "broadcast": received.tolist(),
+        "gathered": workers.gather({"rank": rank, "é": None}, "gather"),
+        "failure": failure,
+    }
+
+
+def agreement(workers):
+    """Models that differ are made equal, told apart, and their batch norm averaged."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(3, 3))
+    with torch.no_grad():
+        for tensor in named_state(model).values():
+            tensor.add_(workers.rank)
+    make_equal(workers, model)
+    check_equal(workers, model)
+    if workers.rank == workers.size - 1:
+        with torch.no_grad():
+            # The smallest change there is.
+            model[2].bias[1] = torch.nextafter(model[2].bias[1], torch.tensor(9.0))
+    try:
+        check_equal(workers, model)
+        found = None
+    except HpcdatError as error:
+        found = str(error)
+    model[1].running_mean.fill_(float(workers.rank))
+    model[1].running_var.fill_(float(2 + workers.rank))
+    model[1].num_batches_tracked.fill_(10 + workers.rank)
+    everybody = list(range(workers.size))
+    batch_norm = BatchNormStatistics(model, workers, {"clean": everybody, "adversarial": []})
+    gathered = batch_norm.gather()
+    local = batch_norm.local()
+    batch_norm.average()
+    norm = model[1]
+    averaged = [norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item()]
+    batch_norm.scatter(gathered)
+    scattered = batch_norm.local()
+    batch_norm.average()
+    batch_norm.restore(local)
+    return {
+        "found": found,
+        "own": all(torch.equal(a, b) for a, b in zip(*local, *scattered, strict=True))
+        and all(torch.equal(a, b) for a, b in zip(*local, *batch_norm.local(), strict=True))
+        and norm.running_mean[0].item() == workers.rank,
+        "statistics": averaged,
+    }
+
+
+def teams_that_end_apart(workers):
+    """The second team is still at its last sum when the first has nothing left to do."""
+    team = workers.divided([rank // 2 for rank in range(workers.size)])
+    time.sleep(workers.rank // 2)
+    total = torch.ones(3)
+    team.sum([total], "the last sum")
+    return total.tolist()

@@ -1,0 +1,145 @@
+"""Accuracies measured by several workers, and work of unequal shares."""
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyautoattack
+import torch
+from torch import nn
+
+from hpcdat.cluster.apart import apart
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.data import find_images, open_loader
+from hpcdat.errors import HpcdatError
+from hpcdat.evaluation.accuracy import Evaluator
+from hpcdat.evaluation.findings import examine
+from hpcdat.evaluation.outcomes import Shelf
+from hpcdat.evaluation.sharding import Subject
+from hpcdat.evaluation.wanted import Wanted
+from hpcdat.job_file import read_job
+from hpcdat.objectives import clean_loss
+from hpcdat.progress import Progress
+from hpcdat.trainer import build_model_for
+from tests.conftest import DEMO
+
+
+def evaluate(workers, root, *settings):
+    """Counts of an evaluation of a hastily trained net, random start and all."""
+    job = read_job(DEMO, [f"data.root={root}", "attack.eps=0.1", *settings])
+    train_images, test_images = find_images(job.data)
+    model = fit(build_model_for(job, len(train_images.classes)), train_images, job)
+    loader = open_loader(
+        test_images,
+        job.data,
+        training=False,
+        batch_size=job.evaluation.batch_size,
+        device=torch.device("cpu"),
+    )
+    progress = Progress(shown=False)
+    evaluator = Evaluator(
+        loader,
+        len(test_images),
+        job.evaluation,
+        job,
+        workers,
+        progress,
+        StopRequest(),
+    )
+    accuracy = evaluator.measure(model)
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    return [accuracy.images, accuracy.correct, accuracy.robust, digest]
+
+
+def examine_all(workers, root, folder, kill_after, *settings):
+    """TA, RA, sweeps and a shortened AutoAttack of a hastily trained net; killed after so many batches."""
+
+    class Quick(pyautoattack.AutoAttack):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
+            self.square.n_queries = 50
+
+    pyautoattack.AutoAttack, real = Quick, pyautoattack.AutoAttack
+    write, written = Shelf.write, []
+
+    def write_and_die(shelf, number, outcomes):
+        write(shelf, number, outcomes)
+        written.append(f"{shelf.folder.name}/{number}")
+        if len(written) == int(kill_after):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Shelf.write = write_and_die
+    few = ["attack.eps=0.1", "data.test_images=100", "evaluation.batch_size=7"]
+    job = read_job(DEMO, [f"data.root={root}", *few, *settings])
+    train_images, test_images = find_images(job.data)
+    model = fit(build_model_for(job, len(train_images.classes)), train_images, job).eval()
+    wanted = Wanted(autoattack=30, radii=(0.0, 0.05, 0.2), steps=(1, 5))
+    subject = Subject(model, job, Path(folder))
+    found = examine(subject, wanted, test_images, workers, Progress(shown=False), StopRequest())
+    pyautoattack.AutoAttack, Shelf.write = real, write
+    return {"sections": found.sections, "written": written}
+
+
+def unequal_shares(workers):
+    """Worker 1 has much to do; how long it took the others too, and how it ended, four times."""
+    workers._watchdog.seconds = 2
+    endings = {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
+    return endings | {"evaluation": _evaluation_stopped_by_one(workers)}
+
+
+class _SlowForOne:
+    """A loader that worker 1 waits three seconds for, and then wants to stop; it has ten batches."""
+
+    def __init__(self, workers, stop):
+        self.workers, self.stop = workers, stop
+
+    def read(self, batches, seed):
+        for number in range(len(batches)):
+            if number and self.workers.rank == 1:
+                time.sleep(1 / 3)
+                self.stop.wanted = number == 9
+            yield torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
+
+
+def _evaluation_stopped_by_one(workers):
+    stop, job, model = StopRequest(), read_job(DEMO), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    loader = _SlowForOne(workers, stop)
+    try:
+        Evaluator(loader, 3000, job.evaluation, job, workers, Progress(shown=False), stop).measure(model)
+    except HpcdatError as error:
+        return [type(error).__name__, str(error), error.everywhere]
+
+
+def _share(workers, ending):
+    stop, begin = StopRequest(), time.monotonic()
+
+    def work(look):
+        while workers.rank >= 1 and time.monotonic() - begin < (5 if workers.rank == 1 else 1):
+            stop.wanted = ending == "stop" and time.monotonic() - begin > 0.5
+            if ending == "failure" and workers.rank == 1 and time.monotonic() - begin > 0.5:
+                raise OSError("no space left")
+            look()
+            time.sleep(0.01)
+        return workers.rank
+
+    try:
+        told = apart(workers, "work", work, stop)
+    except HpcdatError as error:
+        told = [type(error).__name__, str(error), error.everywhere]
+    return [told, time.monotonic() - begin]
+
+
+def fit(model, images, job):
+    """Some steps of Adam, the same on every rank."""
+    loader = open_loader(images, job.data, training=False, batch_size=1400, device=torch.device("cpu"))
+    ((x, y),) = loader.read([np.arange(len(images))], seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(15):
+        optimizer.zero_grad()
+        clean_loss(model(x), y).mean().backward()
+        optimizer.step()
+    return model

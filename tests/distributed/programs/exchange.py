@@ -1,0 +1,169 @@
+"""Gradients exchanged by every protocol."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpcdat.errors import InputError
+from hpcdat.exchange.choice import settle
+from hpcdat.exchange.compression import QuantizedSum
+from hpcdat.exchange.plan import make_plan
+from hpcdat.exchange.protocols import Draw, Memory
+from hpcdat.job import Exchange
+from hpcdat.progress import Progress
+
+EXCHANGES = [
+    {"protocol": protocol, "bits": bits, **more}
+    for protocol, choices in {
+        "ring": [{}, {"lane_bits": 8}, {"block": "bucket"}],
+        "allgather": [{}],
+        "parameter_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
+        "sharded_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
+    }.items()
+    for more in choices
+    for bits in (1, 3, 4, 8, 16)
+    if "lane_bits" not in more or bits >= 4
+] + [
+    {"protocol": protocol, "bits": bits}
+    for protocol in ("ring", "allgather", "parameter_server", "sharded_server")
+    for bits in (32, "float16")
+]
+COUNT = 4 * 64 + 13
+"""Coordinates: some blocks of 64 and a rest that fills none."""
+
+
+def vector_of(rank, step):
+    """A worker's vector: wild in scale, with a block of zeros and one where all is at its largest."""
+    generator = np.random.default_rng([rank, step])
+    x = (generator.standard_normal(COUNT) * 10.0 ** generator.integers(-3, 3, COUNT)).astype(np.float32)
+    x[:64] = 0
+    x[64:128] = np.float32(0.7)
+    return x
+
+
+def exchanges(workers):
+    """Two steps of every protocol: the sums this rank got, as hexadecimal bytes."""
+    answers = []
+    for number, settings in enumerate(EXCHANGES):
+        coded = settings["bits"] not in (32, "float16")
+        memory = Memory() if coded else None
+        plan = make_plan(Exchange(**{"block": 64, "error_feedback": coded} | settings), workers)
+        for step in range(2):
+            draw = Draw(5, 1, step, number, torch.device("cpu"))
+            x = torch.from_numpy(vector_of(workers.rank, step))
+            total = run_now(plan.protocol(workers, x, draw, f"exchange {number}", memory))
+            if memory:
+                memory.settle(counts=True)
+            answers.append(total.numpy().tobytes().hex())
+    return answers
+
+
+def run_now(exchanging):
+    """Carry an exchange through by itself."""
+    result = None
+    while True:
+        try:
+            pending = exchanging.send(result)
+        except StopIteration as end:
+            return end.value
+        result = pending.wait()
+
+
+def nodes_of_two(workers):
+    """Hierarchical exchange over nodes of two workers each, of whole numbers that any order adds exactly."""
+    workers.node_of = [rank // 2 for rank in range(workers.size)]
+    sums = {}
+    for across in ("ring", "allgather", "parameter_server", "sharded_server"):
+        for bits in (32, 8):
+            plan = make_plan(Exchange(protocol="hierarchical", across=across, bits=bits, block=64), workers)
+            x = torch.arange(100.0) * (workers.rank + 1)
+            draw = Draw(0, 0, 0, 0, torch.device("cpu"))
+            sums[f"{across} {bits}"] = run_now(plan.protocol(workers, x, draw, across, None)).tolist()
+    return sums
+
+
+def bytes_on_the_wire(workers):
+    """What was predicted, and what the network cards of all nodes have sent, by protocol."""
+    count, answers = 3_000_000, {}
+    x = torch.randn(count, generator=torch.Generator().manual_seed(workers.rank))
+    for name, settings in {
+        "ring": Exchange(),
+        "ring of lanes": Exchange(bits=8),
+        "allgather": Exchange(protocol="allgather", bits=8),
+        "parameter_server": Exchange(protocol="parameter_server", bits=8, two_sided=True),
+        "sharded_server": Exchange(protocol="sharded_server", bits=8, two_sided=True),
+        "sharded_server in bfloat16": Exchange(protocol="sharded_server", bits=4, sum_format="bfloat16"),
+    }.items():
+        plan = make_plan(settings, workers)
+        workers.gather(None, "ready")
+        before = sent_bytes()
+        run_now(plan.protocol(workers, x, Draw(0, 0, 0, 0, torch.device("cpu")), name, None))
+        workers.gather(None, "done")
+        time.sleep(0.1)
+        sent = sum(workers.gather(sent_bytes() - before, "sent"))
+        answers[name] = [plan.traffic(count).total, sent]
+    return answers
+
+
+def settled_exchange(workers, record):
+    """Protocol auto settled twice, and a third time by a record of other workers."""
+    record, model = Path(record), nn.Linear(300, 300)
+    progress, said = Progress(shown=workers.is_first), []
+    progress.say = said.append
+    settings = Exchange(protocol="auto", two_sided=True)
+    first = settle(settings, workers, model, record, progress)
+    written = record.read_text()
+    again = settle(settings, workers, model, record, progress)
+    assert first == again and record.read_text() == written
+    workers.gather(None, "compared")
+    if workers.is_first:
+        kept = json.loads(written)
+        kept["chosen"]["exchange"]["bits"] = 5
+        record.write_text(json.dumps(kept))
+    altered = settle(settings, workers, model, record, progress)
+    workers.gather(None, "read")
+    if workers.is_first:
+        record.write_text(json.dumps(kept | {"workers": 17}))
+    other = settle(settings, workers, model, record, progress)
+    return [first.model_dump(), altered.bits, other.bits, len(json.loads(written)["network"]["links"]), said]
+
+
+def sent_bytes():
+    """By the node's network cards, as the kernel counts."""
+    lines = [
+        line.replace(":", " ").split() for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    ]
+    return sum(int(fields[9]) for fields in lines if fields[0] != "lo")
+
+
+def drop_in(workers, op):
+    """A plain Horovod script with the quantizer as its compression: loss before, loss after, weights."""
+    import horovod.torch as hvd
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 1))
+    generator = torch.Generator().manual_seed(workers.rank)
+    x = torch.randn(256, 20, generator=generator)
+    y = x[:, :3].sum(1, keepdim=True)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.05),
+        named_parameters=model.named_parameters(),
+        op=getattr(hvd, op),
+        compression=QuantizedSum(bits=8),
+    )
+    losses = []
+    try:
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    except InputError as error:
+        return str(error)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return [losses[0], losses[-1], weights.tolist()]

@@ -6,6 +6,8 @@ setting nor the process that only starts workers should wait.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shlex
 import subprocess
@@ -560,6 +562,8 @@ def _found(name: str) -> box.Box:
 
 def main() -> None:
     """Entry point of the command ``hpcdat``."""
+    # Else Python looks once more for garbage among all of torch's objects, for most of a second, as it ends.
+    atexit.register(gc.freeze)
     app()
 
 

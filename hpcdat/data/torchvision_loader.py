@@ -75,7 +75,11 @@ class TorchvisionLoader:
 
 
 def _start_fork_server() -> None:
-    """Start it such that Ctrl-C reaches none of its children: the trainer hears it, and ends its step."""
+    """Start it such that Ctrl-C reaches none of its children: the trainer hears it, and ends its step.
+
+    It imports once, for all processes of all loaders, what they need.
+    """
+    forkserver.set_forkserver_preload([__name__])
     resource_tracker.ensure_running()  # unblocks the signal, but for being there already
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

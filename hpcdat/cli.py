@@ -607,9 +607,9 @@ def _without_np(arguments: list[str]) -> list[str]:
 
 def _as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T | None:
     """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
+    stop = StopRequest()
     from hpcdat.cluster.workers import start_workers
 
-    stop = StopRequest()
     try:
         team = start_workers(
             job.stall_timeout if job else STALL_TIMEOUT,

@@ -7,7 +7,7 @@ import select
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from hpcdat.cluster.stopping import StopRequest
 from hpcdat.data.augmentation import POLICY_FILL, policy_seed, view_of
 from hpcdat.data.batches import Indices
 from hpcdat.data.images import Images
@@ -75,28 +76,52 @@ class TorchvisionLoader:
 
 
 def _start_fork_server() -> None:
-    """Start it such that Ctrl-C reaches none of its children: the trainer hears it, and ends its step.
+    """Start it such that no wish to stop reaches its children: the trainer hears it, and ends its step.
 
-    It imports once, for all processes of all loaders, what they need.
+    A terminal, mpirun and Slurm send it to all processes of a worker. The server imports once, for all
+    processes of all loaders, what they need.
     """
     forkserver.set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # unblocks the signal, but for being there already
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
     try:
+        with _quiet():
+            resource_tracker.ensure_running()
+        # Which has unblocked some of them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with(trainer: int, _: int) -> None:
-    """Have a process of the loader end when the one that trains does, however it does.
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have the resource tracker clear up after a trainer that had to end at once without a word about it."""
+    before = os.environ.get("PYTHONWARNINGS")
+    mine = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{before},{mine}" if before else mine
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
-    Left to itself it asks whether its parent is alive, and that is the fork server.
+
+def _end_with(trainer: int, _: int) -> None:
+    """Have a process of the loader end when the one that trains does, however it does, or wants it to.
+
+    Left to itself it asks whether its parent is alive, and that is the fork server. SIGTERM, by which the
+    trainer says what it wants, is blocked, since others send it too.
     """
 
     def wait() -> None:
         with suppress(ProcessLookupError):
-            select.select([os.pidfd_open(trainer)], [], [])
+            trains = os.pidfd_open(trainer)
+            while not select.select([trains], [], [], 0)[0]:
+                told = signal.sigtimedwait([signal.SIGTERM], 0.5)
+                if told and told.si_pid == trainer:
+                    break
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -3,9 +3,9 @@
 import hashlib
 import os
 import pickle
-import signal
-import time
-from multiprocessing.context import ForkServerProcess
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from hpcdat.cluster.stopping import StopRequest
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import DataError, Images, list_images
 from hpcdat.data.pixels import to_pixels
 from hpcdat.data.torchvision_loader import _Decoded
 from hpcdat.job import Data
+from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
 LOADERS = ["dali", "torchvision"]
@@ -218,26 +220,52 @@ def test_decoders_agree_on_what_an_image_is(photos, tmp_path, loader, capsys):
     assert capsys.readouterr().err.count(f"{files[2]}: cannot be read as an image") == 1
 
 
-def test_ctrl_c_which_a_terminal_sends_to_all_processes_leaves_the_reading_ones_to_the_trainer(
-    photos, monkeypatch
-):
-    start = ForkServerProcess.start
+READER = """
+import signal, sys
+import numpy as np
+import torch
+from pathlib import Path
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.data import find_images, open_loader
+from hpcdat.job import Data
 
-    def interrupted_start(process):
-        start(process)
-        for _ in range(50):
-            os.kill(process.pid, signal.SIGINT)
-            time.sleep(0.01)
+for number in StopRequest.SIGNALS:
+    signal.signal(number, lambda *_: None)
+print("begins", flush=True)
+settings = Data(root=Path(sys.argv[1]), loader="torchvision", image_size=16)
+images, _ = find_images(settings)
+loader = open_loader(images, settings, training=True, batch_size=1, device=torch.device("cpu"))
+print(len(list(loader.read([np.array([n % 5]) for n in range(200)], seed=0))), flush=True)
+"""
 
-    monkeypatch.setattr(ForkServerProcess, "start", interrupted_start)
-    settings = Data(root=photos, loader="torchvision", image_size=16)
-    train, _ = find_images(settings)
-    reader = loader_of(train, settings)
-    read = reader.read([np.array([number % 5]) for number in range(40)], seed=0)
-    next(read)
-    for process in reader._loader._iterator._workers:
-        os.kill(process.pid, signal.SIGINT)
-    assert len(list(read)) == 39
+
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(photos, number):
+    """A terminal sends Ctrl-C to them, mpirun SIGUSR2, Slurm SIGTERM."""
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(photos)],
+        cwd=CHECKOUT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdout.readline() == "begins\n"
+    has_read = threading.Event()
+
+    def send():
+        while not has_read.wait(0.005):
+            os.killpg(reader.pid, number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        images = reader.stdout.readline()
+    finally:
+        has_read.set()
+        sender.join()
+    _, told = reader.communicate(timeout=30)
+    assert (images, told, reader.returncode) == ("200\n", "", 0)
 
 
 def fake_cifar(root, monkeypatch, name):

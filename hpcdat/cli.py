@@ -10,8 +10,10 @@ import atexit
 import gc
 import os
 import shlex
+import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -42,6 +44,9 @@ T = TypeVar("T")
 
 STALL_TIMEOUT = 120
 """Seconds that a worker may keep the others waiting where no job says it."""
+
+SECONDS_FOR_WORKER_0 = 10
+"""How much later than another one worker 0 may come to the same mistake, and still be the one to tell it."""
 
 app = typer.Typer(
     name="hpcdat",
@@ -568,28 +573,35 @@ def main() -> None:
 
 
 def _told_once(read: Callable[[], object]):  # noqa: ANN202
-    """Read an input before anything starts; a mistake in it is told by worker 0 alone."""
+    """Read an input before anything starts; a mistake in it is told by one worker."""
     try:
         return read()
     except HpcdatError as error:
-        if launched().rank == 0:
-            print(error, file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        _refuse(error)
+
+
+def _refuse(error: HpcdatError) -> NoReturn:
+    """End before the workers have met, for a mistake that all of them find, or this one alone."""
+    place, told = launched(), str(error)
+    if place.rank > 0:
+        # A launcher ends all workers when the first one ends: let worker 0 have its say. It has none where
+        # this one is still alive afterwards.
+        time.sleep(SECONDS_FOR_WORKER_0)
+        told = f"worker {place.rank} on {socket.gethostname()}: {error}"
+    print(told, file=sys.stderr)
+    raise typer.Exit(error.exit_code)
 
 
 def _start_locally(workers: int) -> None:
     """Become the launcher of local workers."""
     place = launched()
     if place.size > 1:
-        if place.rank == 0:
-            print(f"-np inside {place.launcher}: leave it out, the workers are there", file=sys.stderr)
-        raise typer.Exit(Exit.WRONG_INPUT)
+        _refuse(InputError(f"-np inside {place.launcher}: leave it out, the workers are there"))
     arguments = _without_np(sys.argv[1:])
     try:
         raise typer.Exit(launch_local(workers, arguments, on_terminal=sys.stderr.isatty()))
     except HpcdatError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        _refuse(error)
 
 
 def _without_np(arguments: list[str]) -> list[str]:

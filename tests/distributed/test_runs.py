@@ -157,6 +157,28 @@ def test_a_wrong_job_is_refused_once_and_nothing_is_written(tmp_path, prefix):
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
 
 
+def by_rank(first, other):
+    """A command that hands worker 0 on to one shell line, and the others to another."""
+    choice = f'if [ "$OMPI_COMM_WORLD_RANK" = 0 ]; then {first}; else {other}; fi'
+    return [*launcher("MPI", 2), "sh", "-c", f'{choice}; exec "$0" "$@"']
+
+
+def test_a_wrong_job_is_told_though_worker_0_comes_to_it_last(tmp_path):
+    done = hpcdat("train", *short(tmp_path / "run", "attack.epz=0.1"), prefix=by_rank("sleep 2", ":"))
+    assert done.returncode == 2
+    assert done.stderr.count("attack.epz: unknown key") == 1 and "worker 1" not in done.stderr
+
+
+def test_what_one_worker_alone_cannot_read_is_told_by_that_one(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "job.yaml").write_bytes(DEMO.read_bytes())
+    (tmp_path / "away").mkdir()
+    prefix = by_rank(f"cd {tmp_path}/here", f"cd {tmp_path}/away")
+    done = hpcdat("train", "job.yaml", "--set", f"run_dir={tmp_path}/run", prefix=prefix)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"worker 1 on {socket.gethostname()}: job.yaml" in done.stderr
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_missing_data_is_wrong_input_and_nothing_is_written(tmp_path, workers):
     settings = ["data.source=folder", f"data.root={tmp_path}/nowhere"]

@@ -582,13 +582,15 @@ def _told_once(read: Callable[[], object]):  # noqa: ANN202
 
 def _refuse(error: HpcdatError) -> NoReturn:
     """End before the workers have met, for a mistake that all of them find, or this one alone."""
-    place, told = launched(), str(error)
-    if place.rank > 0:
+    place = launched()
+    if place.rank == 0:
+        print(error, file=sys.stderr)
+    else:
         # A launcher ends all workers when the first one ends: let worker 0 have its say. It has none where
-        # this one is still alive afterwards.
+        # this one is still alive afterwards; but srun may leave all alive, and names those that failed.
         time.sleep(SECONDS_FOR_WORKER_0)
-        told = f"worker {place.rank} on {socket.gethostname()}: {error}"
-    print(told, file=sys.stderr)
+        if place.launcher != "srun":
+            print(f"worker {place.rank} on {socket.gethostname()}: {error}", file=sys.stderr)
     raise typer.Exit(error.exit_code)
 
 

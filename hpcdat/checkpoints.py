@@ -77,7 +77,14 @@ class Checkpoints:
         raise CheckpointError("\n".join(complaints) or f"{self.folder}: there is no checkpoint")
 
     def newest(self, tell: Callable[[str], object]) -> Checkpoint:
-        """The newest checkpoint that is whole; told and refused as :meth:`choose` does."""
+        """The newest checkpoint that is whole.
+
+        Args:
+            tell: receives a line for each one that is passed over.
+
+        Raises:
+            CheckpointError: there is none.
+        """
         return load_checkpoint(self.choose(lambda _: True, tell))
 
     def best(self) -> Checkpoint:

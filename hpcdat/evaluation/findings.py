@@ -117,6 +117,9 @@ class Findings:
         Returns:
             The tables and plots.
         """
+        # It needs plots and statistics, for which training, which draws no sweep, should not wait.
+        from hpcdat.report.plots import plot_sweep
+
         value = {**self.subject, "epoch": epoch, "sections": self.sections}
         write_text(file, json.dumps(value, indent=2) + "\n")
         written = []
@@ -125,8 +128,6 @@ class Findings:
             if section:
                 table, plot = (file.parent / f"ra-over-{over}.{kind}" for kind in ("csv", "svg"))
                 write_text(table, _table(over, section))
-                from hpcdat.report.plots import plot_sweep
-
                 write_text(plot, plot_sweep(over, {"": dict(section["curve"])}))
                 written += [table, plot]
         return written

@@ -268,6 +268,27 @@ def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(ph
     assert (images, told, reader.returncode) == ("200\n", "", 0)
 
 
+def test_a_trainer_that_has_to_end_at_once_leaves_no_process_and_no_word(photos):
+    done = subprocess.run(
+        [sys.executable, "-c", READER + "import os; os._exit(75)", str(photos)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,  # until all have ended that hold its output
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("begins\n200\n", "", 75)
+
+
+def test_a_trainer_can_end_the_processes_that_read_for_it(photos):
+    settings = Data(root=photos, loader="torchvision", image_size=16)
+    reader = loader_of(find_images(settings)[0], settings)
+    list(reader.read([np.array([0])], seed=0))
+    for process in reader._loader._iterator._workers:
+        process.terminate()
+        process.join(5)
+        assert process.exitcode is not None
+
+
 def fake_cifar(root, monkeypatch, name):
     """Official batches in miniature, with their checksums."""
     dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]

@@ -32,7 +32,7 @@ from timing import in_turns
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hpcdat.attacks import inner_maximisation
+from hpcdat.attacks.pgd import PGD
 from hpcdat.cluster.workers import Workers
 from hpcdat.environment import describe_environment
 from hpcdat.job import Optimizer
@@ -60,9 +60,8 @@ class Pgd:
 
     def ours(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The oracle (A1) as the trainer calls it."""
-        given = {"eps": self.eps, "step_size": self.step_size, "steps": self.steps}
-        generator = torch.Generator(x.device).manual_seed(0)
-        return inner_maximisation(model, partial(clean_loss, y=y), x, **given, generator=generator)
+        attack = PGD(eps=self.eps, step_size=self.step_size, steps=self.steps)
+        return attack(model, partial(clean_loss, y=y), x, torch.Generator(x.device).manual_seed(0))
 
     def plain(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """As it stands in the papers, in eager torch."""
@@ -88,7 +87,7 @@ class Pgd:
         return attack.run(seen, x, foolbox.criteria.Misclassification(y), epsilon=self.eps)
 
 
-PGD = Pgd(eps=8 / 255, step_size=2 / 255, steps=10)
+PGD_10 = Pgd(eps=8 / 255, step_size=2 / 255, steps=10)
 LAMB = Optimizer(name="lamb", lr=1e-3)
 
 
@@ -113,7 +112,7 @@ def training_step(
 def arithmetic_alone(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """What a training step cannot do without: 10 (forward + input gradient) + (forward + backward)."""
     model.eval()
-    for _ in range(PGD.steps):
+    for _ in range(PGD_10.steps):
         pixels = x.detach().requires_grad_()
         torch.autograd.grad(cross_entropy(model(pixels), y, reduction="sum"), pixels)
     model.train()
@@ -139,12 +138,12 @@ def measure(rounds: int, device: torch.device) -> dict[str, list[float]]:
     model = build(**statistics).to(device)
     parts = {
         "arithmetic alone": partial(arithmetic_alone, model, x, y),
-        "PGD-10 step": training_step(model, PGD.ours, x, y, LAMB),
-        "PGD-10 step, foolbox": training_step(model, PGD.by_foolbox, x, y, LAMB),
+        "PGD-10 step": training_step(model, PGD_10.ours, x, y, LAMB),
+        "PGD-10 step, foolbox": training_step(model, PGD_10.by_foolbox, x, y, LAMB),
     }
     if has_bfloat16(device):
         reduced = build(**statistics, precision="bfloat16", channels_last=True).to(device)
-        parts["PGD-10 step, bfloat16"] = training_step(reduced, PGD.ours, x, y, LAMB)
+        parts["PGD-10 step, bfloat16"] = training_step(reduced, PGD_10.ours, x, y, LAMB)
     return in_turns(parts, rounds, device)
 
 
@@ -182,7 +181,7 @@ def main() -> None:
     if arguments.json:
         report = {
             "environment": describe_environment(Workers(), device),
-            "settings": {"batch": BATCH, "size": SIZE, **asdict(PGD), "rounds": rounds},
+            "settings": {"batch": BATCH, "size": SIZE, **asdict(PGD_10), "rounds": rounds},
             "seconds": times,
             "medians": medians,
             "ratios": ratios,

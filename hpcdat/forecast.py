@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tabulate import tabulate
 from torch import nn
 
-from hpcdat.attacks import inner_maximisation
+from hpcdat.attacks.pgd import PGD
 from hpcdat.cluster.box import links_here
 from hpcdat.cluster.workers import Workers
 from hpcdat.concurrent import Role, assign_roles, first_workers
@@ -279,21 +279,11 @@ def measure_computing_of(
     y = torch.randint(classes, (batch,), device=device, generator=generator)
     settings = job.attack
 
-    def attack(steps: int) -> torch.Tensor:
-        return inner_maximisation(
-            model,
-            partial(clean_loss, y=y),
-            x,
-            eps=settings.eps,
-            step_size=settings.step_size,
-            steps=steps,
-            norm=settings.norm,
-            direction=settings.direction,
-            random_start=settings.random_start,
-            batch_norm=settings.batch_norm,
-            branch=settings.branch,
-            generator=generator,
-        )
+    # One step of the attack stands for all: they are alike.
+    one_step = replace(PGD.from_settings(settings), steps=1)
+
+    def attack() -> torch.Tensor:
+        return one_step(model, partial(clean_loss, y=y), x, generator)
 
     def gradient() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -307,8 +297,7 @@ def measure_computing_of(
             label_smoothing=objective.label_smoothing,
         ).total.backward()
 
-    # One step of the attack stands for all: they are alike.
-    attacked = 0.0 if job.oracle == "none" else settings.steps * _seconds(lambda: attack(1), device)
+    attacked = 0.0 if job.oracle == "none" else settings.steps * _seconds(attack, device)
     computing = Computing(
         attack=attacked / batch,
         gradient=_seconds(gradient, device) / batch,
@@ -318,7 +307,7 @@ def measure_computing_of(
 
     def compute() -> None:
         if attacked:
-            attack(1)
+            attack()
         gradient()
         optimizer.step()
 

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hpcdat.attacks import Regulariser
+from hpcdat.attacks.pgd import Loss
 from hpcdat.cluster.workers import Workers
 from hpcdat.job import Job, Smoothing
 from hpcdat.objectives import Labelled, clean_loss
@@ -55,7 +55,7 @@ class NoisyCopies:
 
     def smoothed(
         self, model: nn.Module, images: Labelled, epoch: int, step: int, batch: int
-    ) -> tuple[nn.Module, Regulariser]:
+    ) -> tuple[nn.Module, Loss]:
         """What the oracle attacks in place of a network and its loss; the team calls this together.
 
         Args:

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from hpcdat.attacks import attacked, inner_maximisation
+from hpcdat.attacks.pgd import PGD, attacked
 from hpcdat.checkpoint import EpochTotals
 from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal
 from hpcdat.cluster.stopping import StopRequest
@@ -100,6 +100,7 @@ class Trainer:
         settings = settle(job.exchange, workers, self.model, folder.choice_file, self.progress)
         self.exchange = GradientExchange(workers, gradients_of(self.model), settings, job.seed)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.pgd = PGD.from_settings(job.attack)
         self.generator = torch.Generator(device)
         self.roles = assign_roles(job, workers.size)
         # Of workers that share a batch the first one counts its images.
@@ -173,31 +174,17 @@ class Trainer:
         """
         if self.job.oracle == "none":
             return images.x
-        settings = self.job.attack
         seed = derive(self.job.seed, "attack", self.state.epoch, step, number)
         model, phi = self.network, partial(clean_loss, y=images.y)
         # Where batches bring their own statistics the running ones are left to the gradient beside it.
-        if settings.batch_norm == "eval" and number in self.role.trains:
+        if self.pgd.batch_norm == "eval" and number in self.role.trains:
             self.state.batch_norm.enter(self.role.trains.index(number))
         if self.job.objective.regulariser == "trades" and len(images.x):
-            with attacked(model, settings.batch_norm), torch.no_grad():
+            with attacked(model, self.pgd.batch_norm), torch.no_grad():
                 phi = partial(divergence, clean_logits=model(images.x))
         if self.copies:
             model, phi = self.copies.smoothed(model, images, self.state.epoch, step, number)
-        return inner_maximisation(
-            model,
-            phi,
-            images.x,
-            eps=settings.eps,
-            step_size=settings.step_size,
-            steps=settings.steps,
-            norm=settings.norm,
-            direction=settings.direction,
-            random_start=settings.random_start,
-            batch_norm=settings.batch_norm,
-            branch=settings.branch,
-            generator=self.generator.manual_seed(seed),
-        )
+        return self.pgd(model, phi, images.x, self.generator.manual_seed(seed))
 
     def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[Tensor, Tensor]:
         """Local gradient computation (A2), left in ``.grad``, its exchange begun.

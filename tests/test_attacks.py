@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from hpcdat.attacks import inner_maximisation, input_gradient
-from hpcdat.balls import BALLS, LinfBall
+from hpcdat.attacks.norm_balls import BALLS, LinfBall
+from hpcdat.attacks.pgd import PGD, input_gradient
+from hpcdat.job_file import read_job
 from hpcdat.models import build_model
 from hpcdat.objectives import clean_loss
+from tests.conftest import DEMO
 
 SHAPE = (6, 1, 4, 4)
 
@@ -66,15 +68,8 @@ def test_linf_reaches_the_worst_case_of_a_linear_model(
     w, generator, steps, step_size, random_start, low, high
 ):
     x = images(generator, low, high)
-    x_adv = inner_maximisation(
-        Linear(w),
-        loss_of_zero,
-        x,
-        eps=0.1,
-        step_size=step_size,
-        steps=steps,
-        random_start=random_start,
-        generator=generator,
+    x_adv = PGD(eps=0.1, step_size=step_size, steps=steps, random_start=random_start)(
+        Linear(w), loss_of_zero, x, generator
     )
     torch.testing.assert_close(x_adv, (x + 0.1 * w.sign()).clamp(0, 1), rtol=0, atol=1e-6)
 
@@ -82,7 +77,7 @@ def test_linf_reaches_the_worst_case_of_a_linear_model(
 def test_fgsm_raises_a_linear_score_by_the_dual_norm(w, generator):
     x = images(generator, 0.3, 0.7)
     model = Linear(w)
-    x_adv = inner_maximisation(model, loss_of_zero, x, eps=0.1, step_size=0.1, steps=1, random_start=False)
+    x_adv = PGD(eps=0.1, step_size=0.1, steps=1, random_start=False)(model, loss_of_zero, x)
     raised = (model(x_adv) - model(x))[:, 1]
     torch.testing.assert_close(raised, 0.1 * w.abs().sum().expand_as(raised), rtol=1e-5, atol=0)
 
@@ -91,7 +86,7 @@ def test_a_step_by_the_gradient_itself_has_its_length(w, generator):
     """ConAdv's eq. (3): two steps of 0.05 w, of which some pixels' are longer than the ball allows."""
     x = images(generator)
     how = {"eps": 0.1, "step_size": 0.05, "steps": 2, "direction": "gradient", "random_start": False}
-    x_adv = inner_maximisation(Linear(w), lambda logits: logits[:, 1], x, **how)
+    x_adv = PGD(**how)(Linear(w), lambda logits: logits[:, 1], x)
     moved = (0.1 * w).clamp(-0.1, 0.1)
     assert 0 < (moved == 0.1 * w).sum() < moved.numel()
     torch.testing.assert_close(x_adv, (x + moved).clamp(0, 1), rtol=0, atol=1e-6)
@@ -102,16 +97,8 @@ def test_a_step_by_the_gradient_itself_has_its_length(w, generator):
 def test_l2_pgd_reaches_the_worst_case_of_a_linear_model(w, generator, random_start, low, high):
     eps = 0.3 if low else 1.2
     x = images(generator, low, high)
-    x_adv = inner_maximisation(
-        Linear(w),
-        loss_of_zero,
-        x,
-        eps=eps,
-        step_size=eps,
-        steps=60,
-        norm="l2",
-        random_start=random_start,
-        generator=generator,
+    x_adv = PGD(eps=eps, step_size=eps, steps=60, norm="l2", random_start=random_start)(
+        Linear(w), loss_of_zero, x, generator
     )
     worst = worst_case_l2(x, w, eps)
     np.testing.assert_allclose(x_adv.numpy().reshape(len(x), -1), worst, rtol=0, atol=2e-4)
@@ -155,16 +142,11 @@ def test_no_attack_leaves_ball_or_box(data, dtype, norm, eps, step_size, steps, 
     pixels = hnp.arrays(floats[dtype], (2, 1, 2, 3), elements=st.floats(0, 1, width=width))
     gradients = hnp.arrays(floats[dtype], (2, 1, 2, 3), elements=st.floats(width=width))
     x = torch.from_numpy(data.draw(pixels))
-    x_adv = inner_maximisation(
+    x_adv = PGD(eps=eps, step_size=step_size, steps=steps, norm=norm, random_start=random_start)(
         Hostile(torch.from_numpy(data.draw(gradients))),
         lambda out: out[:, 0],
         x,
-        eps=eps,
-        step_size=step_size,
-        steps=steps,
-        norm=norm,
-        random_start=random_start,
-        generator=torch.Generator().manual_seed(0),
+        torch.Generator().manual_seed(0),
     )
     assert x_adv.dtype == dtype and x_adv.shape == x.shape
     assert (x_adv >= 0).all() and (x_adv <= 1).all()
@@ -177,9 +159,9 @@ def test_no_attack_leaves_ball_or_box(data, dtype, norm, eps, step_size, steps, 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_eps_zero_is_the_identity_and_an_empty_batch_stays_empty(w, generator, norm):
     x = images(generator)
-    common = {"step_size": 0.1, "steps": 3, "norm": norm, "generator": generator}
-    assert torch.equal(inner_maximisation(Linear(w), loss_of_zero, x, eps=0.0, **common), x)
-    assert inner_maximisation(Linear(w), loss_of_zero, x[:0], eps=0.1, **common).shape == (0, *SHAPE[1:])
+    common = {"step_size": 0.1, "steps": 3, "norm": norm}
+    assert torch.equal(PGD(eps=0.0, **common)(Linear(w), loss_of_zero, x, generator), x)
+    assert PGD(eps=0.1, **common)(Linear(w), loss_of_zero, x[:0], generator).shape == (0, *SHAPE[1:])
 
 
 @pytest.mark.parametrize(
@@ -189,15 +171,8 @@ def test_the_random_start_is_uniform_in_the_ball(norm, spread):
     """The radius r of a uniform point in a ball of n dimensions has P(r < q eps) = q^n."""
     x = torch.full((20000, 1, 1, 3), 0.5)
     still = Hostile(torch.zeros(1, 1, 1, 3))
-    x_adv = inner_maximisation(
-        still,
-        lambda out: out[:, 0],
-        x,
-        eps=0.2,
-        step_size=0.0,
-        steps=1,
-        norm=norm,
-        generator=torch.Generator().manual_seed(1),
+    x_adv = PGD(eps=0.2, step_size=0.0, steps=1, norm=norm)(
+        still, lambda out: out[:, 0], x, torch.Generator().manual_seed(1)
     )
     radius = spread((x_adv - x).flatten(1)) / 0.2
     for q in (0.3, 0.6, 0.9):
@@ -224,16 +199,8 @@ def test_an_attack_leaves_no_trace(generator, batch_norm, norm, training):
     wanted = [p.requires_grad for p in model.parameters()]
     x, y = images(generator, shape=(4, 1, 8, 8)), torch.arange(4)
     x_before, state = x.clone(), torch.get_rng_state()
-    inner_maximisation(
-        model,
-        partial(clean_loss, y=y),
-        x,
-        eps=0.1,
-        step_size=0.03,
-        steps=3,
-        norm=norm,
-        batch_norm=batch_norm,
-        generator=generator,
+    PGD(eps=0.1, step_size=0.03, steps=3, norm=norm, batch_norm=batch_norm)(
+        model, partial(clean_loss, y=y), x, generator
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -254,7 +221,7 @@ def test_no_gradient_of_the_weights_is_computed(w, generator):
             return super().forward(x)
 
     x = images(generator)
-    inner_maximisation(Watched(w), loss_of_zero, x, eps=0.1, step_size=0.1, steps=2, generator=generator)
+    PGD(eps=0.1, step_size=0.1, steps=2)(Watched(w), loss_of_zero, x, generator)
     assert asked == [False, False]
 
 
@@ -265,14 +232,8 @@ def test_a_failing_model_is_put_back_too(generator):
         raise RuntimeError("no loss today")
 
     with pytest.raises(RuntimeError, match="no loss today"):
-        inner_maximisation(
-            model,
-            fail,
-            images(generator, shape=(2, 1, 8, 8)),
-            eps=0.1,
-            step_size=0.1,
-            steps=1,
-            random_start=False,
+        PGD(eps=0.1, step_size=0.1, steps=1, random_start=False)(
+            model, fail, images(generator, shape=(2, 1, 8, 8))
         )
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
@@ -285,8 +246,8 @@ def test_the_batch_norm_mode_decides_which_statistics_are_attacked(generator):
     for mode in ("eval", "train"):
         model = small_net()
         expected = input_gradient(model.train(mode == "train"), phi, x).sign()
-        moved[mode] = inner_maximisation(
-            small_net(), phi, x, eps=0.1, step_size=0.1, steps=1, random_start=False, batch_norm=mode
+        moved[mode] = PGD(eps=0.1, step_size=0.1, steps=1, random_start=False, batch_norm=mode)(
+            small_net(), phi, x
         )
         torch.testing.assert_close(moved[mode], (x + 0.1 * expected).clamp(0, 1))
     assert not torch.equal(moved["eval"], moved["train"])
@@ -296,24 +257,14 @@ def test_it_works_inside_no_grad_and_with_frozen_parameters(w, generator):
     x = images(generator)
     model = Linear(w).requires_grad_(False)
     with torch.no_grad():
-        x_adv = inner_maximisation(
-            model, loss_of_zero, x, eps=0.1, step_size=0.1, steps=1, random_start=False
-        )
+        x_adv = PGD(eps=0.1, step_size=0.1, steps=1, random_start=False)(model, loss_of_zero, x)
     assert not torch.equal(x_adv, x) and not x_adv.requires_grad
 
 
 def test_the_same_generator_state_gives_the_same_attack(w, generator):
     x = images(generator)
     twice = [
-        inner_maximisation(
-            Linear(w),
-            loss_of_zero,
-            x,
-            eps=0.1,
-            step_size=0.02,
-            steps=2,
-            generator=torch.Generator().manual_seed(s),
-        )
+        PGD(eps=0.1, step_size=0.02, steps=2)(Linear(w), loss_of_zero, x, torch.Generator().manual_seed(s))
         for s in (5, 5, 6)
     ]
     assert torch.equal(twice[0], twice[1]) and not torch.equal(twice[0], twice[2])
@@ -333,8 +284,8 @@ def test_agreement_with_foolbox(generator, norm, attack, eps):
     y = torch.arange(16) % 10
     theirs = attack(abs_stepsize=0.02, steps=10, random_start=False)
     _, expected, _ = theirs(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=[eps])
-    ours = inner_maximisation(
-        model, partial(clean_loss, y=y), x, eps=eps, step_size=0.02, steps=10, norm=norm, random_start=False
+    ours = PGD(eps=eps, step_size=0.02, steps=10, norm=norm, random_start=False)(
+        model, partial(clean_loss, y=y), x
     )
     torch.testing.assert_close(ours, expected[0], rtol=0, atol=1e-9)
 
@@ -355,19 +306,34 @@ def test_agreement_with_foolbox(generator, norm, attack, eps):
     ],
 )
 def test_wrong_arguments_are_refused(w, generator, change, message):
-    arguments = {"x": images(generator), "eps": 0.1, "step_size": 0.1, "steps": 1, "generator": generator}
+    given = {"x": images(generator), "generator": generator} | change
+    x, generator = given.pop("x"), given.pop("generator")
     with pytest.raises(ValueError, match=message):
-        inner_maximisation(Linear(w), loss_of_zero, **arguments | change)
+        PGD(**{"eps": 0.1, "step_size": 0.1, "steps": 1} | given)(Linear(w), loss_of_zero, x, generator)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_attack_goes_on_from_given_points_brought_into_the_ball(generator, w, norm):
     x, start = images(generator, 0.3, 0.6), images(generator)
     settings = {"eps": 0.1, "steps": 1, "norm": norm}
-    attack = partial(inner_maximisation, Linear(w), loss_of_zero, x, **settings)
-    still = attack(step_size=0.0, random_start=False, start=start)
+    still = PGD(step_size=0.0, **settings)(Linear(w), loss_of_zero, x, start=start)
     assert torch.allclose(still, BALLS[norm](x, 0.1).project(start), atol=1e-6) and not torch.equal(still, x)
-    moved = attack(step_size=0.02, random_start=False, start=start)
+    moved = PGD(step_size=0.02, **settings)(Linear(w), loss_of_zero, x, start=start)
     assert (loss_of_zero(Linear(w)(moved)) > loss_of_zero(Linear(w)(still))).all()
-    with pytest.raises(ValueError, match="no random start"):
-        attack(step_size=0.1, start=start, generator=generator)
+
+
+def test_an_attack_has_the_settings_of_its_section():
+    job = read_job(DEMO, ["method=conadv", "attack.steps=1", "attack.norm=l2", "attack.direction=gradient"])
+    assert PGD.from_settings(job.attack) == PGD(
+        eps=0.2,
+        step_size=0.2,
+        steps=1,
+        norm="l2",
+        direction="gradient",
+        batch_norm="train",
+        branch="adversarial",
+    )
+    evaluation = job.evaluation.model_copy(update={"steps": 7, "random_start": False})
+    assert PGD.from_settings(evaluation, norm="l2") == PGD(
+        eps=0.2, step_size=evaluation.step_size, steps=7, norm="l2", random_start=False
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hpcdat.attacks import inner_maximisation, input_gradient
+from hpcdat.attacks.pgd import PGD, input_gradient
 from hpcdat.cluster.workers import Done, Workers
 from hpcdat.concurrent import Role, assign_roles, first_workers, trained_by
 from hpcdat.errors import InputError
@@ -121,9 +121,7 @@ def test_the_oracle_finds_the_worst_common_perturbation_of_a_linear_net(batch):
     before = copy.deepcopy(linear.state_dict())
     images = Labelled(0.4 + 0.2 * batch.x, torch.tensor([0, 1, 1, 0, 1]))
     smoothed, phi = copies_of(7).smoothed(linear, images, *PLACE)
-    x_adv = inner_maximisation(
-        smoothed, phi, images.x, eps=0.1, step_size=0.1, steps=1, norm="l2", random_start=False
-    )
+    x_adv = PGD(eps=0.1, step_size=0.1, steps=1, norm="l2", random_start=False)(smoothed, phi, images.x)
     towards = linear[1].weight[1 - images.y] - linear[1].weight[images.y]
     expected = 0.1 * towards / towards.norm(dim=1, keepdim=True)
     torch.testing.assert_close((x_adv - images.x).flatten(1), expected.detach())

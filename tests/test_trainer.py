@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from hpcdat.balls import BALLS
+from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.cluster.workers import Workers
 from hpcdat.concurrent import Batch
 from hpcdat.data import find_images

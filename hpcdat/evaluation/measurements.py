@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from hpcdat.attacks import attacked, inner_maximisation, input_gradient
-from hpcdat.balls import BALLS
+from hpcdat.attacks.norm_balls import BALLS
+from hpcdat.attacks.pgd import PGD, attacked, input_gradient
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.job import Evaluation, Norm
 from hpcdat.objectives import clean_loss
@@ -75,18 +75,7 @@ def pgd(
         generator: of the random start.
         start: points to go on from, like x, in place of a random start.
     """
-    return inner_maximisation(
-        model,
-        partial(clean_loss, y=y),
-        x,
-        eps=settings.eps,
-        step_size=settings.step_size,
-        steps=settings.steps,
-        norm=norm,
-        random_start=settings.random_start and start is None,
-        start=start,
-        generator=generator,
-    )
+    return PGD.from_settings(settings, norm)(model, partial(clean_loss, y=y), x, generator, start=start)
 
 
 def withstands(

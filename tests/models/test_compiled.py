@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hpcdat import trainer
-from hpcdat.attacks import inner_maximisation
+from hpcdat.attacks.pgd import PGD
 from hpcdat.cluster.workers import Workers
 from hpcdat.job_file import read_job
 from hpcdat.models import build_model
@@ -27,16 +27,8 @@ def step_of(network, model, x, y, batch_norm, branch):
     """Perturbed images, gradients and running statistics of one training step."""
     network.train()
     model.zero_grad(set_to_none=True)
-    x_adv = inner_maximisation(
-        network,
-        partial(clean_loss, y=y),
-        x,
-        eps=0.1,
-        step_size=0.05,
-        steps=2,
-        batch_norm=batch_norm,
-        branch=branch,
-        generator=torch.Generator().manual_seed(0),
+    x_adv = PGD(eps=0.1, step_size=0.05, steps=2, batch_norm=batch_norm, branch=branch)(
+        network, partial(clean_loss, y=y), x, torch.Generator().manual_seed(0)
     )
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     local_cost(network, Labelled(x, y), Labelled(x_adv, y), weights=(0.5, 0.5)).total.backward()

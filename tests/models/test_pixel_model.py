@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from hpcdat.attacks import inner_maximisation
+from hpcdat.attacks.pgd import PGD
 from hpcdat.models import build_model
 from hpcdat.objectives import clean_loss
 
@@ -52,7 +52,7 @@ def test_an_attack_in_bfloat16_gains_as_much_loss(batch, settings):
     phi, judge = partial(clean_loss, y=y), build("digits-cnn")
 
     def gain(model):
-        x_adv = inner_maximisation(model, phi, x, eps=0.2, step_size=0.05, steps=5, random_start=False)
+        x_adv = PGD(eps=0.2, step_size=0.05, steps=5, random_start=False)(model, phi, x)
         assert x_adv.dtype == torch.float32 and (x_adv - x).abs().max() <= 0.2
         return (clean_loss(judge(x_adv), y) - clean_loss(judge(x), y)).mean().item()
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from hpcdat.attacks import inner_maximisation
+from hpcdat.attacks.pgd import PGD
 from hpcdat.models import MODELS
 from hpcdat.models.split_batch_norm import SplitBatchNorm, routed, split_batch_norm
 from hpcdat.objectives import Labelled, clean_loss, local_cost
@@ -22,17 +22,9 @@ def test_main_statistics_are_those_of_clean_images_alone():
     split_batch_norm(model)
     x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
     for _ in range(3):
-        x_adv = inner_maximisation(
-            model.train(),
-            lambda logits: clean_loss(logits, y),
-            x,
-            eps=0.1,
-            step_size=0.1,
-            steps=1,
-            batch_norm="train",
-            branch="adversarial",
-            random_start=False,
-        )
+        x_adv = PGD(
+            eps=0.1, step_size=0.1, steps=1, batch_norm="train", branch="adversarial", random_start=False
+        )(model.train(), lambda logits: clean_loss(logits, y), x)
         parts = Labelled(x, y), Labelled(x_adv, y)
         local_cost(model, *parts, weights=(0.5, 0.5)).total.backward()
         plain.train()(x)

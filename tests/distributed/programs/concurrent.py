@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hpcdat.attacks import inner_maximisation
+from hpcdat.attacks.pgd import PGD
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.batches import training_shares
@@ -105,15 +105,8 @@ def simulate_concurrently(workers, root, batches, delay, *settings):
                 for p, earlier in zip(old.parameters(), weights[max(0, step - delay)], strict=True):
                     p.data.copy_(earlier)
                 seed = derive(job.seed, "attack", epoch, step, number)
-                x_adv = inner_maximisation(
-                    old,
-                    partial(clean_loss, y=y),
-                    x,
-                    **{"eps": 0.1, "step_size": 0.1, "steps": 1},
-                    batch_norm="train",
-                    branch="adversarial",
-                    generator=torch.Generator().manual_seed(seed),
-                )
+                attack = PGD(eps=0.1, step_size=0.1, steps=1, batch_norm="train", branch="adversarial")
+                x_adv = attack(old, partial(clean_loss, y=y), x, torch.Generator().manual_seed(seed))
                 with routed(model, "adversarial"):
                     adversarial = cross_entropy(model(x_adv), y, reduction="none")
                 clean = cross_entropy(model(x), y, reduction="none")

@@ -1,7 +1,7 @@
-"""The sets a perturbation may come from: l-inf and l2 balls around images, cut with [0, 1].
+"""The l-inf and l2 balls around images, intersected with [0, 1]: the sets perturbed images come from.
 
-What the attacks need to know of a norm: a uniform sample, the direction of steepest ascent, the
-projection, and rounding that never leaves the set.
+A ball gives attacks a uniform sample, the direction of steepest ascent, the projection, and rounding that
+never leaves the set.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class LinfBall:
-    """{x + d : max |d_i| <= eps} cut with [0, 1].
+    """{x + d : max |d_i| <= eps} intersected with [0, 1].
 
     Args:
         x: centres (N, ...), floating point in [0, 1].
@@ -25,7 +25,7 @@ class LinfBall:
         self.high = _inside(x, (x.double() + eps).clamp(max=1), eps)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Perturbations drawn uniformly from the uncut ball."""
+        """Perturbations drawn uniformly from the ball, not clipped to [0, 1]."""
         noise = torch.rand(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
         return (2 * noise - 1) * self.eps
 
@@ -38,12 +38,12 @@ class LinfBall:
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
     def round_inside(self, x: Tensor) -> Tensor:
-        """X itself: the bounds were rounded inwards when they were made."""
+        """Return x: the bounds were rounded inwards when they were computed."""
         return x
 
 
 class L2Ball:
-    """{x + d : ||d||_2 <= eps} cut with [0, 1], each sample for itself.
+    """{x + d : ||d||_2 <= eps} intersected with [0, 1], each sample for itself.
 
     Args:
         x: centres (N, ...), floating point in [0, 1].
@@ -51,14 +51,14 @@ class L2Ball:
     """
 
     ROUNDS = 5
-    """of finding the clipped pixels; the last ones change t in its last digits"""
+    """Iterations of the projection; the last ones change only the last digits of t."""
 
     def __init__(self, x: Tensor, eps: float) -> None:
         self.x = x
         self.eps = eps
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Perturbations drawn uniformly from the uncut ball: a direction, times r = u^(1/n)."""
+        """Perturbations drawn uniformly from the ball, not clipped to [0, 1]: direction times u^(1/n)."""
         like = {"generator": generator, "dtype": self.x.dtype, "device": self.x.device}
         direction = self.steepest(torch.randn(self.x.shape, **like))
         count, pixels = len(self.x), self.x[0].numel()
@@ -97,12 +97,12 @@ class L2Ball:
         return (self.x + delta * t.to(delta.dtype)).clamp(0, 1)
 
     def round_inside(self, x: Tensor) -> Tensor:
-        """x, drawn towards its centre by as much as rounding has pushed it out of the ball."""
+        """Move x towards its centre where rounding has pushed it out of the ball."""
         for shrink in (2**-20, 2**-12, 2**-6, 1.0):
             delta = x.double() - self.x.double()
             norm = _norm(delta)
             drawn = (self.x.double() + delta * (self.eps / norm * (1 - shrink))).to(x.dtype)
-            # Without asking whether there is any such sample: a GPU would be waited for.
+            # Always, not only if any sample is outside: the test would wait for the GPU.
             x = torch.where(norm > self.eps, drawn, x)
         return x
 

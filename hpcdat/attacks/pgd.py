@@ -1,0 +1,186 @@
+"""The inner maximisation oracle (A1): PGD, and FGSM as its one-step case, in l-inf and l2 balls.
+
+Sources: Madry et al. 2017 (PGD); Wong et al. 2020 (FGSM with a random start); DAT, Algorithm A1,
+step 5; ConAdv, eq. (3) and (5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hpcdat.attacks.norm_balls import BALLS
+from hpcdat.models.split_batch_norm import Branch, routed
+
+if TYPE_CHECKING:
+    from hpcdat.job import Attack, Evaluation, Norm
+
+LARGEST = 1e4
+"""Upper bound of eps and step_size, beyond the diameter of any image: what is larger has wrong units."""
+
+Loss = Callable[[Tensor], Tensor]
+"""Loss of each sample, (N,), as a function of the model's outputs (N, ...): phi of DAT's eq. (2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD:
+    """Projected gradient ascent on a loss within a ball around each image.
+
+    ``steps > 1`` is PGD (Madry et al. 2017). One step of ``step_size = 1.25 eps`` from a random start is
+    Fast AT's FGSM (Wong et al. 2020), one step of ``step_size = eps`` without random start the plain FGSM.
+
+    Attributes:
+        eps: radius of the ball, [0, 1] units, in [0, 1e4].
+        step_size: length of a step in the same norm and units, in [0, 1e4]; alpha of ConAdv with
+            ``direction="gradient"``.
+        steps: number of gradient steps, >= 1.
+        norm: norm of the ball, a key of :data:`hpcdat.attacks.norm_balls.BALLS`.
+        direction: of a step: ``steepest`` ascent of the norm, or the ``gradient`` itself (ConAdv, eq. (3)
+            and (5)).
+        random_start: start uniformly in the ball, clipped to [0, 1], instead of at the image.
+        batch_norm: statistics the attacked model's batch norm uses: ``eval`` the running ones, ``train``
+            those of the attacked batch. Everything else is in evaluation mode.
+        branch: of split batch norm that the attacked images pass.
+
+    Raises:
+        ValueError: eps, step size or number of steps out of range; an unknown norm or batch-norm mode.
+    """
+
+    eps: float
+    step_size: float
+    steps: int
+    norm: Norm = "linf"
+    direction: Literal["steepest", "gradient"] = "steepest"
+    random_start: bool = True
+    batch_norm: Literal["eval", "train"] = "eval"
+    branch: Branch = "clean"
+
+    def __post_init__(self) -> None:
+        if self.norm not in BALLS:
+            raise ValueError(f"norm {self.norm!r} is unknown; one of {', '.join(BALLS)}")
+        if self.batch_norm not in ("eval", "train"):
+            raise ValueError(f"batch-norm mode {self.batch_norm!r} is unknown; one of eval, train")
+        if not (0 <= self.eps <= LARGEST and 0 <= self.step_size <= LARGEST and self.steps >= 1):
+            raise ValueError(
+                f"eps {self.eps} and step_size {self.step_size} must lie in [0, {LARGEST:g}] ([0, 1] pixel "
+                f"units) and steps {self.steps} be at least 1"
+            )
+
+    @classmethod
+    def from_settings(cls, settings: Attack | Evaluation, norm: Norm | None = None) -> PGD:
+        """The attack that a section of a job describes; what the section does not set has its default.
+
+        Args:
+            settings: ``attack`` or ``evaluation``, resolved.
+            norm: of the ball; for ``evaluation``, which sets none, that of the job's ``attack``.
+        """
+        given = settings.model_dump(include={field.name for field in fields(cls)})
+        return cls(**given | ({"norm": norm} if norm else {}))
+
+    def __call__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Perturbed images that (nearly) maximise the loss in the ball around each image, (A1).
+
+        Each step moves by ``step_size`` along ``direction`` and projects onto the ball and [0, 1]. A sample
+        whose gradient is zero or not finite stays where it is for that step.
+
+        The model is left as it was: mode, buffers, parameter gradients and ``requires_grad``. Random
+        numbers come from ``generator`` alone; torch's global random state is not touched.
+
+        Args:
+            model: from images to outputs; normalisation, if any, inside.
+            loss: from outputs to one value a sample.
+            x: images (N, C, H, W), floating point in [0, 1].
+            generator: source of the random start, on x's device; not needed without one.
+            start: points to start from instead, like x, without a random start; those outside the ball are
+                projected onto it.
+
+        Returns:
+            Images of x's shape and dtype in [0, 1], no farther than eps from x (never, also not by
+            rounding), without gradient history.
+
+        Raises:
+            ValueError: x is not floating point or leaves [0, 1]; a random start without a generator.
+        """
+        at_random = self.random_start and start is None
+        if at_random and generator is None:
+            raise ValueError("a random start needs a generator: the global random state is not used")
+        _check_images(x)
+        if x.numel() == 0:
+            return x.detach().clone()
+        x = x.detach()
+        ball = BALLS[self.norm](x, self.eps)
+        with attacked(model, self.batch_norm), routed(model, self.branch), torch.enable_grad():
+            x_adv = x if start is None else ball.project(start.detach())
+            if at_random:
+                x_adv = ball.project(x + ball.sample(generator))
+            for _ in range(self.steps):
+                gradient = input_gradient(model, loss, x_adv)
+                move = ball.steepest(gradient) if self.direction == "steepest" else _finite(gradient)
+                x_adv = ball.project(x_adv + self.step_size * move)
+        return ball.round_inside(x_adv)
+
+
+def input_gradient(model: nn.Module, loss: Loss, x: Tensor) -> Tensor:
+    """Gradient (N, C, H, W) of each sample's loss with respect to its own pixels.
+
+    Taken with ``torch.autograd.grad``: no parameter gradient is computed and no hook that waits
+    for one (Horovod's, DDP's) fires.
+    """
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(model(x)).sum(), x)[0]
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """The gradient, or 0 for a sample where it is not finite."""
+    whole = gradient.isfinite().flatten(1).all(1).view(-1, *[1] * (gradient.dim() - 1))
+    return torch.where(whole, gradient, 0)
+
+
+@contextmanager
+def attacked(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator[None]:
+    """Put the model in the attack's mode inside the block; its running statistics do not change.
+
+    Gradients of the weights are turned off: what only they need is neither kept nor, by a compiled model,
+    computed.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracking = [(module, module.track_running_stats) for module in norms]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    try:
+        for p in learning:
+            p.requires_grad_(False)
+        if batch_norm == "train":
+            for module in norms:
+                module.training = True
+                # Without tracking, the layer normalises with the batch and updates nothing.
+                module.track_running_stats = False
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_()
+        for module, mode in training:
+            module.training = mode
+        for module, tracked in tracking:
+            module.track_running_stats = tracked
+
+
+def _check_images(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floating point in [0, 1], not {x.dtype}")
+    if x.numel() and not ((x >= 0) & (x <= 1)).all():
+        raise ValueError("images must lie in [0, 1]; normalise inside the model")

@@ -67,18 +67,7 @@ METHODS: dict[str, Method] = {
     "disadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True),
     "conadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True, delay=1),
 }
-MethodName = Literal[
-    "plain",
-    "at",
-    "fast-at",
-    "dat-pgd",
-    "dat-fgsm",
-    "dat-pgd-without-lalr",
-    "dat-fgsm-without-lalr",
-    "dat-lsgd",
-    "disadv",
-    "conadv",
-]
+MethodName = Literal[tuple(METHODS)]
 
 
 class Settings(BaseModel):

@@ -1,4 +1,4 @@
-"""Layer-wise adaptive learning rate (LALR), eq. (3), over Adam's direction: LAMB, Algorithm A2."""
+"""Layer-wise adaptive learning rate (LALR), eq. (3) of DAT, over Adam's direction: LAMB, Algorithm A2."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcdat.optim.layerwise import LayerwiseOptimizer, layer_rates
 
-class LAMB(torch.optim.Optimizer):
+
+class LAMB(LayerwiseOptimizer):
     """theta_i <- theta_i - eta * tau(||theta_i||) / ||u_i|| * u_i for every layer i, eq. (3).
 
     u is Adam's direction m / sqrt(v + zeta) with bias-corrected moments (Algorithm A2: zeta stands
@@ -34,6 +36,8 @@ class LAMB(torch.optim.Optimizer):
     Raises:
         ValueError: a value out of its range.
     """
+
+    buffers = ("m", "v")
 
     def __init__(
         self,
@@ -62,26 +66,11 @@ class LAMB(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One update from the gradients in ``.grad``; a parameter without one is left alone."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._update(parameters, group)
-
-    def _update(self, theta: list[Tensor], group: dict[str, Any]) -> None:
-        g = [p.grad for p in theta]
-        states = [self.state[p] for p in theta]
-        for state, p in zip(states, theta, strict=True):
-            if not state:
-                state["m"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["v"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    def update(  # noqa: D102
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]
+    ) -> None:
         group["t"] = t = group.get("t", 0) + 1
         beta1, beta2 = group["betas"]
-        m = [state["m"] for state in states]
-        v = [state["v"] for state in states]
-
         torch._foreach_lerp_(m, g, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, g, g, value=1 - beta2)
@@ -108,8 +97,4 @@ def trust_ratios(theta: list[Tensor], u: list[Tensor], c_l: float, c_u: float) -
     Returns:
         One scalar tensor a layer.
     """
-    theta_norms = torch.stack(torch._foreach_norm(theta))
-    u_norms = torch.stack(torch._foreach_norm(u))
-    ratios = theta_norms.clamp(c_l, c_u) / u_norms
-    defined = (theta_norms > 0) & (u_norms > 0)
-    return list(torch.where(defined, ratios, 1.0).unbind())
+    return layer_rates(theta, u, lambda theta_norms, u_norms: theta_norms.clamp(c_l, c_u) / u_norms)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcdat.optim.layerwise import LayerwiseOptimizer, layer_rates
 
-class LARS(torch.optim.Optimizer):
+
+class LARS(LayerwiseOptimizer):
     """v_i <- m v_i + eta lambda_i (g_i + w theta_i) and theta_i <- theta_i - v_i for every layer i.
 
     lambda_i = c ||theta_i|| / (||g_i|| + w ||theta_i||) is the layer's own rate. The common rate eta
@@ -30,6 +32,8 @@ class LARS(torch.optim.Optimizer):
     Raises:
         ValueError: a value out of its range.
     """
+
+    buffers = ("v",)
 
     def __init__(
         self,
@@ -55,21 +59,9 @@ class LARS(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One update from the gradients in ``.grad``; a parameter without one is left alone."""
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._update(parameters, group)
-
-    def _update(self, theta: list[Tensor], group: dict[str, Any]) -> None:
-        g = [p.grad for p in theta]
-        states = [self.state[p] for p in theta]
-        for state, p in zip(states, theta, strict=True):
-            if not state:
-                state["v"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        v = [state["v"] for state in states]
+    def update(  # noqa: D102
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], v: list[Tensor]
+    ) -> None:
         decay = group["weight_decay"]
         step = torch._foreach_add(g, theta, alpha=decay) if decay else torch._foreach_mul(g, 1.0)
         if group["layerwise"]:
@@ -90,8 +82,6 @@ def local_rates(theta: list[Tensor], g: list[Tensor], coefficient: float, decay:
     Returns:
         One scalar tensor a layer.
     """
-    theta_norms = torch.stack(torch._foreach_norm(theta))
-    g_norms = torch.stack(torch._foreach_norm(g))
-    rates = coefficient * theta_norms / (g_norms + decay * theta_norms)
-    defined = (theta_norms > 0) & (g_norms > 0)
-    return list(torch.where(defined, rates, 1.0).unbind())
+    return layer_rates(
+        theta, g, lambda theta_norms, g_norms: coefficient * theta_norms / (g_norms + decay * theta_norms)
+    )

@@ -38,7 +38,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from tabulate import tabulate
 from timing import seconds
@@ -47,17 +46,15 @@ from torch import Tensor, nn
 from hpcdat.cluster import workers as collectives
 from hpcdat.cluster.launch import mpirun_command
 from hpcdat.cluster.launched import launched
-from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
-from hpcdat.concurrent import Batch
-from hpcdat.data.images import Images
 from hpcdat.environment import describe_environment
 from hpcdat.job import Job
 from hpcdat.job_file import read_job
+from hpcdat.models import build_model_for
 from hpcdat.models.split_batch_norm import SplitBatchNorm
 from hpcdat.objectives import Labelled, clean_loss, local_cost
-from hpcdat.record import RunFolder
-from hpcdat.trainer import Trainer
+from hpcdat.training.concurrent_attack import Batch
+from hpcdat.training.step import Algorithm1
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
 ALWAYS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
@@ -85,18 +82,14 @@ ROUNDS_OF_A_START = 2
 CLASSES = 10
 
 
-def trainer_without_images(job: Job, workers: Workers, device: torch.device) -> Trainer:
-    """A job's trainer before its first step, for batches from elsewhere: its own images are black."""
-    names, size = [str(n) for n in range(CLASSES)], job.data.image_size
-    pixels = np.zeros((CLASSES, size, size, job.data.channels), np.uint8)
-    images = Images(names, list(range(CLASSES)), names, pixels)
-    trainer = Trainer(job, workers, RunFolder(job.run_dir), *(images,) * 3, device, StopRequest())
-    trainer.model.train()
-    return trainer
+def algorithm_of(job: Job, workers: Workers, device: torch.device) -> Algorithm1:
+    """Algorithm 1 of a job before its first iteration, for images of CLASSES classes."""
+    model = build_model_for(job, CLASSES).to(device).train()
+    return Algorithm1(job, model, job.exchange, workers, device)
 
 
 class Bench:
-    """Trainers of all setups, with images in memory."""
+    """All setups, with images in memory."""
 
     def __init__(self, arguments: argparse.Namespace, workers: Workers, device: torch.device) -> None:
         self.arguments, self.workers, self.device = arguments, workers, device
@@ -108,61 +101,60 @@ class Bench:
         self.divisor: dict[str, int] = {}
         self.of_first: set[str] = set()
 
-    def trainer(self, settings: Sequence[str], workers: Workers) -> Trainer:
-        """A job's trainer, before its first step."""
+    def algorithm(self, settings: Sequence[str], workers: Workers) -> Algorithm1:
+        """Algorithm 1 of a job, before its first iteration."""
         given = self.arguments
         model = [f"model.name={given.model}", f"model.width={given.width}"]
         sizes = [f"batch_size={given.batch}", f"data.image_size={given.size}"]
         job = read_job(JOB, [*ALWAYS, *model, *sizes, *given.set, *settings])
-        return trainer_without_images(job, workers, self.device)
+        return algorithm_of(job, workers, self.device)
 
     def add_steps(self, name: str, settings: Sequence[str], workers: Workers) -> None:
         """Time iterations of a job."""
-        trainer = self.trainer(settings, workers)
-        images = {number: Labelled(self.x, self.y) for number in trainer.role.reads}
-        delay, count = trainer.adversary.delay, self.arguments.steps
+        algorithm = self.algorithm(settings, workers)
+        images = {number: Labelled(self.x, self.y) for number in algorithm.role.reads}
+        delay, count = algorithm.adversary.delay, self.arguments.steps
 
         def batch(step: int) -> Batch:
-            return Batch(step, self.arguments.batch * trainer.batches, images)
+            return Batch(0, step, self.arguments.batch * algorithm.batches, images)
 
         def steps() -> None:
             # What is in flight at the end is the next round's.
             for step in range(count):
-                trainer.state.step = step
-                trainer.step(batch(step), batch(step + delay) if delay else None)
+                algorithm.step(batch(step), batch(step + delay) if delay else None)
 
-        trainer.adversary.begin_epoch([batch(step) for step in range(delay)])
+        algorithm.adversary.begin_epoch([batch(step) for step in range(delay)])
         self.work[name], self.divisor[name] = steps, count
 
     def add_parts(self, how: str) -> None:
         """Time the parts of a ConAdv step by themselves; ``how`` stands in front of their names."""
-        trainer = self.trainer(ALONE["ConAdv"], Workers())
+        algorithm = self.algorithm(ALONE["ConAdv"], Workers())
         images = Labelled(self.x, self.y)
 
         def gradient(*parts: Labelled | None) -> None:
-            trainer.optimizer.zero_grad(set_to_none=True)
-            local_cost(trainer.network, *parts, weights=(0.5, 0.5)).total.backward()
+            algorithm.optimizer.zero_grad(set_to_none=True)
+            local_cost(algorithm.network, *parts, weights=(0.5, 0.5)).total.backward()
 
         parts = {
-            "attack": partial(trainer.attack, images, 0, 0),
+            "attack": partial(algorithm.attack, Batch(0, 0, len(self.x), {0: images}), 0),
             "clean half": partial(gradient, images, None),
             "adversarial half": partial(gradient, None, images),
             "both halves": partial(gradient, images, images),
-            "update": trainer.optimizer.step,
+            "update": algorithm.optimizer.step,
         }
         self.work |= {f"{how}part: {name}": work for name, work in parts.items()}
 
     def add_shared_forward(self) -> None:
         """Time ConAdv's step with one forward pass over both halves and the next batch."""
-        trainer = self.trainer(ALONE["ConAdv"], Workers())
-        layers = [m for m in trainer.model.modules() if isinstance(m, SplitBatchNorm)]
+        algorithm = self.algorithm(ALONE["ConAdv"], Workers())
+        layers = [m for m in algorithm.model.modules() if isinstance(m, SplitBatchNorm)]
         for layer in layers:
             layer.forward = partial(_in_three, layer)
-        parameters, n = list(trainer.model.parameters()), len(self.x)
+        parameters, n = list(algorithm.model.parameters()), len(self.x)
 
         def step() -> None:
             ahead = self.x.clone().requires_grad_()
-            logits = trainer.model(torch.cat([self.x, self.x, ahead]))
+            logits = algorithm.model(torch.cat([self.x, self.x, ahead]))
             cost = sum(clean_loss(part, self.y).sum() for part in (logits[:n], logits[n : 2 * n])) / (2 * n)
             (slope,) = torch.autograd.grad(
                 clean_loss(logits[2 * n :], self.y).sum(), ahead, retain_graph=True
@@ -170,7 +162,7 @@ class Bench:
             (self.x + 0.1 * slope.sign()).clamp(0, 1)
             for p, g in zip(parameters, torch.autograd.grad(cost, parameters), strict=True):
                 p.grad = g
-            trainer.optimizer.step()
+            algorithm.optimizer.step()
 
         self.work["ConAdv, one forward pass"] = step
 

@@ -65,7 +65,6 @@ from timing import in_turns
 
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import Batch
 from hpcdat.data import find_images, open_loader
 from hpcdat.environment import describe_environment, device_name
 from hpcdat.errors import Exit, HpcdatError, Stopped
@@ -79,6 +78,7 @@ from hpcdat.models.compiled import fastest_convolutions
 from hpcdat.objectives import Labelled
 from hpcdat.record import RunFolder
 from hpcdat.run import evaluate, load_trained, train
+from hpcdat.training.concurrent_attack import Batch
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 RATIOS = (
@@ -288,18 +288,18 @@ def _steps_of(job: Job, call: Call) -> tuple[dict[str, list[float]], dict[str, s
 
     def ours(**model: Any) -> Callable[[], object]:
         given = job.model_copy(update={"model": job.model.model_copy(update=model)})
-        trainer = conadv.trainer_without_images(given, Workers(), device)
-        batch = Batch(0, len(x), {0: Labelled(x, y)})
+        algorithm = conadv.algorithm_of(given, Workers(), device)
+        batch = Batch(0, 0, len(x), {0: Labelled(x, y)})
 
         def work() -> None:
             with fastest_convolutions(given.model.compiled):
-                trainer.step(batch, None)
+                algorithm.step(batch, None)
 
         return work
 
     def theirs(attack: Callable, **model: Any) -> Callable[[], object]:
         given = job.model_copy(update={"model": job.model.model_copy(update=model)})
-        net = conadv.trainer_without_images(given, Workers(), device).model
+        net = conadv.algorithm_of(given, Workers(), device).model
         return training_step(net, attack, x, y, job.optimizer)
 
     def exact(work: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from conadv import CLASSES, trainer_without_images
+from conadv import CLASSES, algorithm_of
 from tabulate import tabulate
 from timing import in_turns
 
@@ -29,20 +29,21 @@ from hpcdat.environment import describe_environment
 from hpcdat.job_file import read_job
 from hpcdat.objectives import Labelled
 from hpcdat.run import choose_device
-from hpcdat.trainer import Batch, Trainer
+from hpcdat.training.concurrent_attack import Batch
+from hpcdat.training.step import Algorithm1
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "cifar10-smooth-dat.yaml"
 COPIES = 2
 """Of each image, that a worker holds."""
 
 
-def of_a_step(trainer: Trainer, images: Labelled, workers: Workers) -> Callable[[], None]:
+def of_a_step(algorithm: Algorithm1, images: Labelled, workers: Workers) -> Callable[[], None]:
     """A step on one batch, begun together by all workers."""
-    batch = Batch(0, len(images.y) * trainer.batches, dict.fromkeys(trainer.role.reads, images))
+    batch = Batch(0, 0, len(images.y) * algorithm.batches, dict.fromkeys(algorithm.role.reads, images))
 
     def step() -> None:
         workers.gather(None, "ready")
-        trainer.step(batch, None)
+        algorithm.step(batch, None)
 
     return step
 
@@ -61,7 +62,7 @@ def work(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
         job = read_job(JOB, [*size, f"smoothing.copies={copies}", f"smoothing.workers={team.size}"])
         device = choose_device(job, workers)
         images = Labelled(x.to(device), y.to(device))
-        steps[name] = of_a_step(trainer_without_images(job, team, device), images, workers)
+        steps[name] = of_a_step(algorithm_of(job, team, device), images, workers)
     times = in_turns(steps, arguments.rounds, device)
     slowest = {
         name: list(map(max, zip(*workers.gather(own, "seconds"), strict=True))) for name, own in times.items()

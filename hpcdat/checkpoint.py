@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcdat.errors import InputError
 from hpcdat.files import write_atomically
 
-FORMAT = 6
+FORMAT = 7
 
 
 class CheckpointError(InputError):
@@ -67,7 +67,7 @@ class Checkpoint:
         step: steps done in the epoch after those.
         totals: of those steps, as a dictionary of :class:`EpochTotals`.
         skipped_steps: steps skipped since the run began.
-        judgement: a dictionary of :class:`~hpcdat.early_stopping.Judgement`.
+        history: of the evaluations, a dictionary of :class:`~hpcdat.training.early_stopping.History`.
         feedback: error feedback of the exchange by bucket and place, (M, n) float32.
         stale: weights that the adversarial examples in flight were made with, step by step.
         workers: number of workers M that trained.
@@ -87,7 +87,7 @@ class Checkpoint:
     images: int
     totals: dict[str, int | float] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
-    judgement: dict[str, int] = field(default_factory=dict)
+    history: dict[str, int] = field(default_factory=dict)
     feedback: list[dict[str, Any]] = field(default_factory=list)
     stale: list[list[Any]] = field(default_factory=list)
     metrics_bytes: int = 0

@@ -19,7 +19,6 @@ from torch import nn
 from hpcdat.attacks.pgd import PGD
 from hpcdat.cluster.box import links_here
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import Role, assign_roles, first_workers
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.environment import device_name
@@ -34,10 +33,11 @@ from hpcdat.exchange.probe import Imagined, Rate, coding_rate, measure_network
 from hpcdat.exchange.trial import measure_correction
 from hpcdat.files import write_text
 from hpcdat.job import Exchange, Job
+from hpcdat.models import build_model_for
 from hpcdat.objectives import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 from hpcdat.run import choose_device
-from hpcdat.trainer import build_model_for
+from hpcdat.training.roles import Role, assign_roles, first_workers
 
 REPEATS = 3
 FEW = 16

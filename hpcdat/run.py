@@ -12,7 +12,6 @@ import torch
 
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import assign_roles, first_workers
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.data.unlabelled import joined, read_pseudo_labelled
@@ -24,15 +23,18 @@ from hpcdat.evaluation.arithmetic import round_alike
 from hpcdat.evaluation.findings import examine
 from hpcdat.evaluation.sharding import Subject
 from hpcdat.evaluation.wanted import Wanted
-from hpcdat.exchange.choice import recall_exchange
+from hpcdat.exchange.choice import recall_exchange, settle
 from hpcdat.files import write_text
 from hpcdat.job import METHODS, Job
-from hpcdat.judge import set_aside
 from hpcdat.memory import enough_memory
+from hpcdat.models import build_model_for
 from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder, State
 from hpcdat.report.table import in_pixel_units, result_table
-from hpcdat.trainer import Trainer, build_model_for
+from hpcdat.training.roles import assign_roles, first_workers
+from hpcdat.training.step import Algorithm1
+from hpcdat.training.trainer import Trainer
+from hpcdat.training.validation import hold_out
 
 
 def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = False) -> Result:
@@ -56,11 +58,10 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
     check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = workers.together("find the images", lambda: find_images(job.data))
-    train_images, judged = workers.together(
-        "hold images out", lambda: set_aside(train_images, test_images, job)
-    )
+    images = workers.together("hold images out", lambda: hold_out(train_images, test_images, job))
     if job.data.unlabelled:
-        train_images = workers.together("read data.unlabelled", lambda: _mixed(job, train_images))
+        mixed = workers.together("read data.unlabelled", lambda: _mixed(job, images.train))
+        images = images._replace(train=mixed)
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
 
@@ -74,7 +75,10 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
         return workers.together("read the result", folder.read_result)
     with enough_memory(job, "batch_size"):
-        trainer = Trainer(job, workers, folder, train_images, judged, test_images, device, stop)
+        model = build_model_for(job, len(images.train.classes)).to(device)
+        progress = Progress(shown=workers.is_first)
+        exchange = settle(job.exchange, workers, model, folder.choice_file, progress)
+        trainer = Trainer(Algorithm1(job, model, exchange, workers, device), folder, images, stop)
         if state == "unfinished":
             trainer.resume()
         accuracy = trainer.run()

@@ -117,7 +117,7 @@ def test_a_forged_state_is_read_or_refused_and_nothing_else(data):
     "change",
     [
         *({"epoch": "two"}, {"model": 3}, {"statistics": ()}, {"extra": 1}),
-        *({"totals": {"cost": "much"}}, {"judgement": {"robust": [1]}}),
+        *({"totals": {"cost": "much"}}, {"history": {"robust": [1]}}),
     ],
 )
 def test_a_state_of_wrong_kinds_is_refused(tmp_path, change):

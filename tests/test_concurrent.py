@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.concurrent import Role, assign_roles, homes_of_batches, trained_by
 from hpcdat.data.batches import training_shares
 from hpcdat.errors import InputError
 from hpcdat.job import Concurrent
 from hpcdat.job_file import JobError, read_job
+from hpcdat.training.roles import Role, assign_roles, homes_of_batches, trained_by
 from tests.conftest import DEMO
 
 

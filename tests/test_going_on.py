@@ -52,7 +52,7 @@ def test_a_stop_on_the_last_step_of_an_epoch_keeps_that_epoch_the_guard_included
     train(stopped, Workers(), Never())
     one, other = (RunFolder(job.run_dir).newest_checkpoint() for job in (peace, stopped))
     assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
-    assert one.judgement == other.judgement and one.judgement["guarded"] > 0
+    assert one.history == other.history and one.history["guarded"] > 0
 
 
 def test_other_images_than_those_of_the_training_are_refused(tmp_path):
@@ -92,7 +92,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
     assert all(torch.isfinite(t).all() for t in model.values() if t.is_floating_point())
 
 
-@pytest.mark.parametrize("field", ["totals", "judgement"])
+@pytest.mark.parametrize("field", ["totals", "history"])
 def test_a_checkpoint_with_other_fields_is_refused(tmp_path, field):
     job = quick(tmp_path / "run")
     with pytest.raises(Stopped):

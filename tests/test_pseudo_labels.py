@@ -9,10 +9,10 @@ from hpcdat.data import find_images
 from hpcdat.data.unlabelled import read_pseudo_labelled, write_pseudo_labelled
 from hpcdat.errors import InputError, Stopped
 from hpcdat.job_file import read_job
+from hpcdat.models import build_model_for
 from hpcdat.pseudo_labels import pseudo_label
 from hpcdat.record import RunFolder
 from hpcdat.run import train
-from hpcdat.trainer import build_model_for
 from tests.conftest import DEMO, Never
 
 

@@ -9,12 +9,12 @@ from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD, input_gradient
 from hpcdat.cluster.workers import Done, Workers
-from hpcdat.concurrent import Role, assign_roles, first_workers, trained_by
 from hpcdat.errors import InputError
 from hpcdat.job import Smoothing
 from hpcdat.job_file import JobError, read_job
 from hpcdat.objectives import Labelled
-from hpcdat.smoothing import NoisyCopies
+from hpcdat.training.roles import Role, assign_roles, first_workers, trained_by
+from hpcdat.training.smooth_adv import NoisyCopies
 from tests.conftest import DEMO
 
 PLACE = (2, 3, 1)

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from hpcdat.job import METHODS, Job
 from hpcdat.models.digits_cnn import DigitsCNN
 from hpcdat.models.normalization import Normalization
 from hpcdat.models.pixel_model import PixelModel, Precision
 from hpcdat.models.preact_resnet import preact_resnet18, wide_resnet28_10
+from hpcdat.models.split_batch_norm import split_batch_norm
+from hpcdat.seeds import derive
 
 
 def _resnet50(channels: int, num_classes: int) -> nn.Module:
@@ -61,3 +64,26 @@ def build_model(
         torch.manual_seed(seed)
         net = MODELS[name](channels, num_classes, **({} if width == 1 else {"width": width}))
     return PixelModel(Normalization(mean, std), net, precision, channels_last)
+
+
+def build_model_for(job: Job, classes: int) -> nn.Module:
+    """The network of a job, freshly initialised, with split batch norm if its method has it.
+
+    Args:
+        job: its model, data and seed.
+        classes: number of logits.
+    """
+    model = build_model(
+        job.model.name,
+        channels=job.data.channels,
+        num_classes=classes,
+        mean=job.model.mean,
+        std=job.model.std,
+        seed=derive(job.seed, "weights"),
+        precision=job.model.precision,
+        width=job.model.width,
+        channels_last=job.model.channels_last,
+    )
+    if METHODS[job.method].split:
+        split_batch_norm(model)
+    return model

@@ -12,8 +12,8 @@ from hpcdat.checkpoint import Checkpoint
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images
 from hpcdat.job_file import read_job
+from hpcdat.models import build_model_for
 from hpcdat.record import RunFolder
-from hpcdat.trainer import build_model_for
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.programs.certification import certificates
 from tests.distributed.programs.evaluation import fit

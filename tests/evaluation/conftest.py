@@ -4,8 +4,8 @@ import pytest
 
 from hpcdat.data import find_images
 from hpcdat.evaluation.sharding import Subject
+from hpcdat.models import build_model_for
 from hpcdat.record import RunFolder
-from hpcdat.trainer import build_model_for
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hpcdat import trainer
 from hpcdat.attacks.pgd import PGD
 from hpcdat.cluster.workers import Workers
 from hpcdat.job_file import read_job
@@ -20,6 +19,7 @@ from hpcdat.models.split_batch_norm import split_batch_norm
 from hpcdat.objectives import Labelled, clean_loss, local_cost
 from hpcdat.record import RunFolder
 from hpcdat.run import train
+from hpcdat.training import step
 from tests.conftest import DEMO, Never
 
 
@@ -61,7 +61,7 @@ def test_a_run_is_trained_by_compiled_code_where_the_job_says_so(tmp_path, monke
     """The digits, with a short last batch: the same weights but for rounding."""
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(trainer, "Compiled", partial(Compiled, backend=counter))
+    monkeypatch.setattr(step, "Compiled", partial(Compiled, backend=counter))
     short = ["epochs=1", "batch_size=300", "attack.steps=2", "evaluation.steps=1", "data.loader=device"]
     weights = []
     for compiled in ("false", "true"):

@@ -14,13 +14,14 @@ from hpcdat.data import find_images, open_loader
 from hpcdat.data.batches import training_shares
 from hpcdat.errors import Stopped
 from hpcdat.job_file import read_job
+from hpcdat.models import build_model_for
 from hpcdat.models.split_batch_norm import routed
 from hpcdat.objectives import clean_loss
 from hpcdat.optim import build_optimizer
 from hpcdat.record import RunFolder
 from hpcdat.run import train
 from hpcdat.seeds import derive
-from hpcdat.trainer import Trainer, build_model_for
+from hpcdat.training.step import Algorithm1
 from tests.conftest import DEMO
 
 
@@ -46,19 +47,19 @@ def trained_concurrently(workers, root, run_dir, stop_after, delay, *settings):
     fixed = [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings]
     job = read_job(DEMO, fixed if "method=disadv" in fixed else [*fixed, f"concurrent.delay={delay}"])
     if stop_after:
-        stop, step = StopRequest(), Trainer.step
+        stop, step = StopRequest(), Algorithm1.step
 
-        def step_and_stop(trainer, *batches):
-            stop.wanted = trainer.state.epoch * 5 + trainer.state.step + 1 == stop_after
-            return step(trainer, *batches)
+        def step_and_stop(algorithm, now, *rest):
+            stop.wanted = now.epoch * 5 + now.step + 1 == stop_after
+            return step(algorithm, now, *rest)
 
-        Trainer.step = step_and_stop
+        Algorithm1.step = step_and_stop
         try:
             train(job, workers, stop)
             raise AssertionError("it was to be stopped")
         except Stopped:
             stop.wanted = False
-            Trainer.step = step
+            Algorithm1.step = step
     train(job, workers, StopRequest())
     return fingerprints(RunFolder(job.run_dir).newest_checkpoint().model)
 

@@ -21,9 +21,9 @@ from hpcdat.evaluation.outcomes import Shelf
 from hpcdat.evaluation.sharding import Subject
 from hpcdat.evaluation.wanted import Wanted
 from hpcdat.job_file import read_job
+from hpcdat.models import build_model_for
 from hpcdat.objectives import clean_loss
 from hpcdat.progress import Progress
-from hpcdat.trainer import build_model_for
 from tests.conftest import DEMO
 
 

@@ -9,25 +9,24 @@ import hpcdat.models
 from hpcdat import run
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.job_file import read_job
-from hpcdat.judge import Judge
 from hpcdat.record import RunFolder
 from hpcdat.run import train
-from hpcdat.trainer import Trainer
+from hpcdat.training.step import Algorithm1
+from hpcdat.training.validation import Validation
 from tests.conftest import DEMO
 
 
 def one_gradient_is_not_a_number(workers, root, run_dir, *settings):
     """The last worker's gradient has a NaN in the second step of the first epoch, and only there."""
-    gradient = Trainer.local_gradient
+    gradient = Algorithm1.local_gradient
 
-    def spoilt(trainer, *batch):
-        cost = gradient(trainer, *batch)
-        first = trainer.state.epoch == 0 and trainer.state.step == 1
-        if first and trainer.workers.rank == trainer.workers.size - 1:
-            trainer.model[1].classifier.weight.grad[0, 0] = float("nan")
+    def spoilt(algorithm, now, x_adv):
+        cost = gradient(algorithm, now, x_adv)
+        if (now.epoch, now.step) == (0, 1) and workers.rank == workers.size - 1:
+            algorithm.model[1].classifier.weight.grad[0, 0] = float("nan")
         return cost
 
-    Trainer.local_gradient = spoilt
+    Algorithm1.local_gradient = spoilt
     # Exchanged once the backward pass is over, when the gradient has been spoilt.
     always = ["epochs=1", "attack.steps=1", "evaluation.steps=1", "exchange.overlap=false"]
     job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *always, *settings])
@@ -61,14 +60,14 @@ def train_small(workers, global_batch, root, run_dir, *settings):
 
 def collapse(workers, root, run_dir, *settings):
     """Train a job whose classifier is wiped out at the end of the fourth epoch and of all later ones."""
-    look_at = Judge.has_overfitted
+    has_overfitted = Validation.has_overfitted
 
-    def wipe_and_look(judge):
-        if judge.state.epoch >= 4:
-            torch.nn.init.zeros_(judge.state.model[1].classifier.weight)
-        return look_at(judge)
+    def wipe_first(validation):
+        if validation.state.epoch >= 4:
+            torch.nn.init.zeros_(validation.state.model[1].classifier.weight)
+        return has_overfitted(validation)
 
-    Judge.has_overfitted = wipe_and_look
+    Validation.has_overfitted = wipe_first
     job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", "epochs=9", *settings])
     result = train(job, workers, StopRequest())
     folder = RunFolder(job.run_dir)
@@ -105,13 +104,13 @@ def train_seeds(workers, root, run_dir, *settings):
 def one_is_slow(workers, root, run_dir):
     """Worker 1 takes half a second longer for each of its steps; the workers are on nodes of their own."""
     workers.node_of = list(range(workers.size))
-    gradient = Trainer.local_gradient
+    gradient = Algorithm1.local_gradient
 
-    def slow(trainer, *batch):
-        time.sleep(0.5 * (trainer.workers.rank == 1))
-        return gradient(trainer, *batch)
+    def slow(algorithm, *batch):
+        time.sleep(0.5 * (workers.rank == 1))
+        return gradient(algorithm, *batch)
 
-    Trainer.local_gradient = slow
+    Algorithm1.local_gradient = slow
     settings = ["epochs=1", "method=plain", "batch_size=400", "evaluation.steps=1", "data.split=nodes"]
     job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *settings])
     train(job, workers, StopRequest())

@@ -1,9 +1,9 @@
 """When to stop, and which weights to keep: robust overfitting and catastrophic overfitting.
 
 Robust accuracy on images that are not trained on may fall long before training ends (robust
-overfitting, Rice et al. 2020), and FGSM training may lose it within an epoch, all of a sudden, while
-its own attack still looks strong (catastrophic overfitting, Wong et al. 2020). Everything here is a
-function of counts that were summed over the workers, so that all of them decide alike.
+overfitting, Rice et al. 2020), and FGSM training may lose it within an epoch while its own attack still
+looks strong (catastrophic overfitting, Wong et al. 2020). Everything here is a function of counts that were
+summed over the workers, so that all workers decide alike.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from hpcdat.evaluation.accuracy import Accuracy
 
 GUARD_IMAGES = 256
-"""Training images on which robust accuracy is watched, of all workers together."""
+"""Training images that the guard against catastrophic overfitting evaluates, of all workers together."""
 
 GUARD_STEPS = 5
-"""Steps of the PGD that watches, as in Fast AT's own early stopping."""
+"""Steps of the guard's PGD, as in Fast AT's own early stopping."""
 
 
 @dataclass
-class Judgement:
-    """What the evaluations of a run have shown so far.
+class History:
+    """The evaluations of a run so far: the best one, and how many came after it.
 
     Attributes:
         best_epoch: epochs done when robust accuracy was highest; 0 before the first evaluation.
         images, correct, robust: the counts of that evaluation.
         since: evaluations after it.
-        guarded: most images of the guard that were robust at the end of an epoch.
+        guarded: highest number of the guard's images that were robust at the end of an epoch.
     """
 
     best_epoch: int = 0
@@ -38,8 +38,13 @@ class Judgement:
     since: int = 0
     guarded: int = 0
 
-    def judge(self, epoch: int, accuracy: Accuracy) -> bool:
-        """Take note of an evaluation; whether it is the best so far, by RA."""
+    def add(self, epoch: int, accuracy: Accuracy) -> bool:
+        """Add an evaluation; returns whether its RA is the highest so far.
+
+        Args:
+            epoch: epochs done.
+            accuracy: on the validation images.
+        """
         if self.images and accuracy.ra <= self.robust / self.images:
             self.since += 1
             return False
@@ -52,11 +57,14 @@ class Judgement:
         """TA and RA of the best evaluation."""
         return Accuracy(self.images, self.correct, self.robust)
 
-    def overfitted(self, accuracy: Accuracy) -> bool:
-        """Whether robust accuracy on the guard's images has broken down; otherwise it is noted.
+    def add_guarded(self, accuracy: Accuracy) -> bool:
+        """Add an evaluation of the guard, unless RA has collapsed; returns whether it has.
 
-        It has when it is below half of its best, by more than three standard errors of the
+        It has if it is below half of its highest value, by more than three standard errors of the
         difference of two such counts.
+
+        Args:
+            accuracy: on the guard's images.
         """
         n = accuracy.images
         if n == 0:

@@ -1,4 +1,4 @@
-"""A training run at one moment: network, optimiser, place in the job, and what was seen on the way."""
+"""The state of a training run, which checkpoints save and restore."""
 
 from __future__ import annotations
 
@@ -7,58 +7,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-
 from hpcdat.checkpoint import Checkpoint, EpochTotals, load_checkpoint
-from hpcdat.cluster.agreement import BatchNormStatistics
-from hpcdat.cluster.workers import Workers
-from hpcdat.concurrent import Adversary
 from hpcdat.data.images import Images
-from hpcdat.early_stopping import Judgement
 from hpcdat.errors import InputError
-from hpcdat.exchange.gradients import GradientExchange
 from hpcdat.record import RunFolder
+from hpcdat.training.early_stopping import History
+from hpcdat.training.step import Algorithm1
 
 
 class TrainingState:
-    """What a checkpoint holds and a run goes on from, bit for bit.
+    """What a checkpoint holds, so that a run goes on from it bit for bit.
 
     Args:
-        model: the network, equal on all workers but for running batch-norm statistics.
-        optimizer: its optimiser, equal on all workers.
-        exchange: of its gradients, for the error feedback it keeps.
-        adversary: for the examples it has in flight.
-        batch_norm: the statistics in which the workers differ within an epoch.
-        workers: who trains.
+        algorithm: its network, optimiser, error feedback, batch-norm statistics and adversarial examples in
+            flight are part of the state.
         folder: the run's; worker 0 writes.
-        train: the images that are trained on.
+        train: the training images; their number and classes must not change.
 
     Attributes:
-        epoch, step: epochs done, and steps done in the one after those.
+        model: the network, equal on all workers but for running batch-norm statistics.
+        epoch, step: epochs done, and steps done in the next one.
         totals: of those steps.
         skipped_steps: steps skipped since the run began.
-        judgement: of the evaluations so far.
+        history: of the evaluations so far.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        exchange: GradientExchange,
-        adversary: Adversary,
-        batch_norm: BatchNormStatistics,
-        workers: Workers,
-        folder: RunFolder,
-        train: Images,
-    ) -> None:
-        self.model, self.optimizer, self.exchange = model, optimizer, exchange
-        self.adversary, self.batch_norm = adversary, batch_norm
-        self.workers, self.folder = workers, folder
+    def __init__(self, algorithm: Algorithm1, folder: RunFolder, train: Images) -> None:
+        self.algorithm, self.folder = algorithm, folder
+        self.model, self.workers = algorithm.model, algorithm.workers
         self.classes, self.images = train.classes, len(train)
         self.epoch = self.step = self.skipped_steps = 0
         self.totals = EpochTotals()
-        self.judgement = Judgement()
+        self.history = History()
 
     def log(self, **metrics: Any) -> None:
         """Append one line to the run's metrics; all workers call this together.
@@ -74,21 +54,22 @@ class TrainingState:
         self.workers.together("write the metrics", write)
 
     def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint; the running statistics of training go on as they were.
+        """Write a checkpoint; all workers call this together. The state does not change.
 
         Args:
-            best: keep it as the best so far, beside those that the run goes on from.
+            best: write it as the best so far, not as one that the run goes on from.
 
         Raises:
             WorkerError: on all workers; it could not be written.
         """
-        gathered = self.batch_norm.gather()
-        local = self.batch_norm.local()
-        self.batch_norm.average()
+        algorithm, batch_norm = self.algorithm, self.algorithm.batch_norm
+        gathered = batch_norm.gather()
+        local = batch_norm.local()
+        batch_norm.average()
         checkpoint = Checkpoint(
             model=self.model.state_dict(),
             statistics=gathered,
-            optimizer=self.optimizer.state_dict(),
+            optimizer=algorithm.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
             workers=self.workers.size,
@@ -96,9 +77,9 @@ class TrainingState:
             images=self.images,
             totals=asdict(self.totals),
             skipped_steps=self.skipped_steps,
-            judgement=asdict(self.judgement),
-            feedback=self.exchange.gather_state(),
-            stale=self.adversary.stale() if self.step else [],
+            history=asdict(self.history),
+            feedback=algorithm.exchange.gather_state(),
+            stale=algorithm.adversary.stale() if self.step else [],
             metrics_bytes=self.folder.metrics_bytes(),
         )
 
@@ -107,64 +88,68 @@ class TrainingState:
                 self.folder.checkpoints.save(checkpoint, best=best)
 
         self.workers.together("write the checkpoint", write)
-        self.batch_norm.restore(local)
+        batch_norm.restore(local)
 
     def resume(self, say: Callable[[str], object]) -> None:
-        """Go on from the run's newest checkpoint that is whole.
+        """Restore the newest checkpoint of the run that is intact; all workers call this together.
 
-        With another number of workers, whose steps are others, from the newest end of an epoch, and
-        error feedback begins anew.
+        With another number of workers than the checkpoint's an epoch has other steps: the run goes on from
+        the newest end of an epoch, without error feedback.
 
         Args:
-            say: receives a line about the checkpoint taken, and one for each that was passed over.
+            say: receives a line about the checkpoint taken, and one for each that was skipped.
 
         Raises:
-            InputError: there is no checkpoint that can be used, or the images are not those of the training.
+            InputError: no checkpoint can be used, or the images are not those of the training.
         """
-        told: list[str] = []
+        skipped: list[str] = []
 
         def fits(checkpoint: Checkpoint) -> bool:
             if checkpoint.step == 0 or checkpoint.workers == self.workers.size:
                 return True
-            told.append(
+            skipped.append(
                 f"step {checkpoint.step} of epoch {checkpoint.epoch + 1} was reached with "
                 f"{checkpoint.workers} workers; with {self.workers.size} the epoch starts anew"
             )
             return False
 
         def choose() -> str | None:
-            return str(self.folder.checkpoints.choose(fits, told.append)) if self.workers.is_first else None
+            return (
+                str(self.folder.checkpoints.choose(fits, skipped.append)) if self.workers.is_first else None
+            )
 
         # Worker 0 chooses, so that all read the same file.
         chosen = self.workers.gather(self.workers.together("choose a checkpoint", choose), "checkpoint")[0]
-        self._take(Path(chosen))
-        for line in told:
+        self._restore(Path(chosen))
+        for line in skipped:
             say(line)
         say(f"going on from epoch {self.epoch}, step {self.step} ({chosen})")
 
-    def go_back_to_best(self) -> None:
-        """Become the best checkpoint; the metrics stay.
+    def restore_best(self) -> None:
+        """Restore the best checkpoint; the metrics stay.
 
         Raises:
-            InputError: it is not there or damaged.
+            InputError: it is missing or damaged.
         """
-        self._take(self.folder.checkpoints.best_file, forget=False)
+        self._restore(self.folder.checkpoints.best_file, cut_metrics=False)
 
-    def go_back_an_epoch(self) -> None:
-        """Become the newest end of an epoch that is on disk; metrics and judgement stay.
+    def restore_epoch(self) -> None:
+        """Restore the newest end of an epoch on disk; metrics and history stay.
 
         Raises:
-            InputError: it is not there or damaged.
+            InputError: it is missing or damaged.
         """
-        judgement = self.judgement
-        self._take(self.folder.checkpoints.epoch_file, forget=False)
-        self.judgement = judgement
+        history = self.history
+        self._restore(self.folder.checkpoints.epoch_file, cut_metrics=False)
+        self.history = history
 
-    def _take(self, file: Path, *, forget: bool = True) -> None:
-        def load() -> tuple[Checkpoint, EpochTotals, Judgement]:
+    def _restore(self, file: Path, *, cut_metrics: bool = True) -> None:
+        algorithm = self.algorithm
+
+        def load() -> tuple[Checkpoint, EpochTotals, History]:
             checkpoint = load_checkpoint(file)
             try:
-                totals, judgement = EpochTotals(**checkpoint.totals), Judgement(**checkpoint.judgement)
+                totals, history = EpochTotals(**checkpoint.totals), History(**checkpoint.history)
             except TypeError as error:
                 raise InputError(
                     f"{file}: a checkpoint of another version: {error}: take the version that wrote it, or "
@@ -179,16 +164,16 @@ class TrainingState:
                     + ": bring the images back (data.root), or start over with --overwrite"
                 )
             self.model.load_state_dict(checkpoint.model)
-            self.optimizer.load_state_dict(checkpoint.optimizer)
+            algorithm.optimizer.load_state_dict(checkpoint.optimizer)
             if checkpoint.step > 0:
-                self.batch_norm.scatter(checkpoint.statistics)
+                algorithm.batch_norm.scatter(checkpoint.statistics)
             if checkpoint.workers == self.workers.size:
-                self.exchange.load_state(checkpoint.feedback)
-            self.adversary.restore(checkpoint.stale)
-            if forget and self.workers.is_first:
+                algorithm.exchange.load_state(checkpoint.feedback)
+            algorithm.adversary.restore(checkpoint.stale)
+            if cut_metrics and self.workers.is_first:
                 self.folder.forget_metrics_after(checkpoint.metrics_bytes)
-            return checkpoint, totals, judgement
+            return checkpoint, totals, history
 
-        checkpoint, self.totals, self.judgement = self.workers.together("read the checkpoint", load)
+        checkpoint, self.totals, self.history = self.workers.together("read the checkpoint", load)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.skipped_steps = checkpoint.skipped_steps

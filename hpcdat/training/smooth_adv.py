@@ -1,13 +1,13 @@
-"""Smooth-AT: adversarial training of a classifier that is to be smoothed (Salman et al. 2019; DAT, Table 2).
+"""Smooth-AT: adversarial training of a smoothed classifier (SmoothAdv, Salman et al. 2019; DAT, Table 2).
 
 Each image passes the network as N noisy copies x + delta + eta_i, eta_i ~ N(0, sigma^2 I), that share one
-perturbation. Inner maximisation raises the loss of the smoothed classifier, -log of the copies' mean
-probability of y (SmoothAdv, Salman et al., Sec. 2.2); the cost is the mean of the copies' losses, as in
-their code, with the same noise. DAT states neither. Noisy copies are not clipped.
+perturbation. The inner maximisation is of the loss of the smoothed classifier, -log of the copies' mean
+probability of y (Salman et al., Sec. 2.2); the cost is the mean of the copies' losses, as in their code, with
+the same noise. DAT states neither. Noisy copies are not clipped.
 
-The copies can be spread over the workers of a team, which share a batch: N = 20 on ten workers costs each
-what N = 2 costs one. In each attack step they exchange a number an image, and add the gradients that their
-copies have with respect to it.
+The copies can be spread over a team of workers that share a batch: N = 20 on ten workers costs each worker
+what N = 2 costs a single one. In each attack step they exchange one number an image, and sum the gradients of
+their copies with respect to it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ from hpcdat.seeds import derive
 
 
 def share_copies(job: Job, workers: Workers) -> NoisyCopies | None:
-    """What this worker holds of the noisy copies of its batches, if the job has them; all call this together.
+    """This worker's noisy copies of its batches, None if the job has none; all workers call this together.
 
     Args:
         job: resolved.
-        workers: who trains; ``job.smoothing.workers`` neighbours are a team.
+        workers: who trains; ``smoothing.workers`` consecutive ranks are a team.
     """
     if not job.smoothing.sigma:
         return None
     sharing = job.smoothing.workers
-    alone = sharing == 1
-    team = Workers() if alone else workers.divided([rank // sharing for rank in range(workers.size)])
+    team = Workers() if sharing == 1 else workers.divided([rank // sharing for rank in range(workers.size)])
     return NoisyCopies(job.smoothing, job.seed, team)
 
 
 class NoisyCopies:
-    """The copies of every image that this worker holds.
+    """The noisy copies of images that one worker of a team computes.
 
     Args:
         settings: the job's ``smoothing`` section.
         seed: the job's; noise is a function of it, the place in training and the number of the copy.
-        team: the workers of this batch; the copies are theirs in the order of ranks.
+        team: the workers that share the batch; each has a range of the copies, in the order of ranks.
     """
 
     def __init__(self, settings: Smoothing, seed: int, team: Workers) -> None:
@@ -56,7 +55,7 @@ class NoisyCopies:
     def smoothed(
         self, model: nn.Module, images: Labelled, epoch: int, step: int, batch: int
     ) -> tuple[nn.Module, Loss]:
-        """What the oracle attacks in place of a network and its loss; the team calls this together.
+        """The smoothed network and its loss, for the inner maximisation; the team calls this together.
 
         Args:
             model: from images (n, C, H, W) to logits (n, classes).

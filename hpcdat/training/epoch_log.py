@@ -1,0 +1,123 @@
+"""What an epoch has cost and done: its line in the metrics and on the screen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from statistics import median
+
+from hpcdat.progress import Progress
+from hpcdat.training.state import TrainingState
+from hpcdat.training.step import StepOutcome
+
+SLOW_WORKER = 1.25
+"""A worker is reported as slow if its step time exceeds the median of the workers by this factor."""
+
+
+class EpochLog:
+    """Adds up seconds, costs and images of an epoch in the state's totals, and writes its line.
+
+    Args:
+        state: of the training.
+        progress: for the user.
+    """
+
+    def __init__(self, state: TrainingState, progress: Progress) -> None:
+        self.state, self.progress = state, progress
+        self.job, self.exchange = state.algorithm.job, state.algorithm.exchange
+        self.workers, self.roles = state.workers, state.algorithm.roles
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock of an epoch, or of what is left of it."""
+        self._clock = time.perf_counter()
+        self._step_seconds: list[float] = []
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count the time inside the block as waiting for images."""
+        began = time.perf_counter()
+        yield
+        self.state.totals.data_seconds += time.perf_counter() - began
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Count the time inside the block as a step, without waiting for the other workers."""
+        began, waited = time.perf_counter(), self.exchange.spent.waited
+        yield
+        self._step_seconds.append(time.perf_counter() - began - (self.exchange.spent.waited - waited))
+
+    def count(self, outcome: StepOutcome, global_size: int) -> None:
+        """Add a step to the totals.
+
+        Args:
+            outcome: of the step.
+            global_size: images of all workers in it, with those that could not be read.
+        """
+        totals = self.state.totals
+        totals.skipped_images += global_size - outcome.images
+        if outcome.finite:
+            totals.cost += outcome.cost * outcome.images
+            totals.images += outcome.images
+            totals.correct += outcome.correct
+        else:
+            totals.skipped_steps += 1
+
+    def measure(self) -> None:
+        """Add the seconds since the last call, or since :meth:`begin`; all workers call this together."""
+        now = time.perf_counter()
+        self.state.totals.total_seconds += now - self._clock
+        spent = self.exchange.reset()
+        # The worker that came last to an exchange has waited for nobody: its time is the network's.
+        steps = zip(*self.workers.gather(spent.busy, "seconds of exchanges"), strict=True)
+        self.state.totals.communication_seconds += sum(map(min, steps))
+        self.state.totals.waited_seconds += spent.waited
+        self._clock = now
+
+    def record(self, rate: float) -> None:
+        """Write the epoch's line; all workers call this together.
+
+        Args:
+            rate: learning rate of its last step.
+        """
+        totals, traffic = self.state.totals, self.exchange.traffic()
+        cost = totals.cost / totals.images if totals.images else math.nan
+        seen = totals.images and self.job.weights_of_cost[0]
+        self.state.log(
+            event="epoch",
+            epoch=self.state.epoch,
+            lr=rate,
+            **asdict(totals) | {"cost": cost if totals.images else None},
+            training_accuracy=totals.correct / totals.images if seen else None,
+            megabytes=traffic.total / 2**20,
+            megabytes_busiest_card=traffic.busiest / 2**20,
+            workers=self._step_times(),
+        )
+        self.progress.say(
+            f"epoch {self.state.epoch:3d}/{self.job.epochs}  cost {cost:.4f}  lr {rate:g}  "
+            f"T {totals.total_seconds:.1f} s  C {totals.communication_seconds:.1f} s"
+            + (f"  {totals.skipped_images} images could not be read" if totals.skipped_images else "")
+        )
+
+    def _step_times(self) -> dict[str, list[float]]:
+        """Median and longest step of each worker since :meth:`begin`, seconds.
+
+        Without waiting for images or for other workers, so that a slow worker can be told from the rest.
+        """
+        mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
+        medians, longest, hosts = zip(*self.workers.gather(mine, "step times"), strict=True)
+        # Compared only with workers of an equal role: an attack worker has less to do.
+        works = [(len(role.clean), len(role.adversarial), len(role.attacked)) for role in self.roles]
+        usual = [
+            median(m for m, other in zip(medians, works, strict=True) if other == work) for work in works
+        ]
+        slowest = max(range(len(medians)), key=lambda rank: medians[rank] / usual[rank])
+        if medians[slowest] > SLOW_WORKER * usual[slowest]:
+            self.progress.say(
+                f"worker {slowest} on {hosts[slowest]} is slow: {medians[slowest]:.3g} s for its part of a "
+                f"step, the median of the workers is {usual[slowest]:.3g} s"
+            )
+        return {"step_seconds": list(medians), "longest_step_seconds": list(longest)}

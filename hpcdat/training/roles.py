@@ -1,0 +1,119 @@
+"""Which worker does what in a step: ConAdv, Sec. 3.3, and the teams of Smooth-AT.
+
+Workers that share batches are a cell: its update workers compute the cost of a batch, or one of them its
+clean and another its adversarial half; an attack worker, if there is one, makes the examples of them all and
+sends them. It has no gradient, but takes part in the exchange and in the update, so that its weights
+are those of the others without being sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpcdat.errors import InputError
+from hpcdat.job import Job
+from hpcdat.models.split_batch_norm import Branch
+
+MOST_UPDATE_WORKERS = 3
+"""Batches an attack worker can keep up with: forward pass and input gradient of one against forward pass and
+both gradients of two halves, 2 against 6 units of work."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a worker does in every step; batches are numbered over all workers.
+
+    Attributes:
+        clean, adversarial: batches whose clean or adversarial loss it computes, one after the other; more
+            than one if the worker stands for several virtual ones.
+        attacked: batches whose adversarial examples it makes.
+    """
+
+    clean: tuple[int, ...]
+    adversarial: tuple[int, ...]
+    attacked: tuple[int, ...]
+
+    @property
+    def trains(self) -> tuple[int, ...]:
+        """The batches it computes a gradient of."""
+        return self.clean or self.adversarial
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The batches whose images it needs."""
+        return tuple(sorted({*self.attacked, *self.clean}))
+
+
+def assign_roles(job: Job, size: int) -> list[Role]:
+    """The role of every worker, in the order of ranks; a cell or team has consecutive ranks.
+
+    Args:
+        job: its ``concurrent``, ``virtual_workers`` and ``smoothing.workers`` decide. Workers of a team,
+            which share the noisy copies of their batches, have the same role.
+        size: number of workers M, >= 1.
+
+    Raises:
+        InputError: the number of workers is no multiple of the size of a cell or team.
+    """
+    sharing = job.smoothing.workers
+    if size % sharing:
+        raise InputError(
+            f"smoothing.workers: {size} workers cannot be divided into teams of {sharing}", everywhere=True
+        )
+    return [role for role in _roles_of_cells(job, size // sharing) for _ in range(sharing)]
+
+
+def _roles_of_cells(job: Job, size: int) -> list[Role]:
+    settings, k = job.concurrent, job.virtual_workers
+    if k > 1:
+        own = [tuple(range(rank * k, (rank + 1) * k)) for rank in range(size)]
+        return [Role(batches, batches, batches) for batches in own]
+    halves = 2 if settings.halves == "apart" else 1
+    attackers = int(settings.place == "workers")
+    asked = settings.update_workers
+    choices = [asked] if asked else range(MOST_UPDATE_WORKERS if attackers else 1, 0, -1)
+    batches = next((k for k in choices if size % (k * halves + attackers) == 0), None)
+    if batches is None:
+        cell = (asked or 1) * halves + attackers
+        raise InputError(
+            f"concurrent: {size} workers cannot be divided into cells of {cell} (place {settings.place}, "
+            f"halves {settings.halves}): take a multiple of {cell}",
+            everywhere=True,
+        )
+    roles: list[Role] = []
+    for first in range(0, size // (batches * halves + attackers) * batches, batches):
+        numbers = range(first, first + batches)
+        for number in numbers:
+            own = () if attackers else (number,)
+            if halves == 1:
+                roles.append(Role((number,), (number,), own))
+            else:
+                roles += [Role((number,), (), ()), Role((), (number,), own)]
+        if attackers:
+            roles.append(Role((), (), tuple(numbers)))
+    return roles
+
+
+def trained_by(roles: Sequence[Role]) -> dict[Branch, list[int]]:
+    """Ranks of the workers that update a branch's batch-norm statistics, once for each of their batches."""
+    return {
+        "clean": [rank for rank, role in enumerate(roles) for _ in role.clean],
+        "adversarial": [rank for rank, role in enumerate(roles) for _ in role.adversarial],
+    }
+
+
+def first_workers(roles: Sequence[Role]) -> list[int]:
+    """Lowest rank of the workers that have the clean half, for every batch."""
+    first: dict[int, int] = {}
+    for rank, role in enumerate(roles):
+        for number in role.clean:
+            first.setdefault(number, rank)
+    return list(first.values())
+
+
+def homes_of_batches(roles: Sequence[Role], node_of: Sequence[int]) -> list[int]:
+    """Node of the first worker, for every batch; nodes that only attack are left out of the numbering."""
+    homes = [node_of[rank] for rank in first_workers(roles)]
+    nodes = list(dict.fromkeys(homes))
+    return [nodes.index(home) for home in homes]

@@ -1,0 +1,231 @@
+"""Algorithm 1 of the DAT paper (Algorithm A1 of its supplement) and of the ConAdv paper: one iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hpcdat.attacks.pgd import PGD, attacked
+from hpcdat.cluster.agreement import BatchNormStatistics
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
+from hpcdat.exchange.gradients import GradientExchange, gradients_of
+from hpcdat.job import Exchange, Job
+from hpcdat.models.compiled import Compiled
+from hpcdat.objectives import Labelled, clean_loss, divergence, local_cost
+from hpcdat.optim import build_optimizer
+from hpcdat.seeds import derive
+from hpcdat.training.concurrent_attack import Adversary, Batch
+from hpcdat.training.roles import assign_roles, first_workers, trained_by
+from hpcdat.training.smooth_adv import share_copies
+
+
+class Requests(NamedTuple):
+    """What one worker asks all workers for; it is summed with the gradients.
+
+    Attributes:
+        stop: to stop.
+        save: to write a checkpoint.
+    """
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What all workers know after a step.
+
+    Attributes:
+        cost: of eq. (2), mean over the global batch, before the update.
+        images: of the global batch, without those that could not be read.
+        correct: number of these classified right without perturbation; 0 if the cost has no clean loss.
+        finite: whether cost and gradients were finite; if not, the step was skipped.
+        stop: whether any worker was asked to stop.
+        save: whether any worker asked for a checkpoint.
+    """
+
+    cost: float
+    images: int
+    correct: int
+    finite: bool
+    stop: bool
+    save: bool
+
+
+class Algorithm1:
+    """Algorithm 1 for problem (2), as one of its workers computes it.
+
+    Args:
+        job: resolved.
+        model: the network, on the device; its weights are trained.
+        exchange: settings of the exchange of gradients, without ``auto``.
+        workers: who trains; all construct this together.
+        device: of this worker.
+
+    Attributes:
+        network: the model as it is called, compiled if the job says so.
+        batches: number of batches in a step, of all workers.
+        roles, role: of all workers, and of this one.
+
+    Raises:
+        InputError: so many workers cannot divide the work as the job says.
+    """
+
+    def __init__(
+        self, job: Job, model: nn.Module, exchange: Exchange, workers: Workers, device: torch.device
+    ) -> None:
+        self.job, self.model, self.workers, self.device = job, model, workers, device
+        self.network = Compiled(model, job.batch_size * job.passes) if job.model.compiled else model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(model, job.optimizer)
+        self.exchange = GradientExchange(workers, gradients_of(model), exchange, job.seed)
+        self.roles = assign_roles(job, workers.size)
+        self.role = self.roles[workers.rank]
+        first = first_workers(self.roles)
+        self.batches = len(first)
+        # Of workers that share a batch the first one counts its images.
+        self._counts_images = workers.rank in first
+        self.batch_norm = BatchNormStatistics(model, workers, trained_by(self.roles))
+        self.copies = share_copies(job, workers)
+        self.pgd = PGD.from_settings(job.attack)
+        self.generator = torch.Generator(device)
+        self.adversary = Adversary(job, model, self.roles, workers, device, self.attack)
+
+    def step(
+        self, now: Batch, ahead: Batch | None, requests: Callable[[], Requests] = Requests
+    ) -> StepOutcome:
+        """One iteration t of Algorithm 1.
+
+        Args:
+            now: this worker's images B_t^(i); there may be none.
+            ahead: with ConAdv those of iteration t + tau, if the epoch has one.
+            requests: this worker's, asked for as late as possible.
+
+        Returns:
+            The outcome, the same on all workers.
+
+        Raises:
+            InputError: on all workers; no image of the global batch could be read.
+            WorkerError: the other workers are lost.
+        """
+        statistics = self.batch_norm.local()
+        # Block 1, on every worker i
+        x_adv = self.adversary.take(now)  # step 2: (A1), with ConAdv tau iterations ago
+        self.adversary.begin(ahead)  # ConAdv: step 2 of iteration t + tau, beside this one
+        cost, correct = self.local_gradient(now, x_adv)  # step 3: (A2)
+        self.adversary.finish()
+        # Block 2, of which the exchange has done what it could beside block 1
+        counts = torch.tensor([self._images(now), *map(float, requests())], device=self.device)
+        riders = torch.cat([torch.stack([cost, correct]), counts])
+        self.exchange.finish(riders)  # steps 4 to 7: (A3)
+        gradients = [p.grad for p in self.parameters]
+        # Block 3, on every worker i
+        finite = all_finite([*gradients, riders])
+        # One wait for the device, not one for each number.
+        cost, correct, images, stop, save, finite = torch.cat([riders, finite[None]]).tolist()
+        if images != now.global_size:
+            cost *= _rescale(gradients, int(images), now.global_size)
+        self.exchange.settle(counts=bool(finite))
+        if finite:
+            self.optimizer.step()  # step 9: (A4)
+        else:
+            # The sum is the same on all workers, so all of them skip the step.
+            self.batch_norm.restore(statistics)
+            correct = 0
+        return StepOutcome(cost, int(images), int(correct), bool(finite), stop=stop > 0, save=save > 0)
+
+    def attack(self, batch: Batch, number: int) -> Tensor:
+        """Sample-wise attack generation (A1), with the current weights.
+
+        Args:
+            batch: what was read for a step; its place in training decides the random start.
+            number: of the batch whose images are attacked.
+
+        Returns:
+            Perturbed images, (N, C, H, W).
+        """
+        images, place = batch.images[number], (batch.epoch, batch.step, number)
+        if self.job.oracle == "none":
+            return images.x
+        network, phi = self.network, partial(clean_loss, y=images.y)
+        # With batch_norm "train" the running statistics are not used, and are left to the local gradient.
+        if self.pgd.batch_norm == "eval" and number in self.role.trains:
+            self.batch_norm.enter(self.role.trains.index(number))
+        if self.job.objective.regulariser == "trades" and len(images.x):
+            with attacked(network, self.pgd.batch_norm), torch.no_grad():
+                phi = partial(divergence, clean_logits=network(images.x))
+        if self.copies:
+            network, phi = self.copies.smoothed(network, images, *place)
+        self.generator.manual_seed(derive(self.job.seed, "attack", *place))
+        return self.pgd(network, phi, images.x, self.generator)
+
+    def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[Tensor, Tensor]:
+        """Local gradient computation (A2), left in ``.grad``; starts its exchange.
+
+        Costs are summed over the samples and divided by the global batch: the sum over the
+        workers is then the mean over all samples, whatever each worker's share.
+
+        Args:
+            now: this worker's images.
+            x_adv: their adversarial examples, by the number of the batch.
+
+        Returns:
+            This worker's part of the cost, and how many clean images it classified right: float32, ().
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        role, objective = self.role, self.job.objective
+        total, correct = torch.zeros(2, device=self.device)
+        batches = [
+            (number, now.images.get(number) if number in role.clean else None, x_adv.get(number))
+            for number in role.trains
+        ]
+        batches = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
+        for place, (number, *parts) in enumerate(batches, start=1):
+            self.batch_norm.enter(role.trains.index(number))
+            if self.copies:
+                parts = None, self.copies.noisy(x_adv[number], now.epoch, now.step, number)
+            cost = local_cost(
+                self.network,
+                *parts,
+                weights=self.job.weights_of_cost,
+                phi=objective.regulariser,
+                label_smoothing=objective.label_smoothing,
+            )
+            loss = cost.total / (now.global_size * self.job.copies)
+            if place == len(batches):
+                # From the last backward pass on, gradients are complete when they arrive.
+                self.exchange.begin(now.epoch, now.step)
+            loss.backward()
+            total, correct = total + loss.detach(), correct + cost.correct
+        if not batches:
+            self.exchange.begin(now.epoch, now.step)
+            self.exchange.contribute_nothing()
+        return total, correct
+
+    def _images(self, now: Batch) -> int:
+        """Number of images that were read, of the batches that this worker counts."""
+        counted = self.role.clean if self._counts_images else ()
+        return sum(len(now.images[number].x) for number in counted)
+
+
+def all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether no element of any tensor is infinite or NaN: bool, ()."""
+    return torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all()
+
+
+def _rescale(gradients: list[Tensor], images: int, global_size: int) -> float:
+    """Turn sums over the images that were read, divided by the global batch, into means; the factor."""
+    if images == 0:
+        raise InputError(
+            f"none of the {global_size} images of a step can be read; each worker has printed the files",
+            everywhere=True,
+        )
+    factor = global_size / images
+    torch._foreach_mul_(gradients, factor)
+    return factor

@@ -1,0 +1,254 @@
+"""A training run: its epochs and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from hpcdat.checkpoint import EpochTotals
+from hpcdat.cluster.agreement import check_equal, make_equal
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.data import open_loader
+from hpcdat.data.batches import Share, training_shares, with_unlabelled
+from hpcdat.errors import InputError, Stopped, WorkerError
+from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.models.compiled import fastest_convolutions
+from hpcdat.models.pretrained import load_pretrained
+from hpcdat.objectives import Labelled
+from hpcdat.optim.schedule import learning_rate
+from hpcdat.progress import Progress
+from hpcdat.record import RunFolder
+from hpcdat.seeds import derive
+from hpcdat.training.concurrent_attack import Batch
+from hpcdat.training.epoch_log import EpochLog
+from hpcdat.training.roles import homes_of_batches
+from hpcdat.training.state import TrainingState
+from hpcdat.training.step import Algorithm1, Requests, all_finite
+from hpcdat.training.validation import ImageSplits, Validation
+
+
+class Trainer:
+    """Trains one job to its end, as one of its workers.
+
+    Args:
+        algorithm: the iteration, before its first.
+        folder: the run's folder; worker 0 writes.
+        images: to train on and to evaluate on.
+        stop: the user's wish to stop, read once in every step.
+
+    Attributes:
+        state: of the run.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm1, folder: RunFolder, images: ImageSplits, stop: StopRequest
+    ) -> None:
+        self.algorithm, self.folder, self.images, self.stop = algorithm, folder, images.train, stop
+        self.job, self.model = algorithm.job, algorithm.model
+        self.workers, self.device = algorithm.workers, algorithm.device
+        self.progress = Progress(shown=self.workers.is_first)
+        self.loader = open_loader(
+            images.train,
+            self.job.data,
+            training=True,
+            batch_size=self.job.batch_size,
+            device=self.device,
+        )
+        self.state = TrainingState(algorithm, folder, images.train)
+        self.log = EpochLog(self.state, self.progress)
+        self.validation = Validation(self.job, self.state, images, self.device, self.progress, stop)
+        self._saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the run that is intact, bit for bit.
+
+        Raises:
+            InputError: no checkpoint can be used.
+        """
+        self.state.resume(self.progress.say)
+
+    def run(self) -> Accuracy:
+        """Train to the last epoch, evaluating where the job asks for it and at the end.
+
+        Returns:
+            TA and RA of the trained model on the test images.
+
+        Raises:
+            Stopped: a stop was asked for; the checkpoint is written.
+            WorkerError: something failed on a worker.
+        """
+        state = self.state
+        if state.epoch == state.step == 0:
+            # Too few images must be found before a checkpoint binds the run to its settings.
+            self._shares()
+            if self.job.model.pretrained:
+                self.workers.together("read model.pretrained", self._load_pretrained)
+            make_equal(self.workers, self.model)
+            # A run that is killed before its first checkpoint of training has this one.
+            self._save()
+        check_equal(self.workers, self.model, except_batch_norm=state.step > 0)
+        if self.algorithm.exchange.plan.remark:
+            self.progress.say(self.algorithm.exchange.plan.remark)
+        self._validate()
+        while not self._is_finished() and self._train_epoch():
+            self._validate()
+        return self.validation.result()
+
+    def _validate(self) -> None:
+        """Evaluate where the job asks for it, and keep the best weights."""
+        if not self.validation.is_due:
+            return
+        accuracy = self.validation.measure()
+        if self.state.history.add(self.state.epoch, accuracy):
+            self.state.save(best=True)
+
+    def _is_finished(self) -> bool:
+        """Whether the last epoch is done, or early stopping ends the training."""
+        patience = self.job.early_stopping.patience
+        stagnates = patience is not None and self.state.history.since >= patience
+        return self.state.epoch == self.job.epochs or stagnates
+
+    def _load_pretrained(self) -> None:
+        """Load the weights to start from, on worker 0; the others receive them."""
+        if self.workers.is_first:
+            fresh = load_pretrained(self.model, self.job.model.pretrained, self.images.classes)
+            new = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
+            self.progress.say(f"starting from {self.job.model.pretrained}{new}")
+
+    def _train_epoch(self) -> bool:
+        """Train for one epoch, or what is left of it, with its record and checkpoints.
+
+        Returns:
+            Whether training may go on; if not, the state is that of the epoch before.
+        """
+        state, delay = self.state, self.algorithm.adversary.delay
+        shares = self._shares()
+        steps = len(shares[0])
+        if state.step >= steps:
+            raise InputError(
+                f"the checkpoint is of step {state.step} of an epoch that now has {steps}: data.split: nodes "
+                "and as many workers on other nodes; take as many nodes as before",
+                everywhere=True,
+            )
+        batches = self._read(shares)
+        self.model.train()
+        self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", steps, state.step)
+        self.log.begin()
+        with self.log.reading():
+            window = deque(islice(batches, delay))
+        self.algorithm.adversary.begin_epoch(window)
+        for _ in range(state.step, steps):
+            with self.log.reading():
+                newest = next(batches, None)
+            if newest is not None:
+                window.append(newest)
+            now = window.popleft()
+            rate = self._set_rate(steps)
+            with self.log.stepping(), fastest_convolutions(self.job.model.compiled):
+                outcome = self.algorithm.step(now, newest if delay else None, self._requests)
+            state.step += 1
+            self.log.count(outcome, now.global_size)
+            if not outcome.finite:
+                self._skip(outcome.cost)
+            self.progress.step()
+            if state.step < steps:
+                if outcome.stop or outcome.save:
+                    self._save()
+                if outcome.stop:
+                    self._stop()
+        self.log.measure()
+        self.progress.end()
+        self.algorithm.batch_norm.average()
+        check_equal(self.workers, self.model)
+        state.epoch, state.step = state.epoch + 1, 0
+        self.log.record(rate)
+        state.totals = EpochTotals()
+        if self.validation.has_overfitted():
+            state.restore_epoch()
+            return False
+        self._save()
+        if outcome.stop and state.epoch < self.job.epochs:
+            self._stop()
+        return True
+
+    def _shares(self) -> list[list[Share]]:
+        """The epoch's shares of the batches that this worker reads, or of batch 0 if it reads none."""
+        algorithm, job, unlabelled = self.algorithm, self.job, self.images.unlabelled
+        homes = homes_of_batches(algorithm.roles, self.workers.node_of)
+        labelled, when = len(self.images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
+        groups = homes if job.data.split == "nodes" else [0] * algorithm.batches
+
+        def of_batch(number: int) -> list[Share]:
+            place = {"rank": number, "groups": groups, **when}
+            shares = training_shares(labelled, job.labelled_batch, **place)
+            if not unlabelled:
+                return shares
+            mixture = (job.labelled_batch, job.batch_size - job.labelled_batch)
+            return with_unlabelled(shares, labelled, unlabelled, mixture=mixture, **place)
+
+        return [of_batch(number) for number in algorithm.role.reads or (0,)]
+
+    def _read(self, shares: list[list[Share]]) -> Iterator[Batch]:
+        """The images of the steps that are left of the epoch."""
+        reads, epoch, first = self.algorithm.role.reads, self.state.epoch, self.state.step
+        indices = [share.indices for step in list(zip(*shares, strict=True))[first:] for share in step]
+        loaded = self.loader.read(indices if reads else [], derive(self.job.seed, "augmentation", epoch))
+        for step, share in enumerate(shares[0][first:], start=first):
+            yield Batch(epoch, step, share.global_size, {n: Labelled(*next(loaded)) for n in reads})
+        # The loader may clean up after its last batch.
+        next(loaded, None)
+
+    def _set_rate(self, steps: int) -> float:
+        """Set and return the learning rate of the current step, the same on all workers."""
+        progress = self.state.epoch + self.state.step / steps
+        rate = learning_rate(self.job, progress, self.job.batch_size * self.algorithm.batches)
+        for group in self.algorithm.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _requests(self) -> Requests:
+        """What this worker asks for; the clock of worker 0 decides when a checkpoint is due."""
+        elapsed = time.monotonic() - self._saved
+        due = self.workers.is_first and elapsed > 60 * self.job.checkpoint_minutes
+        return Requests(stop=self.stop.wanted, save=due)
+
+    def _skip(self, cost: float) -> None:
+        """Report a step that was skipped, and end the training if there were too many."""
+        state = self.state
+        state.skipped_steps += 1
+        place = f"epoch {state.epoch + 1}, step {state.step}"
+        self.progress.say(f"{place}: cost or gradient not finite (cost {cost}), skipped by all workers")
+        if state.skipped_steps > self.job.skipped_steps:
+            raise WorkerError(
+                f"{state.skipped_steps} steps had a cost or gradient that is not finite, the last one at "
+                f"{place}; skipped_steps allows {self.job.skipped_steps}. {self._after_divergence()}",
+                everywhere=True,
+            )
+
+    def _after_divergence(self) -> str:
+        return (
+            f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
+            f"checkpoints are in {self.folder.checkpoints.folder}"
+        )
+
+    def _save(self) -> None:
+        if not all_finite(self.algorithm.parameters):
+            # The same on all workers, as the weights are.
+            raise WorkerError(
+                f"the weights are no longer finite in epoch {self.state.epoch + 1}, step {self.state.step}: "
+                f"they are not kept. {self._after_divergence()}",
+                everywhere=True,
+            )
+        if self.state.step:
+            self.log.measure()
+        self.state.save()
+        self._saved = time.monotonic()
+
+    def _stop(self) -> None:
+        raise Stopped(
+            f"stopped in epoch {self.state.epoch + 1}, step {self.state.step}; the checkpoint is in "
+            f"{self.folder.checkpoints.folder}, the same command goes on from it",
+            everywhere=True,
+        )

@@ -40,15 +40,10 @@ from hpcdat.cluster.workers import start_workers
 from hpcdat.environment import describe_environment
 from hpcdat.exchange.codecs import can_compile
 from hpcdat.exchange.probe import coding_rate
-from hpcdat.forecast import (
-    Calibration,
-    forecast,
-    measure,
-    measure_computing_of,
-    trials,
-    untried,
-)
 from hpcdat.job_file import read_job
+from hpcdat.performance.calibration import Calibration, measure_links
+from hpcdat.performance.forecast import forecast, trials, untried
+from hpcdat.performance.step_timing import time_step
 from hpcdat.record import RunFolder
 from hpcdat.run import choose_device, train
 
@@ -76,7 +71,7 @@ def work(
     images = STEPS * batch * workers.size
     always = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
     always += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
-    calibration = measure(workers, device)
+    calibration = measure_links(workers, device)
     if workers.is_first:
         calibration.write(keep)
     other = Calibration.read(elsewhere) if elsewhere else None
@@ -86,9 +81,9 @@ def work(
     for turn, (name, settings) in product(range(rounds), EXCHANGES.items()):
         folder = runs / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name)}"
         job = read_job(JOB, [*always, f"run_dir={folder}", *(f"exchange.{setting}" for setting in settings)])
-        model, computing, compute = measure_computing_of(job, 10, device)
+        model, timing, compute = time_step(job, 10, device)
         correction = trials(calibration, model, rate, workers, compute)
-        known = forecast(job, images, model, computing, calibration, p, q, rate, correction)
+        known = forecast(job, images, model, timing, calibration, p, q, rate, correction)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
         rows[name].append(
@@ -101,7 +96,7 @@ def work(
             }
         )
         if other:
-            known = forecast(job, images, model, computing, other, p, q, rate, untried)
+            known = forecast(job, images, model, timing, other, p, q, rate, untried)
             rows[name][-1]["predicted_elsewhere"] = known.communication
     report = {
         "environment": describe_environment(workers, device),

@@ -37,7 +37,7 @@ from hpcdat.report.table import result_table
 if TYPE_CHECKING:
     from hpcdat.cluster.workers import Workers
     from hpcdat.doctor.examination import Report
-    from hpcdat.forecast import Calibration
+    from hpcdat.performance.calibration import Calibration
     from hpcdat.report.pages import Section
 
 T = TypeVar("T")
@@ -372,10 +372,11 @@ def plan(
     started = workers if workers > 1 else launched().size
 
     def read() -> tuple[Job, list[int], Calibration | None]:
-        from hpcdat import forecast
+        from hpcdat.performance import calibration as links
+        from hpcdat.performance.forecast import read_nodes
         from hpcdat.run import check_workers
 
-        resolved, wanted = read_job(job, replaced), forecast.read_nodes(nodes)
+        resolved, wanted = read_job(job, replaced), read_nodes(nodes)
         for number in wanted:
             check_workers(resolved, nodes=number, size=number * workers_per_node)
         if calibration and link:
@@ -385,9 +386,9 @@ def plan(
                 "--save: nothing is measured here; start it on several nodes, as hpcdat train is"
             )
         if calibration:
-            return resolved, wanted, forecast.Calibration.read(calibration)
+            return resolved, wanted, links.Calibration.read(calibration)
         if link:
-            return resolved, wanted, forecast.assume(box.bytes_per_second(link))
+            return resolved, wanted, links.assume_links(box.bytes_per_second(link))
         if started == 1 and max(wanted) * workers_per_node > 1:
             raise InputError(
                 "nothing is known of the links: start it on several nodes, as hpcdat train is, to measure "
@@ -400,9 +401,9 @@ def plan(
         _start_locally(workers)
 
     def work(team: Workers, stop: StopRequest) -> str:
-        from hpcdat import forecast
+        from hpcdat.performance.forecast import predict_job
 
-        return forecast.predict_job(resolved, wanted, workers_per_node, images, known, save, team)
+        return predict_job(resolved, wanted, workers_per_node, images, known, save, team)
 
     told = _as_worker(work, resolved)
     if told is not None:

@@ -3,20 +3,32 @@
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.choice import KINDS
 from hpcdat.exchange.cost import Link, Network
-from hpcdat.forecast import Calibration, Computing, forecast, measure_computing_of, read_nodes, untried
 from hpcdat.job_file import read_job
+from hpcdat.models import build_model_for
+from hpcdat.models.compiled import Compiled
+from hpcdat.models.digits_cnn import DigitsCNN
+from hpcdat.objectives import Labelled
+from hpcdat.performance.calibration import Calibration
+from hpcdat.performance.forecast import forecast, read_nodes, untried
+from hpcdat.performance.step_timing import StepTiming, time_step
+from hpcdat.training import step
+from hpcdat.training.concurrent_attack import Batch
+from hpcdat.training.step import Algorithm1
 from tests.conftest import DEMO
 
 LATENCY, RATE = 0.001, 1e6
-COMPUTING = Computing(attack=0.02, gradient=0.01, update=0.05, measured_on="paper")
+TIMING = StepTiming(attack=0.02, gradient=0.01, update=0.05, measured_on="paper")
 
 
 def calibration(nodes):
@@ -32,7 +44,7 @@ def predict(settings, nodes, per_node=1, measured=6, images=1200):
         job,
         images,
         model,
-        COMPUTING,
+        TIMING,
         calibration(measured),
         nodes,
         per_node,
@@ -90,10 +102,61 @@ def test_auto_is_chosen_for_the_links():
 
 def test_the_time_of_an_attack_is_in_proportion_to_its_steps():
     job = read_job(DEMO, ["attack.steps=40"])
-    _, forty, _ = measure_computing_of(job, 10, torch.device("cpu"))
+    _, forty, _ = time_step(job, 10, torch.device("cpu"))
     assert forty.attack > 5 * forty.gradient > 0
-    _, plain, _ = measure_computing_of(read_job(DEMO, ["method=plain"]), 10, torch.device("cpu"))
+    _, plain, _ = time_step(read_job(DEMO, ["method=plain"]), 10, torch.device("cpu"))
     assert plain.attack == 0 < plain.gradient
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["method=plain"],
+        ["method=dat-fgsm"],
+        ["objective.regulariser=trades"],
+        ["smoothing.sigma=0.1", "smoothing.copies=4"],
+        ["method=conadv"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_as_many_images_pass_the_network_as_in_training(monkeypatch, settings):
+    passed, forward = [], DigitsCNN.forward
+
+    def counting(net, x):
+        passed.append(len(x))
+        return forward(net, x)
+
+    monkeypatch.setattr(DigitsCNN, "forward", counting)
+    job = read_job(DEMO, ["batch_size=6", "attack.steps=1", *settings])
+    algorithm = Algorithm1(job, build_model_for(job, 10), job.exchange, Workers(), torch.device("cpu"))
+    images = Labelled(torch.rand(6, 1, 8, 8), torch.arange(6))
+    batch = Batch(0, 0, 6, {0: images})
+    algorithm.adversary.begin_epoch([batch] * job.delay)
+    passed.clear()
+    algorithm.step(batch, batch if job.delay else None)
+    trained = list(passed)
+    _, _, compute = time_step(job, 10, torch.device("cpu"))
+    passed.clear()
+    compute()
+    assert sorted(passed) == sorted(trained)
+
+
+def test_what_is_trained_by_compiled_code_is_timed_so(monkeypatch):
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(step, "Compiled", partial(Compiled, backend=counter))
+    job = read_job(DEMO, ["attack.steps=1", "model.compiled=true"])
+    time_step(job, 10, torch.device("cpu"))
+    # The attack, which needs no gradients of the weights, and the local gradient.
+    assert counter.frame_count == 2
+
+
+def test_one_worker_takes_the_noisy_copies_of_a_whole_team():
+    """Two workers share the four copies of an image: alone, one takes twice as long for it."""
+    known = predict(["smoothing.sigma=0.1", "smoothing.copies=4", "smoothing.workers=2"], 4)
+    assert known.steps == 30
+    alone = 1200 * 2 * (TIMING.attack + TIMING.gradient) + 60 * TIMING.update
+    assert known.speed_up == pytest.approx(alone / known.total)
 
 
 def test_a_calibration_is_kept_and_a_damaged_one_told(tmp_path):
@@ -138,4 +201,4 @@ def test_a_plan_says_what_it_is_made_from():
     done = plan("--nodes", "1,2000", "--link", "10gbit", "--images", "100000")
     assert done.returncode == 0, done.stderr
     assert "| 2000 x 1 | 1 " in done.stdout
-    assert "Links: nothing: links of 10000 Mbit/s and 0.2 ms a message are assumed." in done.stdout
+    assert "Links: not measured; assuming 10 Gbit/s and 0.2 ms a message." in done.stdout

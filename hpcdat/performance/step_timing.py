@@ -1,0 +1,126 @@
+"""The time of a worker's computation in a training step, measured with the trainer's own step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+from torch import nn
+
+from hpcdat.cluster.workers import Workers
+from hpcdat.environment import device_name
+from hpcdat.exchange.choice import exact
+from hpcdat.job import Concurrent, Job
+from hpcdat.models import build_model_for
+from hpcdat.models.compiled import fastest_convolutions
+from hpcdat.objectives import Labelled
+from hpcdat.training.concurrent_attack import Batch
+from hpcdat.training.roles import Role
+from hpcdat.training.step import Algorithm1
+
+REPEATS = 3
+CPU_IMAGES = 16
+"""Largest number of images that a step is timed with on a CPU; on a GPU it is the whole batch."""
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """Seconds of a worker's computation, measured without exchanges.
+
+    Attributes:
+        attack: of the inner maximisation, for an image with all noisy copies that one worker has of it.
+        gradient: of the local gradient, likewise.
+        update: of the optimiser's step.
+        measured_on: device and batch, in words.
+    """
+
+    attack: float
+    gradient: float
+    update: float
+    measured_on: str
+
+    def step(self, batch: float, roles: Iterable[Role]) -> float:
+        """Seconds of a training step, of the worker with the most to do.
+
+        Args:
+            batch: images in a batch.
+            roles: of the workers.
+        """
+
+        def image(role: Role) -> float:
+            halves = len(role.clean) + len(role.adversarial)
+            return len(role.attacked) * self.attack + halves / 2 * self.gradient
+
+        return max(map(image, roles)) * batch + self.update
+
+
+def time_step(
+    job: Job, classes: int, device: torch.device
+) -> tuple[nn.Module, StepTiming, Callable[[], object]]:
+    """Time the attack, the local gradient and the update of a job on random images.
+
+    Args:
+        job: resolved.
+        classes: of its images.
+        device: to compute on.
+
+    Returns:
+        The network, for its shapes; the seconds, medians of a few repetitions; and a function that computes
+        one step with a single attack step.
+    """
+    model = build_model_for(job, classes).to(device).train()
+    size = job.batch_size if device.type == "cuda" else min(job.batch_size, CPU_IMAGES)
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (size, job.data.channels, job.data.image_size, job.data.image_size)
+    x = torch.rand(shape, device=device, generator=generator)
+    images = Labelled(x, torch.randint(classes, (size,), device=device, generator=generator))
+    batch = Batch(0, 0, size, {0: images})
+
+    def algorithm(attack_steps: int) -> Algorithm1:
+        alone = _of_one_worker(job, size, attack_steps)
+        return Algorithm1(alone, model, exact(job.exchange), Workers(), device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        with fastest_convolutions(job.model.compiled):
+            return _seconds(work, device)
+
+    whole = algorithm(job.attack.steps)
+    timing = StepTiming(
+        attack=0.0 if job.oracle == "none" else seconds(partial(whole.attack, batch, 0)) / size,
+        gradient=seconds(partial(whole.local_gradient, batch, {0: images})) / size,
+        update=seconds(whole.optimizer.step),
+        measured_on=f"{device_name(device)}, {size} images a step",
+    )
+    brief = whole if job.attack.steps == 1 else algorithm(1)
+    return model, timing, partial(brief.step, batch, None)
+
+
+def _of_one_worker(job: Job, batch_size: int, attack_steps: int) -> Job:
+    """The job with one worker, which attacks and trains on one batch with its share of the noisy copies."""
+    return job.model_copy(
+        update={
+            "batch_size": batch_size,
+            "virtual_workers": 1,
+            "concurrent": Concurrent(delay=0),
+            "smoothing": job.smoothing.model_copy(update={"copies": job.passes, "workers": 1}),
+            "attack": job.attack.model_copy(update={"steps": attack_steps}),
+        }
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median of a few repetitions, after one that warms up."""
+    times = []
+    for _ in range(1 + REPEATS):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return median(times[1:])

@@ -374,7 +374,7 @@ class EarlyStopping(Settings):
     """evaluations (see `evaluation.every`) without a higher RA after which training ends; the result is
     that of the best weights; left out: never"""
     held_out: int = Field(0, ge=0)
-    """training images set aside to judge by; 0: judge by the test images, as the DAT paper does"""
+    """training images held out for validation; 0: validate on the test images, as the DAT paper does"""
     fgsm_guard: bool = True
     """with FGSM, but for `disadv` and `conadv`: end training, with the weights of the epoch before, where
     robust accuracy on 256 training images breaks down (catastrophic overfitting)"""
@@ -455,7 +455,7 @@ class Job(Settings):
         if self.early_stopping.patience and not self.evaluation.every:
             raise _refusal("evaluation.every", "1 or more: early_stopping.patience counts those evaluations")
         if self.early_stopping.held_out and not self.early_stopping.patience:
-            raise _refusal("early_stopping.patience", "a number, if training images are held out to judge by")
+            raise _refusal("early_stopping.patience", "a number, if held_out is more than 0")
         self._check_data()
         self._check_smoothing()
         self._check_concurrent()

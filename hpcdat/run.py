@@ -1,4 +1,4 @@
-"""A whole run, as every one of its workers lives it: train, or evaluate."""
+"""Train or evaluate one job, on every worker."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         overwrite: start over in a folder that holds an earlier run.
 
     Returns:
-        The result, which worker 0 has written to the run folder; of a run that is finished already,
-        the one that is there.
+        The result, which worker 0 has written to the run folder; if the run was finished before, the
+        result found there.
 
     Raises:
         InputError: data or run folder cannot be used, or the method needs fewer nodes.
@@ -229,7 +229,7 @@ def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
 
 
 def check_workers(job: Job, *, nodes: int, size: int) -> None:
-    """Look whether a job can be trained by so many workers on so many nodes, before any of them starts.
+    """Check that so many workers on so many nodes can train a job, before any of them starts.
 
     Raises:
         InputError: it cannot.

@@ -1,4 +1,4 @@
-"""Roles of ConAdv's workers, and what a job may say of them."""
+"""Roles of workers, and the settings of ConAdv that fit together."""
 
 import pytest
 from hypothesis import given

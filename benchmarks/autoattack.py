@@ -35,9 +35,11 @@ from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.images import DataError, Images
 from hpcdat.environment import describe_environment
-from hpcdat.evaluation.arithmetic import round_alike
 from hpcdat.evaluation.autoattack import AutoAttack
-from hpcdat.evaluation.sharding import Subject, measure
+from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.outcomes import merge
+from hpcdat.evaluation.sharded_runner import Execution, open_store, run_sharded
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
 
@@ -73,14 +75,17 @@ def of_the_package(net: nn.Module, images: Images, workers: Workers, stop: StopR
 def compare(images: Images, workers: Workers, folder: Path) -> dict[str, Any]:
     """Both evaluations, on all workers."""
     stop, net = StopRequest(), shipped_network()
-    round_alike(torch.device("cpu"))
-    settings = ["data.source=cifar10", "data.augmentation=none", f"evaluation.batch_size={BATCH}"]
-    subject = Subject(net, read_job(JOB, settings), folder)
-    attack = AutoAttack(EPS, "linf", len(images.classes))
-    began = time.perf_counter()
-    ours = measure(attack, subject, images, workers, Progress(shown=workers.is_first), stop)
-    done = time.perf_counter()
-    package = of_the_package(net, images, workers, stop)
+    device, progress = torch.device("cpu"), Progress(shown=workers.is_first)
+    job = read_job(JOB, ["data.source=cifar10", "data.augmentation=none"])
+    batches = ImageBatches(images, job.data, BATCH, device)
+    attack = AutoAttack(EPS, "linf", len(images.classes), job.seed)
+    execution = Execution(workers, progress, stop)
+    with deterministic(device, progress.say):
+        began = time.perf_counter()
+        store = open_store(folder, attack, batches, net, job, workers)
+        ours = merge(run_sharded(attack, batches, net, job, execution, store=store))
+        done = time.perf_counter()
+        package = of_the_package(net, images, workers, stop)
     spent = {"ours": done - began, "package": time.perf_counter() - done}
     last = ours.columns[list(attack.settings["attacks"])[-1]]
     return {

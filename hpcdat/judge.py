@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
-from hpcdat.data import open_loader
 from hpcdat.data.images import DataError, Images
 from hpcdat.early_stopping import GUARD_IMAGES, GUARD_STEPS
-from hpcdat.evaluation.accuracy import Accuracy, Evaluator
-from hpcdat.job import METHODS, Evaluation, Job
-from hpcdat.progress import Progress
+from hpcdat.evaluation.accuracy import Accuracy, PgdAccuracy, measure_accuracy
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.sharded_runner import Execution
+from hpcdat.job import METHODS, Job
 from hpcdat.training_state import TrainingState
+
+
+class RunImages(NamedTuple):
+    """The images of a run."""
+
+    train: Images
+    """trained on"""
+    judged: Images
+    """measured between epochs, for early stopping"""
+    test: Images
+    """measured for the result"""
 
 
 class Judge:
@@ -21,45 +33,41 @@ class Judge:
 
     Args:
         job: resolved.
-        workers: who trains.
         state: of the training.
-        train: the images that are trained on.
-        judged: the images to judge by.
-        test: the images of the result.
+        images: of this run.
         device: where this worker computes.
-        progress: for the user.
-        stop: looked at while evaluating.
+        execution: workers, progress, and the stop that interrupts evaluations.
     """
 
     def __init__(
-        self,
-        job: Job,
-        workers: Workers,
-        state: TrainingState,
-        train: Images,
-        judged: Images,
-        test: Images,
-        device: torch.device,
-        progress: Progress,
-        stop: StopRequest,
+        self, job: Job, state: TrainingState, images: RunImages, device: torch.device, execution: Execution
     ) -> None:
-        self.job, self.workers, self.state, self.progress = job, workers, state, progress
+        self.job, self.state, self.execution, self.progress = job, state, execution, execution.progress
         self.every, self.patience = job.evaluation.every, job.early_stopping.patience
+        self.pgd = PgdAccuracy(job.evaluation, job.attack.norm, job.seed)
 
-        def evaluator(images: Images, settings: Evaluation, *how: StopRequest | str | None) -> Evaluator:
-            loader = open_loader(
-                images, job.data, training=False, batch_size=settings.batch_size, device=device
-            )
-            return Evaluator(loader, len(images), settings, job, workers, progress, *how)
+        def opened(images: Images, batch_size: int) -> ImageBatches:
+            batches = ImageBatches(images, job.data, batch_size, device)
+            # Before training, so that images that cannot be read are reported at once.
+            _ = batches.loader
+            return batches
 
-        self.on_test = evaluator(test, job.evaluation, stop)
-        self.on_judged = self.on_test if judged is test else evaluator(judged, job.evaluation, stop)
-        self.guard = None
+        self.test = opened(images.test, job.evaluation.batch_size)
+        self.judged = self.test
+        if images.judged is not images.test:
+            self.judged = opened(images.judged, job.evaluation.batch_size)
+        self.guard: tuple[PgdAccuracy, ImageBatches] | None = None
         if job.oracle == "fgsm" and job.early_stopping.fgsm_guard and not METHODS[job.method].split:
-            watched = train.equal_part(min(GUARD_IMAGES, len(train)))
-            settings = self._guard_settings(len(watched))
-            # It is short, and comes before the epoch is written: a stop has to wait for its end.
-            self.guard = evaluator(watched, settings, None, "guard against overfitting")
+            watched = images.train.equal_part(min(GUARD_IMAGES, len(images.train)))
+            settings = job.evaluation.with_usual_step_size(eps=job.attack.eps, steps=GUARD_STEPS)
+            settings = settings.model_copy(update={"restarts": 1})
+            name = "accuracy on training images"
+            # Every worker has a batch.
+            batch_size = min(settings.batch_size, -(-len(watched) // execution.workers.size))
+            self.guard = (
+                PgdAccuracy(settings, job.attack.norm, job.seed, name),
+                opened(watched, batch_size),
+            )
 
     def look(self) -> bool:
         """Evaluate if the job asks for it here, between two epochs; whether training goes on."""
@@ -68,7 +76,7 @@ class Judge:
         if self.every and epoch and self.state.step == 0:
             # Without early stopping the last evaluation is the result.
             due = bool(self.patience) if last else epoch % self.every == 0
-            if due and self.state.judgement.judge(epoch, self._measure(self.on_judged)):
+            if due and self.state.judgement.judge(epoch, self._measure(self.judged)):
                 self.state.save(best=True)
         return not last and not (self.patience and self.state.judgement.since >= self.patience)
 
@@ -76,7 +84,9 @@ class Judge:
         """Look for catastrophic overfitting; where it is found, go back to the end of the epoch before."""
         if self.guard is None:
             return False
-        accuracy = self.guard.measure(self.state.model)
+        # It is short, and comes before the epoch is written: a stop waits for its end.
+        execution = replace(self.execution, stop=None)
+        accuracy = measure_accuracy(*self.guard, self.state.model, self.job, execution)
         if not self.state.judgement.overfitted(accuracy):
             return False
         epoch, best = self.state.epoch, self.state.judgement.guarded / accuracy.images
@@ -93,30 +103,23 @@ class Judge:
         """TA and RA on the test images: of the weights at hand, with early stopping of the best."""
         judgement = self.state.judgement
         if not self.patience or not judgement.best_epoch:
-            return self._measure(self.on_test)
+            return self._measure(self.test)
         if judgement.since:
             self.progress.say(
                 f"the weights of epoch {judgement.best_epoch} are the best: they are the result"
             )
             self.state.go_back_to_best()
-        return judgement.best if self.on_judged is self.on_test else self._measure(self.on_test)
+        return judgement.best if self.judged is self.test else self._measure(self.test)
 
-    def _measure(self, evaluator: Evaluator) -> Accuracy:
-        accuracy, epoch = evaluator.measure(self.state.model), self.state.epoch
-        held_out = " (held out)" if evaluator is not self.on_test else ""
-        self.state.log(
-            event="evaluation", epoch=epoch, ta=accuracy.ta, ra=accuracy.ra, held_out=bool(held_out)
-        )
+    def _measure(self, images: ImageBatches) -> Accuracy:
+        accuracy = measure_accuracy(self.pgd, images, self.state.model, self.job, self.execution)
+        epoch, held_out = self.state.epoch, images is not self.test
+        self.state.log(event="evaluation", epoch=epoch, ta=accuracy.ta, ra=accuracy.ra, held_out=held_out)
         self.progress.say(
-            f"epoch {epoch:3d}  TA {100 * accuracy.ta:.1f}  RA {100 * accuracy.ra:.1f}{held_out}"
+            f"epoch {epoch:3d}  TA {100 * accuracy.ta:.1f}  RA {100 * accuracy.ra:.1f}"
+            + (" (held out)" if held_out else "")
         )
         return accuracy
-
-    def _guard_settings(self, images: int) -> Evaluation:
-        # Every worker has a batch.
-        batch = min(self.job.evaluation.batch_size, -(-images // self.workers.size))
-        settings = self.job.evaluation.with_usual_step_size(eps=self.job.attack.eps, steps=GUARD_STEPS)
-        return settings.model_copy(update={"batch_size": batch, "restarts": 1})
 
 
 def set_aside(train: Images, test: Images, job: Job) -> tuple[Images, Images]:

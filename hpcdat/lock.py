@@ -9,10 +9,14 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from hpcdat.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcdat.cluster.workers import Workers
 
 SECONDS_TO_END = 5.0
 """How long one waits for the process before to end, as after a kill."""
@@ -60,3 +64,24 @@ def keep_others_out(folder: Path) -> IO[bytes]:
         file.truncate(0)
         file.write(holder.encode())
     return file
+
+
+@contextlib.contextmanager
+def locked(folder: Path, workers: Workers) -> Iterator[None]:
+    """Hold a folder inside the block, for all workers of this command, which enter it together.
+
+    Args:
+        folder: created if it does not exist.
+        workers: worker 0 holds the lock.
+
+    Raises:
+        InputError: another command holds it.
+    """
+    with contextlib.ExitStack() as held:
+
+        def lock() -> None:
+            if workers.is_first:
+                held.enter_context(keep_others_out(folder))
+
+        workers.together(f"lock {folder}", lock)
+        yield

@@ -19,18 +19,19 @@ from hpcdat.data.unlabelled import joined, read_pseudo_labelled
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
-from hpcdat.evaluation.alone import alone_in
-from hpcdat.evaluation.arithmetic import round_alike
-from hpcdat.evaluation.findings import examine
-from hpcdat.evaluation.sharding import Subject
-from hpcdat.evaluation.wanted import Wanted
+from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.results import evaluate_robustness
+from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.exchange.choice import recall_exchange
 from hpcdat.files import write_text
 from hpcdat.job import METHODS, Job
 from hpcdat.judge import set_aside
+from hpcdat.lock import locked
 from hpcdat.memory import enough_memory
 from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder, State
+from hpcdat.report.sweep_files import write_sweeps
 from hpcdat.report.table import in_pixel_units, result_table
 from hpcdat.trainer import Trainer, build_model_for
 
@@ -121,20 +122,20 @@ def train_seeds(
 
 
 def evaluate(
-    run_dir: Path, settings: list[str], wanted: Wanted, workers: Workers, stop: StopRequest
+    run_dir: Path, settings: list[str], request: EvaluationRequest, workers: Workers, stop: StopRequest
 ) -> Result:
     """Evaluate the latest checkpoint of a finished or interrupted run.
 
     Args:
         run_dir: the run's folder.
         settings: ``key=value`` texts, such as ``evaluation.steps=50``.
-        wanted: beside TA and RA.
+        request: measurements in addition to TA and RA.
         workers: who evaluates.
         stop: the user's wish to stop.
 
     Returns:
-        The result, which worker 0 has written to the run folder, with all findings beside it and
-        suspicions told on stderr.
+        The result. Worker 0 has written it and the results of all measurements to the run folder, and the
+        warnings of the sanity checks to stderr.
 
     Raises:
         InputError: the folder is not a run's, has no checkpoint, or a setting is wrong; or another
@@ -146,23 +147,26 @@ def evaluate(
     job = workers.together("read the job", lambda: folder.read_job(settings))
     trained = load_trained(folder, job, workers)
     test_images = find_test_images(job, trained, workers)
-    subject = Subject(trained.model, job, folder.outcomes_folder)
     progress = Progress(shown=workers.is_first)
-    with alone_in(folder.outcomes_folder, workers):
-        found = examine(subject, wanted, test_images, workers, progress, stop)
+    execution = Execution(workers, progress, stop)
+    with deterministic(trained.device, progress.say), locked(folder.outcomes_folder, workers):
+        results = evaluate_robustness(
+            request, test_images, trained.model, job, execution, folder.outcomes_folder
+        )
 
     def write() -> tuple[float, int] | None:
         if not workers.is_first:
             return None
-        everything = found.together_with(folder.findings_file)
-        for file in everything.write(folder.findings_file, trained.epoch):
+        everything = results.merged_with(folder.evaluation_file)
+        everything.write(folder.evaluation_file, trained.epoch)
+        for file in write_sweeps(everything.sections, folder.path):
             progress.say(f"written: {file}")
-        for suspicion in found.suspicions:
-            print(f"warning: {suspicion}", file=sys.stderr, flush=True)
+        for warning in results.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         return everything.autoattack(job.evaluation, job.attack.norm)
 
-    aa = workers.gather(workers.together("write the findings", write), "AA")[0]
-    return _conclude(folder, job, found.accuracy, trained.epoch, workers, finished=False, aa=aa)
+    aa = workers.gather(workers.together("write the results", write), "AA")[0]
+    return _conclude(folder, job, results.accuracy, trained.epoch, workers, finished=False, aa=aa)
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,6 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
     """
     checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
-    if advice := round_alike(device):
-        Progress(shown=workers.is_first).say(advice)
 
     def build() -> torch.nn.Module:
         model = build_model_for(job, len(checkpoint.classes))

@@ -25,10 +25,11 @@ from hpcdat.data.batches import Share, training_shares, with_unlabelled
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.exchange.choice import settle
 from hpcdat.exchange.gradients import GradientExchange, gradients_of
 from hpcdat.job import METHODS, Job
-from hpcdat.judge import Judge
+from hpcdat.judge import Judge, RunImages
 from hpcdat.models import build_model
 from hpcdat.models.compiled import Compiled, fastest_convolutions
 from hpcdat.models.pretrained import load_pretrained
@@ -120,7 +121,8 @@ class Trainer:
             folder,
             train,
         )
-        self.judge = Judge(job, workers, self.state, train, judged, test, device, self.progress, stop)
+        execution = Execution(workers, self.progress, stop)
+        self.judge = Judge(job, self.state, RunImages(train, judged, test), device, execution)
         self._clock, self._saved = time.perf_counter(), time.monotonic()
         self._step_seconds: list[float] = []
 

@@ -66,7 +66,7 @@ def pseudo_label(
         out: the .npz file to write.
         settings: ``key=value`` texts for the run's job.
         workers: each labels a share of the images.
-        stop: the user's wish to stop.
+        stop: request to stop.
 
     Returns:
         Number of images by class, in the order of the logits.

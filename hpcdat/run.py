@@ -1,4 +1,4 @@
-"""A whole run, as every one of its workers lives it: train, or evaluate."""
+"""Train or evaluate one job, on every worker."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
 
     Args:
         job: resolved.
-        workers: who trains.
-        stop: the user's wish to stop.
+        workers: all of them call this together.
+        stop: request to stop.
         overwrite: start over in a folder that holds an earlier run.
 
     Returns:
-        The result, which worker 0 has written to the run folder; of a run that is finished already,
-        the one that is there.
+        The result, which worker 0 has written to the run folder. If the run is finished already, its
+        result is read from there.
 
     Raises:
         InputError: data or run folder cannot be used, or the method needs fewer nodes.
         WorkerError: something failed on a worker.
-        Stopped: a stop was asked for.
+        Stopped: a stop was requested.
     """
     check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
@@ -87,7 +87,7 @@ def train_seeds(
 ) -> dict[Path, Result]:
     """Train a job with several seeds, one after the other, each in a run folder of its own.
 
-    Runs that are finished are left as they are, so that the same command goes on where it ended.
+    Finished runs are not trained again, so the same command resumes where it ended.
 
     Args:
         job: resolved; its seed is the first, and its ``run_dir`` holds ``seed-N`` for each.
@@ -130,18 +130,18 @@ def evaluate(
         run_dir: the run's folder.
         settings: ``key=value`` texts, such as ``evaluation.steps=50``.
         request: measurements in addition to TA and RA.
-        workers: who evaluates.
-        stop: the user's wish to stop.
+        workers: all of them call this together.
+        stop: request to stop.
 
     Returns:
         The result. Worker 0 has written it and the results of all measurements to the run folder, and the
         warnings of the sanity checks to stderr.
 
     Raises:
-        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong; or another
-            evaluation is at work there.
+        InputError: the folder is not a run's or has no checkpoint, a setting is wrong, or another evaluation
+            of this run is in progress.
         WorkerError: something failed on a worker.
-        Stopped: a stop was asked for; the same command goes on.
+        Stopped: a stop was requested; the same command resumes.
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
@@ -187,10 +187,10 @@ class Trained:
 
 
 def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
-    """The network of a run's latest checkpoint, with early stopping of the best, to be measured.
+    """Load the network of a run's latest checkpoint; with early stopping, of the best one.
 
     Raises:
-        InputError: there is no checkpoint, or it is of another network than the job's.
+        InputError: there is no checkpoint, or it is not of the job's network.
     """
     checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
@@ -211,10 +211,10 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
 
 
 def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
-    """The images that a trained network is measured with.
+    """The test images of a trained network.
 
     Raises:
-        InputError: there are none, or they are of other classes than those of the training.
+        InputError: there are none, or their classes are not those of the training.
     """
 
     def find() -> Images:
@@ -227,7 +227,7 @@ def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
 
 
 def check_workers(job: Job, *, nodes: int, size: int) -> None:
-    """Look whether a job can be trained by so many workers on so many nodes, before any of them starts.
+    """Check that a job can be trained with this number of nodes and workers, before any of them starts.
 
     Raises:
         InputError: it cannot.
@@ -255,7 +255,7 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
         torch.cuda.set_device(device)
         return device
     if "OMP_NUM_THREADS" in os.environ:
-        # Whoever sets that knows who else is on these cores.
+        # Set by someone who knows what else runs on these cores.
         return torch.device("cpu")
     mine, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     # A launcher that binds each worker to its own cores has already divided them.
@@ -278,7 +278,7 @@ def _conclude(
     finished: bool,
     aa: tuple[float, int] | None = None,
 ) -> Result:
-    """Sum up what the run folder knows of the training and what was measured just now."""
+    """Write the result: what the run folder holds of the training, and what was measured now."""
 
     def conclude() -> Result:
         result = summarise(folder, job, accuracy, epoch, aa)
@@ -297,11 +297,11 @@ def summarise(
     """The row of a run in the result table.
 
     Args:
-        folder: its records tell of the training: workers, times, bytes.
-        job: what was evaluated, and how.
-        accuracy: what came out.
-        epoch: epochs trained.
-        aa: AA in [0, 1] and its number of images, where it is known.
+        folder: with the records of the training: workers, times, bytes.
+        job: as evaluated.
+        accuracy: of the evaluation.
+        epoch: number of epochs trained.
+        aa: AA in [0, 1] and its number of images, if it was measured.
     """
     team = folder.environment()
     epochs = folder.metrics("epoch")

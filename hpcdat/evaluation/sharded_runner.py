@@ -73,12 +73,12 @@ class Measurement(ABC, Generic[OutcomeT]):
 
 @dataclass(frozen=True)
 class Execution:
-    """Who runs a measurement, what the user sees of it, and what interrupts it.
+    """How a measurement is run: its workers, its progress bar, and what stops it.
 
     Attributes:
         workers: all of them run it together.
         progress: shows worker 0's share.
-        stop: the user's wish to stop, on any of the workers; None: the measurement cannot be stopped.
+        stop: request to stop, on any of the workers; None: the measurement cannot be stopped.
     """
 
     workers: Workers

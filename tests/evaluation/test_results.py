@@ -6,6 +6,7 @@ import re
 
 import pyautoattack
 import pytest
+import torch
 
 from hpcdat import run
 from hpcdat.cluster.workers import Workers
@@ -93,6 +94,17 @@ def test_warnings_are_printed(run_dir, capsys):
     assert "warning:" not in capsys.readouterr().err
     evaluated(run_dir, "evaluation.eps=0.4", "evaluation.step_size=0.01")
     assert "warning: 20 steps of 0.01 cannot cross a ball of radius 0.4" in capsys.readouterr().err
+
+
+def test_threads_are_as_before_once_it_is_measured(run_dir, capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        evaluated(run_dir, "evaluation.steps=1")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert "start 2 times as many workers to use all cores" in capsys.readouterr().out
 
 
 def test_more_images_than_there_are_cannot_be_attacked(run_dir):

@@ -19,7 +19,7 @@ import json
 import runpy
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,16 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers, start_workers
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.images import DataError, Images
 from hpcdat.environment import describe_environment
-from hpcdat.evaluation.arithmetic import round_alike
 from hpcdat.evaluation.autoattack import AutoAttack
-from hpcdat.evaluation.sharding import Subject, measure
+from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.outcomes import Outcomes, merge
+from hpcdat.evaluation.sharded_runner import Execution, Measurement, open_store, run_sharded
 from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
 
@@ -53,34 +54,35 @@ def shipped_network() -> nn.Module:
     return net.eval()
 
 
-def of_the_package(net: nn.Module, images: Images, workers: Workers, stop: StopRequest) -> Tensor:
-    """Which images the package finds robust, (N,) bool, on all workers; the first one asks it."""
+class PackageEvaluation(Measurement[Outcomes]):
+    """The package's own standard evaluation of a batch: column ``robust``."""
 
-    def work(look: Callable[[], None]) -> list[bool]:
-        if not workers.is_first:
-            return []
-        x = torch.from_numpy(images.pixels).permute(0, 3, 1, 2).contiguous() / 255
-        y = torch.tensor(images.labels)
-        asked = net.register_forward_pre_hook(lambda *_: look())
-        own = pyautoattack.AutoAttack(net, norm="Linf", eps=EPS, seed=0, version="standard")
-        _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
-        asked.remove()
-        return (answers == y).tolist()
+    name = "the package's evaluation"
+    outcome = Outcomes
+    settings: Mapping[str, Any] = {}
 
-    return torch.tensor(workers.gather(apart(workers, "ask the package", work, stop), "its answers")[0])
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:
+        """Which images the package finds robust."""
+        package = pyautoattack.AutoAttack(model, norm="Linf", eps=EPS, seed=0, version="standard")
+        _, predicted = package.run_standard_evaluation(x, y, batch_size=len(x))
+        return Outcomes.from_tensors({"robust": predicted == y})
 
 
 def compare(images: Images, workers: Workers, folder: Path) -> dict[str, Any]:
     """Both evaluations, on all workers."""
     stop, net = StopRequest(), shipped_network()
-    round_alike(torch.device("cpu"))
-    settings = ["data.source=cifar10", "data.augmentation=none", f"evaluation.batch_size={BATCH}"]
-    subject = Subject(net, read_job(JOB, settings), folder)
-    attack = AutoAttack(EPS, "linf", len(images.classes))
-    began = time.perf_counter()
-    ours = measure(attack, subject, images, workers, Progress(shown=workers.is_first), stop)
-    done = time.perf_counter()
-    package = of_the_package(net, images, workers, stop)
+    device, progress = torch.device("cpu"), Progress(shown=workers.is_first)
+    job = read_job(JOB, ["data.source=cifar10", "data.augmentation=none"])
+    batches = ImageBatches(images, job.data, BATCH, device)
+    attack = AutoAttack(EPS, "linf", len(images.classes), job.seed)
+    execution = Execution(workers, progress, stop)
+    with deterministic(device, progress.say):
+        began = time.perf_counter()
+        store = open_store(folder, attack, batches, net, job, workers)
+        ours = merge(run_sharded(attack, batches, net, job, execution, store=store))
+        done = time.perf_counter()
+        whole = ImageBatches(images, job.data, len(images), device)
+        package = merge(run_sharded(PackageEvaluation(), whole, net, job, execution))
     spent = {"ours": done - began, "package": time.perf_counter() - done}
     last = ours.columns[list(attack.settings["attacks"])[-1]]
     return {
@@ -88,11 +90,11 @@ def compare(images: Images, workers: Workers, folder: Path) -> dict[str, Any]:
         "package": attack.package,
         "standard": attack.is_standard,
         "left": {name: int(flags.sum()) for name, flags in ours.columns.items()},
-        "left_by_package": int(package.sum()),
+        "left_by_package": package.count("robust"),
         "images": len(images),
         "seconds": spent,
         "ratios": {
-            "same_images": float(np.mean(last == package.numpy())),
+            "same_images": float(np.mean(last == package.columns["robust"])),
             "seconds_over_package": spent["ours"] / spent["package"],
         },
     }

@@ -69,8 +69,8 @@ from hpcdat.data import find_images, open_loader
 from hpcdat.environment import describe_environment, device_name
 from hpcdat.errors import Exit, HpcdatError, Stopped
 from hpcdat.evaluation.autoattack import AutoAttack
-from hpcdat.evaluation.measurements import attack_generator, pgd, right
-from hpcdat.evaluation.wanted import Wanted
+from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
+from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.files import write_text
 from hpcdat.job import Job
 from hpcdat.job_file import read_job
@@ -200,16 +200,15 @@ def _evaluated(job: Job, call: Call) -> Section:
     settings = [f"evaluation.steps={steps}", f"evaluation.restarts={restarts}", "model.precision=float32"]
     found: Section = {}
     try:
-        AutoAttack(job.evaluation.eps, job.attack.norm, 10)
+        AutoAttack(job.evaluation.eps, job.attack.norm, 10, job.seed)
     except HpcdatError as error:
         images, found["aa_missing"] = None, str(error)
-    result = evaluate(job.run_dir, settings, Wanted(images), Workers(), call.stop)
-    sections = json.loads(RunFolder(job.run_dir).findings_file.read_text())["sections"]
+    result = evaluate(job.run_dir, settings, EvaluationRequest(images), Workers(), call.stop)
+    sections = json.loads(RunFolder(job.run_dir).evaluation_file.read_text())["sections"]
     keys = ("ta", "ra", "images", "attack", "aa", "aa_images", "epoch", "total")
     return found | {
         **{key: getattr(result, key) for key in keys},
-        "suspicions": [said for section in sections.values() for said in section["suspicions"]],
-        "tf32": torch.backends.cudnn.allow_tf32,
+        "warnings": [warning for section in sections.values() for warning in section["warnings"]],
     }
 
 
@@ -230,7 +229,7 @@ def _both_precisions(job: Job, call: Call) -> tuple[float, float, int]:
             for precision, net in nets.items():
                 generator = attack_generator(call.device, job.seed, number)
                 x_adv = pgd(net, x, y, job.evaluation, job.attack.norm, generator)
-                robust = right(nets["float32"], x, y) & right(nets["float32"], x_adv, y)
+                robust = is_correct(nets["float32"], x, y) & is_correct(nets["float32"], x_adv, y)
                 standing[precision] += int(robust.sum())
     return standing["bfloat16"] / count, standing["float32"] / count, count
 

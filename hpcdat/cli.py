@@ -28,7 +28,8 @@ from hpcdat.cluster.launched import launched
 from hpcdat.cluster.requeue import in_touch
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.errors import Exit, HpcdatError, InputError
-from hpcdat.evaluation.wanted import Wanted, read_wanted
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation_options import read_request
 from hpcdat.job import Job
 from hpcdat.job_file import read_job
 from hpcdat.record import Result, RunFolder
@@ -138,28 +139,28 @@ def evaluate(
         str | None, typer.Option(metavar="N,N,...", help="RA over numbers of PGD steps: 1,10,20,50,100.")
     ] = None,
 ) -> None:
-    """Measure TA and RA of a run's latest checkpoint, and AA and sweeps where they are wanted.
+    """Measure TA and RA of a run's latest checkpoint, and AA and sweeps if requested.
 
     The run may be finished or interrupted. A stronger attack than the job's:
     hpcdat evaluate runs/demo --set evaluation.steps=100
 
-    What was measured is kept in the run folder by batch: after a stop or a kill the same command, with any
-    number of workers, does what is missing. Signs that the numbers are not to be believed are told.
+    Outcomes are kept in the run folder batch by batch: after a stop or a kill the same command resumes, with
+    any number of workers. Sanity checks warn of numbers that are too good to be true.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
-    def read() -> tuple[Job, Wanted]:
+    def read() -> tuple[Job, EvaluationRequest]:
         job = RunFolder(run).read_job(replaced)
-        return job, read_wanted(autoattack, sweep_eps, sweep_steps, job)
+        return job, read_request(autoattack, sweep_eps, sweep_steps, job)
 
-    resolved, wanted = _told_once(read)
+    resolved, request = _told_once(read)
     if workers > 1:
         _start_locally(workers)
 
     def work(team: Workers, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.run import evaluate
 
-        return {run: evaluate(run, replaced, wanted, team, stop)}
+        return {run: evaluate(run, replaced, request, team, stop)}
 
     results = _as_worker(work, resolved)
     if results is not None:

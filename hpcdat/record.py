@@ -87,7 +87,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.result_file = path / "result.json"
         self.table_file = path / "result.md"
-        self.findings_file = path / "evaluation.json"
+        self.evaluation_file = path / "evaluation.json"
         self.outcomes_folder = path / "evaluation"
         self.choice_file = path / "exchange.json"
         self.certification_folder = path / "certification"

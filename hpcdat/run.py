@@ -18,18 +18,19 @@ from hpcdat.data.unlabelled import joined, read_pseudo_labelled
 from hpcdat.environment import describe_environment
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
-from hpcdat.evaluation.alone import alone_in
-from hpcdat.evaluation.arithmetic import round_alike
-from hpcdat.evaluation.findings import examine
-from hpcdat.evaluation.sharding import Subject
-from hpcdat.evaluation.wanted import Wanted
+from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.results import evaluate_robustness
+from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.exchange.choice import recall_exchange, settle
 from hpcdat.files import write_text
 from hpcdat.job import METHODS, Job
+from hpcdat.lock import locked
 from hpcdat.memory import enough_memory
 from hpcdat.models import build_model_for
 from hpcdat.progress import Progress
 from hpcdat.record import Result, RunFolder, State
+from hpcdat.report.sweep_files import write_sweeps
 from hpcdat.report.table import in_pixel_units, result_table
 from hpcdat.training.roles import assign_roles, first_workers
 from hpcdat.training.step import Algorithm1
@@ -42,18 +43,18 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
 
     Args:
         job: resolved.
-        workers: who trains.
-        stop: the user's wish to stop.
+        workers: all of them call this together.
+        stop: request to stop.
         overwrite: start over in a folder that holds an earlier run.
 
     Returns:
-        The result, which worker 0 has written to the run folder; if the run was finished before, the
-        result found there.
+        The result, which worker 0 has written to the run folder. If the run is finished already, its
+        result is read from there.
 
     Raises:
         InputError: data or run folder cannot be used, or the method needs fewer nodes.
         WorkerError: something failed on a worker.
-        Stopped: a stop was asked for.
+        Stopped: a stop was requested.
     """
     check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.together("choose a device", lambda: choose_device(job, workers))
@@ -90,7 +91,7 @@ def train_seeds(
 ) -> dict[Path, Result]:
     """Train a job with several seeds, one after the other, each in a run folder of its own.
 
-    Runs that are finished are left as they are, so that the same command goes on where it ended.
+    Finished runs are not trained again, so the same command resumes where it ended.
 
     Args:
         job: resolved; its seed is the first, and its ``run_dir`` holds ``seed-N`` for each.
@@ -125,48 +126,51 @@ def train_seeds(
 
 
 def evaluate(
-    run_dir: Path, settings: list[str], wanted: Wanted, workers: Workers, stop: StopRequest
+    run_dir: Path, settings: list[str], request: EvaluationRequest, workers: Workers, stop: StopRequest
 ) -> Result:
     """Evaluate the latest checkpoint of a finished or interrupted run.
 
     Args:
         run_dir: the run's folder.
         settings: ``key=value`` texts, such as ``evaluation.steps=50``.
-        wanted: beside TA and RA.
-        workers: who evaluates.
-        stop: the user's wish to stop.
+        request: measurements in addition to TA and RA.
+        workers: all of them call this together.
+        stop: request to stop.
 
     Returns:
-        The result, which worker 0 has written to the run folder, with all findings beside it and
-        suspicions told on stderr.
+        The result. Worker 0 has written it and the results of all measurements to the run folder, and the
+        warnings of the sanity checks to stderr.
 
     Raises:
-        InputError: the folder is not a run's, has no checkpoint, or a setting is wrong; or another
-            evaluation is at work there.
+        InputError: the folder is not a run's or has no checkpoint, a setting is wrong, or another evaluation
+            of this run is in progress.
         WorkerError: something failed on a worker.
-        Stopped: a stop was asked for; the same command goes on.
+        Stopped: a stop was requested; the same command resumes.
     """
     folder = RunFolder(run_dir)
     job = workers.together("read the job", lambda: folder.read_job(settings))
     trained = load_trained(folder, job, workers)
     test_images = find_test_images(job, trained, workers)
-    subject = Subject(trained.model, job, folder.outcomes_folder)
     progress = Progress(shown=workers.is_first)
-    with alone_in(folder.outcomes_folder, workers):
-        found = examine(subject, wanted, test_images, workers, progress, stop)
+    execution = Execution(workers, progress, stop)
+    with deterministic(trained.device, progress.say), locked(folder.outcomes_folder, workers):
+        results = evaluate_robustness(
+            request, test_images, trained.model, job, execution, folder.outcomes_folder
+        )
 
     def write() -> tuple[float, int] | None:
         if not workers.is_first:
             return None
-        everything = found.together_with(folder.findings_file)
-        for file in everything.write(folder.findings_file, trained.epoch):
+        everything = results.merged_with(folder.evaluation_file)
+        everything.write(folder.evaluation_file, trained.epoch)
+        for file in write_sweeps(everything.sections, folder.path):
             progress.say(f"written: {file}")
-        for suspicion in found.suspicions:
-            print(f"warning: {suspicion}", file=sys.stderr, flush=True)
+        for warning in results.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         return everything.autoattack(job.evaluation, job.attack.norm)
 
-    aa = workers.gather(workers.together("write the findings", write), "AA")[0]
-    return _conclude(folder, job, found.accuracy, trained.epoch, workers, finished=False, aa=aa)
+    aa = workers.gather(workers.together("write the results", write), "AA")[0]
+    return _conclude(folder, job, results.accuracy, trained.epoch, workers, finished=False, aa=aa)
 
 
 @dataclass(frozen=True)
@@ -187,15 +191,13 @@ class Trained:
 
 
 def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
-    """The network of a run's latest checkpoint, with early stopping of the best, to be measured.
+    """Load the network of a run's latest checkpoint; with early stopping, of the best one.
 
     Raises:
-        InputError: there is no checkpoint, or it is of another network than the job's.
+        InputError: there is no checkpoint, or it is not of the job's network.
     """
     checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.together("choose a device", lambda: choose_device(job, workers))
-    if advice := round_alike(device):
-        Progress(shown=workers.is_first).say(advice)
 
     def build() -> torch.nn.Module:
         model = build_model_for(job, len(checkpoint.classes))
@@ -213,10 +215,10 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
 
 
 def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
-    """The images that a trained network is measured with.
+    """The test images of a trained network.
 
     Raises:
-        InputError: there are none, or they are of other classes than those of the training.
+        InputError: there are none, or their classes are not those of the training.
     """
 
     def find() -> Images:
@@ -257,7 +259,7 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
         torch.cuda.set_device(device)
         return device
     if "OMP_NUM_THREADS" in os.environ:
-        # Whoever sets that knows who else is on these cores.
+        # Set by someone who knows what else runs on these cores.
         return torch.device("cpu")
     mine, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     # A launcher that binds each worker to its own cores has already divided them.
@@ -280,7 +282,7 @@ def _conclude(
     finished: bool,
     aa: tuple[float, int] | None = None,
 ) -> Result:
-    """Sum up what the run folder knows of the training and what was measured just now."""
+    """Write the result: what the run folder holds of the training, and what was measured now."""
 
     def conclude() -> Result:
         result = summarise(folder, job, accuracy, epoch, aa)
@@ -299,11 +301,11 @@ def summarise(
     """The row of a run in the result table.
 
     Args:
-        folder: its records tell of the training: workers, times, bytes.
-        job: what was evaluated, and how.
-        accuracy: what came out.
-        epoch: epochs trained.
-        aa: AA in [0, 1] and its number of images, where it is known.
+        folder: with the records of the training: workers, times, bytes.
+        job: as evaluated.
+        accuracy: of the evaluation.
+        epoch: number of epochs trained.
+        aa: AA in [0, 1] and its number of images, if it was measured.
     """
     team = folder.environment()
     epochs = folder.metrics("epoch")

@@ -10,10 +10,9 @@ from hpcdat import lock
 from hpcdat.certify import certify
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
-from hpcdat.evaluation.alone import alone_in
-from hpcdat.evaluation.wanted import Wanted
+from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.job_file import read_job
-from hpcdat.lock import keep_others_out
+from hpcdat.lock import keep_others_out, locked
 from hpcdat.record import RunFolder
 from hpcdat.run import evaluate
 from tests.conftest import DEMO, Never
@@ -70,7 +69,10 @@ def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(holder, 
 def test_a_second_command_is_told_and_touches_nothing(run_dir, holder, command):
     folder = RunFolder(run_dir)
     if command == "evaluate":
-        at, work = folder.outcomes_folder, lambda: evaluate(run_dir, [], Wanted(), Workers(), Never())
+        at, work = (
+            folder.outcomes_folder,
+            lambda: evaluate(run_dir, [], EvaluationRequest(), Workers(), Never()),
+        )
     else:
         at, work = folder.certification_folder, lambda: certify(run_dir, [], Workers(), Never())
     other = holder(at)
@@ -80,7 +82,7 @@ def test_a_second_command_is_told_and_touches_nothing(run_dir, holder, command):
 
 
 def test_a_command_that_fails_lets_the_next_one_in(tmp_path):
-    with pytest.raises(KeyboardInterrupt), alone_in(tmp_path, Workers()):
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path, Workers()):
         raise KeyboardInterrupt
     fork = multiprocessing.get_context("fork")
     other = fork.Process(target=keep_others_out, args=(tmp_path,))

@@ -6,7 +6,7 @@ import torch
 from hpcdat.certify import certify
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
-from hpcdat.evaluation.wanted import Wanted
+from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.job_file import read_job
 from hpcdat.pseudo_labels import pseudo_label
 from hpcdat.record import RunFolder
@@ -41,7 +41,7 @@ def test_radii_are_written_as_people_do(eps, text):
 @pytest.mark.parametrize(
     "use",
     [
-        lambda run, settings, place: evaluate(run, settings, Wanted(), Workers(), Never()),
+        lambda run, settings, place: evaluate(run, settings, EvaluationRequest(), Workers(), Never()),
         lambda run, settings, place: certify(run, settings, Workers(), Never()),
         lambda run, settings, place: pseudo_label(run, place, place / "x.npz", settings, Workers(), Never()),
     ],

@@ -119,11 +119,11 @@ def _divided(count: int, groups: Sequence[int], seed: int) -> list[Indices]:
     return [np.sort(part) for part in np.split(shuffled, ends[:-1])]
 
 
-def evaluation_batches(count: int, batch_size: int, *, rank: int, size: int) -> list[tuple[int, Indices]]:
-    """A worker's batches of an evaluation, with their numbers.
+def evaluation_batches(count: int, batch_size: int) -> list[Indices]:
+    """Cut a list of images into batches, in order; the last one may be shorter.
 
-    The images are cut into batches in their order, the same for any number of workers, and dealt
-    out in turn: sums of counts over the workers are exactly those of a serial evaluation.
+    Args:
+        count: number of images.
+        batch_size: images of a batch, >= 1.
     """
-    starts = list(enumerate(range(0, count, batch_size)))[rank::size]
-    return [(number, np.arange(start, min(start + batch_size, count))) for number, start in starts]
+    return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]

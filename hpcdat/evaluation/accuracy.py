@@ -1,23 +1,26 @@
-"""Standard and robust test accuracy: TA and RA of the DAT paper, Sec. 6.1."""
+"""Clean and robust test accuracy: TA and RA of the DAT paper, Sec. 6.1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from hpcdat.cluster.apart import apart
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
-from hpcdat.data import Loader
-from hpcdat.data.batches import evaluation_batches
-from hpcdat.errors import InputError
-from hpcdat.evaluation.measurements import attack_generator, right, withstands
-from hpcdat.job import Evaluation, Job
-from hpcdat.memory import enough_memory
-from hpcdat.progress import Progress
+from hpcdat.attacks.norm_balls import BALLS
+from hpcdat.attacks.pgd import attacked, input_gradient
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.outcomes import Outcomes, merge
+from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
+from hpcdat.evaluation.sharded_runner import Execution, Measurement, run_sharded
+from hpcdat.job import Evaluation, Job, Norm
+from hpcdat.objectives import clean_loss
+from hpcdat.seeds import derive
+
+NOISE_POINTS = 10
+"""Random points on the sphere around each image that :class:`CheckedAccuracy` classifies."""
 
 
 @dataclass(frozen=True)
@@ -26,100 +29,106 @@ class Accuracy:
 
     Attributes:
         images: images evaluated; those that cannot be read are not among them.
-        correct: images classified right.
-        robust: images classified right both clean and after the attack.
+        correct: images classified correctly.
+        robust: images classified correctly both clean and under the attack.
     """
 
     images: int
     correct: int
     robust: int
 
+    @classmethod
+    def of(cls, outcomes: Outcomes) -> Self:
+        """The counts of the outcomes of :class:`PgdAccuracy`."""
+        return cls(outcomes.images, outcomes.count("correct"), outcomes.count("robust"))
+
     @property
     def ta(self) -> float:
-        """Standard test accuracy, in [0, 1]."""
+        """Clean test accuracy, in [0, 1]."""
         return self.correct / self.images
 
     @property
     def ra(self) -> float:
-        """Robust test accuracy against PGD, in [0, 1]."""
+        """Robust test accuracy under PGD, in [0, 1]."""
         return self.robust / self.images
 
 
-class Evaluator:
-    """Measures TA and RA over all images of a list.
+class PgdAccuracy(Measurement[Outcomes]):
+    """TA and RA: columns ``correct`` and ``robust``.
 
-    Every worker takes its share of the batches. Batches, and the random starts drawn for them, do
-    not depend on the number of workers, so the counts are those of a serial evaluation. An image
-    is robust if it is classified right as it is (no perturbation is in the ball, too) and at the
-    last point of the attack, from every start where there are several.
+    An image is robust if it is classified correctly as it is (the centre is in the ball, too) and at the
+    last point of PGD from each of ``settings.restarts`` random starts.
 
     Args:
-        loader: of the images.
-        count: number of images.
-        settings: of the attack and the batches.
-        job: for the norm of the attack and the seed.
-        workers: who takes part.
-        progress: shows worker 0's share.
-        stop: the user's wish to stop, on any of the workers; None where it has to wait for the end.
-        label: what the user sees it called.
+        settings: of the attack, resolved.
+        norm: of the ball.
+        seed: the job's.
+        name: of the measurement.
     """
 
-    def __init__(
-        self,
-        loader: Loader,
-        count: int,
-        settings: Evaluation,
-        job: Job,
-        workers: Workers,
-        progress: Progress,
-        stop: StopRequest | None,
-        label: str = "evaluation",
-    ) -> None:
-        self.loader, self.settings, self.job = loader, settings, job
-        self.workers, self.progress, self.stop, self.label = workers, progress, stop, label
-        self.batches = evaluation_batches(count, settings.batch_size, rank=workers.rank, size=workers.size)
+    outcome = Outcomes
 
-    def measure(self, model: nn.Module) -> Accuracy:
-        """TA and RA of a model, which is equal on all workers and left in the mode it was in.
+    def __init__(self, settings: Evaluation, norm: Norm, seed: int, name: str = "accuracy") -> None:
+        self.evaluation, self.norm, self.seed, self.name = settings, norm, seed, name
+        self.settings = {
+            "norm": norm,
+            **settings.model_dump(include={"eps", "steps", "step_size", "random_start", "restarts"}),
+        }
 
-        Raises:
-            Stopped: on all workers; a stop was asked for, and there is no result.
-            InputError, WorkerError: on all workers; no image can be read, or something failed on one.
-        """
-        was_training = model.training
-        model.eval()
-        try:
-            counts = apart(
-                self.workers, f"do the {self.label}", lambda look: self._own(model, look), self.stop
-            )
-        finally:
-            model.train(was_training)
-        self.workers.sum([counts], f"counts of the {self.label}")
-        if counts[0] == 0:
-            raise InputError(f"{self.label}: none of its images can be read", everywhere=True)
-        return Accuracy(*counts.tolist())
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
+        correct = is_correct(model, x, y)
+        generator = attack_generator(x.device, self.seed, number)
+        robust = correct & is_correct(model, pgd(model, x, y, self.evaluation, self.norm, generator), y)
+        for _ in range(self.evaluation.restarts - 1):
+            if robust.any():
+                # Only images that are still robust are attacked again.
+                x_left, y_left = x[robust], y[robust]
+                x_adv = pgd(model, x_left, y_left, self.evaluation, self.norm, generator)
+                robust = robust.masked_scatter(robust, is_correct(model, x_adv, y_left))
+        return Outcomes.from_tensors({"correct": correct, "robust": robust})
 
-    def _own(self, model: nn.Module, look: Callable[[], None]) -> Tensor:
-        """The sums of :meth:`_count` over this worker's share, on the CPU."""
-        device = next(model.parameters()).device
-        counts = torch.zeros(3, dtype=torch.int64, device=device)
-        # An attack asks the model often, and takes long.
-        asked = model.register_forward_pre_hook(lambda *_: look())
-        self.progress.begin(self.label, len(self.batches))
-        try:
-            batches = self.loader.read([indices for _, indices in self.batches], seed=0)
-            for (number, _), (x, y) in zip(self.batches, batches, strict=True):
-                if len(x):
-                    with enough_memory(self.job, "evaluation.batch_size"):
-                        counts += self._count(model, x, y, attack_generator(device, self.job.seed, number))
-                self.progress.step()
-        finally:
-            asked.remove()
-            self.progress.end()
-        return counts.cpu()
 
-    def _count(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Numbers of images, of those classified right, and of robust ones: int64 (3,)."""
-        correct = right(model, x, y)
-        robust = withstands(model, x, y, self.settings, self.job.attack.norm, generator)
-        return torch.stack([torch.tensor(len(x), device=x.device), correct.sum(), robust.sum()])
+class CheckedAccuracy(PgdAccuracy):
+    """TA, RA, and what :mod:`~hpcdat.evaluation.sanity_checks` needs in order to check them.
+
+    More columns: ``steady`` (also classified correctly at random points of the sphere) and ``gradient`` (the
+    gradient of the loss is not zero).
+    """
+
+    def __init__(self, settings: Evaluation, norm: Norm, seed: int) -> None:
+        super().__init__(settings, norm, seed)
+        self.settings["noise_points"] = NOISE_POINTS
+
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
+        accuracy = super().measure(model, x, y, number)
+        steady = torch.from_numpy(accuracy.columns["correct"]).to(x.device)
+        noise = torch.Generator(x.device).manual_seed(derive(self.seed, "evaluation noise", number))
+        ball = BALLS[self.norm](x, self.evaluation.eps)
+        for _ in range(NOISE_POINTS):
+            direction = ball.steepest(torch.randn(x.shape, generator=noise, device=x.device, dtype=x.dtype))
+            steady = steady & is_correct(model, ball.project(x + self.evaluation.eps * direction), y)
+        with attacked(model, "eval"), torch.enable_grad():
+            gradient = input_gradient(model, partial(clean_loss, y=y), x)
+        checks = Outcomes.from_tensors({"steady": steady, "gradient": (gradient != 0).flatten(1).any(1)})
+        return Outcomes({**accuracy.columns, **checks.columns})
+
+
+def measure_accuracy(
+    measurement: PgdAccuracy, images: ImageBatches, model: nn.Module, job: Job, execution: Execution
+) -> Accuracy:
+    """TA and RA of a network, which is left in the mode it was in.
+
+    Args:
+        measurement, images, job, execution: as for :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
+        model: the same on all workers.
+
+    Raises:
+        Stopped, InputError, WorkerError: as there.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        outcomes = run_sharded(measurement, images, model, job, execution)
+    finally:
+        model.train(was_training)
+    return Accuracy.of(merge(outcomes))

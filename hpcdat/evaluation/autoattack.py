@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.errors import InputError
-from hpcdat.evaluation.measurements import right, seen
 from hpcdat.evaluation.outcomes import Outcomes
+from hpcdat.evaluation.pgd import is_correct
+from hpcdat.evaluation.sharded_runner import Measurement
 from hpcdat.job import Norm
 from hpcdat.seeds import derive
 
@@ -25,75 +26,81 @@ STANDARD = {
     "fab-t": {"iterations": 100, "restarts": 1, "targets": 9},
     "square": {"queries": 5000, "restarts": 1},
 }
-"""The four attacks and their settings, in their order: what deserves the name AA."""
-CLASSES = 10
-"""That the standard version needs: 9 targets and the image's own."""
+"""The four attacks of the standard version in order, with their settings. Only this is called AA."""
+MIN_CLASSES = 10
+"""The targeted attacks take 9 targets besides the image's own class."""
 
 
-class AutoAttack:
-    """The four attacks one after the other, each on the images that withstood those before it.
+class AutoAttack(Measurement[Outcomes]):
+    """The four attacks one after the other, each on the images that are still robust after those before it.
 
-    Columns: ``correct``, and for each attack whether the image has withstood it and all before it. It is
-    the package's own evaluation with a batch of ours as its batch and all its images.
+    Columns: ``correct``, and for each attack whether the image is robust to it and to all before it. That is
+    the package's own evaluation, applied to each of our batches as a whole.
 
     Args:
         eps: radius, [0, 1] units, > 0.
         norm: of the ball.
-        classes: of the model.
+        classes: number of classes, >= 10.
+        seed: the job's.
 
     Raises:
-        InputError: the package is not there, or the standard version does not exist for so few classes.
+        InputError: the package is not installed, or the standard version needs more classes or a larger eps.
     """
 
     name = "autoattack"
+    outcome = Outcomes
 
-    def __init__(self, eps: float, norm: Norm, classes: int) -> None:
-        if classes < CLASSES:
+    def __init__(self, eps: float, norm: Norm, classes: int, seed: int) -> None:
+        if classes < MIN_CLASSES:
             raise InputError(
-                f"--autoattack: its standard version is for {CLASSES} classes or more, not {classes}"
+                f"AutoAttack's standard version needs {MIN_CLASSES} classes or more, not {classes}"
             )
         if eps <= 0:
-            raise InputError("--autoattack: evaluation.eps must be above 0")
-        self.eps, self.norm = eps, norm
+            raise InputError("AutoAttack: evaluation.eps must be above 0")
+        self.eps, self.norm, self.seed = eps, norm, seed
         try:
             self.package = f"pyautoattack {importlib.metadata.version('pyautoattack')}"
             attacks = settings_of(self._adversary(nn.Identity(), torch.device("cpu"), 0))
         except ImportError as error:
             raise InputError(
-                f"--autoattack needs the package pyautoattack ({error}): pip install pyautoattack==0.2.0"
+                f"AutoAttack needs the package pyautoattack ({error}): pip install pyautoattack==0.2.0"
             ) from None
         self.settings = {"norm": norm, "eps": eps, "package": self.package, "attacks": attacks}
-        self.columns = ["correct", *attacks]
 
     @property
     def is_standard(self) -> bool:
         """Whether the attacks are those that AA is named after, none left out, weakened or added."""
         return self.settings["attacks"] == STANDARD
 
-    def outcomes(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, number: int) -> Outcomes:  # noqa: D102
-        standing = right(model, x, y)
-        columns = {"correct": standing}
-        with _said() as remarks, _undisturbed(model, x.device):
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
+        robust = is_correct(model, x, y)
+        columns = {"correct": robust}
+        with _logged_warnings() as warnings, _globals_preserved(model, x.device):
             for attack in self.settings["attacks"]:
-                if standing.any():
-                    adversary = self._adversary(model, x.device, derive(seed, "autoattack", number))
-                    adversary.attacks_to_run = [attack]
-                    left, labels = x[standing], y[standing]
-                    _, answers = adversary.run_standard_evaluation(left, labels, batch_size=len(left))
-                    standing = standing.masked_scatter(standing, answers == labels)
-                columns[attack] = standing
-        return seen(columns, sorted(remarks))
+                if robust.any():
+                    seed = derive(self.seed, "autoattack", number)
+                    x_left, y_left = x[robust], y[robust]
+                    adversary = self._adversary(model, x.device, seed, only=attack)
+                    _, predicted = adversary.run_standard_evaluation(x_left, y_left, batch_size=len(x_left))
+                    robust = robust.masked_scatter(robust, predicted == y_left)
+                columns[attack] = robust
+        return Outcomes.from_tensors(columns, sorted(warnings))
 
-    def _adversary(self, model: nn.Module, device: torch.device, seed: int) -> Any:
+    def _adversary(self, model: nn.Module, device: torch.device, seed: int, only: str | None = None) -> Any:
+        """The package's standard version, restricted to one of its attacks if one is named."""
         import pyautoattack
 
-        return pyautoattack.AutoAttack(
+        adversary = pyautoattack.AutoAttack(
             model, norm=NORMS[self.norm], eps=self.eps, device=device, seed=seed, version="standard"
         )
+        if only:
+            # The package has no other way to restrict the standard version.
+            adversary.attacks_to_run = [only]
+        return adversary
 
 
 def settings_of(adversary: Any) -> dict[str, dict[str, int]]:
-    """The attacks that a ``pyautoattack.AutoAttack`` will run, and what :data:`STANDARD` says of them."""
+    """The attacks that a ``pyautoattack.AutoAttack`` will run, with their settings as in :data:`STANDARD`."""
     apgd, targeted = adversary.apgd, adversary.apgd_targeted
     known = {
         "apgd-ce": {
@@ -118,34 +125,34 @@ def settings_of(adversary: Any) -> dict[str, dict[str, int]]:
 
 
 @contextmanager
-def _said() -> Iterator[set[str]]:
-    """What the package's own checks complain of inside the block, without its numbers."""
-    remarks: set[str] = set()
+def _logged_warnings() -> Iterator[set[str]]:
+    """Collect what the package's own checks log inside the block, without numbers."""
+    warnings: set[str] = set()
 
-    class Keep(logging.Handler):
+    class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage().split("!")[0].split(" See ")[0]
-            remarks.add(re.sub(r"\d+(\.\d+)?", "some", text))
+            warnings.add(re.sub(r"\d+(\.\d+)?", "some", text))
 
-    logger, keep = logging.getLogger("auto-attack"), Keep(logging.WARNING)
-    passed_on, logger.propagate = logger.propagate, False
-    logger.addHandler(keep)
+    logger, handler = logging.getLogger("auto-attack"), Collect(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
     try:
-        yield remarks
+        yield warnings
     finally:
-        logger.removeHandler(keep)
-        logger.propagate = passed_on
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _globals_preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Keep torch's global random state, and parameters without gradients: the package touches both."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for p in wanted:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for p in parameters:
         p.requires_grad_(False)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        for p in wanted:
+        for p in parameters:
             p.requires_grad_()

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from hpcdat.errors import InputError
-from hpcdat.evaluation.certification import Certified, Counts, largest_radius
+from hpcdat.evaluation.certification.certificates import Certified, Counts
+from hpcdat.evaluation.certification.clopper_pearson import largest_radius
 from hpcdat.files import write_text
 from hpcdat.report.papers import dat
 

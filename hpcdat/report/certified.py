@@ -8,7 +8,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from hpcdat.errors import InputError
-from hpcdat.evaluation.certification import Certified, largest_radius
+from hpcdat.evaluation.certification.certificates import Certified
+from hpcdat.evaluation.certification.clopper_pearson import largest_radius
 from hpcdat.files import write_text
 from hpcdat.job import Job
 from hpcdat.report.certificates import RADII, write_certificates

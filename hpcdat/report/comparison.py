@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from hpcdat.errors import InputError
-from hpcdat.evaluation.certification import Certified
+from hpcdat.evaluation.certification.certificates import Certified
 from hpcdat.job import Job, by_name
 from hpcdat.record import Result, RunError, RunFolder
 from hpcdat.report.certificates import RADII, read_certificates

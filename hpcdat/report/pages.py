@@ -13,7 +13,7 @@ import jinja2
 from tabulate import tabulate
 
 from hpcdat.errors import InputError
-from hpcdat.evaluation.certification import largest_radius
+from hpcdat.evaluation.certification.clopper_pearson import largest_radius
 from hpcdat.files import write_text
 from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run, differences, folder_names, varied
 from hpcdat.report.plots import plot_comparison, plot_runs

@@ -64,7 +64,7 @@ def _section(over: str, number: int, settings: str, alike: Mapping[str, Sequence
         [label, *(f"{100 * one.curve[value]:.2f}" if value in one.curve else "" for value in values)]
         for label, one in zip(labels, sweeps, strict=True)
     ]
-    notes = [f"RA (%) under PGD: {settings}. An image counts that withstood all smaller values too."]
+    notes = [f"RA (%) under PGD: {settings}. An image counts if it is robust at all smaller values, too."]
     if len({one.images for one in sweeps}) > 1:
         notes.append("Not all of these runs were measured on the same files of test images (or copies).")
     notes += [
@@ -80,15 +80,15 @@ def _section(over: str, number: int, settings: str, alike: Mapping[str, Sequence
 
 def _read(run: Run, over: str) -> Swept | None:
     """The sweep of a run, if it was measured."""
-    file = RunFolder(run.folder).findings_file
+    file = RunFolder(run.folder).evaluation_file
     try:
-        findings = json.loads(file.read_text())
-        section = findings["sections"].get(f"sweep-{over}")
+        evaluation = json.loads(file.read_text())
+        section = evaluation["sections"].get(f"sweep-{over}")
         if section is None:
             return None
         fixed = {key: value for key, value in section["attack"].items() if key != over}
         settings = {**fixed, "images": section["images"]}
-        return Swept(run, dict(section["curve"]), settings, findings["images"]["signature"])
+        return Swept(run, dict(section["curve"]), settings, evaluation["images"]["signature"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

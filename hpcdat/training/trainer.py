@@ -14,6 +14,7 @@ from hpcdat.data import open_loader
 from hpcdat.data.batches import Share, training_shares, with_unlabelled
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.models.compiled import fastest_convolutions
 from hpcdat.models.pretrained import load_pretrained
 from hpcdat.objectives import Labelled
@@ -58,7 +59,8 @@ class Trainer:
         )
         self.state = TrainingState(algorithm, folder, images.train)
         self.log = EpochLog(self.state, self.progress)
-        self.validation = Validation(self.job, self.state, images, self.device, self.progress, stop)
+        execution = Execution(self.workers, self.progress, stop)
+        self.validation = Validation(self.job, self.state, images, self.device, execution)
         self._saved = time.monotonic()
 
     def resume(self) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.data import open_loader
 from hpcdat.data.images import DataError, Images
-from hpcdat.evaluation.accuracy import Accuracy, Evaluator
-from hpcdat.job import METHODS, Evaluation, Job
-from hpcdat.progress import Progress
+from hpcdat.evaluation.accuracy import Accuracy, PgdAccuracy, measure_accuracy
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.sharded_runner import Execution
+from hpcdat.job import METHODS, Job
 from hpcdat.training.early_stopping import GUARD_IMAGES, GUARD_STEPS
 from hpcdat.training.state import TrainingState
 
@@ -39,8 +39,7 @@ class Validation:
         state: of the training.
         images: of the run.
         device: of this worker.
-        progress: for the user.
-        stop: the user's wish to stop, heeded while evaluating.
+        execution: workers, progress, and the stop that interrupts an evaluation.
     """
 
     def __init__(
@@ -49,26 +48,29 @@ class Validation:
         state: TrainingState,
         images: ImageSplits,
         device: torch.device,
-        progress: Progress,
-        stop: StopRequest,
+        execution: Execution,
     ) -> None:
-        self.job, self.state, self.progress = job, state, progress
+        self.job, self.state, self.execution, self.progress = job, state, execution, execution.progress
+        self.pgd = PgdAccuracy(job.evaluation, job.attack.norm, job.seed)
 
-        def evaluator(images: Images, settings: Evaluation, *how: StopRequest | str | None) -> Evaluator:
-            loader = open_loader(
-                images, job.data, training=False, batch_size=settings.batch_size, device=device
-            )
-            return Evaluator(loader, len(images), settings, job, state.workers, progress, *how)
+        def batches(images: Images, batch_size: int) -> ImageBatches:
+            made = ImageBatches(images, job.data, batch_size, device)
+            # Opened before training, so that images that cannot be read are reported at once.
+            _ = made.loader
+            return made
 
         held_out = images.validation is not images.test
-        self._test = evaluator(images.test, job.evaluation, stop)
-        self._validation = evaluator(images.validation, job.evaluation, stop) if held_out else self._test
-        self._guard = None
+        self._test = batches(images.test, job.evaluation.batch_size)
+        self._validation = batches(images.validation, job.evaluation.batch_size) if held_out else self._test
+        self._guard: tuple[PgdAccuracy, ImageBatches] | None = None
         if job.oracle == "fgsm" and job.early_stopping.fgsm_guard and not METHODS[job.method].split:
             watched = images.train.equal_part(min(GUARD_IMAGES, len(images.train)))
-            settings = self._guard_settings(len(watched))
-            # Short, and before the checkpoint of the epoch: a stop waits for its end.
-            self._guard = evaluator(watched, settings, None, "guard against overfitting")
+            settings = job.evaluation.with_usual_step_size(eps=job.attack.eps, steps=GUARD_STEPS)
+            settings = settings.model_copy(update={"restarts": 1})
+            pgd = PgdAccuracy(settings, job.attack.norm, job.seed, "accuracy on training images")
+            # Every worker has a batch.
+            batch_size = min(settings.batch_size, -(-len(watched) // execution.workers.size))
+            self._guard = pgd, batches(watched, batch_size)
 
     @property
     def is_due(self) -> bool:
@@ -99,7 +101,10 @@ class Validation:
         """Whether robust accuracy on training images has collapsed since an earlier epoch (FGSM's guard)."""
         if self._guard is None:
             return False
-        accuracy, history, epoch = self._guard.measure(self.state.model), self.state.history, self.state.epoch
+        history, epoch = self.state.history, self.state.epoch
+        # Short, and before the checkpoint of the epoch: a stop waits for its end.
+        execution = replace(self.execution, stop=None)
+        accuracy = measure_accuracy(*self._guard, self.state.model, self.job, execution)
         if not history.add_guarded(accuracy):
             return False
         best = history.guarded / accuracy.images
@@ -111,21 +116,15 @@ class Validation:
         )
         return True
 
-    def _measure(self, evaluator: Evaluator) -> Accuracy:
-        accuracy, epoch = evaluator.measure(self.state.model), self.state.epoch
-        held_out = evaluator is not self._test
+    def _measure(self, images: ImageBatches) -> Accuracy:
+        accuracy = measure_accuracy(self.pgd, images, self.state.model, self.job, self.execution)
+        epoch, held_out = self.state.epoch, images is not self._test
         self.state.log(event="evaluation", epoch=epoch, ta=accuracy.ta, ra=accuracy.ra, held_out=held_out)
         self.progress.say(
             f"epoch {epoch:3d}  TA {100 * accuracy.ta:.1f}  RA {100 * accuracy.ra:.1f}"
             + (" (held out)" if held_out else "")
         )
         return accuracy
-
-    def _guard_settings(self, images: int) -> Evaluation:
-        # Every worker has a batch.
-        batch = min(self.job.evaluation.batch_size, -(-images // self.state.workers.size))
-        settings = self.job.evaluation.with_usual_step_size(eps=self.job.attack.eps, steps=GUARD_STEPS)
-        return settings.model_copy(update={"batch_size": batch, "restarts": 1})
 
 
 def hold_out(train: Images, test: Images, job: Job) -> ImageSplits:

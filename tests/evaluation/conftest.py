@@ -1,22 +1,43 @@
-"""A trained model, for everything that looks at one."""
+"""A trained model to evaluate."""
+
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from torch import nn
 
+from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images
-from hpcdat.evaluation.sharding import Subject
+from hpcdat.evaluation.sharded_runner import Execution
+from hpcdat.job import Job
 from hpcdat.models import build_model_for
+from hpcdat.progress import Progress
 from hpcdat.record import RunFolder
+from tests.conftest import Never
+
+
+class Loaded(NamedTuple):
+    """A trained model in evaluation mode, its job, and a folder for outcomes."""
+
+    model: nn.Module
+    job: Job
+    folder: Path
+
+
+def execution(stop=None, workers=None):
+    """One worker that shows nothing."""
+    return Execution(workers or Workers(), Progress(shown=False), stop or Never())
 
 
 @pytest.fixture
 def load(trained, tmp_path):
-    """The trained model and some test images of each class, with settings of one's own."""
+    """Loads the trained model and some test images of each class, with settings of one's own."""
 
     def load(*settings, images=40):
         job = RunFolder(trained).read_job([f"data.test_images={images}", *settings])
         _, test_images = find_images(job.data)
         model = build_model_for(job, len(test_images.classes))
         model.load_state_dict(RunFolder(trained).newest_checkpoint().model)
-        return Subject(model.eval(), job, tmp_path / "evaluation"), test_images
+        return Loaded(model.eval(), job, tmp_path / "evaluation"), test_images
 
     return load

@@ -35,20 +35,20 @@ def quick(monkeypatch):
     monkeypatch.setattr(pyautoattack, "AutoAttack", Quick)
 
 
-def batch(subject, images):
+def batch(loaded, images):
     loader = open_loader(
-        images, subject.job.data, training=False, batch_size=len(images), device=torch.device("cpu")
+        images, loaded.job.data, training=False, batch_size=len(images), device=torch.device("cpu")
     )
     return next(iter(loader.read([list(range(len(images)))], seed=0)))
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", 0.2), ("l2", 1.0)])
 def test_each_image_ends_as_in_the_packages_own_evaluation(quick, load, norm, eps):
-    subject, images = load()
-    x, y = batch(subject, images)
-    found = AutoAttack(eps, norm, 10).outcomes(subject.model, x, y, 7, 3)
+    loaded, images = load()
+    x, y = batch(loaded, images)
+    found = AutoAttack(eps, norm, 10, seed=7).measure(loaded.model, x, y, 3)
     own = pyautoattack.AutoAttack(
-        subject.model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=derive(7, "autoattack", 3)
+        loaded.model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=derive(7, "autoattack", 3)
     )
     _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
     assert found.columns["square"].tolist() == (answers == y).tolist()
@@ -56,7 +56,7 @@ def test_each_image_ends_as_in_the_packages_own_evaluation(quick, load, norm, ep
     columns = list(found.columns.values())
     assert list(found.columns) == ["correct", *STANDARD]
     assert all(not (later & ~earlier).any() for earlier, later in pairwise(columns))
-    assert found.remarks == ()
+    assert found.warnings == ()
 
 
 def test_the_packages_own_network_ends_as_in_its_own_evaluation(quick):
@@ -75,29 +75,29 @@ def test_the_packages_own_network_ends_as_in_its_own_evaluation(quick):
     own = pyautoattack.AutoAttack(net, norm="Linf", eps=eps, seed=derive(0, "autoattack", 0))
     own.attacks_to_run = TWO
     _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
-    ours = AutoAttack(eps, "linf", 10)
+    ours = AutoAttack(eps, "linf", 10, seed=0)
     ours.settings["attacks"] = TWO
-    found = ours.outcomes(net, x, y, 0, 0)
+    found = ours.measure(net, x, y, 0)
     assert found.columns["square"].tolist() == (answers == y).tolist()
     assert 0 < found.count("square") < found.count("correct")
 
 
 def test_nothing_is_left_behind(quick, load):
-    subject, images = load()
-    x, y = batch(subject, images)
+    loaded, images = load()
+    x, y = batch(loaded, images)
     state, pixels = torch.get_rng_state(), x.clone()
-    attack = AutoAttack(0.2, "linf", 10)
-    first = attack.outcomes(subject.model, x, y, 0, 0)
+    attack = AutoAttack(0.2, "linf", 10, seed=0)
+    first = attack.measure(loaded.model, x, y, 0)
     torch.rand(5)
-    assert attack.outcomes(subject.model, x, y, 0, 0).to_json() == first.to_json()
+    assert attack.measure(loaded.model, x, y, 0).to_json() == first.to_json()
     torch.set_rng_state(state)
-    attack.outcomes(subject.model, x, y, 0, 0)
+    attack.measure(loaded.model, x, y, 0)
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(x, pixels)
-    assert all(p.requires_grad and p.grad is None for p in subject.model.parameters())
+    assert all(p.requires_grad and p.grad is None for p in loaded.model.parameters())
 
 
 def test_only_the_standard_version_is_standard(monkeypatch):
-    assert AutoAttack(0.1, "linf", 10).is_standard
+    assert AutoAttack(0.1, "linf", 10, seed=0).is_standard
 
     class Left(pyautoattack.AutoAttack):
         def __init__(self, *arguments, **named):
@@ -106,31 +106,31 @@ def test_only_the_standard_version_is_standard(monkeypatch):
 
     for weaker in (Quick, Left):
         monkeypatch.setattr(pyautoattack, "AutoAttack", weaker)
-        assert not AutoAttack(0.1, "linf", 10).is_standard
+        assert not AutoAttack(0.1, "linf", 10, seed=0).is_standard
 
 
-def test_what_the_package_complains_of_is_kept(quick, load):
-    subject, images = load()
-    x, y = batch(subject, images)
+def test_warnings_of_the_package_are_kept(quick, load):
+    loaded, images = load()
+    x, y = batch(loaded, images)
 
     class Random(torch.nn.Module):
         def forward(self, x):
-            logits = subject.model(x)
+            logits = loaded.model(x)
             return logits + torch.rand_like(logits)
 
-    found = AutoAttack(0.2, "linf", 10).outcomes(Random(), x, y, 0, 0)
-    assert "it seems to be a randomized defense" in found.remarks
+    found = AutoAttack(0.2, "linf", 10, seed=0).measure(Random(), x, y, 0)
+    assert "it seems to be a randomized defense" in found.warnings
 
 
-def test_what_it_cannot_do_is_told():
+def test_too_few_classes_or_no_radius_are_refused():
     with pytest.raises(InputError, match="10 classes or more, not 3"):
-        AutoAttack(0.1, "linf", 3)
+        AutoAttack(0.1, "linf", 3, seed=0)
     with pytest.raises(InputError, match=r"evaluation\.eps must be above 0"):
-        AutoAttack(0.0, "linf", 10)
+        AutoAttack(0.0, "linf", 10, seed=0)
 
 
-def test_images_that_are_wrong_already_are_left_alone(quick, load):
-    subject, images = load()
-    x, y = batch(subject, images)
-    found = AutoAttack(0.2, "linf", 10).outcomes(subject.model, x[:2], (y[:2] + 1) % 10, 0, 0)
+def test_misclassified_images_are_not_attacked(quick, load):
+    loaded, images = load()
+    x, y = batch(loaded, images)
+    found = AutoAttack(0.2, "linf", 10, seed=0).measure(loaded.model, x[:2], (y[:2] + 1) % 10, 0)
     assert all(not flags.any() for flags in found.columns.values())

@@ -14,26 +14,21 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 from torch import nn
 
-from hpcdat.cluster.workers import Workers
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped
-from hpcdat.evaluation.certification import (
-    Certified,
-    Certifier,
-    Counts,
-    CountsFile,
-    SmoothedClassifier,
-    certified_radius,
-    largest_radius,
-    lower_bound,
-)
+from hpcdat.evaluation.certification.certificates import Certified, Counts
+from hpcdat.evaluation.certification.certifier import certify_images
+from hpcdat.evaluation.certification.clopper_pearson import certified_radius, largest_radius, lower_bound
+from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.outcome_store import OutcomeStore
 from hpcdat.job_file import read_job
-from hpcdat.progress import Progress
 from hpcdat.report.certificates import read_certificates
 from hpcdat.report.certified import certified_table, rows_beside, write_certified
 from hpcdat.report.papers import TABLES
 from hpcdat.report.papers.dat import stated_accuracies
 from tests.conftest import DEMO, Never
+from tests.evaluation.conftest import execution
 
 ERROR = 1e-6
 """Probability with which a test of random numbers may fail though all is right, were they drawn anew."""
@@ -212,59 +207,60 @@ class Points:
     def __init__(self, model, margins):
         self.x = torch.stack([model.at(margin) for margin in margins])
         self.y = torch.tensor([int(margin > 0) for margin in margins])
-        self.asked = []
+        self.read_images = []
 
     def read(self, batches, seed):
         for indices in batches:
-            self.asked += indices.tolist()
+            self.read_images += indices.tolist()
             keep = [i for i in indices.tolist() if i != 5]
             yield self.x[keep], self.y[keep]
 
 
-def certify_points(file, *, points=Points, stop=None, every=1):
+PIXELS = np.zeros((12, 2, 2, 1), np.uint8)
+IMAGES = Images([f"point {i}" for i in range(12)], [int(i > 6) for i in range(12)], ["0", "1"], PIXELS)
+SETTINGS = ["n0=20", "n=300", "alpha=0.01", "batch_size=128"]
+
+
+def certify_points(folder, *, points=Points, stop=None, every=1):
+    """The certificates, and the images that were read."""
     model = Linear().eval()
-    loader = points(model, [0.02 * (i - 6) for i in range(12)])
-    settings = ["n0=20", f"n={N}", "alpha=0.01", "batch_size=128"]
-    job = read_job(DEMO, [f"certification.{setting}" for setting in settings])
-    images = range(0, 12, every)
-    certifier = Certifier(loader, images, 2, job, Workers(), Progress(shown=False), stop or Never())
-    return certifier.measure(model, 0.25, file), loader.asked
-
-
-N = 300
-POINTS = Images([f"point {i}" for i in range(12)], [int(i > 6) for i in range(12)], ["0", "1"])
+    job = read_job(DEMO, [f"certification.{setting}" for setting in SETTINGS])
+    images = ImageBatches(IMAGES, job.data, 1, torch.device("cpu"), every=every)
+    images.loader = points(model, [0.02 * (i - 6) for i in range(12)])
+    certified = certify_images(0.25, images, model, job, execution(stop), folder)
+    return certified, images.loader.read_images
 
 
 def counts_file(folder):
-    return CountsFile(folder / "certification" / "counts.jsonl", {"sigma": 0.25, "n": N}, POINTS)
+    (file,) = folder.glob("counts-0.25-*.jsonl")
+    return file
 
 
-def test_a_kill_at_any_byte_leaves_what_the_same_command_ends_alike(tmp_path):
-    """Two workers were killed while they added lines to their parts."""
-    file = counts_file(tmp_path / "whole")
-    file.path.parent.parent.mkdir()
-    whole, asked = certify_points(file)
-    assert asked == list(range(12)) and [c.image for c in whole.counts] == [*range(5), *range(6, 12)]
-    held = file.path.read_bytes()
-    again, asked = certify_points(file)
-    assert again == whole and asked == [5] and file.path.read_bytes() == held
-    heading, *lines = held.splitlines(keepends=True)
-    for size in range(0, len(b"".join(lines[:8])), 29):
-        file.path.write_bytes(heading + b"".join(lines[8:]))
+def test_a_kill_leaves_what_the_same_command_completes_to_the_same_bytes(tmp_path):
+    """Two workers were killed while they appended to their parts."""
+    whole, read = certify_points(tmp_path)
+    assert read == list(range(12)) and [c.image for c in whole.counts] == [*range(5), *range(6, 12)]
+    file = counts_file(tmp_path)
+    held = file.read_bytes()
+    again, read = certify_points(tmp_path)
+    assert again == whole and read == [5] and file.read_bytes() == held
+    key, *lines = held.splitlines(keepends=True)
+    for size in range(0, len(b"".join(lines[:8])), 97):
+        file.write_bytes(key + b"".join(lines[8:]))
         for rank in (0, 1):
-            Path(f"{file.path}.part-{rank}").write_bytes(b"".join(lines[rank:8:2])[: size // 2])
-        resumed, asked = certify_points(file)
-        assert resumed == whole and file.path.read_bytes() == held
-        assert list(file.path.parent.iterdir()) == [file.path]
+            Path(f"{file}.part-{rank}").write_bytes(b"".join(lines[rank:8:2])[: size // 2])
+        resumed, read = certify_points(tmp_path)
+        assert resumed == whole and file.read_bytes() == held
+        assert list(tmp_path.iterdir()) == [file]
         done = sum(b"".join(lines[rank:8:2])[: size // 2].count(b"\n") for rank in (0, 1))
-        assert len(asked) == 1 + 8 - done
+        assert len(read) == 1 + 8 - done
 
 
-def test_a_stop_is_heeded_within_an_image_and_keeps_those_that_are_done(tmp_path):
+def test_a_stop_takes_effect_within_an_image_and_keeps_those_that_are_done(tmp_path):
     class Soon(Never):
         pass
 
-    file, stop = counts_file(tmp_path), Soon()
+    stop = Soon()
 
     class Slow(Points):
         """Somebody wants to stop when image 3 is at hand, whose samples take half a second."""
@@ -279,39 +275,55 @@ def test_a_stop_is_heeded_within_an_image_and_keeps_those_that_are_done(tmp_path
                 yield images
 
     with pytest.raises(Stopped, match=r"the same command goes on to certify at sigma 0\.25"):
-        certify_points(file, points=Slow, stop=stop)
-    _, asked = certify_points(file)
-    assert asked == [3, 4, 5, *range(6, 12)]
+        certify_points(tmp_path, points=Slow, stop=stop)
+    _, read = certify_points(tmp_path)
+    assert read == [3, 4, 5, *range(6, 12)]
 
 
 def test_images_left_out_before_are_added(tmp_path):
-    """The first of every four, then of every two: with what they would have been by themselves."""
-    file, other = counts_file(tmp_path), CountsFile(tmp_path / "other.jsonl", {"n": N}, POINTS)
-    certify_points(file, every=4)
-    some, asked = certify_points(file, every=2)
-    assert asked == [2, 6, 10] and some == certify_points(other, every=2)[0]
+    """The first of every four, then of every two: with the certificates they would have had by themselves."""
+    certify_points(tmp_path / "one", every=4)
+    some, read = certify_points(tmp_path / "one", every=2)
+    assert read == [2, 6, 10] and some == certify_points(tmp_path / "other", every=2)[0]
+    # What is not asked for is kept.
+    certify_points(tmp_path / "one", every=3)
+    _, read = certify_points(tmp_path / "one", every=2)
+    assert read == []
 
 
 @pytest.mark.parametrize(
-    "was, is_now, told",
+    "was, is_now",
     [
-        ('"top"', '"tip"', "unexpected keyword"),
-        ('"count": ', '"count": 9', "counts are not all from 0 to 300"),
-        ('"count": ', '"count": 0.', "other than whole numbers"),
-        ('"image": 0', '"image": 12', "other images or classes"),
-        ('"label": 0', '"label": 1', "other images or classes"),
-        ('"top": ', '"top": 2', "other images or classes"),
-        ('"top": ', '"top": -1', "other images or classes"),
-        ('"sigma": 0.25', '"sigma": 0.12', "of something else"),
-        ('"image"', "\x80", "Expecting"),
+        ('"top"', '"tip"'),
+        ('"count": ', '"count": 9'),
+        ('"count": ', '"count": 0.'),
+        ('"image": 0', '"image": 12'),
+        ('"label": 0', '"label": 1'),
+        ('"top": 0', '"top": 1'),
+        ('"top": ', '"top": -1'),
+        ('"sigma": 0.25', '"sigma": 0.12'),
+        ('"image"', "\x80"),
     ],
 )
-def test_a_damaged_file_is_told(tmp_path, was, is_now, told):
+def test_damaged_counts_are_sampled_again_which_is_said(tmp_path, capsys, was, is_now):
+    whole, _ = certify_points(tmp_path, every=4)
     file = counts_file(tmp_path)
-    certify_points(file, every=4)
-    file.path.write_text(file.path.read_text().replace(was, is_now, 1), encoding="latin1")
-    with pytest.raises(InputError, match=rf"counts\.jsonl is damaged \(.*{told}.*\)"):
-        certify_points(file)
+    held = file.read_bytes()
+    damaged = held.decode().replace(was, is_now, 1)
+    assert damaged != held.decode()
+    file.write_text(damaged, encoding="latin1")
+    said = []
+    store = OutcomeStore(tmp_path, "counts-0.25", _key_of(held))
+    assert len(store.load(said.append)) < 3 and "damaged" in said[0]
+    file.write_text(damaged, encoding="latin1")
+    again, read = certify_points(tmp_path, every=4)
+    assert again == whole and file.read_bytes() == held
+    assert set(read) <= {0, 4, 8} and 0 in read
+
+
+def _key_of(held):
+    key = json.loads(held.splitlines()[0])
+    return {name: value for name, value in key.items() if name != "format"}
 
 
 def test_the_noise_is_that_of_training_unless_the_job_says_otherwise():

@@ -17,7 +17,7 @@ def swept(make_run):
     def make(name, method, curve, *, norm="linf", steps=20, images=397, signature="same"):
         folder = make_run(name, "", method=method)
         attack = {"eps": list(curve), "norm": norm, "random_start": True, "steps": steps}
-        section = {"images": images, "attack": attack, "curve": list(curve.items()), "suspicions": []}
+        section = {"images": images, "attack": attack, "curve": list(curve.items()), "warnings": []}
         findings = {"images": {"count": images, "signature": signature}, "sections": {"sweep-eps": section}}
         (folder / "evaluation.json").write_text(json.dumps(findings))
         return folder

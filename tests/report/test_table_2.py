@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hpcdat.cli import app
-from hpcdat.evaluation.certification import Certified, Counts
+from hpcdat.evaluation.certification.certificates import Certified, Counts
 from hpcdat.report.certificates import write_certificates
 from hpcdat.report.comparison import compare, read_run
 

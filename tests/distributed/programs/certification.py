@@ -8,7 +8,7 @@ from pathlib import Path
 
 import hpcdat.certify
 from hpcdat.cluster.stopping import StopRequest
-from hpcdat.evaluation.certification import SmoothedClassifier
+from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
 from hpcdat.record import RunFolder
 
 

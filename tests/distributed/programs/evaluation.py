@@ -14,12 +14,14 @@ from torch import nn
 from hpcdat.cluster.apart import apart
 from hpcdat.cluster.stopping import StopRequest
 from hpcdat.data import find_images, open_loader
+from hpcdat.data.images import Images
 from hpcdat.errors import HpcdatError
-from hpcdat.evaluation.accuracy import Evaluator
-from hpcdat.evaluation.findings import examine
-from hpcdat.evaluation.outcomes import Shelf
-from hpcdat.evaluation.sharding import Subject
-from hpcdat.evaluation.wanted import Wanted
+from hpcdat.evaluation.accuracy import PgdAccuracy, measure_accuracy
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.outcome_store import OutcomeStore
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.results import evaluate_robustness
+from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.job_file import read_job
 from hpcdat.models import build_model_for
 from hpcdat.objectives import clean_loss
@@ -32,24 +34,8 @@ def evaluate(workers, root, *settings):
     job = read_job(DEMO, [f"data.root={root}", "attack.eps=0.1", *settings])
     train_images, test_images = find_images(job.data)
     model = fit(build_model_for(job, len(train_images.classes)), train_images, job)
-    loader = open_loader(
-        test_images,
-        job.data,
-        training=False,
-        batch_size=job.evaluation.batch_size,
-        device=torch.device("cpu"),
-    )
-    progress = Progress(shown=False)
-    evaluator = Evaluator(
-        loader,
-        len(test_images),
-        job.evaluation,
-        job,
-        workers,
-        progress,
-        StopRequest(),
-    )
-    accuracy = evaluator.measure(model)
+    images = ImageBatches(test_images, job.data, job.evaluation.batch_size, torch.device("cpu"))
+    accuracy = _measured(model, images, job, workers, StopRequest())
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
     return [accuracy.images, accuracy.correct, accuracy.robust, digest]
 
@@ -64,24 +50,29 @@ def examine_all(workers, root, folder, kill_after, *settings):
             self.square.n_queries = 50
 
     pyautoattack.AutoAttack, real = Quick, pyautoattack.AutoAttack
-    write, written = Shelf.write, []
+    append, written = OutcomeStore.append, []
 
-    def write_and_die(shelf, number, outcomes):
-        write(shelf, number, outcomes)
-        written.append(f"{shelf.folder.name}/{number}")
+    def append_and_die(store, number, outcome, rank):
+        append(store, number, outcome, rank)
+        written.append(f"{store.path.name}/{number}")
         if len(written) == int(kill_after):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Shelf.write = write_and_die
+    OutcomeStore.append = append_and_die
     few = ["attack.eps=0.1", "data.test_images=100", "evaluation.batch_size=7"]
     job = read_job(DEMO, [f"data.root={root}", *few, *settings])
     train_images, test_images = find_images(job.data)
     model = fit(build_model_for(job, len(train_images.classes)), train_images, job).eval()
-    wanted = Wanted(autoattack=30, radii=(0.0, 0.05, 0.2), steps=(1, 5))
-    subject = Subject(model, job, Path(folder))
-    found = examine(subject, wanted, test_images, workers, Progress(shown=False), StopRequest())
-    pyautoattack.AutoAttack, Shelf.write = real, write
-    return {"sections": found.sections, "written": written}
+    request = EvaluationRequest(autoattack=30, radii=(0.0, 0.05, 0.2), steps=(1, 5))
+    execution = Execution(workers, Progress(shown=False), StopRequest())
+    results = evaluate_robustness(request, test_images, model, job, execution, Path(folder))
+    pyautoattack.AutoAttack, OutcomeStore.append = real, append
+    return {"sections": results.sections, "written": written}
+
+
+def _measured(model, images, job, workers, stop):
+    pgd = PgdAccuracy(job.evaluation, job.attack.norm, job.seed)
+    return measure_accuracy(pgd, images, model, job, Execution(workers, Progress(shown=False), stop))
 
 
 def unequal_shares(workers):
@@ -107,9 +98,11 @@ class _SlowForOne:
 
 def _evaluation_stopped_by_one(workers):
     stop, job, model = StopRequest(), read_job(DEMO), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    loader = _SlowForOne(workers, stop)
+    nothing = Images([""] * 3000, [0] * 3000, ["0"], np.zeros((3000, 8, 8, 1), np.uint8))
+    images = ImageBatches(nothing, job.data, 100, torch.device("cpu"))
+    images.loader = _SlowForOne(workers, stop)
     try:
-        Evaluator(loader, 3000, job.evaluation, job, workers, Progress(shown=False), stop).measure(model)
+        _measured(model, images, job, workers, stop)
     except HpcdatError as error:
         return [type(error).__name__, str(error), error.everywhere]
 

@@ -1,4 +1,4 @@
-"""What an evaluation tells, and what it keeps of earlier ones."""
+"""What an evaluation writes, and what it keeps of earlier ones."""
 
 import csv
 import json
@@ -6,13 +6,14 @@ import re
 
 import pyautoattack
 import pytest
+import torch
 
 from hpcdat import run
 from hpcdat.cluster.workers import Workers
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
-from hpcdat.evaluation.findings import Findings
-from hpcdat.evaluation.wanted import Wanted
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.results import Results
 from hpcdat.files import write_text
 from hpcdat.job_file import read_job
 from hpcdat.record import RunFolder
@@ -34,9 +35,9 @@ def test_steps_fit_the_ball_that_is_asked_for(run_dir):
     assert folder.read_job(["evaluation.eps=0.01"]).evaluation.step_size == 0.02
 
 
-def evaluated(run_dir, *settings, **wanted):
-    result = run.evaluate(run_dir, [*FEW, *settings], Wanted(**wanted), Workers(), Never())
-    return result, json.loads(RunFolder(run_dir).findings_file.read_text())["sections"]
+def evaluated(run_dir, *settings, **requested):
+    result = run.evaluate(run_dir, [*FEW, *settings], EvaluationRequest(**requested), Workers(), Never())
+    return result, json.loads(RunFolder(run_dir).evaluation_file.read_text())["sections"]
 
 
 def test_aa_is_in_the_result_beside_what_it_was_measured_with(run_dir):
@@ -44,10 +45,10 @@ def test_aa_is_in_the_result_beside_what_it_was_measured_with(run_dir):
     result, sections = evaluated(run_dir, "evaluation.eps=0.2", autoattack=15)
     section = sections["autoattack"]
     assert (section["images"], section["test_images"], result.aa_images) == (15, 30, 15)
-    assert section["aa"] == result.aa == section["withstood"]["square"] < section["withstood"]["correct"]
+    assert section["aa"] == result.aa == section["robust"]["square"] < section["robust"]["correct"]
     assert section["attack"]["package"] == f"pyautoattack {pyautoattack.__version__}"
     assert section["attack"]["attacks"]["square"] == {"queries": 5000, "restarts": 1}
-    assert section["suspicions"] == []
+    assert section["warnings"] == []
     table = result_table({run_dir: result})
     assert f"| {100 * result.aa:.2f}" in table and "AA: under AutoAttack on 15 test images." in table
     # Kept as long as it is of the same weights, and shown beside RA of the same ball.
@@ -67,7 +68,7 @@ def test_anything_less_is_not_called_aa(run_dir, monkeypatch):
     result, sections = evaluated(run_dir, autoattack="all")
     assert result.aa is None and sections["autoattack"]["aa"] is None
     assert sections["autoattack"]["attack"]["attacks"]["square"]["queries"] == 50
-    assert 0 <= sections["autoattack"]["withstood"]["square"] < 1
+    assert 0 <= sections["autoattack"]["robust"]["square"] < 1
     assert "AA" not in result_table({run_dir: result})
 
 
@@ -88,11 +89,22 @@ def test_sweeps_are_a_table_and_a_plot(run_dir):
     assert list(sections) == ["accuracy"], "of other views of the images"
 
 
-def test_suspicions_are_told(run_dir, capsys):
+def test_warnings_are_printed(run_dir, capsys):
     evaluated(run_dir, "evaluation.eps=0.2")
     assert "warning:" not in capsys.readouterr().err
     evaluated(run_dir, "evaluation.eps=0.4", "evaluation.step_size=0.01")
     assert "warning: 20 steps of 0.01 cannot cross a ball of radius 0.4" in capsys.readouterr().err
+
+
+def test_threads_are_as_before_once_it_is_measured(run_dir, capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        evaluated(run_dir, "evaluation.steps=1")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert "start 2 times as many workers to use all cores" in capsys.readouterr().out
 
 
 def test_more_images_than_there_are_cannot_be_attacked(run_dir):
@@ -102,31 +114,31 @@ def test_more_images_than_there_are_cannot_be_attacked(run_dir):
 
 BALL = {"eps": 0.2, "norm": "linf"}
 WHOLE = {
-    "autoattack": {"images": 9, "suspicions": [], "aa": 0.5, "attack": BALL},
-    "sweep-eps": {"images": 9, "suspicions": [], "curve": [[0.1, 0.5]]},
-    "sweep-steps": {"images": 9, "suspicions": [], "curve": [[10, 0.5]]},
+    "autoattack": {"images": 9, "warnings": [], "aa": 0.5, "attack": BALL},
+    "sweep-eps": {"images": 9, "warnings": [], "curve": [[0.1, 0.5]]},
+    "sweep-steps": {"images": 9, "warnings": [], "curve": [[10, 0.5]]},
 }
 
 
 def test_sections_of_a_file_that_lack_something_are_left_out(tmp_path):
     """A file of an older version, or one that somebody has edited."""
-    file, subject = tmp_path / "evaluation.json", {"weights": "abc"}
-    damaged = [(name, key, None) for name, section in WHOLE.items() for key in section]
+    file, key = tmp_path / "evaluation.json", {"weights": "abc"}
+    damaged = [(name, field, None) for name, section in WHOLE.items() for field in section]
     damaged += [
         ("autoattack", "attack", {"eps": 0.2}),
         ("autoattack", "aa", "high"),
         ("sweep-eps", "curve", []),
     ]
     damaged += [("sweep-steps", "curve", [[10]]), ("sweep-eps", "images", "many")]
-    for name, key, value in damaged:
-        section = {k: v for k, v in WHOLE[name].items() if k != key} | (
-            {key: value} if value is not None else {}
+    for name, field, value in damaged:
+        section = {k: v for k, v in WHOLE[name].items() if k != field} | (
+            {field: value} if value is not None else {}
         )
-        file.write_text(json.dumps({**subject, "sections": {**WHOLE, name: section, "list": []}}))
-        found = Findings(subject, Accuracy(9, 5, 5), {}).together_with(file)
+        file.write_text(json.dumps({**key, "sections": {**WHOLE, name: section, "list": []}}))
+        found = Results(key, Accuracy(9, 5, 5), {}).merged_with(file)
         assert found.sections == {other: kept for other, kept in WHOLE.items() if other != name}
         found.autoattack(read_job(DEMO, ["evaluation.eps=0.2"]).evaluation, "linf")
         found.write(file, epoch=1)
     for sections in ([], None, "sections"):
-        file.write_text(json.dumps({**subject, "sections": sections}))
-        assert Findings(subject, Accuracy(9, 5, 5), {}).together_with(file).sections == {}
+        file.write_text(json.dumps({**key, "sections": sections}))
+        assert Results(key, Accuracy(9, 5, 5), {}).merged_with(file).sections == {}

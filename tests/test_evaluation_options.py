@@ -5,18 +5,19 @@ from typer.testing import CliRunner
 
 from hpcdat.cli import app
 from hpcdat.errors import InputError
-from hpcdat.evaluation.wanted import Wanted, read_wanted
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation_options import read_request
 from hpcdat.job_file import read_job
 from tests.conftest import DEMO
 
 
-def test_options_are_read():
+def test_options_are_parsed():
     job = read_job(DEMO)
-    assert read_wanted(None, None, None, job) == Wanted()
-    wanted = read_wanted("1000", "8/255,0,4/255,0", "50,1", job)
-    assert wanted == Wanted(1000, (0.0, 4 / 255, 8 / 255), (1, 50))
-    assert read_wanted("all", None, None, job).autoattack == "all"
-    assert read_wanted(None, "3", None, read_job(DEMO, ["attack.norm=l2"])).radii == (3.0,)
+    assert read_request(None, None, None, job) == EvaluationRequest()
+    request = read_request("1000", "8/255,0,4/255,0", "50,1", job)
+    assert request == EvaluationRequest(1000, (0.0, 4 / 255, 8 / 255), (1, 50))
+    assert read_request("all", None, None, job).autoattack == "all"
+    assert read_request(None, "3", None, read_job(DEMO, ["attack.norm=l2"])).radii == (3.0,)
 
 
 @pytest.mark.parametrize(
@@ -33,10 +34,10 @@ def test_options_are_read():
         ("--sweep-steps", "0", "numbers of steps"),
     ],
 )
-def test_mistakes_are_told(option, text, expected):
+def test_mistakes_are_reported(option, text, expected):
     options = {"--autoattack": None, "--sweep-eps": None, "--sweep-steps": None, option: text}
     with pytest.raises(InputError, match=f"{option} {text}: expected {expected}"):
-        read_wanted(*options.values(), read_job(DEMO))
+        read_request(*options.values(), read_job(DEMO))
 
 
 def test_a_mistake_ends_the_command(trained):

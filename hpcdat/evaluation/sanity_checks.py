@@ -1,7 +1,7 @@
-"""Signs that a measured robustness is not to be believed.
+"""Sanity checks of robustness evaluations: signs that an attack failed rather than that a model is robust.
 
-After Athalye et al. 2018 (obfuscated gradients), Carlini et al. 2019 (on evaluating robustness, Sec. 4)
-and the checks of AutoAttack. Each function is pure and returns its findings in words, none if all is well.
+After Athalye et al. 2018 (obfuscated gradients), Carlini et al. 2019 (On Evaluating Adversarial Robustness,
+Sec. 4) and AutoAttack's own checks. Each function is pure and returns its warnings, none if all is well.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from torch import nn
 from hpcdat.evaluation.outcomes import Flags, Outcomes
 from hpcdat.job import Evaluation, Norm
 
-FEW = 0.002
-"""Share of images up to which a weaker attack may be luckier than a stronger one; AutoAttack's."""
+LUCKY_IMAGES = 0.002
+"""Fraction of the images that a weaker attack may break and a stronger one not; AutoAttack's value."""
 ZERO_GRADIENTS = 0.01
-"""Share of the correctly classified images whose loss may have no gradient: a net may be that sure."""
-FALL = 0.01
-"""That RA has to lose over a sweep which reaches the radius of the evaluation, unless it is nearly 0."""
+"""Fraction of the correctly classified images whose loss may have zero gradient, the model being so sure."""
+SMALLEST_FALL = 0.01
+"""By how much RA must fall over a sweep that reaches the radius of the evaluation, unless it is nearly 0."""
 
 
 def pixels_out_of_range(low: float, high: float) -> list[str]:
     """Images must lie in [0, 1], or a radius means nothing.
 
     Args:
-        low, high: extremes of the pixels.
+        low, high: smallest and largest value of a pixel.
     """
-    # Not a number is neither.
+    # NaN is neither.
     if low >= 0 and high <= 1:
         return []
     return [
-        f"images reach from {low:.4g} to {high:.4g}, not within [0, 1]: eps has no meaning there "
+        f"images range from {low:.4g} to {high:.4g}, not within [0, 1], so eps has no meaning "
         "(normalisation belongs inside the model)"
     ]
 
 
 def batch_norm_in_train_mode(model: nn.Module) -> list[str]:
-    """Batch norm that uses the statistics of the batch: outcomes depend on which images come together."""
+    """Batch norm with the statistics of the batch: an image's outcome depends on the others of its batch."""
     layers = [
         name
         for name, module in model.named_modules()
@@ -48,8 +48,8 @@ def batch_norm_in_train_mode(model: nn.Module) -> list[str]:
     if not layers:
         return []
     return [
-        f"batch norm is in train mode ({len(layers)} layers, {layers[0]} the first): what becomes of an "
-        "image depends on the others of its batch, and attacks gain or lose by that"
+        f"batch norm is in train mode ({len(layers)} layers, the first is {layers[0]}): the outcome of an "
+        "image depends on the others of its batch, which helps or hinders attacks"
     ]
 
 
@@ -68,34 +68,34 @@ def short_steps(settings: Evaluation) -> list[str]:
 
 
 def zero_gradients(correct: Flags, gradient: Flags) -> list[str]:
-    """Images on which an attack by gradients cannot take a step.
+    """Images on which a gradient-based attack cannot take a step.
 
     Args:
-        correct: images classified right, (N,).
-        gradient: images whose loss has a gradient that is not zero, (N,).
+        correct: images classified correctly, (N,).
+        gradient: images where the gradient of the loss is not zero, (N,).
     """
     count = int((correct & ~gradient).sum())
     if count <= ZERO_GRADIENTS * correct.sum():
         return []
     return [
-        f"zero gradients: on {count} of {int(correct.sum())} correctly classified images the loss has none, "
-        "so attacks by gradients do nothing there; RA is too high"
+        f"zero gradients: on {count} of {int(correct.sum())} correctly classified images the gradient of the "
+        "loss is zero, so gradient-based attacks do nothing; RA is too high"
     ]
 
 
 def black_box_beats_white_box(white: Flags, black: Flags, *, names: tuple[str, str]) -> list[str]:
-    """An attacker without gradients must not break what one with gradients leaves standing.
+    """An attack without gradients must not break what one with gradients leaves robust.
 
     Args:
-        white, black: images that withstood the attack by gradients, and the one without, (N,).
+        white, black: images that are robust to the attack with gradients, and to the one without, (N,).
         names: of the two attacks.
     """
     count = int((white & ~black).sum())
-    if count <= max(1, FEW * len(white)):
+    if count <= max(1, LUCKY_IMAGES * len(white)):
         return []
     return [
         f"black box beats white box: {names[1]} breaks {count} of the {int(white.sum())} images that "
-        f"withstood {names[0]}: gradients may be masked, and RA is too high"
+        f"are robust to {names[0]}: gradients may be masked, and RA is too high"
     ]
 
 
@@ -109,31 +109,31 @@ def does_not_fall(
         eps: radius of the evaluation.
         norm: of the balls.
         pixels: numbers in an image.
-        most_frequent: share of the images that are of the most frequent class.
+        most_frequent: fraction of the images that are of the most frequent class.
     """
-    found = []
+    warnings = []
     radii = sorted(radius for radius in curve if radius > 0)
     if len(radii) > 1 and radii[-1] >= eps:
         first, last = curve[radii[0]], curve[radii[-1]]
-        if last > 5 * FALL and first - last < FALL:
-            found.append(
+        if last > 5 * SMALLEST_FALL and first - last < SMALLEST_FALL:
+            warnings.append(
                 f"RA does not fall with eps: {100 * first:.1f} % at {radii[0]:.3g}, {100 * last:.1f} % at "
                 f"{radii[-1]:.3g}: the attack does not work"
             )
-    # The grey image is in every such ball, whatever it is around.
+    # Every ball of this radius contains the grey image.
     reach = 0.5 if norm == "linf" else 0.5 * np.sqrt(pixels)
     for radius in radii:
         if radius >= reach and curve[radius] > most_frequent:
-            found.append(
+            warnings.append(
                 f"RA is {100 * curve[radius]:.1f} % at {radius:.3g}, where all images can be made the same "
                 f"and no model is better than {100 * most_frequent:.1f} %: the attack does not work"
             )
             break
-    return found
+    return warnings
 
 
-def of_accuracy(outcomes: Outcomes, settings: Evaluation) -> list[str]:
-    """All that the outcomes of :class:`~hpcdat.evaluation.measurements.PgdAccuracy` tell."""
+def check_accuracy(outcomes: Outcomes, settings: Evaluation) -> list[str]:
+    """All checks of the outcomes of :class:`~hpcdat.evaluation.accuracy.CheckedAccuracy`."""
     columns = outcomes.columns
     names = (f"PGD-{settings.steps}", "random noise of the same radius")
     return [
@@ -143,10 +143,10 @@ def of_accuracy(outcomes: Outcomes, settings: Evaluation) -> list[str]:
     ]
 
 
-def of_autoattack(outcomes: Outcomes) -> list[str]:
-    """All that the outcomes of :class:`~hpcdat.evaluation.autoattack.AutoAttack` tell."""
+def check_autoattack(outcomes: Outcomes) -> list[str]:
+    """All checks of the outcomes of :class:`~hpcdat.evaluation.autoattack.AutoAttack`."""
     columns = outcomes.columns
     return [
         *black_box_beats_white_box(columns["fab-t"], columns["square"], names=("APGD and FAB", "Square")),
-        *(f"AutoAttack says: {remark}" for remark in outcomes.remarks),
+        *(f"AutoAttack says: {warning}" for warning in outcomes.warnings),
     ]

@@ -1,0 +1,48 @@
+"""Cache keys of evaluations: network, images and settings on which outcomes depend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcdat.cluster.agreement import fingerprint
+from hpcdat.cluster.workers import Workers
+from hpcdat.data.images import Images
+from hpcdat.job import Job
+
+
+def cache_key(model: nn.Module, job: Job, images: Images, workers: Workers) -> dict[str, Any]:
+    """What every result depends on: the network, the images and how they are read.
+
+    All workers call this together.
+
+    Args:
+        model: the same on all workers.
+        job: resolved.
+        images: the test images. Worker 0 reads their sizes and times for all: another node may see other
+            copies of the files.
+        workers: all of them.
+
+    Returns:
+        A JSON value, the same on all workers.
+
+    Raises:
+        WorkerError: worker 0 failed.
+    """
+    signature = workers.together("read the images' signature", lambda: workers.is_first and images.signature)
+    return {
+        "weights": fingerprint(model),
+        "model": job.model.model_dump(mode="json", exclude={"pretrained"}),
+        "images": {
+            "count": len(images),
+            "signature": workers.gather(signature, "signature of the images")[0],
+        },
+        "data": job.data.model_dump(include={"loader", "image_size", "channels", "augmentation"}),
+    }
+
+
+def numerics_key(model: nn.Module) -> dict[str, str]:
+    """What decides how sums are rounded and random numbers drawn: kind of device and torch's version."""
+    return {"device": next(model.parameters()).device.type, "torch": torch.__version__}

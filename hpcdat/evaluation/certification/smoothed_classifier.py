@@ -1,0 +1,55 @@
+"""The smoothed classifier and CERTIFY's sampling: Cohen et al. 2019, Sec. 3.2.2."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hpcdat.seeds import derive
+
+
+class SmoothedClassifier:
+    """g(x) = argmax_c P(f(x + eta) = c) with eta ~ N(0, sigma^2 I); noisy images are not clipped.
+
+    Noise is a function of seed, image and batch of samples, so it does not depend on the worker that draws
+    it; a GPU draws other numbers than a CPU.
+
+    Args:
+        base: f, from images (N, C, H, W) to logits (N, classes), in evaluation mode.
+        sigma: standard deviation of the noise, [0, 1] units, > 0.
+        classes: number of logits.
+        batch_size: samples at a time, >= 1.
+        seed: the job's.
+    """
+
+    def __init__(self, base: nn.Module, sigma: float, *, classes: int, batch_size: int, seed: int) -> None:
+        self.base, self.sigma, self.classes = base, sigma, classes
+        self.batch_size, self.seed = batch_size, seed
+
+    def certify(self, x: Tensor, *, n0: int, n: int, image: int) -> tuple[int, int]:
+        """Choose class A and count it, as CERTIFY does.
+
+        Args:
+            x: one image, (C, H, W).
+            n0: samples that choose class A; the first class if several are as frequent.
+            n: other samples, from which its probability is estimated.
+            image: position of x among the test images, for the noise.
+
+        Returns:
+            Class A, and how many of the n samples are of class A.
+        """
+        top = int(self.sample(x, n0, "selection", image).argmax())
+        return top, int(self.sample(x, n, "estimate", image)[top])
+
+    @torch.no_grad()
+    def sample(self, x: Tensor, n: int, purpose: str, image: int) -> Tensor:
+        """SAMPLEUNDERNOISE: how many of n noisy images are classified as each class, int64 (classes,)."""
+        generator = torch.Generator(x.device)
+        counts = torch.zeros(self.classes, dtype=torch.int64, device=x.device)
+        for number, start in enumerate(range(0, n, self.batch_size)):
+            generator.manual_seed(derive(self.seed, f"certification {purpose}", image, number))
+            shape = (min(self.batch_size, n - start), *x.shape)
+            noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+            logits = self.base(noise.mul_(self.sigma).add_(x))
+            counts += torch.bincount(logits.argmax(1), minlength=self.classes)
+        return counts

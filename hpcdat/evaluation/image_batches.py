@@ -1,0 +1,47 @@
+"""The images of a measurement, cut into numbered batches."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from hpcdat.data import Loader, open_loader
+from hpcdat.data.batches import Indices, evaluation_batches
+from hpcdat.data.images import Images
+from hpcdat.job import Data
+
+
+class ImageBatches:
+    """A list of images, its batches, and the loader that reads them.
+
+    The batches do not depend on the number of workers.
+
+    Args:
+        images: all images; positions count from 0 in this list.
+        data: the job's ``data`` section.
+        batch_size: images of a batch, >= 1; the last one may be shorter.
+        device: where the images are needed.
+        every: take only batches 0, ``every``, 2 ``every``, ...
+    """
+
+    def __init__(
+        self, images: Images, data: Data, batch_size: int, device: torch.device, *, every: int = 1
+    ) -> None:
+        self.images, self.data, self.batch_size, self.device = images, data, batch_size, device
+        self.batches: dict[int, Indices] = {
+            number: indices
+            for number, indices in enumerate(evaluation_batches(len(images), batch_size))
+            if number % every == 0
+        }
+
+    @cached_property
+    def loader(self) -> Loader:
+        """Opened when it is first used, then kept.
+
+        Raises:
+            DataError: images cannot be read, or the loader does not take them.
+        """
+        return open_loader(
+            self.images, self.data, training=False, batch_size=self.batch_size, device=self.device
+        )

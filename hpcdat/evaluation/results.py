@@ -1,0 +1,224 @@
+"""The results of an evaluation, and the file that holds them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from torch import nn
+
+from hpcdat.data.images import Images
+from hpcdat.evaluation import sanity_checks
+from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy
+from hpcdat.evaluation.autoattack import AutoAttack
+from hpcdat.evaluation.cache_key import cache_key
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.outcomes import Outcomes, merge
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.sharded_runner import Execution, Measurement, open_store, run_sharded
+from hpcdat.evaluation.sweep import Sweep
+from hpcdat.files import write_text
+from hpcdat.job import Evaluation, Job, Norm
+
+Section = dict[str, Any]
+"""The result of one measurement, a JSON value: ``images``, ``attack``, ``warnings``, and its own numbers."""
+
+
+class _Section(BaseModel):
+    """What every section has."""
+
+    images: int
+    warnings: list[str]
+
+
+class _Sweep(_Section):
+    curve: list[tuple[float, float]] = Field(min_length=1)
+
+
+class _Ball(BaseModel):
+    eps: float
+    norm: str
+
+
+class _AutoAttack(_Section):
+    aa: float | None
+    attack: _Ball
+
+
+SCHEMAS = {"autoattack": _AutoAttack, "sweep-eps": _Sweep, "sweep-steps": _Sweep}
+"""Of sections that have more than :class:`_Section`."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of one model.
+
+    Attributes:
+        key: network and images, see :func:`~hpcdat.evaluation.cache_key.cache_key`.
+        accuracy: TA and RA.
+        sections: by measurement.
+    """
+
+    key: Section
+    accuracy: Accuracy
+    sections: Mapping[str, Section]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of all sections."""
+        return [warning for section in self.sections.values() for warning in section["warnings"]]
+
+    def merged_with(self, file: Path) -> Results:
+        """These results, and those sections of a file that were not measured again.
+
+        If the file is damaged or of another network or other images, none of it is taken; nor is a section
+        that lacks something.
+
+        Args:
+            file: written by :meth:`write`; need not exist.
+        """
+        try:
+            before = json.loads(file.read_text())
+            same = all(before[name] == value for name, value in self.key.items())
+            sections = before["sections"].items() if same else ()
+            kept = {name: section for name, section in sections if _is_complete(name, section)}
+            return Results(self.key, self.accuracy, {**kept, **self.sections})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return self
+
+    def autoattack(self, settings: Evaluation, norm: Norm) -> tuple[float, int] | None:
+        """AA in [0, 1] and its number of images, if it was measured in the ball of this evaluation.
+
+        None, too, if the attacks were not those of the standard version.
+        """
+        section = self.sections.get("autoattack")
+        if not section or section["aa"] is None:
+            return None
+        same = section["attack"]["eps"] == settings.eps and section["attack"]["norm"] == norm
+        return (section["aa"], section["images"]) if same else None
+
+    def write(self, file: Path, epoch: int) -> None:
+        """Write them as JSON.
+
+        Args:
+            file: to be replaced.
+            epoch: epochs for which the model was trained.
+
+        Raises:
+            OSError: it could not be written; names the file.
+        """
+        value = {**self.key, "epoch": epoch, "sections": self.sections}
+        write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def evaluate_robustness(
+    request: EvaluationRequest, images: Images, model: nn.Module, job: Job, execution: Execution, folder: Path
+) -> Results:
+    """Measure TA, RA and what else is requested; all workers call this together.
+
+    Args:
+        request: in addition to TA and RA.
+        images: the test images.
+        model: the same on all workers, in evaluation mode.
+        job: resolved.
+        execution: workers, progress and stop.
+        folder: where outcomes are kept.
+
+    Returns:
+        The same on all workers.
+
+    Raises:
+        Stopped, InputError, WorkerError: as :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
+    """
+    settings, norm, workers = job.evaluation, job.attack.norm, execution.workers
+    device = next(model.parameters()).device
+    all_images = ImageBatches(images, job.data, settings.batch_size, device)
+
+    def prepare() -> tuple[AutoAttack, Images] | None:
+        if request.autoattack is None:
+            return None
+        some = images if request.autoattack == "all" else images.equal_part(request.autoattack)
+        return AutoAttack(settings.eps, norm, len(images.classes), job.seed), some
+
+    # Before anything that takes long, so that wrong input is reported at once.
+    autoattack = workers.together("prepare AutoAttack", prepare)
+
+    def measure(measurement: Measurement[Outcomes], batches: ImageBatches = all_images) -> Outcomes:
+        store = open_store(folder, measurement, batches, model, job, workers)
+        return merge(run_sharded(measurement, batches, model, job, execution, store=store))
+
+    pgd = CheckedAccuracy(settings, norm, job.seed)
+    outcomes = measure(pgd)
+    accuracy = Accuracy.of(outcomes)
+    sections = {pgd.name: _accuracy_section(pgd, outcomes, model)}
+    for over, values in (("eps", request.radii), ("steps", request.steps)):
+        if values:
+            sweep = Sweep(over, values, settings, norm, job.seed)
+            sections[sweep.name] = _sweep_section(sweep, measure(sweep), images, job)
+    if autoattack:
+        attack, some = autoattack
+        some_images = (
+            all_images if some is images else ImageBatches(some, job.data, settings.batch_size, device)
+        )
+        sections[attack.name] = _autoattack_section(attack, measure(attack, some_images), len(images))
+    return Results(cache_key(model, job, images, workers), accuracy, sections)
+
+
+def _is_complete(name: str, section: Any) -> bool:
+    """Whether a section of a file has everything that is read from it."""
+    try:
+        SCHEMAS.get(name, _Section).model_validate(section)
+        return True
+    except ValidationError:
+        return False
+
+
+def _accuracy_section(pgd: CheckedAccuracy, outcomes: Outcomes, model: nn.Module) -> Section:
+    accuracy = Accuracy.of(outcomes)
+    return {
+        "images": accuracy.images,
+        "ta": accuracy.ta,
+        "ra": accuracy.ra,
+        "attack": pgd.settings,
+        "warnings": [
+            *sanity_checks.batch_norm_in_train_mode(model),
+            *sanity_checks.check_accuracy(outcomes, pgd.evaluation),
+        ],
+    }
+
+
+def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Job) -> Section:
+    curve = {value: outcomes.share(str(value)) for value in sweep.values}
+    warnings = []
+    if sweep.over == "eps":
+        warnings = sanity_checks.does_not_fall(
+            curve,
+            eps=job.evaluation.eps,
+            norm=sweep.norm,
+            pixels=job.data.channels * job.data.image_size**2,
+            most_frequent=max(Counter(images.labels).values()) / len(images),
+        )
+    return {
+        "images": outcomes.images,
+        "attack": sweep.settings,
+        "curve": list(curve.items()),
+        "warnings": warnings,
+    }
+
+
+def _autoattack_section(attack: AutoAttack, outcomes: Outcomes, test_images: int) -> Section:
+    robust = {name: outcomes.share(name) for name in outcomes.columns}
+    return {
+        "images": outcomes.images,
+        "test_images": test_images,
+        # Robust accuracy under anything less is not AA.
+        "aa": robust["square"] if attack.is_standard else None,
+        "attack": attack.settings,
+        "robust": robust,
+        "warnings": sanity_checks.check_autoattack(outcomes),
+    }

@@ -1,0 +1,220 @@
+"""The loop over test images that all measurements share: batches divided among the workers, kept on disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from torch import Tensor, nn
+
+from hpcdat.cluster.apart import apart
+from hpcdat.cluster.stopping import StopRequest
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import InputError
+from hpcdat.evaluation.cache_key import cache_key, numerics_key
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.outcome_store import OutcomeStore, StoredOutcome
+from hpcdat.evaluation.sanity_checks import pixels_out_of_range
+from hpcdat.job import Job
+from hpcdat.memory import enough_memory
+from hpcdat.progress import Progress
+
+
+class Outcome(Protocol):
+    """What a measurement found in one batch."""
+
+    def to_json(self) -> Any:
+        """As a JSON value."""
+        ...
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The inverse of :meth:`to_json`."""
+        ...
+
+
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+
+
+class Measurement(ABC, Generic[OutcomeT]):
+    """A function of a network and a batch of images.
+
+    Attributes:
+        name: for messages, and the stem of the store's file.
+        settings: what the outcomes depend on beside network, images, batch size and seed; a JSON value.
+        outcome: the type of an outcome.
+        batch_size_setting: the setting of the job to lower if memory does not suffice.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    outcome: type[OutcomeT]
+    batch_size_setting = "evaluation.batch_size"
+
+    @property
+    def task(self) -> str:
+        """What is done, as in "cannot ..."."""
+        return f"measure {self.name}"
+
+    @abstractmethod
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> OutcomeT:
+        """Measure one batch; random numbers depend on the job's seed and the batch's number alone.
+
+        Args:
+            model: in evaluation mode, and left so.
+            x: images (N, C, H, W) in [0, 1], N >= 1.
+            y: labels (N,), int64.
+            number: of the batch.
+        """
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a measurement is run: its workers, its progress bar, and what stops it.
+
+    Attributes:
+        workers: all of them run it together.
+        progress: shows worker 0's share.
+        stop: request to stop, on any of the workers; None: the measurement cannot be stopped.
+    """
+
+    workers: Workers
+    progress: Progress
+    stop: StopRequest | None
+
+
+class _Polled(nn.Module):
+    """A network that calls a function before each forward pass.
+
+    An attack on one batch may take minutes, and all of them consist of forward passes.
+    """
+
+    def __init__(self, model: nn.Module, poll: Callable[[], None]) -> None:
+        super().__init__()
+        self.model, self.poll, self.training = model, poll, model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.poll()
+        return self.model(x)
+
+
+def run_sharded(
+    measurement: Measurement[OutcomeT],
+    images: ImageBatches,
+    model: nn.Module,
+    job: Job,
+    execution: Execution,
+    *,
+    store: OutcomeStore | None = None,
+) -> dict[int, OutcomeT]:
+    """Measure all batches of a list of images, divided among the workers.
+
+    Neither the batches nor their random numbers depend on the number of workers. With a store, a batch is on
+    disk as soon as it is measured, and only batches that are not there are measured: an evaluation that was
+    stopped or killed resumes with any number of workers, and ends with the same outcomes.
+
+    Args:
+        measurement: what is done with each batch.
+        images: the batches.
+        model: the same on all workers, in evaluation mode.
+        job: resolved.
+        execution: workers, progress and stop.
+        store: worker 0 reads and merges it, every worker appends to it.
+
+    Returns:
+        The outcomes by number of the batch, in order, on all workers. Batches of which no image can be read
+        are missing.
+
+    Raises:
+        Stopped: a stop was requested; with a store, what was measured is kept.
+        InputError: an image lies outside [0, 1], or none can be read.
+        WorkerError: something failed on a worker.
+    """
+    workers, progress = execution.workers, execution.progress
+    name, task = measurement.name, measurement.task
+
+    def load() -> dict[int, StoredOutcome]:
+        return store.load(progress.say) if store and workers.is_first else {}
+
+    stored = workers.together(f"read the outcomes of {name}", load)
+    skips_images = job.data.corrupt == "skip"
+    known = {
+        number: stored[number]
+        for number, indices in images.batches.items()
+        # A batch that lacks an image is complete only if images that cannot be read are skipped.
+        if number in stored and (stored[number].images == len(indices) or skips_images)
+    }
+    # Worker 0 decides for all: another node may see the files a moment later.
+    missing = workers.gather(sorted(images.batches.keys() - known.keys()), f"missing batches of {name}")[0]
+    if known:
+        progress.say(f"{name}: {len(known)} of {len(images.batches)} batches are already measured")
+    own = missing[workers.rank :: workers.size]
+
+    def measure_own(poll: Callable[[], None]) -> dict[int, StoredOutcome]:
+        measured: dict[int, StoredOutcome] = {}
+        if not own:
+            return measured
+        polled = _Polled(model, poll)
+        progress.begin(task, len(own))
+        try:
+            batches = images.loader.read([images.batches[number] for number in own], seed=0)
+            for number, (x, y) in zip(own, batches, strict=True):
+                if len(x):
+                    if problems := pixels_out_of_range(x.min().item(), x.max().item()):
+                        raise InputError(problems[0])
+                    with enough_memory(job, measurement.batch_size_setting):
+                        outcome = measurement.measure(polled, x, y, number)
+                    measured[number] = StoredOutcome(len(x), outcome.to_json())
+                    if store:
+                        store.append(number, measured[number], workers.rank)
+                progress.step()
+                poll()
+        finally:
+            progress.end()
+        return measured
+
+    measured = apart(workers, task, measure_own, execution.stop)
+    shares = workers.gather(
+        [[number, one.images, one.value] for number, one in {**known, **measured}.items()],
+        f"outcomes of {name}",
+    )
+    everything = {number: StoredOutcome(count, value) for share in shares for number, count, value in share}
+    if store and not everything.keys().isdisjoint(missing):
+        # What is stored of batches that were not asked for stays.
+        merged = {**stored, **everything}
+        workers.together(
+            f"write the outcomes of {name}", lambda: store.write(merged) if workers.is_first else None
+        )
+    if not everything:
+        raise InputError(f"{name}: none of the images can be read", everywhere=True)
+    return {number: measurement.outcome.from_json(everything[number].value) for number in sorted(everything)}
+
+
+def open_store(
+    folder: Path,
+    measurement: Measurement[Any],
+    images: ImageBatches,
+    model: nn.Module,
+    job: Job,
+    workers: Workers,
+) -> OutcomeStore:
+    """The store of a measurement of one network on one list of images; all workers call this together.
+
+    Other weights, images or settings, and another kind of device or version of torch, which round
+    differently, have another file.
+
+    Args:
+        folder: of such files; all workers see it.
+        measurement, images, model, job, workers: as for :func:`run_sharded`.
+    """
+    key = {
+        "measurement": measurement.settings,
+        **cache_key(model, job, images.images, workers),
+        **numerics_key(model),
+        "batch_size": images.batch_size,
+        "seed": job.seed,
+    }
+    return OutcomeStore(folder, measurement.name, key)

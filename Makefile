@@ -1,10 +1,10 @@
-# make demo | test | drill | tables | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
+# make demo | test | test-full | drill | tables | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
 # make setup SITE="--system-mpi --cuda-home /usr/local/cuda"
 PYTHON ?= python3
 SITE ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test drill tables lint clean
+.PHONY: setup demo test test-full drill tables lint clean
 
 setup: .venv/installed
 
@@ -21,7 +21,11 @@ demo: setup
 	@$(BIN)/hpcdat report runs/demo runs/demo-plain
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not full"
+
+# What takes long: every drill, three-seed statistics, the rates of emulated links.
+test-full: setup
+	$(BIN)/python -m pytest -m full
 
 # Twenty times kill -9 of a random worker at a random moment; the run must end as if nothing had been.
 drill: setup

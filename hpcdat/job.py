@@ -398,7 +398,7 @@ class Job(Settings):
     """seed of weights, order of images, augmentation and attacks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU a worker where there is one, else the CPU"""
-    stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=10)
+    stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=1)
     """seconds a worker may keep the others waiting before all of them stop"""
     checkpoint_minutes: Annotated[float, MAY_CHANGE] = Field(10.0, gt=0)
     """minutes between checkpoints within an epoch; every epoch ends with one"""

@@ -2,12 +2,21 @@
 
 import os
 import shutil
+import signal
+import subprocess
 from pathlib import Path
+
+# As in the ranks of the distributed tests: two numbers of threads add in two orders, and what takes
+# milliseconds takes longer with threads that wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from hpcdat.cli import app
+from hpcdat.cluster.stopping import StopRequest
 from hpcdat.cluster.workers import Workers
 from hpcdat.job_file import read_job
 from hpcdat.run import train
@@ -23,6 +32,25 @@ class Never:
     """Nobody wants to stop."""
 
     wanted = False
+
+
+def run_here(*arguments):
+    """Run the command hpcdat in this process, as its only worker; exit code and output as of a process."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    handlers = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "_exit", leave)
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="session", autouse=True)

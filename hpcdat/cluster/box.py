@@ -84,6 +84,7 @@ def up(
     delay: str = "0ms",
     loss: str = "0%",
     slurm: bool = False,
+    timeouts: box_slurm.Timeouts = box_slurm.TIMEOUTS,
 ) -> Box:
     """Make a box.
 
@@ -94,6 +95,7 @@ def up(
         delay: added to every packet at each card, such as ``1ms``.
         loss: share of packets lost at each card, such as ``0.1%``.
         slurm: whether to start Slurm over it.
+        timeouts: Slurm's.
 
     Raises:
         SlurmError: Slurm is not installed or does not start.
@@ -119,7 +121,7 @@ def up(
         for node in range(1, nodes + 1):
             _add_node(box, node, rate, delay, loss)
         if slurm:
-            box_slurm.up(box)
+            box_slurm.up(box, timeouts)
     except BaseException:
         _remove(box)
         raise

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,22 @@ TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
 CONTROLLER = 254
 """Last number of the address at which the switch itself, and slurmctld on it, is reached."""
 SECONDS_TO_START = 30.0
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long Slurm waits, in seconds.
+
+    Attributes:
+        node: for a node that does not answer, before it counts as lost (SlurmdTimeout).
+        kill: between SIGTERM and SIGKILL when a job is ended (KillWait).
+    """
+
+    node: int = 30
+    kill: int = 10
+
+
+TIMEOUTS = Timeouts()
 
 CONFIGURATION = """\
 ClusterName={name}
@@ -47,8 +64,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=30
-KillWait=10
+SlurmdTimeout={timeouts.node}
+KillWait={timeouts.kill}
 NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr={first}[1-{nodes}] CPUs={cpus} State=UNKNOWN
 PartitionName=box Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -63,7 +80,7 @@ def configuration_file(box: Box) -> Path:
     return FOLDERS / box.name / "slurm.conf"
 
 
-def up(box: Box) -> None:
+def up(box: Box, timeouts: Timeouts) -> None:
     """Start Slurm over a box.
 
     Raises:
@@ -90,6 +107,7 @@ def up(box: Box) -> None:
             nodes=box.nodes,
             first=box.address(0).removesuffix("0"),
             cpus=os.cpu_count(),
+            timeouts=timeouts,
         )
     )
     # A node's own /sys has no control groups, nor are they needed here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import threading
@@ -25,14 +24,19 @@ class Watchdog:
     def __init__(self, seconds: float, who: str) -> None:
         self.seconds = seconds
         self.who = who
-        self._waits: dict[object, tuple[str, float]] = {}
+        self._waits: dict[object, tuple[str, float, float]] = {}
         threading.Thread(target=self._look, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Bound the wait inside the block; ``what`` says what is waited for."""
+    def waiting(self, what: str, *, at_least: float = 0.0) -> Iterator[None]:
+        """Bound the wait inside the block.
+
+        Args:
+            what: what is waited for, for the message.
+            at_least: seconds that are allowed even where ``seconds`` is less.
+        """
         this = object()
-        self._waits[this] = (what, time.monotonic())
+        self._waits[this] = (what, time.monotonic(), at_least)
         try:
             yield
         finally:
@@ -41,13 +45,17 @@ class Watchdog:
     def _look(self) -> None:
         while True:
             time.sleep(min(1.0, self.seconds / 4))
-            what, since = min(list(self._waits.values()), key=lambda wait: wait[1], default=("", math.inf))
-            if time.monotonic() - since > self.seconds:
-                print(
-                    f"hpcdat: {self.who} has waited {self.seconds:g} s for the other workers ({what}) "
-                    "and gives up: one of them hangs or is unreachable. Look for the worker whose "
-                    "message is missing; raise stall_timeout if the wait was rightful.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)
+            for what, since, at_least in list(self._waits.values()):
+                allowed = max(self.seconds, at_least)
+                if time.monotonic() - since > allowed:
+                    self._give_up(what, allowed)
+
+    def _give_up(self, what: str, waited: float) -> None:
+        print(
+            f"hpcdat: {self.who} has waited {waited:g} s for the other workers ({what}) "
+            "and gives up: one of them hangs or is unreachable. Look for the worker whose "
+            "message is missing; raise stall_timeout if the wait was rightful.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)

@@ -21,6 +21,9 @@ from hpcdat.errors import HpcdatError, InputError, WorkerError
 
 T = TypeVar("T")
 
+SECONDS_TO_MEET = 60
+"""How long workers may take to find each other, whatever the stall timeout: each imports torch first."""
+
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 """Seconds between looks at a collective under way; between the two, an eighth of what has been waited."""
 
@@ -212,7 +215,7 @@ class HorovodWorkers(Workers):
         super().__init__(place.launcher)
         if place.launcher == "srun":
             meet_under_srun()
-        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(stall_timeout)))
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(max(stall_timeout, SECONDS_TO_MEET))))
         os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
         # Horovod's thread shares its core with the one that computes, and must leave it to that one while it
         # waits in MPI for the other workers.
@@ -220,7 +223,7 @@ class HorovodWorkers(Workers):
         if divisible:
             os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
         self._watchdog = Watchdog(stall_timeout, f"worker {place.rank} on {self.host}")
-        with self._watchdog.waiting("to meet"):
+        with self._watchdog.waiting("to meet", at_least=SECONDS_TO_MEET):
             import horovod.torch as hvd
 
             hvd.init()

@@ -2,12 +2,15 @@
 
 import uuid
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from hpcdat.cluster import box
+from hpcdat.cluster import box, box_slurm
 from hpcdat.cluster.box import BoxError
 from hpcdat.cluster.box_slurm import SlurmError
+from tests.cluster.nodes import TIMEOUTS, Cluster
+from tests.conftest import run_here
 
 
 @contextmanager
@@ -37,8 +40,23 @@ def make_box():
         yield make
 
 
-@pytest.fixture(scope="module")
-def make_shared_box():
-    """The same, for boxes that the tests of a file share."""
+@pytest.fixture(scope="session")
+def cluster():
+    """Three nodes with Slurm, for all tests; afterwards nothing of them is left."""
     with making_boxes() as make:
-        yield make
+        made = Cluster(make(nodes=3, slurm=True, timeouts=TIMEOUTS))
+        yield made
+        folder = box_slurm.FOLDERS / made.box.name
+        pids = [int(file.read_text()) for file in folder.glob("*.pid")]
+        done = run_here("box", "down", made.box.name)
+        assert done.returncode == 0, done.stderr
+        assert len(pids) == 5, "munged, slurmctld and three slurmd"
+        assert not folder.exists() and not any(is_alive(pid) for pid in pids)
+
+
+def is_alive(pid):
+    """Whether it runs; one that has ended may wait for a parent to read its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,6 +1,5 @@
 """A cluster in a box: real links, real rates, several at once, nothing left behind."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from hpcdat.cluster import box
 from hpcdat.cluster.box import CARD, BoxError
 from tests.conftest import CHECKOUT
 from tests.distributed.ranks import environment
+from tests.distributed.team import Team
 
 
 def run_inside(made, node, *command):
@@ -89,6 +89,7 @@ else:
 """
 
 
+@pytest.mark.full
 def test_links_have_their_rate(make_box):
     made = make_box(nodes=2, rate="100mbit")
     receiver = subprocess.Popen(
@@ -101,6 +102,7 @@ def test_links_have_their_rate(make_box):
     assert receiver.wait(10) == 0
 
 
+@pytest.mark.full
 def test_packets_are_delayed(make_box):
     made = make_box(nodes=2, delay="20ms")
     code = "import socket, time; t = time.monotonic(); "
@@ -117,34 +119,25 @@ def test_wrong_values_are_refused(value):
     assert box.find("wrong") is None
 
 
+@pytest.mark.full
 @pytest.mark.distributed
-def test_bytes_are_as_predicted_over_rate_limited_links(make_box, tmp_path):
+def test_bytes_are_as_predicted_over_rate_limited_links(make_box):
     """Six nodes, 1 Gbit/s: what all cards have sent, headers included, within 5 %.
 
     Horovod's workers talk to each other in every cycle, 4 MB a second in all with cycles of 1 ms; and on
     slower links five senders to one server overflow its queue, and packets that are sent again count too.
     """
     made = make_box(nodes=6, rate="1gbit")
-    program = [
-        sys.executable,
-        "-m",
-        "tests.distributed.programs",
-        "exchange.bytes_on_the_wire",
-        str(tmp_path),
-    ]
-    variables = environment() | {
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": CARD,
-        "HOROVOD_CYCLE_TIME": "10",
-    }
-    assert box.run_over_gloo(made, 6, program, variables) == 0
-    files = [tmp_path / f"exchange.bytes_on_the_wire.{rank}.json" for rank in range(6)]
-    answers = [json.loads(file.read_text()) for file in files]
+    launch = [sys.executable, "-m", "hpcdat", "box", "run", made.name, "-np", "6", "--"]
+    variables = {"GLOO_SOCKET_IFNAME": CARD, "HOROVOD_CYCLE_TIME": "10"}
+    with Team("Gloo", 6, prefix=launch, variables=variables) as team:
+        answers = team.run("exchange.bytes_on_the_wire")
     assert all(answer == answers[0] for answer in answers)
-    for name, (predicted, sent) in answers[0].items():
-        assert sent == pytest.approx(predicted, rel=0.05), name
+    for name, count in answers[0].items():
+        assert count["sent"] == pytest.approx(count["predicted"], rel=0.05), name
 
 
+@pytest.mark.full
 @pytest.mark.distributed
 def test_mpirun_reaches_all_nodes(make_box, tmp_path):
     made = make_box(nodes=3)

@@ -29,7 +29,7 @@ from hpcdat.doctor.facts import Node, RunDir, clock_offsets
 from hpcdat.doctor.links import Pair, pairs_of
 from hpcdat.job import Data
 from hpcdat.job_file import read_job
-from tests.conftest import CHECKOUT, DEMO
+from tests.conftest import CHECKOUT, DEMO, run_here
 from tests.distributed.ranks import environment
 
 HPCDAT = [sys.executable, "-m", "hpcdat"]
@@ -175,10 +175,7 @@ def test_one_worker_alone_looks_at_images_and_run_folder(tmp_path):
 
 def test_a_wrong_job_is_told_before_anything_starts(tmp_path):
     (tmp_path / "job.yaml").write_text(DEMO.read_text() + "epocs: 3\n")
-    command = [*HPCDAT, "doctor", str(tmp_path / "job.yaml"), "-np", "2"]
-    done = subprocess.run(
-        command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True, timeout=60
-    )
+    done = run_here("doctor", tmp_path / "job.yaml", "-np", "2")
     assert done.returncode == 2 and done.stdout == ""
     assert "did you mean 'epochs'" in done.stderr and "Traceback" not in done.stderr
 

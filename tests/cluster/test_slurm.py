@@ -242,6 +242,7 @@ def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
     assert not again and "ends.jsonl cannot be written" in reason
 
 
+@pytest.mark.full
 @pytest.mark.distributed
 def test_slurms_warning_reaches_a_run_whose_launcher_passes_on_neither_signals_nor_exit_codes(tmp_path):
     """The script itself, with a real horovodrun and two workers; only Slurm is not there."""

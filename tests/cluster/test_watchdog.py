@@ -21,6 +21,24 @@ with watchdog.waiting("labels 0"):
 time.sleep(10)
 """
 
+MEETING = """
+import time
+from hpcdat.cluster.watchdog import Watchdog
+
+watchdog = Watchdog(0.2, "worker 1 on node2")
+with watchdog.waiting("to meet", at_least=1):
+    time.sleep(0.6)
+print("met", flush=True)
+with watchdog.waiting("gradients 0"):
+    time.sleep(20)
+"""
+
+
+def test_workers_may_take_longer_to_meet_than_for_a_step():
+    done = subprocess.run([sys.executable, "-c", MEETING], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "met\n"
+    assert "has waited 0.2 s for the other workers (gradients 0)" in done.stderr
+
 
 def test_a_short_wait_of_one_thread_does_not_hide_a_long_one_of_another():
     done = subprocess.run([sys.executable, "-c", TWO_THREADS], capture_output=True, text=True, timeout=60)

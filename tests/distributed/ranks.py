@@ -1,10 +1,10 @@
-"""Starting real workers over real transports, and collecting what each of them found."""
+"""How real workers are started over real transports."""
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import CHECKOUT
 
@@ -32,17 +32,6 @@ def launcher(transport, size):
     return mpirun + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
 
 
-def run_program(program, transport, size, folder, *arguments, timeout=240):
-    """Run ``programs.MODULE.NAME(workers, *arguments)`` on every rank; the ranks' answers, in order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.distributed.programs", program, str(folder), *map(str, arguments)]
-    done = subprocess.run(
-        [*launcher(transport, size), *command],
-        cwd=CHECKOUT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads((folder / f"{program}.{rank}.json").read_text()) for rank in range(size)]
+def on(*teams):
+    """Run a test on each of these teams, as ``team``: ``"MPI 2"``, or ``"Gloo 4 divisible"``."""
+    return pytest.mark.parametrize("team", teams, indirect=True)

@@ -1,35 +1,27 @@
 """Certification over several workers, killed and gone on with, from the command line and within."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from hpcdat.certify import certify
 from hpcdat.checkpoint import Checkpoint
+from hpcdat.cli import app
 from hpcdat.cluster.workers import Workers
 from hpcdat.data import find_images
 from hpcdat.job_file import read_job
 from hpcdat.models import build_model_for
 from hpcdat.record import RunFolder
-from tests.conftest import CHECKOUT, DEMO
+from tests.conftest import DEMO, Never
 from tests.distributed.programs.certification import certificates
 from tests.distributed.programs.evaluation import fit
-from tests.distributed.ranks import environment, launcher, run_program
-
-pytestmark = pytest.mark.distributed
+from tests.distributed.ranks import on
+from tests.distributed.team import RanksFailed, Team
 
 FEW = ["certification.n0=20", "certification.n=400", "certification.every=30", "certification.batch_size=150"]
 """14 of 397 digits."""
-NOBODY = -1
-
-
-class Never:
-    """Nobody wants to stop."""
-
-    wanted = False
 
 
 @pytest.fixture(scope="module")
@@ -75,34 +67,24 @@ def serial(trained, tmp_path_factory):
     return certificates(run)
 
 
-def test_two_workers_leave_the_same_bytes_however_unlike_their_shares(copied, tmp_path, serial):
-    """Worker 0 is done five seconds before the other, and may wait three without hearing of it."""
-    answers = run_program("certification.certify_slowly", "MPI", 2, tmp_path, copied("run"), *FEW)
+@pytest.mark.distributed
+@on("MPI 2")
+def test_two_workers_leave_the_same_bytes_however_unlike_their_shares(copied, serial, team):
+    """Rank 0 is done 2.5 seconds before the other, and may wait one without hearing of it."""
+    answers = team.run("certification.certify_slowly", copied("run"), *FEW)
     assert len(serial) == 5 and answers == [serial] * 2
 
 
-def test_after_a_kill_three_workers_go_on_to_the_same_bytes(copied, tmp_path, serial):
+@pytest.mark.distributed
+@on("Gloo 3")
+def test_after_a_kill_other_workers_go_on_to_the_same_bytes(copied, serial, team):
     """Of two workers one is killed at image 390, its seventh."""
     run = copied("run")
-    program = [
-        sys.executable,
-        "-m",
-        "tests.distributed.programs",
-        "certification.certify",
-        str(tmp_path),
-        str(run),
-    ]
-    killed = subprocess.run(
-        [*launcher("MPI", 2), *program, "390", *FEW],
-        cwd=CHECKOUT,
-        env=environment(),
-        capture_output=True,
-        timeout=200,
-    )
-    assert killed.returncode != 0
+    with Team("MPI", 2) as two, pytest.raises(RanksFailed, match="has ended"):
+        two.run("certification.certify_and_die", run, 390, *FEW)
     (part,) = (run / "certification").glob("counts-0.12-*.part-1")
     assert len(part.read_text().splitlines()) == 6
-    assert run_program("certification.certify", "Gloo", 3, tmp_path, run, NOBODY, *FEW) == [serial] * 3
+    assert team.run("certification.certify", run, *FEW) == [serial] * 3
 
 
 def test_another_alpha_needs_no_other_samples(copied):
@@ -117,14 +99,7 @@ def test_another_alpha_needs_no_other_samples(copied):
 def test_the_command_line_prints_the_table(copied):
     run = copied("run")
     options = ["--sigma", "0.25", "--n0", "20", "--n", "300", "--every", "60"]
-    done = subprocess.run(
-        [sys.executable, "-m", "hpcdat", "certify", str(run), *options, "reproduces=[dat-2/dat-25]"],
-        cwd=CHECKOUT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["certify", str(run), *options, "reproduces=[dat-2/dat-25]"])
+    assert done.exit_code == 0, done.stderr
     assert (run / "certification" / "certified.md").read_text() in done.stdout
     assert "paper, DAT (N = 20)" in done.stdout and "n0 = 20, n = 300" in done.stdout

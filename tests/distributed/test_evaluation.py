@@ -11,16 +11,17 @@ import pytest
 
 from hpcdat.record import RunFolder
 from tests.conftest import CHECKOUT
-from tests.distributed.ranks import environment, run_program
+from tests.distributed.rank import run_alone
+from tests.distributed.ranks import environment, on
+from tests.distributed.team import RanksFailed, Team
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def serial(tmp_path_factory):
+def serial(digits, tmp_path_factory):
     """What one process finds out, and the batches it measured."""
-    folder = tmp_path_factory.mktemp("serial")
-    return run_program("evaluation.examine_all", "none", 1, folder, folder / "digits", folder / "kept", 0)[0]
+    return run_alone("evaluation.examine_all", digits, tmp_path_factory.mktemp("serial") / "kept", 0)
 
 
 def batches_in(folder, name=""):
@@ -39,48 +40,46 @@ def test_the_serial_evaluation_means_something(serial):
     assert len(serial["written"]) == 3 * 15 + 5
 
 
-@pytest.mark.parametrize("transport, size", [("MPI", 2), ("Gloo", 3)])
-def test_more_workers_find_exactly_the_same(tmp_path, serial, transport, size):
-    answers = run_program(
-        "evaluation.examine_all", transport, size, tmp_path, tmp_path / "d", tmp_path / "kept", 0
-    )
+@on("MPI 2", "Gloo 3")
+def test_more_workers_find_exactly_the_same(tmp_path, digits, serial, team):
+    answers = team.run("evaluation.examine_all", digits, tmp_path / "kept", 0)
     assert all(answer["sections"] == serial["sections"] for answer in answers)
     written = [batch for answer in answers for batch in answer["written"]]
     assert len(written) == len(set(written)) == len(serial["written"])
     assert all(answer["written"] for answer in answers)
 
 
-def test_killed_evaluations_go_on_with_any_number_of_workers(tmp_path, serial):
-    """kill -9 in the midst of it; what was done is not done again."""
-    for size, kill_after in ((2, 12), (1, 12)):
-        with pytest.raises(AssertionError):
-            run_program(
-                "evaluation.examine_all", "MPI", size, tmp_path, tmp_path / "d", tmp_path / "kept", kill_after
-            )
+@on("MPI 3")
+def test_killed_evaluations_go_on_with_any_number_of_workers(tmp_path, digits, serial, team):
+    """kill -9 in the midst of it, of three workers and then of two; what was done is not done again."""
+    with Team("MPI", 2) as two:
+        for killed in (team, two):
+            with pytest.raises(RanksFailed, match="has ended"):
+                killed.run("evaluation.examine_all", digits, tmp_path / "kept", 8)
     before = batches_in(tmp_path / "kept")
-    assert 24 <= before <= 36
-    answers = run_program("evaluation.examine_all", "MPI", 3, tmp_path, tmp_path / "d", tmp_path / "kept", 0)
-    assert all(answer["sections"] == serial["sections"] for answer in answers)
-    assert sum(len(answer["written"]) for answer in answers) == len(serial["written"]) - before
+    assert 16 <= before <= 40
+    answer = run_alone("evaluation.examine_all", digits, tmp_path / "kept", 0)
+    assert answer["sections"] == serial["sections"]
+    assert len(answer["written"]) == len(serial["written"]) - before
 
 
-def test_unequal_shares_look_like_no_stall_and_a_failure_or_stop_ends_all_at_once(tmp_path):
-    """Worker 1 takes five seconds, and nobody may wait longer than two without hearing of it."""
-    answers = run_program("evaluation.unequal_shares", "MPI", 3, tmp_path)
-    assert [answer["end"][0] for answer in answers] == [0, 1, 2]
-    assert all(answer["end"][1] > 4.5 for answer in answers), "all wait for the last one"
+@on("MPI 3")
+def test_unequal_shares_look_like_no_stall_and_a_failure_or_stop_ends_all_at_once(team):
+    """Rank 1 takes 2.5 seconds, and nobody may wait longer than one without hearing of it."""
+    answers = team.run("evaluation.unequal_shares")
+    assert [answer["end"]["result"] for answer in answers] == [0, 1, 2]
+    assert all(answer["end"]["seconds"] > 2.25 for answer in answers), "all wait for the last one"
     for answer in answers:
-        (kind, told, everywhere), seconds = answer["failure"]
-        assert kind == "WorkerError" and everywhere and seconds < 4.5
-        assert re.fullmatch(r"cannot work: no space left \(worker 1 on .*\)", told)
-        (kind, told, everywhere), seconds = answer["stop"]
-        assert kind == "Stopped" and everywhere and seconds < 4.5
-        assert told == "stopped; the same command goes on to work"
-        assert answer["evaluation"] == [
-            "Stopped",
-            "stopped; the same command goes on to measure accuracy",
-            True,
-        ]
+        failure, stop = answer["failure"], answer["stop"]
+        assert failure["kind"] == "WorkerError" and failure["everywhere"] and failure["seconds"] < 2.25
+        assert re.fullmatch(r"cannot work: no space left \(worker 1 on .*\)", failure["text"])
+        assert stop["kind"] == "Stopped" and stop["everywhere"] and stop["seconds"] < 2.25
+        assert stop["text"] == "stopped; the same command goes on to work"
+        assert answer["evaluation"] == {
+            "kind": "Stopped",
+            "text": "stopped; the same command goes on to measure accuracy",
+            "everywhere": True,
+        }
 
 
 def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(tmp_path, run_dir):

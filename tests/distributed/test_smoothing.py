@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from hpcdat.data.digits import write_digits
-from tests.distributed.ranks import run_program
+from tests.distributed.rank import run_alone
 
 pytestmark = pytest.mark.distributed
 
@@ -15,28 +14,20 @@ SMOOTH = [
 ]
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(root)
-    return root
+@pytest.mark.parametrize(
+    "team, sharing", [("Gloo 4 divisible", 4), ("MPI 4 divisible", 2)], indirect=["team"]
+)
+def test_copies_on_one_worker_equal_copies_over_four(tmp_path, digits, team, sharing):
+    """Four workers that share one batch, or, two and two, two; 90 images make a short last step.
 
-
-def trained(folder, digits, transport, size, *settings):
-    """Weights and costs of a net without batch norm, in float64."""
-    settings = [*SMOOTH, *settings]
-    answers = run_program(
-        "training.train_small", transport, size, folder, 20, digits, folder / "run", *settings
+    Weights and costs of a net without batch norm, in float64.
+    """
+    spread = team.run(
+        "training.train_small", 20, digits, tmp_path / "spread", *SMOOTH, f"smoothing.workers={sharing}"
     )
-    assert all(answer["weights"] == answers[0]["weights"] for answer in answers)
-    return answers[0]
-
-
-@pytest.mark.parametrize("transport, sharing", [("Gloo", 4), ("MPI", 2)])
-def test_copies_on_one_worker_equal_copies_over_four(tmp_path, digits, transport, sharing):
-    """Four workers that share one batch, or, two and two, two; 90 images make a short last step."""
-    spread = trained(tmp_path / "spread", digits, transport, 4, f"smoothing.workers={sharing}")
-    alone = trained(tmp_path / "alone", digits, "none", 1, f"virtual_workers={4 // sharing}")
+    assert all(answer["weights"] == spread[0]["weights"] for answer in spread)
+    virtual = f"virtual_workers={4 // sharing}"
+    alone = run_alone("training.train_small", 20, digits, tmp_path / "alone", *SMOOTH, virtual)
     for what in ("weights", "costs"):
-        one, other = (torch.tensor(run[what], dtype=torch.float64) for run in (spread, alone))
+        one, other = (torch.tensor(run[what], dtype=torch.float64) for run in (spread[0], alone))
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -1,8 +1,6 @@
 """What a job is to cost: by hand, and what is said where nothing can be predicted."""
 
 import math
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -25,7 +23,7 @@ from hpcdat.performance.step_timing import StepTiming, time_step
 from hpcdat.training import step
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1
-from tests.conftest import DEMO
+from tests.conftest import DEMO, run_here
 
 LATENCY, RATE = 0.001, 1e6
 TIMING = StepTiming(attack=0.02, gradient=0.01, update=0.05, measured_on="paper")
@@ -176,11 +174,6 @@ def test_what_is_no_number_of_nodes_is_told(text):
         read_nodes(text)
 
 
-def plan(*options):
-    command = [sys.executable, "-m", "hpcdat", "plan", str(DEMO), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.parametrize(
     "options, told",
     [
@@ -193,12 +186,12 @@ def plan(*options):
     ],
 )
 def test_a_plan_without_what_it_needs_is_refused(options, told):
-    done = plan(*options)
+    done = run_here("plan", DEMO, *options)
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_plan_says_what_it_is_made_from():
-    done = plan("--nodes", "1,2000", "--link", "10gbit", "--images", "100000")
+    done = run_here("plan", DEMO, "--nodes", "1,2000", "--link", "10gbit", "--images", "100000")
     assert done.returncode == 0, done.stderr
     assert "| 2000 x 1 | 1 " in done.stdout
     assert "Links: not measured; assuming 10 Gbit/s and 0.2 ms a message." in done.stdout

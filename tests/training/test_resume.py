@@ -15,16 +15,6 @@ from hpcdat.run import train
 from tests.conftest import DEMO, Never
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    """What takes milliseconds takes threads longer that wait for each other."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def quick(run_dir, *settings):
     """The demo's job with steps that take milliseconds: four an epoch."""
     small = ["epochs=2", "batch_size=50", "data.train_images=200", "data.test_images=100"]

@@ -7,39 +7,45 @@ import time
 from pathlib import Path
 
 import hpcdat.certify
-from hpcdat.cluster.stopping import StopRequest
 from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
 from hpcdat.record import RunFolder
+from tests.conftest import Never
 
 
-def certify(workers, run_dir, last_image, *settings):
-    """Certify a run; fingerprints of what it leaves. The worker that comes to the last image is killed."""
+def certify(workers, patch, run_dir, *settings, kill_at=-1):
+    """Certify a run; fingerprints of what it leaves. The rank that comes to image ``kill_at`` is killed."""
     sample = SmoothedClassifier.certify
 
     def sample_or_die(smoothed, x, *, image, **samples):
-        if image == int(last_image):
+        if image == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return sample(smoothed, x, image=image, **samples)
 
-    SmoothedClassifier.certify = sample_or_die
-    hpcdat.certify.certify(Path(run_dir), list(settings), workers, StopRequest())
+    patch.setattr(SmoothedClassifier, "certify", sample_or_die)
+    hpcdat.certify.certify(Path(run_dir), list(settings), workers, Never())
     workers.gather(None, "written")
     return certificates(Path(run_dir))
 
 
-def certify_slowly(workers, run_dir, *settings):
-    """The same, but for the last image one worker takes longer than the other may wait without a word."""
+def certify_and_die(workers, patch, run_dir, image, *settings):
+    """The same, but the rank that comes to this image is killed."""
+    return certify(workers, patch, run_dir, *settings, kill_at=image)
+
+
+def certify_slowly(workers, patch, run_dir, *settings):
+    """The same, but for the last image one rank takes longer than the other may wait without a word."""
     sample = SmoothedClassifier.certify
+    patch.setattr(workers._watchdog, "seconds", 2)
 
     def sample_slowly(smoothed, x, *, image, **samples):
         begin, last = time.monotonic(), smoothed.sigma == 0.12 and image in (360, 390)
-        workers._watchdog.seconds = 3 if last else 60
-        while last and image == 390 and time.monotonic() - begin < 5:
+        workers._watchdog.seconds = 1 if last else 60
+        while last and image == 390 and time.monotonic() - begin < 2.5:
             smoothed.base(x[None])
         return sample(smoothed, x, image=image, **samples)
 
-    SmoothedClassifier.certify = sample_slowly
-    return certify(workers, run_dir, -1, *settings)
+    patch.setattr(SmoothedClassifier, "certify", sample_slowly)
+    return certify(workers, patch, run_dir, *settings)
 
 
 def certificates(run_dir):

@@ -9,7 +9,7 @@ from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equa
 from hpcdat.errors import HpcdatError, InputError
 
 
-def every_collective(workers):
+def every_collective(workers, patch=None):
     """Every collective, with values that tell the ranks apart."""
     rank = workers.rank
     tensors = [torch.full((3,), float(rank + 1)), torch.tensor([rank], dtype=torch.int64)]
@@ -18,6 +18,7 @@ def every_collective(workers):
     rows = torch.arange(2 * workers.size).view(workers.size, 2) + 100 * rank
     team = workers.divided([r % 2 for r in range(workers.size)])
     own = torch.tensor([rank, rank])
+    dealt = torch.full(((rank + 1) * workers.size, 1), rank)
     received = torch.full((2,), float(rank))
     workers.broadcast([received], "from worker 0")
 
@@ -31,23 +32,25 @@ def every_collective(workers):
         workers.together("write", fail)
         failure = None
     except HpcdatError as error:
-        failure = [type(error).__name__, str(error), error.everywhere]
+        failure = {"kind": type(error).__name__, "text": str(error), "everywhere": error.everywhere}
     return {
         "rank": rank,
         "size": workers.size,
-        "local": [workers.local_rank, workers.local_size, workers.nodes],
+        "local": {"rank": workers.local_rank, "size": workers.local_size, "nodes": workers.nodes},
         "transport": workers.transport,
-        "sums": [tensors[0].tolist(), tensors[1].tolist()],
+        "sums": {"float32": tensors[0].tolist(), "int64": tensors[1].tolist()},
         "alltoall": workers.start_alltoall(rows, "rows").wait().tolist(),
         "allgather": workers.start_allgather(own, "row").wait().tolist(),
         "gather": workers.start_gather(own, "row to worker 0").wait().tolist(),
-        "team": [
-            team.rank,
-            team.size,
-            team.start_sum([own.clone()], "sum").wait()[0].tolist(),
-            team.start_broadcast(own.clone(), "first").wait().tolist(),
-            team.start_max(own, "largest").wait().tolist(),
-        ],
+        "deal": workers.start_deal(dealt, [rank + 1] * workers.size, "rows to all").wait().tolist(),
+        "sent": workers.start_send(torch.tensor([7 - rank]), 0, workers.size - 1, "row").wait().tolist(),
+        "team": {
+            "rank": team.rank,
+            "size": team.size,
+            "sum": team.start_sum([own.clone()], "sum").wait()[0].tolist(),
+            "first": team.start_broadcast(own.clone(), "first").wait().tolist(),
+            "largest": team.start_max(own, "largest").wait().tolist(),
+        },
         "max": workers.max(torch.tensor([rank, -rank]), "max").tolist(),
         "broadcast": received.tolist(),
         "gathered": workers.gather({"rank": rank, "é": None}, "gather"),
@@ -55,7 +58,7 @@ def every_collective(workers):
     }
 
 
-def agreement(workers):
+def agreement(workers, patch=None):
     """Models that differ are made equal, told apart, and their batch norm averaged."""
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(3, 3))
     with torch.no_grad():
@@ -81,7 +84,11 @@ def agreement(workers):
     local = batch_norm.local()
     batch_norm.average()
     norm = model[1]
-    averaged = [norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item()]
+    averaged = {
+        "mean": norm.running_mean.tolist(),
+        "variance": norm.running_var.tolist(),
+        "batches": norm.num_batches_tracked.item(),
+    }
     batch_norm.scatter(gathered)
     scattered = batch_norm.local()
     batch_norm.average()
@@ -91,11 +98,10 @@ def agreement(workers):
         "own": all(torch.equal(a, b) for a, b in zip(*local, *scattered, strict=True))
         and all(torch.equal(a, b) for a, b in zip(*local, *batch_norm.local(), strict=True))
         and norm.running_mean[0].item() == workers.rank,
-        "statistics": averaged,
-    }
+    } | averaged
 
 
-def teams_that_end_apart(workers):
+def teams_that_end_apart(workers, patch=None):
     """The second team is still at its last sum when the first has nothing left to do."""
     team = workers.divided([rank // 2 for rank in range(workers.size)])
     time.sleep(workers.rank // 2)

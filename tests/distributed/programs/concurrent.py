@@ -4,12 +4,12 @@ import copy
 import hashlib
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD
-from hpcdat.cluster.stopping import StopRequest
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.batches import training_shares
 from hpcdat.errors import Stopped
@@ -22,15 +22,15 @@ from hpcdat.record import RunFolder
 from hpcdat.run import train
 from hpcdat.seeds import derive
 from hpcdat.training.step import Algorithm1
-from tests.conftest import DEMO
+from tests.conftest import DEMO, Never
 
 
-def train_concurrently(workers, root, folder, delays, *settings):
+def train_concurrently(workers, patch, root, folder, delays, *settings):
     """Train with each delay, undisturbed and stopped once; fingerprints by name, of both by delay."""
     return {
         delay: [
             trained_concurrently(
-                workers, root, f"{folder}/{delay}-{stop_after}", stop_after, delay, *settings
+                workers, patch, root, f"{folder}/{delay}-{stop_after}", stop_after, delay, *settings
             )
             for stop_after in (0, STOPPED_AFTER[delay])
         ]
@@ -42,25 +42,22 @@ STOPPED_AFTER = {"0": 3, "1": 7, "2": 2}
 """By delay, the step in the midst of the first (1 to 5) or second epoch (6 to 10)."""
 
 
-def trained_concurrently(workers, root, run_dir, stop_after, delay, *settings):
+def trained_concurrently(workers, patch, root, run_dir, stop_after, delay, *settings):
     """Stopped after so many steps (0: never) and gone on with."""
     fixed = [f"data.root={root}", f"run_dir={run_dir}", *CONCURRENTLY, *settings]
     job = read_job(DEMO, fixed if "method=disadv" in fixed else [*fixed, f"concurrent.delay={delay}"])
     if stop_after:
-        stop, step = StopRequest(), Algorithm1.step
+        stop, step = Never(), Algorithm1.step
 
         def step_and_stop(algorithm, now, *rest):
             stop.wanted = now.epoch * 5 + now.step + 1 == stop_after
             return step(algorithm, now, *rest)
 
-        Algorithm1.step = step_and_stop
-        try:
-            train(job, workers, stop)
-            raise AssertionError("it was to be stopped")
-        except Stopped:
-            stop.wanted = False
-            Algorithm1.step = step
-    train(job, workers, StopRequest())
+        with patch.context() as disturbed:
+            disturbed.setattr(Algorithm1, "step", step_and_stop)
+            with pytest.raises(Stopped):
+                train(job, workers, stop)
+    train(job, workers, Never())
     return fingerprints(RunFolder(job.run_dir).newest_checkpoint().model)
 
 
@@ -72,9 +69,8 @@ CONCURRENTLY = [
 """Five steps an epoch with one batch of 30 in each, the last of 10 images; three with two."""
 
 
-def simulate_concurrently(workers, root, batches, delay, *settings):
+def simulate_concurrently(root, batches, delay, *settings):
     """The same in one process, plainly: old weights are stored, and all batches computed one by one."""
-    batches, delay = int(batches), int(delay)
     job = read_job(DEMO, [f"data.root={root}", *CONCURRENTLY, *settings])
     images, _ = find_images(job.data)
     model = build_model_for(job, 10)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from hpcdat.cluster.apart import apart
-from hpcdat.cluster.stopping import StopRequest
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
 from hpcdat.errors import HpcdatError
@@ -26,21 +25,26 @@ from hpcdat.job_file import read_job
 from hpcdat.models import build_model_for
 from hpcdat.objectives import clean_loss
 from hpcdat.progress import Progress
-from tests.conftest import DEMO
+from tests.conftest import DEMO, Never
 
 
-def evaluate(workers, root, *settings):
+def evaluate(workers, patch, root, *settings):
     """Counts of an evaluation of a hastily trained net, random start and all."""
     job = read_job(DEMO, [f"data.root={root}", "attack.eps=0.1", *settings])
     train_images, test_images = find_images(job.data)
     model = fit(build_model_for(job, len(train_images.classes)), train_images, job)
     images = ImageBatches(test_images, job.data, job.evaluation.batch_size, torch.device("cpu"))
-    accuracy = _measured(model, images, job, workers, StopRequest())
+    accuracy = _measured(model, images, job, workers, Never())
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
-    return [accuracy.images, accuracy.correct, accuracy.robust, digest]
+    return {
+        "images": accuracy.images,
+        "correct": accuracy.correct,
+        "robust": accuracy.robust,
+        "weights": digest,
+    }
 
 
-def examine_all(workers, root, folder, kill_after, *settings):
+def examine_all(workers, patch, root, folder, kill_after, *settings):
     """TA, RA, sweeps and a shortened AutoAttack of a hastily trained net; killed after so many batches."""
 
     class Quick(pyautoattack.AutoAttack):
@@ -49,24 +53,23 @@ def examine_all(workers, root, folder, kill_after, *settings):
             self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
             self.square.n_queries = 50
 
-    pyautoattack.AutoAttack, real = Quick, pyautoattack.AutoAttack
+    patch.setattr(pyautoattack, "AutoAttack", Quick)
     append, written = OutcomeStore.append, []
 
     def append_and_die(store, number, outcome, rank):
         append(store, number, outcome, rank)
         written.append(f"{store.path.name}/{number}")
-        if len(written) == int(kill_after):
+        if len(written) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    OutcomeStore.append = append_and_die
+    patch.setattr(OutcomeStore, "append", append_and_die)
     few = ["attack.eps=0.1", "data.test_images=100", "evaluation.batch_size=7"]
     job = read_job(DEMO, [f"data.root={root}", *few, *settings])
     train_images, test_images = find_images(job.data)
     model = fit(build_model_for(job, len(train_images.classes)), train_images, job).eval()
     request = EvaluationRequest(autoattack=30, radii=(0.0, 0.05, 0.2), steps=(1, 5))
-    execution = Execution(workers, Progress(shown=False), StopRequest())
+    execution = Execution(workers, Progress(shown=False), Never())
     results = evaluate_robustness(request, test_images, model, job, execution, Path(folder))
-    pyautoattack.AutoAttack, OutcomeStore.append = real, append
     return {"sections": results.sections, "written": written}
 
 
@@ -75,15 +78,15 @@ def _measured(model, images, job, workers, stop):
     return measure_accuracy(pgd, images, model, job, Execution(workers, Progress(shown=False), stop))
 
 
-def unequal_shares(workers):
-    """Worker 1 has much to do; how long it took the others too, and how it ended, four times."""
-    workers._watchdog.seconds = 2
+def unequal_shares(workers, patch):
+    """Rank 1 has much to do; how long it took the others too, and how it ended, four times."""
+    patch.setattr(workers._watchdog, "seconds", 1)
     endings = {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
     return endings | {"evaluation": _evaluation_stopped_by_one(workers)}
 
 
 class _SlowForOne:
-    """A loader that worker 1 waits three seconds for, and then wants to stop; it has ten batches."""
+    """A loader that rank 1 waits two seconds for, and then wants to stop; it has ten batches."""
 
     def __init__(self, workers, stop):
         self.workers, self.stop = workers, stop
@@ -91,39 +94,43 @@ class _SlowForOne:
     def read(self, batches, seed):
         for number in range(len(batches)):
             if number and self.workers.rank == 1:
-                time.sleep(1 / 3)
+                time.sleep(0.2)
                 self.stop.wanted = number == 9
             yield torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
 
 
 def _evaluation_stopped_by_one(workers):
-    stop, job, model = StopRequest(), read_job(DEMO), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    stop, job, model = Never(), read_job(DEMO), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nothing = Images([""] * 3000, [0] * 3000, ["0"], np.zeros((3000, 8, 8, 1), np.uint8))
     images = ImageBatches(nothing, job.data, 100, torch.device("cpu"))
     images.loader = _SlowForOne(workers, stop)
     try:
         _measured(model, images, job, workers, stop)
     except HpcdatError as error:
-        return [type(error).__name__, str(error), error.everywhere]
+        return _described(error)
+
+
+def _described(error):
+    return {"kind": type(error).__name__, "text": str(error), "everywhere": error.everywhere}
 
 
 def _share(workers, ending):
-    stop, begin = StopRequest(), time.monotonic()
+    stop, begin = Never(), time.monotonic()
 
     def work(look):
-        while workers.rank >= 1 and time.monotonic() - begin < (5 if workers.rank == 1 else 1):
-            stop.wanted = ending == "stop" and time.monotonic() - begin > 0.5
-            if ending == "failure" and workers.rank == 1 and time.monotonic() - begin > 0.5:
+        while workers.rank >= 1 and time.monotonic() - begin < (2.5 if workers.rank == 1 else 0.5):
+            stop.wanted = ending == "stop" and time.monotonic() - begin > 0.3
+            if ending == "failure" and workers.rank == 1 and time.monotonic() - begin > 0.3:
                 raise OSError("no space left")
             look()
             time.sleep(0.01)
         return workers.rank
 
     try:
-        told = apart(workers, "work", work, stop)
+        outcome = {"result": apart(workers, "work", work, stop)}
     except HpcdatError as error:
-        told = [type(error).__name__, str(error), error.everywhere]
-    return [told, time.monotonic() - begin]
+        outcome = _described(error)
+    return outcome | {"seconds": time.monotonic() - begin}
 
 
 def fit(model, images, job):

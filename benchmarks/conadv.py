@@ -43,16 +43,16 @@ from tabulate import tabulate
 from timing import seconds
 from torch import Tensor, nn
 
-from hpcdat.cluster import workers as collectives
-from hpcdat.cluster.launch import mpirun_command
-from hpcdat.cluster.launched import launched
-from hpcdat.cluster.workers import Workers, start_workers
-from hpcdat.environment import describe_environment
-from hpcdat.job import Job
-from hpcdat.job_file import read_job
+from hpcdat.config.job import Job
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed import communicator as collectives
+from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.launcher import launched
+from hpcdat.distributed.local_mpirun import mpirun_command
 from hpcdat.models import build_model_for
+from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.models.split_batch_norm import SplitBatchNorm
-from hpcdat.objectives import Labelled, clean_loss, local_cost
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1
 

@@ -20,12 +20,12 @@ from statistics import fmean
 
 import torch
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
-from hpcdat.environment import describe_environment
-from hpcdat.job_file import read_job
-from hpcdat.report.table import result_table
-from hpcdat.run import train_seeds
+from hpcdat.commands.train import train_seeds
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.report.result_table import result_table
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
 METHODS = ("vanilla", "disadv", "conadv")

@@ -32,20 +32,21 @@ from typing import Any
 
 from tabulate import tabulate
 
-from hpcdat.cluster import box
-from hpcdat.cluster.box import links_here
-from hpcdat.cluster.launched import launched
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import start_workers
-from hpcdat.environment import describe_environment
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import start_workers
+from hpcdat.distributed.device import choose_device
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.launcher import launched
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.emulation import cluster as box
+from hpcdat.emulation.cluster import links_here
 from hpcdat.exchange.codecs import can_compile
-from hpcdat.exchange.probe import coding_rate
-from hpcdat.job_file import read_job
 from hpcdat.performance.calibration import Calibration, measure_links
 from hpcdat.performance.forecast import forecast, trials, untried
+from hpcdat.performance.microbenchmarks import coding_rate
 from hpcdat.performance.step_timing import time_step
-from hpcdat.record import RunFolder
-from hpcdat.run import choose_device, train
+from hpcdat.storage.run_folder import RunFolder
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
 EXCHANGES = {

@@ -23,14 +23,14 @@ import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.commands.train import train
+from hpcdat.config.job import Job
+from hpcdat.config.job_file import read_job
 from hpcdat.data.digits import write_digits
-from hpcdat.environment import describe_environment
-from hpcdat.job import Job
-from hpcdat.job_file import read_job
-from hpcdat.record import RunFolder
-from hpcdat.run import train
+from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.storage.run_folder import RunFolder
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
 EARLY, CHOOSING_SEED = 3, 100

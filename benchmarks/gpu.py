@@ -63,21 +63,23 @@ from attack_step import Pgd, training_step
 from tabulate import tabulate
 from timing import in_turns
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
+from hpcdat.commands.evaluate import evaluate
+from hpcdat.commands.train import train
+from hpcdat.commands.trained_model import load_trained
+from hpcdat.config.job import Job
+from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images, open_loader
-from hpcdat.environment import describe_environment, device_name
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import describe_environment, device_name
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Exit, HpcdatError, Stopped
 from hpcdat.evaluation.autoattack import AutoAttack
 from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
 from hpcdat.evaluation.request import EvaluationRequest
-from hpcdat.files import write_text
-from hpcdat.job import Job
-from hpcdat.job_file import read_job
 from hpcdat.models.compiled import fastest_convolutions
-from hpcdat.objectives import Labelled
-from hpcdat.record import RunFolder
-from hpcdat.run import evaluate, load_trained, train
+from hpcdat.models.losses import Labelled
+from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.concurrent_attack import Batch
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"

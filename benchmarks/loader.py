@@ -33,12 +33,12 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Data
 from hpcdat.data import Loader, open_loader
 from hpcdat.data.images import Images, list_images
-from hpcdat.environment import describe_environment
-from hpcdat.job import Data
-from hpcdat.record import RunFolder
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.storage.run_folder import RunFolder
 
 COUNT, WIDTH, HEIGHT, BATCH, PASSES = 400, 500, 375, 50, 3
 JOBS = Path(__file__).resolve().parents[1] / "jobs"

@@ -28,16 +28,16 @@ from statistics import fmean, stdev
 import torch
 from tabulate import tabulate
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers, start_workers
-from hpcdat.environment import describe_environment
+from hpcdat.commands.train import train, train_seeds
+from hpcdat.config.job import Job
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import WorkerError
-from hpcdat.files import write_text
-from hpcdat.job import Job
-from hpcdat.job_file import read_job
-from hpcdat.record import RunFolder
 from hpcdat.report.plots import plot_over_batch
-from hpcdat.run import train, train_seeds
+from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.run_folder import RunFolder
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "demo.yaml"
 SEEDS, EPOCHS = 3, 15

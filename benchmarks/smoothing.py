@@ -24,11 +24,11 @@ from conadv import CLASSES, algorithm_of
 from tabulate import tabulate
 from timing import in_turns
 
-from hpcdat.cluster.workers import Workers, start_workers
-from hpcdat.environment import describe_environment
-from hpcdat.job_file import read_job
-from hpcdat.objectives import Labelled
-from hpcdat.run import choose_device
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.device import choose_device
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.models.losses import Labelled
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1
 

@@ -24,10 +24,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hpcdat.cluster import box
-from hpcdat.job import METHODS
-from hpcdat.job_file import read_job
-from hpcdat.record import RunFolder
+from hpcdat.config.job import METHODS
+from hpcdat.config.job_file import read_job
+from hpcdat.emulation import cluster as box
+from hpcdat.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("dat-1", "dat-4")

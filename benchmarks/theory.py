@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
-from hpcdat.cluster.workers import Workers
-from hpcdat.environment import describe_environment
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import describe_environment
 from hpcdat.exchange.protocols import Draw
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.optim.lamb import trust_ratios

@@ -15,11 +15,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hpcdat.cli import app
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
-from hpcdat.job_file import read_job
-from hpcdat.run import train
+from hpcdat.cli.app import app
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.stop_signals import StopRequest
 
 hypothesis.settings.register_profile("hpcdat", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("hpcdat")

@@ -13,9 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from hpcdat.checkpoints import Checkpoints
-from hpcdat.files import write_atomically
+from hpcdat.storage.atomic_files import write_atomically
+from hpcdat.storage.checkpoint_format import (
+    FORMAT,
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from hpcdat.storage.checkpoint_rotation import Checkpoints
 
 
 def at(epoch, step=0, workers=4):

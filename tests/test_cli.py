@@ -10,7 +10,10 @@ from tests.conftest import CHECKOUT
 
 @pytest.mark.parametrize(
     "module, slow",
-    [("hpcdat.cli", {"torch", "horovod", "scipy", "matplotlib"}), ("hpcdat.run", {"scipy", "matplotlib"})],
+    [
+        ("hpcdat.cli", {"torch", "horovod", "scipy", "matplotlib"}),
+        ("hpcdat.commands.train", {"scipy", "matplotlib"}),
+    ],
     ids=["help", "train"],
 )
 def test_nothing_slow_is_imported_that_is_not_needed(module, slow):

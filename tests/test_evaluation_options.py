@@ -3,11 +3,11 @@
 import pytest
 from typer.testing import CliRunner
 
-from hpcdat.cli import app
+from hpcdat.cli.app import app
+from hpcdat.cli.options import read_request
+from hpcdat.config.job_file import read_job
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
-from hpcdat.evaluation_options import read_request
-from hpcdat.job_file import read_job
 from tests.conftest import DEMO
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcdat.files import check_place, write_text
+from hpcdat.storage.atomic_files import check_place, write_text
 
 
 @pytest.mark.parametrize("name", ["nowhere/file", "."])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.job import METHODS, Job
-from hpcdat.job_file import JobError, parse_job, read_job, write_job
+from hpcdat.config.job import METHODS, Job
+from hpcdat.config.job_file import JobError, parse_job, read_job, write_job
 from tests.conftest import CHECKOUT, DEMO
 
 SHIPPED = CHECKOUT / "jobs"

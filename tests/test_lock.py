@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from hpcdat import lock
-from hpcdat.certify import certify
-from hpcdat.cluster.workers import Workers
+from hpcdat.commands.certify import certify
+from hpcdat.commands.evaluate import evaluate
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
-from hpcdat.job_file import read_job
-from hpcdat.lock import keep_others_out, locked
-from hpcdat.record import RunFolder
-from hpcdat.run import evaluate
+from hpcdat.storage import folder_lock
+from hpcdat.storage.folder_lock import keep_others_out, locked
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 
 
@@ -49,7 +49,7 @@ def holder():
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(lock, "SECONDS_TO_END", 0.2)
+    monkeypatch.setattr(folder_lock, "SECONDS_TO_END", 0.2)
 
 
 def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(holder, tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from hpcdat.config.job_file import read_job
 from hpcdat.errors import WorkerError
-from hpcdat.job_file import read_job
-from hpcdat.memory import enough_memory
+from hpcdat.out_of_memory import enough_memory
 from tests.conftest import DEMO
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.objectives import Labelled, clean_loss, divergence, local_cost
+from hpcdat.models.losses import Labelled, clean_loss, divergence, local_cost
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.commands.pseudo_label import pseudo_label
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images
-from hpcdat.data.unlabelled import read_pseudo_labelled, write_pseudo_labelled
+from hpcdat.data.pseudo_labelled import read_pseudo_labelled, write_pseudo_labelled
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError, Stopped
-from hpcdat.job_file import read_job
 from hpcdat.models import build_model_for
-from hpcdat.pseudo_labels import pseudo_label
-from hpcdat.record import RunFolder
-from hpcdat.run import train
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 
 

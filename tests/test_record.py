@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcdat.job_file import read_job
-from hpcdat.record import RunError, RunFolder
+from hpcdat.config.job_file import read_job
+from hpcdat.storage.run_folder import RunError, RunFolder
 from tests.conftest import DEMO
 
 

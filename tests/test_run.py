@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from hpcdat.certify import certify
-from hpcdat.cluster.workers import Workers
+from hpcdat.commands.certify import certify
+from hpcdat.commands.evaluate import evaluate
+from hpcdat.commands.pseudo_label import pseudo_label
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
-from hpcdat.job_file import read_job
-from hpcdat.pseudo_labels import pseudo_label
-from hpcdat.record import RunFolder
-from hpcdat.report.table import in_pixel_units
-from hpcdat.run import evaluate, train
+from hpcdat.report.result_table import in_pixel_units
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 
 

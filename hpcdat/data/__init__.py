@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hpcdat.data.batches import Indices
+from hpcdat.config.job import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import Images, list_images
-from hpcdat.job import Data
+from hpcdat.data.sampler import Indices
 
 
 class Loader(Protocol):
@@ -73,7 +73,7 @@ def open_loader(
         return DeviceLoader(images, settings, training=training, device=device)
     # Imported when it is asked for: DALI may be missing where it is not used.
     if settings.loader == "dali":
-        from hpcdat.data.dali import DaliLoader
+        from hpcdat.data.dali_loader import DaliLoader
 
         return DaliLoader(images, settings, training=training, batch_size=batch_size, device=device)
     from hpcdat.data.torchvision_loader import TorchvisionLoader

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdat.data.batches import Indices
-from hpcdat.job import Data
+from hpcdat.config.job import Data
+from hpcdat.data.sampler import Indices
 from hpcdat.seeds import derive
 
 EVALUATION_MARGIN = 256 / 224

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from hpcdat.config.job import Data
 from hpcdat.data.augmentation import PADDING, View, views_of
-from hpcdat.data.batches import Indices
+from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import empty_batch, to_pixels
-from hpcdat.data.unreadable import Unreadable, complaint_about
-from hpcdat.job import Data
+from hpcdat.data.sampler import Indices
 
 
 class DeviceLoader:

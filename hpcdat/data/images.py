@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from hpcdat.errors import InputError
-from hpcdat.files import digest
+from hpcdat.storage.atomic_files import digest
 
 
 class DataError(InputError):

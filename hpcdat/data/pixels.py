@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from hpcdat.config.job import Data
 from hpcdat.data.augmentation import View
-from hpcdat.job import Data
 
 
 def look(pixels: Tensor, view: View, size: int) -> Tensor:

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from hpcdat.cluster.stopping import StopRequest
+from hpcdat.config.job import Data
 from hpcdat.data.augmentation import POLICY_FILL, policy_seed, view_of
-from hpcdat.data.batches import Indices
+from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import empty_batch, look, to_pixels
-from hpcdat.data.unreadable import Unreadable, complaint_about
-from hpcdat.job import Data
+from hpcdat.data.sampler import Indices
+from hpcdat.distributed.stop_signals import StopRequest
 
 
 class TorchvisionLoader:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from hpcdat.config.job import Data
 from hpcdat.doctor.facts import SHARED_MEMORY, Node, RunDir
 from hpcdat.doctor.links import ALL_PAIRS, Pair, best_of, slow_pairs
-from hpcdat.job import Data
 
 CLOCKS_APART = 1.0
 """Seconds that clocks may differ by."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.doctor.checks import (
     Finding,
     check_clocks,
@@ -38,8 +39,7 @@ from hpcdat.doctor.facts import (
 )
 from hpcdat.doctor.links import Pair, measure_pairs
 from hpcdat.errors import InputError
-from hpcdat.files import write_text
-from hpcdat.job import Job
+from hpcdat.storage.atomic_files import write_text
 
 PAIRS_SHOWN = 20
 

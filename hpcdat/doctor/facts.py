@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torchvision.datasets.folder import find_classes
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Data, Job
 from hpcdat.data.cifar import read_cifar
-from hpcdat.environment import describe_environment
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import describe_environment
 from hpcdat.errors import HpcdatError, InputError
-from hpcdat.files import write_text
-from hpcdat.job import Data, Job
+from hpcdat.storage.atomic_files import write_text
 
 CLOCK_ROUNDS = 12
 SECONDS_TO_SEE = 10.0

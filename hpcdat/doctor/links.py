@@ -11,8 +11,8 @@ from statistics import median
 
 import torch
 
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Stopped
 
 ALL_PAIRS = 16

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.attacks.pgd import attacked, input_gradient
+from hpcdat.config.job import Evaluation, Job, Norm
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcomes import Outcomes, merge
 from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, run_sharded
-from hpcdat.job import Evaluation, Job, Norm
-from hpcdat.objectives import clean_loss
+from hpcdat.models.losses import clean_loss
 from hpcdat.seeds import derive
 
 NOISE_POINTS = 10

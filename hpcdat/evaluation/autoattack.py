@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpcdat.config.job import Norm
 from hpcdat.errors import InputError
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.evaluation.pgd import is_correct
 from hpcdat.evaluation.sharded_runner import Measurement
-from hpcdat.job import Norm
 from hpcdat.seeds import derive
 
 NORMS = {"linf": "Linf", "l2": "L2"}

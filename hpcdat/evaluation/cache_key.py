@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcdat.cluster.agreement import fingerprint
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Job
 from hpcdat.data.images import Images
-from hpcdat.job import Job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.models.fingerprint import fingerprint
 
 
 def cache_key(model: nn.Module, job: Job, images: Images, workers: Workers) -> dict[str, Any]:

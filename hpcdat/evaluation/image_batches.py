@@ -6,10 +6,10 @@ from functools import cached_property
 
 import torch
 
+from hpcdat.config.job import Data
 from hpcdat.data import Loader, open_loader
-from hpcdat.data.batches import Indices, evaluation_batches
 from hpcdat.data.images import Images
-from hpcdat.job import Data
+from hpcdat.data.sampler import Indices, evaluation_batches
 
 
 class ImageBatches:

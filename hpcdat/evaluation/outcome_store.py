@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdat.files import append_text, digest, write_text
+from hpcdat.storage.atomic_files import append_text, digest, write_text
 
 FORMAT = 1
 """Version of the file format, a part of every key: outcomes in another format are never read."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.attacks.pgd import PGD
-from hpcdat.job import Evaluation, Norm
-from hpcdat.objectives import clean_loss
+from hpcdat.config.job import Evaluation, Norm
+from hpcdat.models.losses import clean_loss
 from hpcdat.seeds import derive
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
+from hpcdat.config.job import Evaluation, Job, Norm
 from hpcdat.data.images import Images
 from hpcdat.evaluation import sanity_checks
 from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy
@@ -22,8 +23,7 @@ from hpcdat.evaluation.outcomes import Outcomes, merge
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, open_store, run_sharded
 from hpcdat.evaluation.sweep import Sweep
-from hpcdat.files import write_text
-from hpcdat.job import Evaluation, Job, Norm
+from hpcdat.storage.atomic_files import write_text
 
 Section = dict[str, Any]
 """The result of one measurement, a JSON value: ``images``, ``attack``, ``warnings``, and its own numbers."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
+from hpcdat.config.job import Evaluation, Norm
 from hpcdat.evaluation.outcomes import Flags, Outcomes
-from hpcdat.job import Evaluation, Norm
 
 LUCKY_IMAGES = 0.002
 """Fraction of the images that a weaker attack may break and a stronger one not; AutoAttack's value."""

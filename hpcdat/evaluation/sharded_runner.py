@@ -10,16 +10,16 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
-from hpcdat.cluster.apart import apart
-from hpcdat.cluster.stopping import StopRequest
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.distributed.uneven_work import apart
 from hpcdat.errors import InputError
 from hpcdat.evaluation.cache_key import cache_key, numerics_key
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcome_store import OutcomeStore, StoredOutcome
 from hpcdat.evaluation.sanity_checks import pixels_out_of_range
-from hpcdat.job import Job
-from hpcdat.memory import enough_memory
+from hpcdat.out_of_memory import enough_memory
 from hpcdat.progress import Progress
 
 

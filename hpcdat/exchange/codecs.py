@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hpcdat.exchange.packing import Lanes, pack, packed_bytes, unpack
+from hpcdat.exchange.bit_packing import Lanes, pack, packed_bytes, unpack
 from hpcdat.exchange.quantizer import Quantizer
 
 

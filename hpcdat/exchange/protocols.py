@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hpcdat.cluster.workers import Pending, Workers
+from hpcdat.distributed.communicator import Pending, Workers
+from hpcdat.exchange.bit_packing import Lanes
 from hpcdat.exchange.codecs import Cast, Codec, Quantized
-from hpcdat.exchange.packing import Lanes
+from hpcdat.exchange.counter_rng import split_key
 from hpcdat.exchange.quantizer import Quantizer
-from hpcdat.exchange.random import split_key
 from hpcdat.seeds import derive
 
 Exchanging = Generator[Pending, Any, Tensor]

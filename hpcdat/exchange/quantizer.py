@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hpcdat.exchange.random import uniform
+from hpcdat.exchange.counter_rng import uniform
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpcdat.cluster.box import links_here
-from hpcdat.cluster.workers import Workers
-from hpcdat.environment import device_name
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import device_name
+from hpcdat.emulation.cluster import links_here
 from hpcdat.errors import InputError
-from hpcdat.exchange.accounting import Collective
-from hpcdat.exchange.choice import KINDS
-from hpcdat.exchange.cost import Link, Network
-from hpcdat.exchange.engine import IN_FLIGHT
-from hpcdat.exchange.probe import measure_network
-from hpcdat.files import write_text
+from hpcdat.exchange.pipeline import IN_FLIGHT
+from hpcdat.exchange.traffic import Collective
+from hpcdat.performance.autotune import KINDS
+from hpcdat.performance.cost_model import Link, Network
+from hpcdat.performance.microbenchmarks import measure_network
+from hpcdat.storage.atomic_files import write_text
 
 MESSAGE_SECONDS = 2e-4
 """Seconds that an empty message is assumed to take over a link that was not measured."""

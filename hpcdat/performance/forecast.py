@@ -11,20 +11,20 @@ from pathlib import Path
 from tabulate import tabulate
 from torch import nn
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Exchange, Job
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.device import choose_device
 from hpcdat.errors import InputError
-from hpcdat.exchange.accounting import Traffic, traffic
-from hpcdat.exchange.choice import Correction, choose_for, predicted
-from hpcdat.exchange.gradients import gradients_of, make_buckets
-from hpcdat.exchange.plan import make_plan, pays_to_compile
-from hpcdat.exchange.probe import Imagined, Rate, coding_rate
-from hpcdat.exchange.trial import measure_correction
-from hpcdat.job import Exchange, Job
+from hpcdat.exchange.gradient_exchange import gradients_of, make_buckets
+from hpcdat.exchange.resolve import make_plan, pays_to_compile
+from hpcdat.exchange.traffic import Traffic, traffic
+from hpcdat.performance.autotune import Correction, choose_for, predicted
 from hpcdat.performance.calibration import Calibration, assume_links, measure_links
+from hpcdat.performance.microbenchmarks import Imagined, Rate, coding_rate
 from hpcdat.performance.step_timing import StepTiming, time_step
-from hpcdat.run import choose_device
+from hpcdat.performance.trial_exchange import measure_correction
 from hpcdat.training.roles import assign_roles, first_workers
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
@@ -206,7 +206,7 @@ def forecast(
         timing: of a worker's computation.
         calibration: of the links.
         nodes, per_node: p and q.
-        rate: of the codecs, as :func:`~hpcdat.exchange.probe.coding_rate` gives it.
+        rate: of the codecs, as :func:`~hpcdat.performance.microbenchmarks.coding_rate` gives it.
         correction: factor of the exchange's time, as a trial gives it.
     """
     workers = nodes * per_node

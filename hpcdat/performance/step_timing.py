@@ -11,13 +11,13 @@ from statistics import median
 import torch
 from torch import nn
 
-from hpcdat.cluster.workers import Workers
-from hpcdat.environment import device_name
-from hpcdat.exchange.choice import exact
-from hpcdat.job import Concurrent, Job
+from hpcdat.config.job import Concurrent, Job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.environment import device_name
 from hpcdat.models import build_model_for
 from hpcdat.models.compiled import fastest_convolutions
-from hpcdat.objectives import Labelled
+from hpcdat.models.losses import Labelled
+from hpcdat.performance.autotune import exact
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.roles import Role
 from hpcdat.training.step import Algorithm1

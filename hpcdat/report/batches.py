@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hpcdat.report.comparison import Run, varied
 from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_over_batch
-from hpcdat.report.table import mean_and_spread
+from hpcdat.report.result_table import mean_and_spread
 
 
 def batch_sections(runs: Sequence[Run]) -> list[Section]:

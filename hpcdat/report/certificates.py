@@ -13,8 +13,8 @@ import numpy as np
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.certificates import Certified, Counts
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
-from hpcdat.files import write_text
 from hpcdat.report.papers import dat
+from hpcdat.storage.atomic_files import write_text
 
 RADII = (0.0, *dat.RADII)
 """Those of Table 2, and 0: accuracy where nothing is perturbed."""

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from hpcdat.config.job import Job
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.certificates import Certified
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
-from hpcdat.files import write_text
-from hpcdat.job import Job
 from hpcdat.report.certificates import RADII, write_certificates
 from hpcdat.report.papers import TABLES
 from hpcdat.report.papers.dat import stated_accuracies
 from hpcdat.report.papers.paper_table import PaperRow
 from hpcdat.report.plots import plot_certified
+from hpcdat.storage.atomic_files import write_text
 
 
 def certified_table(certified: Sequence[Certified], paper: Sequence[PaperRow] = ()) -> str:

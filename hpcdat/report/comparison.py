@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hpcdat.config.job import Job, by_name
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.certificates import Certified
-from hpcdat.job import Job, by_name
-from hpcdat.record import Result, RunError, RunFolder
 from hpcdat.report.certificates import RADII, read_certificates
 from hpcdat.report.papers import TABLES
 from hpcdat.report.papers.dat import accuracy_at
 from hpcdat.report.papers.paper_table import PaperRow, PaperTable
+from hpcdat.storage.run_folder import Result, RunError, RunFolder
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from tabulate import tabulate
 
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
-from hpcdat.files import write_text
 from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run, differences, folder_names, varied
 from hpcdat.report.plots import plot_comparison, plot_runs
-from hpcdat.report.table import mean_and_spread, result_rows
+from hpcdat.report.result_table import mean_and_spread, result_rows
+from hpcdat.storage.atomic_files import write_text
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("hpcdat.report", "."), autoescape=True, undefined=jinja2.StrictUndefined

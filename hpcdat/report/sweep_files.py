@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcdat.files import write_text
+from hpcdat.storage.atomic_files import write_text
 
 
 def write_sweeps(sections: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcdat.record import RunError, RunFolder
 from hpcdat.report.comparison import Run, folder_names
 from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_sweep
-from hpcdat.report.table import in_pixel_units
+from hpcdat.report.result_table import in_pixel_units
+from hpcdat.storage.run_folder import RunError, RunFolder
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hpcdat.cluster.workers import Pending, Workers
-from hpcdat.job import Job
-from hpcdat.objectives import Labelled
+from hpcdat.config.job import Job
+from hpcdat.distributed.communicator import Pending, Workers
+from hpcdat.models.losses import Labelled
 from hpcdat.training.roles import Role
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpcdat.config.job import Job
 from hpcdat.errors import InputError
-from hpcdat.job import Job
 from hpcdat.models.split_batch_norm import Branch
 
 MOST_UPDATE_WORKERS = 3

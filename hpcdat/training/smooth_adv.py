@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.attacks.pgd import Loss
-from hpcdat.cluster.workers import Workers
-from hpcdat.job import Job, Smoothing
-from hpcdat.objectives import Labelled, clean_loss
+from hpcdat.config.job import Job, Smoothing
+from hpcdat.distributed.communicator import Workers
+from hpcdat.models.losses import Labelled, clean_loss
 from hpcdat.seeds import derive
 
 

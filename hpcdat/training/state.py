@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpcdat.checkpoint import Checkpoint, EpochTotals, load_checkpoint
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError
-from hpcdat.record import RunFolder
+from hpcdat.storage.checkpoint_format import Checkpoint, EpochTotals, load_checkpoint
+from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.early_stopping import History
 from hpcdat.training.step import Algorithm1
 

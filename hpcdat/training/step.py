@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.attacks.pgd import PGD, attacked
-from hpcdat.cluster.agreement import BatchNormStatistics
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Exchange, Job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
-from hpcdat.exchange.gradients import GradientExchange, gradients_of
-from hpcdat.job import Exchange, Job
+from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of
 from hpcdat.models.compiled import Compiled
-from hpcdat.objectives import Labelled, clean_loss, divergence, local_cost
+from hpcdat.models.losses import Labelled, clean_loss, divergence, local_cost
 from hpcdat.optim import build_optimizer
 from hpcdat.seeds import derive
 from hpcdat.training.concurrent_attack import Adversary, Batch
+from hpcdat.training.replicas import BatchNormStatistics
 from hpcdat.training.roles import assign_roles, first_workers, trained_by
 from hpcdat.training.smooth_adv import share_copies
 

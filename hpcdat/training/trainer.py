@@ -7,23 +7,23 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
-from hpcdat.checkpoint import EpochTotals
-from hpcdat.cluster.agreement import check_equal, make_equal
-from hpcdat.cluster.stopping import StopRequest
 from hpcdat.data import open_loader
-from hpcdat.data.batches import Share, training_shares, with_unlabelled
+from hpcdat.data.sampler import Share, training_shares, with_unlabelled
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.models.compiled import fastest_convolutions
-from hpcdat.models.pretrained import load_pretrained
-from hpcdat.objectives import Labelled
-from hpcdat.optim.schedule import learning_rate
+from hpcdat.models.losses import Labelled
+from hpcdat.optim.lr_schedule import learning_rate
 from hpcdat.progress import Progress
-from hpcdat.record import RunFolder
 from hpcdat.seeds import derive
+from hpcdat.storage.checkpoint_format import EpochTotals
+from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.epoch_log import EpochLog
+from hpcdat.training.pretrained import load_pretrained
+from hpcdat.training.replicas import check_equal, make_equal
 from hpcdat.training.roles import homes_of_batches
 from hpcdat.training.state import TrainingState
 from hpcdat.training.step import Algorithm1, Requests, all_finite

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hpcdat.config.job import METHODS, Job
 from hpcdat.data.images import DataError, Images
 from hpcdat.evaluation.accuracy import Accuracy, PgdAccuracy, measure_accuracy
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.sharded_runner import Execution
-from hpcdat.job import METHODS, Job
 from hpcdat.training.early_stopping import GUARD_IMAGES, GUARD_STEPS
 from hpcdat.training.state import TrainingState
 

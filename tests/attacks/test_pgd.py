@@ -13,9 +13,9 @@ from torch import nn
 
 from hpcdat.attacks.norm_balls import BALLS, LinfBall
 from hpcdat.attacks.pgd import PGD, input_gradient
-from hpcdat.job_file import read_job
+from hpcdat.config.job_file import read_job
 from hpcdat.models import build_model
-from hpcdat.objectives import clean_loss
+from hpcdat.models.losses import clean_loss
 from tests.conftest import DEMO
 
 SHAPE = (6, 1, 4, 4)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hpcdat.cluster import box, box_slurm
-from hpcdat.cluster.box import BoxError
-from hpcdat.cluster.box_slurm import SlurmError
+from hpcdat.emulation import cluster as box
+from hpcdat.emulation import slurm_daemons
+from hpcdat.emulation.cluster import BoxError
+from hpcdat.emulation.slurm_daemons import SlurmError
 from tests.cluster.nodes import TIMEOUTS, Cluster
 from tests.conftest import run_here
 
@@ -46,7 +47,7 @@ def cluster():
     with making_boxes() as make:
         made = Cluster(make(nodes=3, slurm=True, timeouts=TIMEOUTS))
         yield made
-        folder = box_slurm.FOLDERS / made.box.name
+        folder = slurm_daemons.FOLDERS / made.box.name
         pids = [int(file.read_text()) for file in folder.glob("*.pid")]
         done = run_here("box", "down", made.box.name)
         assert done.returncode == 0, done.stderr

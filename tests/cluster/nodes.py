@@ -8,15 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-from hpcdat.cluster import box_slurm
-from hpcdat.cluster.box import SHARED_CORES
-from hpcdat.cluster.slurm import Request, Site, write_script
-from hpcdat.job_file import read_job
-from hpcdat.record import RunFolder
+from hpcdat.config.job_file import read_job
+from hpcdat.emulation import slurm_daemons
+from hpcdat.emulation.cluster import SHARED_CORES
+from hpcdat.slurm.submit import Request, Site, write_script
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
 
-TIMEOUTS = box_slurm.Timeouts(node=8, kill=3)
+TIMEOUTS = slurm_daemons.Timeouts(node=8, kill=3)
 SETTINGS = ["epochs=10", "attack.steps=1", "evaluation.every=100", "evaluation.steps=1"]
 
 
@@ -26,7 +26,7 @@ class Cluster:
     def __init__(self, made):
         self.box = made
         self.environment = SHARED_CORES | environment()
-        self.environment["SLURM_CONF"] = str(box_slurm.configuration_file(made))
+        self.environment["SLURM_CONF"] = str(slurm_daemons.configuration_file(made))
 
     def do(self, *command):
         done = subprocess.run(
@@ -87,7 +87,7 @@ class Cluster:
 
     def power_on(self, node):
         self.set_link(node, "up")
-        box_slurm.start_node(self.box, node)
+        slurm_daemons.start_node(self.box, node)
 
 
 def wait_for(what, seconds=240, log=lambda: ""):

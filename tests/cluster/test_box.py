@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from hpcdat.cluster import box
-from hpcdat.cluster.box import CARD, BoxError
+from hpcdat.emulation import cluster as box
+from hpcdat.emulation.cluster import CARD, BoxError
 from tests.conftest import CHECKOUT
 from tests.distributed.ranks import environment
 from tests.distributed.team import Team

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcdat.cluster import box
-from hpcdat.cluster.box import CARD
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Data
+from hpcdat.config.job_file import read_job
 from hpcdat.data.digits import write_digits
+from hpcdat.distributed.communicator import Workers
 from hpcdat.doctor.checks import (
     check_clocks,
     check_dali,
@@ -27,8 +27,8 @@ from hpcdat.doctor.checks import (
 from hpcdat.doctor.examination import examine
 from hpcdat.doctor.facts import Node, RunDir, clock_offsets
 from hpcdat.doctor.links import Pair, pairs_of
-from hpcdat.job import Data
-from hpcdat.job_file import read_job
+from hpcdat.emulation import cluster as box
+from hpcdat.emulation.cluster import CARD
 from tests.conftest import CHECKOUT, DEMO, run_here
 from tests.distributed.ranks import environment
 

@@ -11,8 +11,8 @@ import time
 import pytest
 import torch
 
-from hpcdat.checkpoint import load_checkpoint
-from hpcdat.record import RunFolder
+from hpcdat.storage.checkpoint_format import load_checkpoint
+from hpcdat.storage.run_folder import RunFolder
 from tests.cluster.nodes import finish, wait_for
 from tests.conftest import CHECKOUT
 
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full(cluster, undisturbed, small_disk):
     done = cluster.train(run_dir)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"No space left on device: '{run_dir}/job.yaml' (worker 0 on node1)" in done.stderr
-    again = [sys.executable, "-m", "hpcdat.cluster.requeue", str(run_dir), "1", "no"]
+    again = [sys.executable, "-m", "hpcdat.slurm.preemption", str(run_dir), "1", "no"]
     decided = subprocess.run(again, cwd=CHECKOUT, capture_output=True, text=True)
     assert decided.returncode == 1 and "Traceback" not in decided.stderr
     assert "not requeued: failed (code 1) epoch 2, step 0" in decided.stderr

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from hpcdat.cluster.loopback import loopback, run_in_lockstep, run_threads
-from hpcdat.cluster.workers import Workers
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.loopback import loopback, run_in_lockstep, run_threads
 from hpcdat.errors import WorkerError
 from tests.distributed.checks import check_agreement, check_collectives
 from tests.distributed.programs.collectives import agreement, every_collective
@@ -24,7 +24,7 @@ def test_models_are_made_equal_checked_and_their_batch_norm_averaged(size):
 
 def test_every_collective_is_its_own():
     """None is left to the single worker's, whose collectives are the identity."""
-    from hpcdat.cluster.loopback import Loopback
+    from hpcdat.distributed.loopback import Loopback
 
     collectives = [name for name in vars(Workers) if not name.startswith("_") and name != "together"]
     assert [name for name in collectives if name not in vars(Loopback) and name != "is_first"] == []

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpcdat.cli import app
-from hpcdat.cluster import slurm
-from hpcdat.cluster.requeue import decide
-from hpcdat.cluster.slurm import Request, Site, Task
+from hpcdat.cli.app import app
+from hpcdat.config.job_file import JobError, read_job
 from hpcdat.errors import InputError
-from hpcdat.job_file import JobError, read_job
-from hpcdat.record import RunFolder
+from hpcdat.slurm import submit as slurm
+from hpcdat.slurm.preemption import decide
+from hpcdat.slurm.submit import Request, Site, Task
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
 
@@ -209,7 +209,7 @@ def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, tol
 
 def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
     place = [3, 10]
-    monkeypatch.setattr("hpcdat.cluster.requeue.progress", lambda run_dir: place)
+    monkeypatch.setattr("hpcdat.slurm.preemption.progress", lambda run_dir: place)
 
     def again(code, warned=False):
         return decide(tmp_path, code, warned=warned)[0]

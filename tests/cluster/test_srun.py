@@ -2,8 +2,8 @@
 
 import pytest
 
-from hpcdat.cluster.launched import Launched, launched
-from hpcdat.cluster.srun import candidate_ports, first_host, horovod_variables, tasks_per_node
+from hpcdat.distributed.launcher import Launched, launched
+from hpcdat.distributed.srun_rendezvous import candidate_ports, first_host, horovod_variables, tasks_per_node
 
 
 @pytest.mark.parametrize(

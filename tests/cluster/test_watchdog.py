@@ -5,7 +5,7 @@ import sys
 
 TWO_THREADS = """
 import threading, time
-from hpcdat.cluster.watchdog import Watchdog
+from hpcdat.distributed.watchdog import Watchdog
 
 watchdog, begun = Watchdog(0.4, "worker 1 on node2"), threading.Event()
 
@@ -23,7 +23,7 @@ time.sleep(10)
 
 MEETING = """
 import time
-from hpcdat.cluster.watchdog import Watchdog
+from hpcdat.distributed.watchdog import Watchdog
 
 watchdog = Watchdog(0.2, "worker 1 on node2")
 with watchdog.waiting("to meet", at_least=1):

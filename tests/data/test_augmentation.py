@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcdat.config.job import Data
 from hpcdat.data.augmentation import PADDING, uniform, view_of, views_of
 from hpcdat.data.torchvision_loader import look
-from hpcdat.job import Data
 
 sides = st.integers(1, 700)
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.data.batches import evaluation_batches, training_shares
+from hpcdat.data.sampler import evaluation_batches, training_shares
 
 counts, batches, sizes = st.integers(1, 60), st.integers(1, 9), st.integers(1, 6)
 

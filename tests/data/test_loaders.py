@@ -15,13 +15,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from hpcdat.cluster.stopping import StopRequest
+from hpcdat.config.job import Data
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import DataError, Images, list_images
 from hpcdat.data.pixels import to_pixels
 from hpcdat.data.torchvision_loader import _Decoded
-from hpcdat.job import Data
+from hpcdat.distributed.stop_signals import StopRequest
 from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
@@ -225,9 +225,9 @@ import signal, sys
 import numpy as np
 import torch
 from pathlib import Path
-from hpcdat.cluster.stopping import StopRequest
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.data import find_images, open_loader
-from hpcdat.job import Data
+from hpcdat.config.job import Data
 
 for number in StopRequest.SIGNALS:
     signal.signal(number, lambda *_: None)

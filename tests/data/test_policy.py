@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from hpcdat.config.job import Data
 from hpcdat.data import open_loader
 from hpcdat.data.augmentation import view_of
-from hpcdat.data.dali_policy import AutoAugment
+from hpcdat.data.dali_autoaugment import AutoAugment
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import look
 from hpcdat.data.torchvision_loader import _Decoded
-from hpcdat.job import Data
 
 LOADERS = ["dali", "torchvision"]
 SEED = 7

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.data.batches import training_shares, with_unlabelled
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.unlabelled import find_unlabelled, joined, read_pseudo_labelled, write_pseudo_labelled
+from hpcdat.data.pseudo_labelled import find_unlabelled, joined, read_pseudo_labelled, write_pseudo_labelled
+from hpcdat.data.sampler import training_shares, with_unlabelled
 from hpcdat.errors import InputError
 
 CLASSES = ["cat", "dog", "owl"]

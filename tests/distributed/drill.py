@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from hpcdat.record import RunFolder
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
 

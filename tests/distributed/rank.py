@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcdat.cluster.workers import Workers, start_workers
+from hpcdat.distributed.communicator import Workers, start_workers
 
 OBSERVED = ("hpcdat", "pyautoattack")
 """Packages in which a program may patch something."""

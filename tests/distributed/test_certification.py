@@ -6,14 +6,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hpcdat.certify import certify
-from hpcdat.checkpoint import Checkpoint
-from hpcdat.cli import app
-from hpcdat.cluster.workers import Workers
+from hpcdat.cli.app import app
+from hpcdat.commands.certify import certify
+from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images
-from hpcdat.job_file import read_job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.models import build_model_for
-from hpcdat.record import RunFolder
+from hpcdat.storage.checkpoint_format import Checkpoint
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 from tests.distributed.programs.certification import certificates
 from tests.distributed.programs.evaluation import fit

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from hpcdat.record import RunFolder
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT
 from tests.distributed.rank import run_alone
 from tests.distributed.ranks import environment, on

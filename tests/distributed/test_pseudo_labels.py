@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hpcdat.data import find_images
-from hpcdat.record import RunFolder
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, run_here
 from tests.distributed.ranks import environment
 

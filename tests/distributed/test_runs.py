@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hpcdat.data.digits import write_digits
-from hpcdat.record import RunFolder
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO, run_here
 from tests.distributed.drill import drill
 from tests.distributed.ranks import environment, launcher, on

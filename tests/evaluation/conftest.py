@@ -6,13 +6,13 @@ from typing import NamedTuple
 import pytest
 from torch import nn
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Job
 from hpcdat.data import find_images
+from hpcdat.distributed.communicator import Workers
 from hpcdat.evaluation.sharded_runner import Execution
-from hpcdat.job import Job
 from hpcdat.models import build_model_for
 from hpcdat.progress import Progress
-from hpcdat.record import RunFolder
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import Never
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from hpcdat.config.job_file import read_job
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.evaluation.accuracy import CheckedAccuracy, PgdAccuracy, measure_accuracy
 from hpcdat.evaluation.image_batches import ImageBatches
-from hpcdat.job_file import read_job
 from tests.conftest import DEMO
 from tests.evaluation.conftest import execution
 

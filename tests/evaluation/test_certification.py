@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 from torch import nn
 
+from hpcdat.config.job_file import read_job
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError, Stopped
 from hpcdat.evaluation.certification.certificates import Certified, Counts
@@ -22,7 +23,6 @@ from hpcdat.evaluation.certification.clopper_pearson import certified_radius, la
 from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcome_store import OutcomeStore
-from hpcdat.job_file import read_job
 from hpcdat.report.certificates import read_certificates
 from hpcdat.report.certified import certified_table, rows_beside, write_certified
 from hpcdat.report.papers import TABLES

@@ -8,16 +8,16 @@ import pyautoattack
 import pytest
 import torch
 
-from hpcdat import run
-from hpcdat.cluster.workers import Workers
+from hpcdat.commands.evaluate import evaluate
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.evaluation.results import Results
-from hpcdat.files import write_text
-from hpcdat.job_file import read_job
-from hpcdat.record import RunFolder
-from hpcdat.report.table import result_table
+from hpcdat.report.result_table import result_table
+from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 from tests.evaluation.test_autoattack import Quick
 
@@ -36,7 +36,7 @@ def test_steps_fit_the_ball_that_is_asked_for(run_dir):
 
 
 def evaluated(run_dir, *settings, **requested):
-    result = run.evaluate(run_dir, [*FEW, *settings], EvaluationRequest(**requested), Workers(), Never())
+    result = evaluate(run_dir, [*FEW, *settings], EvaluationRequest(**requested), Workers(), Never())
     return result, json.loads(RunFolder(run_dir).evaluation_file.read_text())["sections"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import PgdAccuracy
 from hpcdat.evaluation.image_batches import ImageBatches

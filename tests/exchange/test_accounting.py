@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job import Exchange
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
-from hpcdat.exchange.accounting import collectives, traffic
 from hpcdat.exchange.codecs import Cast, Quantized
-from hpcdat.exchange.plan import make_plan
 from hpcdat.exchange.quantizer import Quantizer
-from hpcdat.job import Exchange
+from hpcdat.exchange.resolve import make_plan
+from hpcdat.exchange.traffic import collectives, traffic
 
 RESNET50 = 25_557_032
 FLOAT = Cast(torch.float32)

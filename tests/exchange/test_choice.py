@@ -3,14 +3,14 @@
 import pytest
 from torch import nn
 
+from hpcdat.config.job import Exchange
 from hpcdat.errors import InputError
-from hpcdat.exchange import choice
-from hpcdat.exchange.accounting import Collective
-from hpcdat.exchange.choice import Candidate, choose, most_exact_of_the_fast
-from hpcdat.exchange.cost import Link, Network, predict
-from hpcdat.exchange.engine import IN_FLIGHT
-from hpcdat.exchange.probe import Imagined
-from hpcdat.job import Exchange
+from hpcdat.exchange.pipeline import IN_FLIGHT
+from hpcdat.exchange.traffic import Collective
+from hpcdat.performance import autotune
+from hpcdat.performance.autotune import Candidate, choose, most_exact_of_the_fast
+from hpcdat.performance.cost_model import Link, Network, predict
+from hpcdat.performance.microbenchmarks import Imagined
 
 KINDS = ("allreduce", "allgather", "alltoall", "gather", "broadcast")
 
@@ -89,8 +89,8 @@ def choosing(monkeypatch):
             known = {kind: links[kind] if isinstance(links, dict) else links for kind in kinds}
             return Network(nodes=workers.size, links=known)
 
-        monkeypatch.setattr(choice, "measure_network", made_up)
-        monkeypatch.setattr(choice, "measure_correction", trial)
+        monkeypatch.setattr(autotune, "measure_network", made_up)
+        monkeypatch.setattr(autotune, "measure_correction", trial)
         model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 500))
         return choose(Exchange(protocol="auto", **settings), Imagined(size), model)
 
@@ -148,14 +148,14 @@ def test_a_damaged_record_is_told(tmp_path):
     record = tmp_path / "exchange.json"
     record.write_text('{"workers": 2')
     with pytest.raises(InputError, match=r"exchange.json cannot be read"):
-        choice.read_choice(record)
+        autotune.read_choice(record)
 
 
 def test_a_run_recalls_how_it_exchanged(tmp_path):
     record, auto = tmp_path / "exchange.json", Exchange(protocol="auto")
-    assert choice.recall_exchange(Exchange(bits=4), record).in_words() == "ring, 4 bits"
-    assert choice.recall_exchange(auto, record).in_words() == "ring, 32 bits", "one worker chooses nothing"
+    assert autotune.recall_exchange(Exchange(bits=4), record).in_words() == "ring, 4 bits"
+    assert autotune.recall_exchange(auto, record).in_words() == "ring, 32 bits", "one worker chooses nothing"
     chosen = candidate(8, 1.0, two_sided=True)
-    kept = choice.Choice(workers=2, network=Network(nodes=2, links={}), candidates=[chosen], chosen=chosen)
+    kept = autotune.Choice(workers=2, network=Network(nodes=2, links={}), candidates=[chosen], chosen=chosen)
     record.write_text(kept.model_dump_json())
-    assert choice.recall_exchange(auto, record).in_words() == "sharded_server, 8 bits two-sided"
+    assert autotune.recall_exchange(auto, record).in_words() == "sharded_server, 8 bits two-sided"

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hpcdat.cluster.workers import Workers
-from hpcdat.exchange.gradients import GradientExchange, gradients_of, make_buckets
-from hpcdat.job import Exchange
+from hpcdat.config.job import Exchange
+from hpcdat.distributed.communicator import Workers
+from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of, make_buckets
 
 
 def net():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.exchange.packing import Lanes, pack, packed_bytes, unpack
+from hpcdat.exchange.bit_packing import Lanes, pack, packed_bytes, unpack
 
 
 @given(st.integers(1, 8), st.integers(0, 70), st.integers(1, 3), st.integers(0, 2**32))

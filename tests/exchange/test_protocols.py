@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from hpcdat.cluster.loopback import loopback, run_in_lockstep, run_threads
-from hpcdat.exchange.plan import make_plan
+from hpcdat.config.job import Exchange
+from hpcdat.distributed.loopback import loopback, run_in_lockstep, run_threads
 from hpcdat.exchange.protocols import Draw, Memory
-from hpcdat.job import Exchange
+from hpcdat.exchange.resolve import make_plan
 from tests.distributed.programs.exchange import EXCHANGES, exchanges, nodes_of_two, vector_of
 from tests.exchange.checks import check_against_numpy
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hpcdat.exchange.codecs import Cast, Quantized, can_compile
+from hpcdat.exchange.counter_rng import split_key, uniform
 from hpcdat.exchange.protocols import lanes_for
 from hpcdat.exchange.quantizer import Quantizer, from_codes
-from hpcdat.exchange.random import split_key, uniform
 from tests.exchange import oracle
 
 CPU = torch.device("cpu")

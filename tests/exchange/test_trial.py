@@ -4,18 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.exchange import trial
-from hpcdat.exchange.cost import Link, Network
-from hpcdat.exchange.gradients import gradients_of
-from hpcdat.exchange.probe import Imagined
-from hpcdat.job import Exchange
+from hpcdat.config.job import Exchange
+from hpcdat.exchange.gradient_exchange import gradients_of
+from hpcdat.performance import trial_exchange
+from hpcdat.performance.cost_model import Link, Network
+from hpcdat.performance.microbenchmarks import Imagined
+from hpcdat.performance.trial_exchange import measure_correction
 
 NET = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10), nn.Linear(10, 4))
 
 
 def test_the_last_layers_are_tried_and_vectors_stay_vectors(monkeypatch):
-    monkeypatch.setattr(trial, "TRIAL", 44 + 210 + 20 + 100)
-    tried = trial._stand_ins(gradients_of(NET))
+    monkeypatch.setattr(trial_exchange, "TRIAL", 44 + 210 + 20 + 100)
+    tried = trial_exchange._stand_ins(gradients_of(NET))
     shapes = {name: tuple(p.shape) for name, p in tried}
     expected = {"0.weight": (100, 1), "0.bias": (20,), "1.weight": (10, 20), "1.bias": (10,)}
     assert shapes == expected | {"2.weight": (4, 10), "2.bias": (4,)}
@@ -25,13 +26,15 @@ def test_the_last_layers_are_tried_and_vectors_stay_vectors(monkeypatch):
 @pytest.mark.parametrize("feedback", [False, True])
 def test_a_trial_is_held_against_what_is_predicted(feedback, monkeypatch):
     """Links that are said to be a thousand times slower make the same trial look as much faster."""
-    monkeypatch.setattr(trial, "median", lambda times: 1.0 if len(times) > 1 and min(times) > 0 else None)
+    monkeypatch.setattr(
+        trial_exchange, "median", lambda times: 1.0 if len(times) > 1 and min(times) > 0 else None
+    )
     settings = Exchange(bits=8, protocol="allgather", error_feedback=feedback, block=8)
 
     def correction(seconds):
         link = Link(points=[(0, 0), (1, seconds)])
         network = Network(nodes=2, links=dict.fromkeys(("allreduce", "allgather"), link))
-        return trial.measure_correction(settings, lambda *_: 0.0, gradients_of(NET), network, Imagined(2))
+        return measure_correction(settings, lambda *_: 0.0, gradients_of(NET), network, Imagined(2))
 
     before = [p.grad for p in NET.parameters()]
     assert correction(1e-3) == pytest.approx(1000 * correction(1.0))

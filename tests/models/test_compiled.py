@@ -11,14 +11,14 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hpcdat.attacks.pgd import PGD
-from hpcdat.cluster.workers import Workers
-from hpcdat.job_file import read_job
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.models import build_model
 from hpcdat.models.compiled import Compiled
+from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.models.split_batch_norm import split_batch_norm
-from hpcdat.objectives import Labelled, clean_loss, local_cost
-from hpcdat.record import RunFolder
-from hpcdat.run import train
+from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training import step
 from tests.conftest import DEMO, Never
 

@@ -7,7 +7,7 @@ import torch
 
 from hpcdat.attacks.pgd import PGD
 from hpcdat.models import build_model
-from hpcdat.objectives import clean_loss
+from hpcdat.models.losses import clean_loss
 
 
 def build(name="preact-resnet18", **settings):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from hpcdat.checkpoint import Checkpoint, save_checkpoint
+from hpcdat.config.job_file import read_job, write_job
 from hpcdat.errors import InputError
-from hpcdat.job_file import read_job, write_job
 from hpcdat.models import build_model
-from hpcdat.models.pretrained import load_pretrained
 from hpcdat.models.split_batch_norm import split_batch_norm
-from hpcdat.record import RunFolder
+from hpcdat.storage.checkpoint_format import Checkpoint, save_checkpoint
+from hpcdat.storage.run_folder import RunFolder
+from hpcdat.training.pretrained import load_pretrained
 from tests.conftest import DEMO
 
 

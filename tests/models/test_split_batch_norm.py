@@ -7,8 +7,8 @@ from torch import nn
 
 from hpcdat.attacks.pgd import PGD
 from hpcdat.models import MODELS
+from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.models.split_batch_norm import SplitBatchNorm, routed, split_batch_norm
-from hpcdat.objectives import Labelled, clean_loss, local_cost
 
 
 def make(seed=0):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hpcdat.job_file import read_job
-from hpcdat.optim.schedule import learning_rate
+from hpcdat.config.job_file import read_job
+from hpcdat.optim.lr_schedule import learning_rate
 from tests.conftest import DEMO
 
 

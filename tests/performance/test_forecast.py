@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hpcdat.cluster.workers import Workers
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
-from hpcdat.exchange.choice import KINDS
-from hpcdat.exchange.cost import Link, Network
-from hpcdat.job_file import read_job
 from hpcdat.models import build_model_for
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.digits_cnn import DigitsCNN
-from hpcdat.objectives import Labelled
+from hpcdat.models.losses import Labelled
+from hpcdat.performance.autotune import KINDS
 from hpcdat.performance.calibration import Calibration
+from hpcdat.performance.cost_model import Link, Network
 from hpcdat.performance.forecast import forecast, read_nodes, untried
 from hpcdat.performance.step_timing import StepTiming, time_step
 from hpcdat.training import step

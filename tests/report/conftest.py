@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hpcdat.files import write_text
-from hpcdat.job_file import parse_job, write_job
-from hpcdat.record import Result, RunFolder
+from hpcdat.config.job_file import parse_job, write_job
+from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.run_folder import Result, RunFolder
 
 JOB = """\
 run_dir: {folder}

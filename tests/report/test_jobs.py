@@ -6,7 +6,7 @@ from operator import attrgetter
 
 import pytest
 
-from hpcdat.job_file import read_job
+from hpcdat.config.job_file import read_job
 from hpcdat.report.certified import rows_beside
 from hpcdat.report.papers import TABLES
 from tests.conftest import CHECKOUT

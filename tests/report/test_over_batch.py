@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from hpcdat.cli import app
+from hpcdat.cli.app import app
 from hpcdat.report.batches import batch_sections
 from hpcdat.report.comparison import read_run
 

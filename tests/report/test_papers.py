@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter
 
-from hpcdat.job import Job
+from hpcdat.config.job import Job
 from hpcdat.report.comparison import QUANTITIES, stated_by
 from hpcdat.report.papers import TABLES
 

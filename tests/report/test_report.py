@@ -7,13 +7,13 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from hpcdat.cli import app
+from hpcdat.cli.app import app
 from hpcdat.errors import InputError
-from hpcdat.record import RunFolder
 from hpcdat.report.comparison import compare, differences, read_run
 from hpcdat.report.pages import comparison_section
 from hpcdat.report.papers import TABLES
-from hpcdat.report.table import result_rows, result_table
+from hpcdat.report.result_table import result_rows, result_table
+from hpcdat.storage.run_folder import RunFolder
 
 
 def test_runs_stand_in_the_rows_that_they_reproduce(make_run):

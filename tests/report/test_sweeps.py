@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from hpcdat.cli import app
+from hpcdat.cli.app import app
 from hpcdat.report.comparison import read_run
 from hpcdat.report.sweeps import sweep_sections
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from hpcdat.cli import app
+from hpcdat.cli.app import app
 from hpcdat.evaluation.certification.certificates import Certified, Counts
 from hpcdat.report.certificates import write_certificates
 from hpcdat.report.comparison import compare, read_run

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from hpcdat.checkpoint import load_checkpoint, save_checkpoint
-from hpcdat.cluster.workers import Workers
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
 from hpcdat.data.digits import write_digits
+from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError, Stopped, WorkerError
-from hpcdat.job_file import read_job
-from hpcdat.record import RunFolder
-from hpcdat.run import train
+from hpcdat.storage.checkpoint_format import load_checkpoint, save_checkpoint
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.data.batches import training_shares
+from hpcdat.config.job import Concurrent
+from hpcdat.config.job_file import JobError, read_job
+from hpcdat.data.sampler import training_shares
 from hpcdat.errors import InputError
-from hpcdat.job import Concurrent
-from hpcdat.job_file import JobError, read_job
 from hpcdat.training.roles import Role, assign_roles, homes_of_batches, trained_by
 from tests.conftest import DEMO
 
@@ -90,7 +90,7 @@ def test_what_does_not_go_together_is_told(settings, told):
 
 
 def test_what_is_left_out_is_filled_in_and_read_again(tmp_path):
-    from hpcdat.job_file import write_job
+    from hpcdat.config.job_file import write_job
 
     job = read_job(DEMO, [*CONADV, "attack.steps=1"])
     assert job.delay == job.concurrent.delay == 1 and job.optimizer.name == "lars"

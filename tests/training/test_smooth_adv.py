@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD, input_gradient
-from hpcdat.cluster.workers import Done, Workers
+from hpcdat.config.job import Smoothing
+from hpcdat.config.job_file import JobError, read_job
+from hpcdat.distributed.communicator import Done, Workers
 from hpcdat.errors import InputError
-from hpcdat.job import Smoothing
-from hpcdat.job_file import JobError, read_job
-from hpcdat.objectives import Labelled
+from hpcdat.models.losses import Labelled
 from hpcdat.training.roles import Role, assign_roles, first_workers, trained_by
 from hpcdat.training.smooth_adv import NoisyCopies
 from tests.conftest import DEMO

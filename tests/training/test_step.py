@@ -5,10 +5,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.norm_balls import BALLS
-from hpcdat.cluster.workers import Workers
-from hpcdat.job_file import read_job
+from hpcdat.config.job_file import read_job
+from hpcdat.distributed.communicator import Workers
 from hpcdat.models import build_model_for
-from hpcdat.objectives import Labelled
+from hpcdat.models.losses import Labelled
 from hpcdat.seeds import derive
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from hpcdat.config.job import Certification, Job
 from hpcdat.evaluation.certification.certificates import Certified, Counts
 from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, open_store, run_sharded
-from hpcdat.job import Certification, Job
 
 
 class Sampling(Measurement[Counts]):

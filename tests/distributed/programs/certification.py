@@ -6,9 +6,9 @@ import signal
 import time
 from pathlib import Path
 
-import hpcdat.certify
+import hpcdat.commands.certify
 from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
-from hpcdat.record import RunFolder
+from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import Never
 
 
@@ -22,7 +22,7 @@ def certify(workers, patch, run_dir, *settings, kill_at=-1):
         return sample(smoothed, x, image=image, **samples)
 
     patch.setattr(SmoothedClassifier, "certify", sample_or_die)
-    hpcdat.certify.certify(Path(run_dir), list(settings), workers, Never())
+    hpcdat.commands.certify.certify(Path(run_dir), list(settings), workers, Never())
     workers.gather(None, "written")
     return certificates(Path(run_dir))
 

@@ -5,8 +5,9 @@ import time
 import torch
 from torch import nn
 
-from hpcdat.cluster.agreement import BatchNormStatistics, check_equal, make_equal, named_state
 from hpcdat.errors import HpcdatError, InputError
+from hpcdat.models.fingerprint import named_state
+from hpcdat.training.replicas import BatchNormStatistics, check_equal, make_equal
 
 
 def every_collective(workers, patch=None):

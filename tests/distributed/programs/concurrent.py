@@ -10,17 +10,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images, open_loader
-from hpcdat.data.batches import training_shares
+from hpcdat.data.sampler import training_shares
 from hpcdat.errors import Stopped
-from hpcdat.job_file import read_job
 from hpcdat.models import build_model_for
+from hpcdat.models.losses import clean_loss
 from hpcdat.models.split_batch_norm import routed
-from hpcdat.objectives import clean_loss
 from hpcdat.optim import build_optimizer
-from hpcdat.record import RunFolder
-from hpcdat.run import train
 from hpcdat.seeds import derive
+from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.step import Algorithm1
 from tests.conftest import DEMO, Never
 

@@ -11,9 +11,10 @@ import pyautoattack
 import torch
 from torch import nn
 
-from hpcdat.cluster.apart import apart
+from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
+from hpcdat.distributed.uneven_work import apart
 from hpcdat.errors import HpcdatError
 from hpcdat.evaluation.accuracy import PgdAccuracy, measure_accuracy
 from hpcdat.evaluation.image_batches import ImageBatches
@@ -21,9 +22,8 @@ from hpcdat.evaluation.outcome_store import OutcomeStore
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.evaluation.results import evaluate_robustness
 from hpcdat.evaluation.sharded_runner import Execution
-from hpcdat.job_file import read_job
 from hpcdat.models import build_model_for
-from hpcdat.objectives import clean_loss
+from hpcdat.models.losses import clean_loss
 from hpcdat.progress import Progress
 from tests.conftest import DEMO, Never
 

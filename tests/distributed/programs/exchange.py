@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpcdat.config.job import Exchange
 from hpcdat.errors import InputError
-from hpcdat.exchange.choice import settle
-from hpcdat.exchange.compression import QuantizedSum
-from hpcdat.exchange.plan import make_plan
+from hpcdat.exchange.horovod_compression import QuantizedSum
 from hpcdat.exchange.protocols import Draw, Memory
-from hpcdat.job import Exchange
+from hpcdat.exchange.resolve import make_plan
+from hpcdat.performance.autotune import settle
 from hpcdat.progress import Progress
 
 EXCHANGES = [

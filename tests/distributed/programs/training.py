@@ -8,12 +8,12 @@ import time
 import torch
 from torch import nn
 
+import hpcdat.commands.train
 import hpcdat.models
-from hpcdat import run
+from hpcdat.commands.train import train
+from hpcdat.config.job_file import read_job
 from hpcdat.errors import Stopped
-from hpcdat.job_file import read_job
-from hpcdat.record import RunFolder
-from hpcdat.run import train
+from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.step import Algorithm1
 from hpcdat.training.validation import Validation
 from tests.conftest import DEMO, Never
@@ -136,7 +136,7 @@ def train_seeds(workers, patch, root, run_dir, *settings):
     """TA and RA of three seeds of a shortened demo."""
     short = ["epochs=8", "attack.steps=3", "schedule.decay_epochs=[6]", "evaluation.every=0"]
     job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *short, *settings])
-    results = run.train_seeds(job, 3, workers, Never())
+    results = hpcdat.commands.train.train_seeds(job, 3, workers, Never())
     return [{"ta": result.ta, "ra": result.ra} for result in results.values()]
 
 

@@ -1,0 +1,63 @@
+"""``hpcdat evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpcdat.cli.options import SetOption, Settings, WorkersOption, read_request
+from hpcdat.cli.worker_process import as_worker, start_locally, told_once
+from hpcdat.config.job import Job
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.report.result_table import result_table
+from hpcdat.storage.run_folder import Result, RunFolder
+
+if TYPE_CHECKING:
+    from hpcdat.distributed.communicator import Workers
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    settings: Settings = None,
+    set_: SetOption = None,
+    workers: WorkersOption = 1,
+    autoattack: Annotated[
+        str | None,
+        typer.Option(metavar="N|all", help="Measure AA on so many test images, of each class as many."),
+    ] = None,
+    sweep_eps: Annotated[
+        str | None, typer.Option(metavar="EPS,EPS,...", help="RA over radii: 0,2/255,4/255,8/255.")
+    ] = None,
+    sweep_steps: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="RA over numbers of PGD steps: 1,10,20,50,100.")
+    ] = None,
+) -> None:
+    """Measure TA and RA of a run's latest checkpoint, and AA and sweeps if requested.
+
+    The run may be finished or interrupted. A stronger attack than the job's:
+    hpcdat evaluate runs/demo --set evaluation.steps=100
+
+    Outcomes are kept in the run folder batch by batch: after a stop or a kill the same command resumes, with
+    any number of workers. Sanity checks warn of numbers that are too good to be true.
+    """
+    replaced = [*(set_ or []), *(settings or [])]
+
+    def read() -> tuple[Job, EvaluationRequest]:
+        job = RunFolder(run).read_job(replaced)
+        return job, read_request(autoattack, sweep_eps, sweep_steps, job)
+
+    resolved, request = told_once(read)
+    if workers > 1:
+        start_locally(workers)
+
+    def work(team: Workers, stop: StopRequest) -> dict[Path, Result]:
+        from hpcdat.commands.evaluate import evaluate
+
+        return {run: evaluate(run, replaced, request, team, stop)}
+
+    results = as_worker(work, resolved)
+    if results is not None:
+        print(result_table(results))

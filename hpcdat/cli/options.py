@@ -1,0 +1,74 @@
+"""Options that several commands share, and the parsing of those of ``hpcdat evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from hpcdat.config.job import Job, fraction
+from hpcdat.errors import InputError
+from hpcdat.evaluation.request import EvaluationRequest
+
+T = TypeVar("T", int, float)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="More settings, as with --set.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the job: --set attack.eps=4/255"),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option("-np", "--workers", min=1, help="Start so many workers on this machine (with mpirun)."),
+]
+
+
+def read_request(
+    autoattack: str | None, sweep_eps: str | None, sweep_steps: str | None, job: Job
+) -> EvaluationRequest:
+    """Parse the options of ``hpcdat evaluate``.
+
+    Args:
+        autoattack: a number of images, or ``all``.
+        sweep_eps: radii separated by commas, such as ``0,2/255,4/255``.
+        sweep_steps: numbers of steps separated by commas.
+        job: resolved.
+
+    Raises:
+        InputError: an option cannot be parsed or is out of range.
+    """
+    images = autoattack
+    if images not in (None, "all"):
+        if not images.isdecimal() or int(images) == 0:
+            raise InputError(f"--autoattack {autoattack}: expected a number of images, or all")
+        images = int(images)
+    radii = _numbers(
+        sweep_eps,
+        lambda text: float(fraction(text)),
+        "--sweep-eps",
+        "radii in [0, 1] pixel units, separated by commas, such as 0,2/255,4/255",
+        lambda eps: 0 <= eps <= (1 if job.attack.norm == "linf" else float("1e4")),
+    )
+    steps = _numbers(
+        sweep_steps, int, "--sweep-steps", "numbers of steps, separated by commas", lambda n: n > 0
+    )
+    return EvaluationRequest(images, radii, steps)
+
+
+def _numbers(
+    text: str | None, parse: Callable[[str], T], option: str, expected: str, is_valid: Callable[[T], bool]
+) -> tuple[T, ...]:
+    """The numbers without duplicates, in increasing order."""
+    if text is None:
+        return ()
+    try:
+        numbers = [parse(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(is_valid, numbers)):
+        raise InputError(f"{option} {text}: expected {expected}")
+    return tuple(sorted(set(numbers)))

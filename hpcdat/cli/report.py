@@ -1,0 +1,73 @@
+"""``hpcdat report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpcdat.cli.worker_process import told_once
+from hpcdat.report.result_table import result_table
+from hpcdat.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from hpcdat.report.pages import Section
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
+    ],
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A paper's table: dat-1 to dat-4, conadv-1 to conadv-5, conadv-fig4."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write report.md, report.csv, report.html and plots there."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Runs of hpcdat",
+) -> None:
+    """Print the results of runs in one table, or beside a paper's.
+
+    Of one folder with several seeds in it (`hpcdat train --seeds N`) also their mean. With `--table` each
+    run stands in the rows that its job `reproduces`, with the paper's own number and the ratio beside it;
+    several tables may be asked for. They are written with plots and notes, to the folder `report` if
+    `--out` names no other; so is accuracy against the global batch, where runs of a method differ in it, and
+    RA over eps and steps, where `hpcdat evaluate` measured it. dat-2 wants runs that `hpcdat certify` knows.
+    """
+    if table and out is None:
+        out = Path("report")
+    # A folder that is named twice is one run.
+    runs = list(dict.fromkeys(runs))
+    folders = [seed for run in runs for seed in _seeds_in(run) or [run]]
+    if out is None:
+        results = told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
+        print(result_table(results, mean=len(runs) == 1))
+        return
+
+    def write() -> tuple[list[Section], list[Path]]:
+        from hpcdat.report import pages
+        from hpcdat.report.batches import batch_sections
+        from hpcdat.report.comparison import compare, read_run
+        from hpcdat.report.sweeps import sweep_sections
+
+        read = [read_run(folder) for folder in folders]
+        sections = [pages.comparison_section(compare(name, read)) for name in table or []]
+        if not table:
+            sections.append(pages.runs_section(read))
+        sections += [*batch_sections(read), *sweep_sections(read)]
+        return sections, pages.write_report(sections, out, title)
+
+    sections, files = told_once(write)
+    print("\n".join(section.markdown for section in sections), end="")
+    for file in files:
+        print(f"written: {file}")
+
+
+def _seeds_in(run: Path) -> list[Path]:
+    """The folders of a job's seeds, by their numbers."""
+    return sorted(run.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))

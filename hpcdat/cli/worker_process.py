@@ -1,0 +1,120 @@
+"""A process as a worker: mistakes found before it starts, its start, its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import typer
+
+from hpcdat.config.job import Job
+from hpcdat.distributed.launcher import launched
+from hpcdat.distributed.local_mpirun import launch_local
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.errors import Exit, HpcdatError, InputError
+
+if TYPE_CHECKING:
+    from hpcdat.distributed.communicator import Workers
+
+
+T = TypeVar("T")
+
+STALL_TIMEOUT = 120
+"""Seconds that a worker may keep the others waiting where no job says it."""
+
+SECONDS_FOR_WORKER_0 = 10
+"""How much later than another one worker 0 may come to the same mistake, and still be the one to tell it."""
+
+
+def told_once(read: Callable[[], T]) -> T:
+    """Read an input before anything starts; a mistake in it is told by one worker."""
+    try:
+        return read()
+    except HpcdatError as error:
+        refuse(error)
+
+
+def refuse(error: HpcdatError) -> NoReturn:
+    """End before the workers have met, for a mistake that all of them find, or this one alone."""
+    place = launched()
+    if place.rank == 0:
+        print(error, file=sys.stderr)
+    else:
+        # A launcher ends all workers when the first one ends: let worker 0 have its say. It has none where
+        # this one is still alive afterwards; but srun may leave all alive, and names those that failed.
+        time.sleep(SECONDS_FOR_WORKER_0)
+        if place.launcher != "srun":
+            print(f"worker {place.rank} on {socket.gethostname()}: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code)
+
+
+def start_locally(workers: int) -> None:
+    """Become the launcher of local workers."""
+    place = launched()
+    if place.size > 1:
+        refuse(InputError(f"-np inside {place.launcher}: leave it out, the workers are there"))
+    arguments = _without_np(sys.argv[1:])
+    try:
+        raise typer.Exit(launch_local(workers, arguments, on_terminal=sys.stderr.isatty()))
+    except HpcdatError as error:
+        refuse(error)
+
+
+def _without_np(arguments: list[str]) -> list[str]:
+    """The command line without ``-np N``, in any of its forms."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("-np", "--workers"):
+            skip = True
+        elif not argument.startswith(("-np=", "--workers=")):
+            kept.append(argument)
+    return kept
+
+
+def as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T | None:
+    """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
+    stop = StopRequest()
+    from hpcdat.distributed.communicator import start_workers
+
+    try:
+        team = start_workers(
+            job.stall_timeout if job else STALL_TIMEOUT,
+            divisible=job is not None
+            and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
+        )
+    except HpcdatError as error:
+        print(f"hpcdat: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+    try:
+        done = work(team, stop)
+        team.close()
+        return done if team.is_first else None
+    except HpcdatError as error:
+        _end(team, error)
+    except KeyboardInterrupt:
+        print(f"hpcdat: worker {team.rank} on {team.host} was interrupted", file=sys.stderr, flush=True)
+        os._exit(Exit.INTERRUPTED)
+    except BaseException:
+        text = traceback.format_exc()
+        print(f"hpcdat: worker {team.rank} on {team.host} failed:\n{text}", file=sys.stderr, flush=True)
+        os._exit(Exit.FAILURE)
+
+
+def _end(team: Workers, error: HpcdatError) -> NoReturn:
+    """Tell of an expected failure and end this process, and with it, by the launcher, the others."""
+    if not error.everywhere:
+        print(f"hpcdat: worker {team.rank} on {team.host}: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+    if team.is_first:
+        print(f"hpcdat: {error}", file=sys.stderr, flush=True)
+    # A launcher ends all workers when the first one ends: let worker 0 have its say.
+    team.gather(None, "the end")
+    sys.stdout.flush()
+    os._exit(error.exit_code)

@@ -1,0 +1,1 @@
+"""What the commands of hpcdat do, without their options."""

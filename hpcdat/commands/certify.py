@@ -1,0 +1,55 @@
+"""``hpcdat certify``: the certificates of a run, on all workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpcdat.commands.trained_model import find_test_images, load_trained
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.evaluation.certification.certificates import Certified
+from hpcdat.evaluation.certification.certifier import certify_images
+from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.sharded_runner import Execution
+from hpcdat.progress import Progress
+from hpcdat.report.certified import rows_beside, write_certified
+from hpcdat.storage.folder_lock import locked
+from hpcdat.storage.run_folder import RunFolder
+
+
+def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequest) -> list[Certified]:
+    """Certify the smoothed classifiers of the latest checkpoint of a finished or interrupted run.
+
+    Images that an earlier, possibly interrupted call has sampled are not sampled again.
+
+    Args:
+        run_dir, settings, workers, stop: as for :func:`hpcdat.commands.evaluate.evaluate`.
+
+    Returns:
+        The certificates, one list per noise level; worker 0 has written table, plot and data files to the
+        run folder.
+
+    Raises:
+        InputError, WorkerError, Stopped: as there.
+    """
+    folder = RunFolder(run_dir)
+    job = workers.together("read the job", lambda: folder.read_job(settings))
+    paper = workers.together("find the paper's rows", lambda: rows_beside(job))
+    trained = load_trained(folder, job, workers)
+    test_images = find_test_images(job, trained, workers)
+    images = ImageBatches(test_images, job.data, 1, trained.device, every=job.certification.every)
+    execution = Execution(workers, Progress(shown=workers.is_first), stop)
+    counts_folder = folder.certification_folder
+    with deterministic(trained.device, execution.progress.say), locked(counts_folder, workers):
+        certified = [
+            certify_images(sigma, images, trained.model, job, execution, counts_folder)
+            for sigma in job.certification.sigma
+        ]
+
+    def write() -> None:
+        if workers.is_first:
+            write_certified(certified, paper, counts_folder)
+
+    workers.together("write the certificates", write)
+    return certified

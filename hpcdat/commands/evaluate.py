@@ -1,0 +1,67 @@
+"""Evaluate the checkpoint of a run on every worker."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hpcdat.commands.run_result import conclude_run
+from hpcdat.commands.trained_model import find_test_images, load_trained
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.results import evaluate_robustness
+from hpcdat.evaluation.sharded_runner import Execution
+from hpcdat.progress import Progress
+from hpcdat.report.sweep_files import write_sweeps
+from hpcdat.storage.folder_lock import locked
+from hpcdat.storage.run_folder import Result, RunFolder
+
+
+def evaluate(
+    run_dir: Path, settings: list[str], request: EvaluationRequest, workers: Workers, stop: StopRequest
+) -> Result:
+    """Evaluate the latest checkpoint of a finished or interrupted run.
+
+    Args:
+        run_dir: the run's folder.
+        settings: ``key=value`` texts, such as ``evaluation.steps=50``.
+        request: measurements in addition to TA and RA.
+        workers: all of them call this together.
+        stop: request to stop.
+
+    Returns:
+        The result. Worker 0 has written it and the results of all measurements to the run folder, and the
+        warnings of the sanity checks to stderr.
+
+    Raises:
+        InputError: the folder is not a run's or has no checkpoint, a setting is wrong, or another evaluation
+            of this run is in progress.
+        WorkerError: something failed on a worker.
+        Stopped: a stop was requested; the same command resumes.
+    """
+    folder = RunFolder(run_dir)
+    job = workers.together("read the job", lambda: folder.read_job(settings))
+    trained = load_trained(folder, job, workers)
+    test_images = find_test_images(job, trained, workers)
+    progress = Progress(shown=workers.is_first)
+    execution = Execution(workers, progress, stop)
+    with deterministic(trained.device, progress.say), locked(folder.outcomes_folder, workers):
+        results = evaluate_robustness(
+            request, test_images, trained.model, job, execution, folder.outcomes_folder
+        )
+
+    def write() -> tuple[float, int] | None:
+        if not workers.is_first:
+            return None
+        everything = results.merged_with(folder.evaluation_file)
+        everything.write(folder.evaluation_file, trained.epoch)
+        for file in write_sweeps(everything.sections, folder.path):
+            progress.say(f"written: {file}")
+        for warning in results.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        return everything.autoattack(job.evaluation, job.attack.norm)
+
+    aa = workers.gather(workers.together("write the results", write), "AA")[0]
+    return conclude_run(folder, job, results.accuracy, trained.epoch, workers, finished=False, aa=aa)

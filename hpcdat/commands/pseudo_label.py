@@ -1,0 +1,111 @@
+"""Labels for images that have none, from a trained model: the first half of Carmon et al.'s self-training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcdat.commands.trained_model import load_trained
+from hpcdat.data.pseudo_labelled import find_unlabelled, write_pseudo_labelled
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.errors import InputError
+from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.sharded_runner import Execution, Measurement, run_sharded
+from hpcdat.progress import Progress
+from hpcdat.storage.atomic_files import check_place
+from hpcdat.storage.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one batch: positions of classes."""
+
+    labels: Sequence[int]
+
+    def to_json(self) -> list[int]:
+        """As a JSON value."""
+        return list(self.labels)
+
+    @classmethod
+    def from_json(cls, value: list[int]) -> Self:
+        """The inverse of :meth:`to_json`."""
+        return cls(value)
+
+
+class Labelling(Measurement[Labels]):
+    """The most likely class of each image."""
+
+    name = "labels"
+    task = "label all images"
+    outcome = Labels
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Labels:  # noqa: D102
+        return Labels(model(x).argmax(1).tolist())
+
+
+def pseudo_label(
+    run_dir: Path, source: Path, out: Path, settings: list[str], workers: Workers, stop: StopRequest
+) -> dict[str, int]:
+    """Label images with a run's model, and write images and labels to a file.
+
+    Args:
+        run_dir: of the run; its latest (with early stopping: best) weights are used.
+        source: a folder of images, or a .npy file of (N, H, W, C) uint8.
+        out: the .npz file to write.
+        settings: ``key=value`` texts for the run's job.
+        workers: each labels a share of the images.
+        stop: request to stop.
+
+    Returns:
+        Number of images by class, in the order of the logits.
+
+    Raises:
+        InputError: run or images cannot be used, or the file cannot be written.
+        WorkerError: something failed on a worker.
+        Stopped: a stop was requested; nothing is written.
+    """
+    folder = RunFolder(run_dir)
+    job = workers.together("read the job", lambda: folder.read_job(settings))
+
+    def check() -> None:
+        if not workers.is_first:
+            return
+        try:
+            check_place(out)
+        except OSError as error:
+            raise InputError(
+                f"{out}: cannot be written ({error.strerror}): name a file in an existing, writable folder"
+            ) from None
+
+    workers.together("check the output file", check)
+    trained = load_trained(folder, job, workers)
+    images = workers.together(
+        "find the images", lambda: find_unlabelled(source, trained.classes, job.data.channels)
+    )
+    # Every image needs a label: one that cannot be read ends the command.
+    job = job.model_copy(update={"data": job.data.model_copy(update={"corrupt": "stop"})})
+    batches = ImageBatches(images, job.data, job.evaluation.batch_size, trained.device)
+    execution = Execution(workers, Progress(shown=workers.is_first), stop)
+    with deterministic(trained.device, execution.progress.say):
+        outcomes = run_sharded(Labelling(), batches, trained.model, job, execution)
+    labels = np.array([label for one in outcomes.values() for label in one.labels], dtype=np.int64)
+
+    def write() -> None:
+        if workers.is_first:
+            write_pseudo_labelled(out, images, labels)
+
+    workers.together("write the labels", write)
+    counts = np.bincount(labels, minlength=len(trained.classes)).tolist()
+    return dict(zip(trained.classes, counts, strict=True))

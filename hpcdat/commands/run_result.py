@@ -1,0 +1,75 @@
+"""The result of a run, as its folder and the result table hold it."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from hpcdat.config.job import Job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.performance.autotune import recall_exchange
+from hpcdat.report.result_table import in_pixel_units, result_table
+from hpcdat.storage.run_folder import Result, RunFolder
+from hpcdat.training.roles import assign_roles, first_workers
+
+
+def conclude_run(
+    folder: RunFolder,
+    job: Job,
+    accuracy: Accuracy,
+    epoch: int,
+    workers: Workers,
+    *,
+    finished: bool,
+    aa: tuple[float, int] | None = None,
+) -> Result:
+    """Write the result: what the run folder holds of the training, and what was measured now."""
+
+    def conclude() -> Result:
+        result = summarise(folder, job, accuracy, epoch, aa)
+        if workers.is_first:
+            folder.write_result(result, result_table({folder.path: result}))
+            if finished:
+                folder.log(event="finished")
+        return result
+
+    return workers.together("write the result", conclude)
+
+
+def summarise(
+    folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int, aa: tuple[float, int] | None = None
+) -> Result:
+    """The row of a run in the result table.
+
+    Args:
+        folder: with the records of the training: workers, times, bytes.
+        job: as evaluated.
+        accuracy: of the evaluation.
+        epoch: number of epochs trained.
+        aa: AA in [0, 1] and its number of images, if it was measured.
+    """
+    team = folder.environment()
+    epochs = folder.metrics("epoch")
+    # Where steps were skipped or images could not be read, an epoch was shorter.
+    whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
+    attack = job.evaluation
+    restarts = f" x {attack.restarts}" if attack.restarts > 1 else ""
+    return Result(
+        method=job.method,
+        seed=job.seed,
+        p=team["nodes"],
+        q=len(team["workers"]) // team["nodes"],
+        batches=len(first_workers(assign_roles(job, len(team["workers"])))),
+        batch=job.batch_size,
+        images=accuracy.images,
+        ta=accuracy.ta,
+        ra=accuracy.ra,
+        attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
+        communication=median(e["communication_seconds"] for e in whole) if whole else None,
+        total=median(e["total_seconds"] for e in whole) if whole else None,
+        exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),
+        megabytes=epochs[-1]["megabytes"] if epochs else None,
+        epoch=epoch,
+        aa=aa[0] if aa else None,
+        aa_images=aa[1] if aa else None,
+    )

@@ -1,0 +1,133 @@
+"""Train one job on every worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpcdat.commands.run_result import conclude_run
+from hpcdat.config.job import METHODS, Job
+from hpcdat.data import find_images
+from hpcdat.data.images import Images
+from hpcdat.data.pseudo_labelled import joined, read_pseudo_labelled
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.device import choose_device
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.errors import InputError
+from hpcdat.models import build_model_for
+from hpcdat.out_of_memory import enough_memory
+from hpcdat.performance.autotune import settle
+from hpcdat.progress import Progress
+from hpcdat.report.result_table import result_table
+from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.run_folder import Result, RunFolder, State
+from hpcdat.training.roles import assign_roles
+from hpcdat.training.step import Algorithm1
+from hpcdat.training.trainer import Trainer
+from hpcdat.training.validation import hold_out
+
+
+def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = False) -> Result:
+    """Train a job to its end, from the start or from the checkpoint in its run folder.
+
+    Args:
+        job: resolved.
+        workers: all of them call this together.
+        stop: request to stop.
+        overwrite: start over in a folder that holds an earlier run.
+
+    Returns:
+        The result, which worker 0 has written to the run folder. If the run is finished already, its
+        result is read from there.
+
+    Raises:
+        InputError: data or run folder cannot be used, or the method needs fewer nodes.
+        WorkerError: something failed on a worker.
+        Stopped: a stop was requested.
+    """
+    check_workers(job, nodes=workers.nodes, size=workers.size)
+    device = workers.together("choose a device", lambda: choose_device(job, workers))
+    train_images, test_images = workers.together("find the images", lambda: find_images(job.data))
+    images = workers.together("hold images out", lambda: hold_out(train_images, test_images, job))
+    if job.data.unlabelled:
+        mixed = workers.together("read data.unlabelled", lambda: _mixed(job, images.train))
+        images = images._replace(train=mixed)
+    folder = RunFolder(job.run_dir)
+    environment = describe_environment(workers, device)
+
+    def begin() -> State | None:
+        return folder.begin(job, environment, overwrite=overwrite) if workers.is_first else None
+
+    # Worker 0 decides for all: another node may see the folder a moment later.
+    state = workers.gather(workers.together("make the run folder", begin), "state of the run")[0]
+    if state == "finished":
+        if workers.is_first:
+            print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
+        return workers.together("read the result", folder.read_result)
+    with enough_memory(job, "batch_size"):
+        model = build_model_for(job, len(images.train.classes)).to(device)
+        progress = Progress(shown=workers.is_first)
+        exchange = settle(job.exchange, workers, model, folder.choice_file, progress)
+        trainer = Trainer(Algorithm1(job, model, exchange, workers, device), folder, images, stop)
+        if state == "unfinished":
+            trainer.resume()
+        accuracy = trainer.run()
+    return conclude_run(folder, job, accuracy, trainer.state.epoch, workers, finished=True)
+
+
+def train_seeds(
+    job: Job, count: int, workers: Workers, stop: StopRequest, *, overwrite: bool = False
+) -> dict[Path, Result]:
+    """Train a job with several seeds, one after the other, each in a run folder of its own.
+
+    Finished runs are not trained again, so the same command resumes where it ended.
+
+    Args:
+        job: resolved; its seed is the first, and its ``run_dir`` holds ``seed-N`` for each.
+        count: number of seeds.
+        workers, stop, overwrite: as for :func:`train`.
+
+    Returns:
+        The results by run folder; worker 0 has written their table to ``run_dir``.
+
+    Raises:
+        InputError, WorkerError, Stopped: as :func:`train`.
+    """
+
+    def check() -> None:
+        if RunFolder(job.run_dir).job_file.exists():
+            raise InputError(f"run_dir {job.run_dir} holds a run of one seed: choose another folder")
+
+    workers.together("look at run_dir", check)
+    results = {}
+    for seed in range(job.seed, job.seed + count):
+        one = job.model_copy(update={"seed": seed, "run_dir": job.run_dir / f"seed-{seed}"})
+        if workers.is_first:
+            print(f"seed {seed} ({one.run_dir})", flush=True)
+        results[one.run_dir] = train(one, workers, stop, overwrite=overwrite)
+
+    def write() -> None:
+        if workers.is_first:
+            write_text(job.run_dir / "result.md", result_table(results, mean=True) + "\n")
+
+    workers.together("write the table", write)
+    return results
+
+
+def check_workers(job: Job, *, nodes: int, size: int) -> None:
+    """Check that so many workers on so many nodes can train a job, before any of them starts.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if METHODS[job.method].centralised and nodes > 1:
+        raise InputError(
+            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
+            f"{nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
+            everywhere=True,
+        )
+    assign_roles(job, size)
+
+
+def _mixed(job: Job, labelled: Images) -> Images:
+    return joined(labelled, read_pseudo_labelled(job.data.unlabelled, labelled.classes))

@@ -1,0 +1,73 @@
+"""The trained network of a run, and the test images that fit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hpcdat.config.job import Job
+from hpcdat.data import find_images
+from hpcdat.data.images import Images
+from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.device import choose_device
+from hpcdat.errors import InputError
+from hpcdat.models import build_model_for
+from hpcdat.storage.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Attributes:
+        model: on the device, in evaluation mode.
+        epoch: epochs it was trained for.
+        classes: names, in the order of the logits.
+        device: where this worker computes.
+    """
+
+    model: torch.nn.Module
+    epoch: int
+    classes: list[str]
+    device: torch.device
+
+
+def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
+    """Load the network of a run's latest checkpoint; with early stopping, of the best one.
+
+    Raises:
+        InputError: there is no checkpoint, or it is not of the job's network.
+    """
+    checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
+    device = workers.together("choose a device", lambda: choose_device(job, workers))
+
+    def build() -> torch.nn.Module:
+        model = build_model_for(job, len(checkpoint.classes))
+        try:
+            model.load_state_dict(checkpoint.model)
+        except RuntimeError:
+            raise InputError(
+                f"{folder.path}: the settings make another network than the one that was trained: "
+                "leave method, model and data.channels as they are"
+            ) from None
+        return model.to(device).eval()
+
+    model = workers.together("build the model", build)
+    return Trained(model, checkpoint.epoch, checkpoint.classes, device)
+
+
+def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
+    """The test images of a trained network.
+
+    Raises:
+        InputError: there are none, or their classes are not those of the training.
+    """
+
+    def find() -> Images:
+        train_images, test_images = find_images(job.data)
+        if train_images.classes != trained.classes:
+            raise InputError(f"{job.data.root} holds other classes than those of the training")
+        return test_images
+
+    return workers.together("find the images", find)

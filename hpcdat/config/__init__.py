@@ -1,0 +1,1 @@
+"""The settings of a job, and reading them from YAML."""

@@ -1,0 +1,48 @@
+"""Images that cannot be read: the end of the run, or left out and counted."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from hpcdat.data.images import DataError
+from hpcdat.data.sampler import Indices
+
+
+class Unreadable:
+    """What a loader has found out about the images it cannot read.
+
+    Args:
+        policy: the job's ``data.corrupt``.
+    """
+
+    def __init__(self, policy: Literal["stop", "skip"]) -> None:
+        self.policy = policy
+        self._found: set[int] = set()
+
+    def add(self, index: int, complaint: str) -> None:
+        """Note an image; its name is told once.
+
+        Args:
+            index: its position in the list of images.
+            complaint: names file and reason.
+
+        Raises:
+            DataError: the job says that the run is to stop.
+        """
+        if self.policy == "stop":
+            raise DataError(f"{complaint} (data.corrupt: skip leaves such images out)")
+        if index not in self._found:
+            self._found.add(index)
+            print(f"hpcdat: {complaint}; it is left out", file=sys.stderr, flush=True)
+
+    def without(self, indices: Indices) -> Indices:
+        """Those that are not known to be unreadable."""
+        if not self._found:
+            return indices
+        return indices[[int(i) not in self._found for i in indices]] if len(indices) else indices
+
+
+def complaint_about(file: str, error: Exception) -> str:
+    """File and reason in one line."""
+    return f"{file}: cannot be read as an image: {error}"

@@ -1,0 +1,34 @@
+"""The device that a worker computes on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from hpcdat.config.job import Job
+from hpcdat.distributed.communicator import Workers
+from hpcdat.errors import InputError
+
+
+def choose_device(job: Job, workers: Workers) -> torch.device:
+    """This worker's GPU, or the CPU with its share of the cores.
+
+    Raises:
+        InputError: the job asks for GPUs that are not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if job.device == "cuda" and gpus == 0:
+        raise InputError("device: cuda, but there is no GPU that torch can use")
+    if job.device != "cpu" and gpus:
+        device = torch.device("cuda", workers.local_rank % gpus)
+        torch.cuda.set_device(device)
+        return device
+    if "OMP_NUM_THREADS" in os.environ:
+        # Set by someone who knows what else runs on these cores.
+        return torch.device("cpu")
+    mine, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    # A launcher that binds each worker to its own cores has already divided them.
+    bound = mine < all_cores
+    torch.set_num_threads(mine if bound else max(1, mine // workers.local_size))
+    return torch.device("cpu")

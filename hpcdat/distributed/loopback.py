@@ -1,0 +1,286 @@
+"""M workers in one process: the collectives without launcher, network or processes.
+
+For tests of what is written against :class:`Workers`, and for counting what M workers would send. Ranks
+may be threads, which wait for each other, or generators that one thread advances in turn: a collective
+is complete as soon as every rank has started it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hpcdat.distributed.communicator import Pending, Workers
+from hpcdat.errors import WorkerError
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Collective:
+    """One collective: what the ranks have put in, and what each gets out.
+
+    Attributes:
+        kind: ``sum``, ``max``, ...: the same on all ranks.
+        size: number of ranks.
+        inputs: by rank.
+        outputs: by rank, once all inputs are there.
+    """
+
+    kind: str
+    size: int
+    inputs: dict[int, Any] = field(default_factory=dict)
+    outputs: list[Any] | None = None
+
+
+class _Switchboard:
+    """Where the ranks of one team meet, collective by collective."""
+
+    def __init__(self, size: int, timeout: float) -> None:
+        self.size, self.timeout = size, timeout
+        self.changed = threading.Condition()
+        self.teams: dict[tuple[int, ...], _Switchboard] = {}
+        self.failed: str | None = None
+        self._under_way: dict[tuple[str, int], _Collective] = {}
+
+    def start(
+        self,
+        rank: int,
+        kind: str,
+        name: tuple[str, int],
+        value: Any,
+        combine: Callable[[list[Any]], list[Any]],
+    ) -> _Collective:
+        with self.changed:
+            collective = self._under_way.setdefault(name, _Collective(kind, self.size))
+            if collective.kind != kind:
+                raise WorkerError(f"{name[0]}: rank {rank} calls {kind}, another rank {collective.kind}")
+            collective.inputs[rank] = value
+            if len(collective.inputs) == self.size:
+                collective.outputs = combine([collective.inputs[other] for other in range(self.size)])
+                del self._under_way[name]
+                self.changed.notify_all()
+        return collective
+
+    def wait(self, collective: _Collective, name: str) -> list[Any]:
+        with self.changed:
+            there = self.changed.wait_for(lambda: collective.outputs is not None or self.failed, self.timeout)
+        if collective.outputs is None:
+            missing = sorted(set(range(self.size)) - set(collective.inputs))
+            why = self.failed if there else f"{self.timeout:g} s have passed"
+            raise WorkerError(f"{name}: ranks {missing} have not called it: {why}")
+        return collective.outputs
+
+    def fail(self, why: str) -> None:
+        """Wake all ranks that wait: one has failed."""
+        with self.changed:
+            self.failed = why
+            self.changed.notify_all()
+        for team in self.teams.values():
+            team.fail(why)
+
+
+class _Started:
+    """A collective that one rank has started."""
+
+    def __init__(
+        self, workers: Loopback, collective: _Collective, name: str, take: Callable[[Any], Any]
+    ) -> None:
+        self._workers, self._collective, self._name, self._take = workers, collective, name, take
+
+    def ready(self) -> bool:
+        return self._collective.outputs is not None
+
+    def wait(self) -> Any:
+        outputs = self._workers._switchboard.wait(self._collective, self._name)
+        return self._take(outputs[self._workers.rank])
+
+
+class Loopback(Workers):
+    """One rank of M in this process; make all of them by :func:`loopback`.
+
+    Float sums are added in the order of ranks.
+    """
+
+    def __init__(self, rank: int, switchboard: _Switchboard, node_of: Sequence[int]) -> None:
+        super().__init__("none")
+        self.rank, self.size = rank, switchboard.size
+        self.node_of = list(node_of)
+        self.nodes = len(set(node_of))
+        self.local_rank = self.node_of[:rank].count(self.node_of[rank])
+        self.local_size = self.node_of.count(self.node_of[rank])
+        self.transport = "loopback"
+        self._switchboard = switchboard
+        self._uses: Counter[str] = Counter()
+
+    def _start(
+        self,
+        kind: str,
+        name: str,
+        value: Any,
+        combine: Callable[[list[Any]], list[Any]],
+        take: Callable[[Any], Any] = lambda output: output,
+    ) -> Pending:
+        # A name may be used again once this rank has started the collective of before.
+        self._uses[name] += 1
+        collective = self._switchboard.start(self.rank, kind, (name, self._uses[name]), value, combine)
+        return _Started(self, collective, name, take)
+
+    def sum(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
+        self.start_sum(tensors, name).wait()
+
+    def max(self, tensor: Tensor, name: str) -> Tensor:  # noqa: D102
+        return self.start_max(tensor, name).wait()
+
+    def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
+        for pending in [self.start_broadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:
+            pending.wait()
+
+    def start_sum(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
+        def add(inputs: list[list[Tensor]]) -> list[list[Tensor]]:
+            totals = [tensor.clone() for tensor in inputs[0]]
+            for others in inputs[1:]:
+                for total, other in zip(totals, others, strict=True):
+                    total.add_(other)
+            return [totals] * self.size
+
+        return self._start("sum", name, _copies(tensors), add, lambda totals: _fill(tensors, totals))
+
+    def start_max(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+        def largest(inputs: list[Tensor]) -> list[Tensor]:
+            return [torch.stack(inputs).amax(0) for _ in inputs]
+
+        return self._start("max", name, tensor.clone(), largest)
+
+    def start_alltoall(self, rows: Tensor, name: str) -> Pending:  # noqa: D102
+        return self.start_deal(rows, [1] * self.size, name)
+
+    def start_allgather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
+        return self._start("allgather", name, row.clone(), lambda rows: [torch.stack(rows) for _ in rows])
+
+    def start_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
+        return self.start_deal(row[None], [1] + [0] * (self.size - 1), name)
+
+    def start_send(self, row: Tensor, source: int, target: int, name: str) -> Pending:  # noqa: D102
+        sends = self.rank == source
+        counts = [int(sends and rank == target) for rank in range(self.size)]
+        return self.start_deal(row[None][: int(sends)], counts, name)
+
+    def start_deal(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
+        def deal(inputs: list[tuple[Tensor, ...]]) -> list[Tensor]:
+            return [torch.cat([parts[rank] for parts in inputs]) for rank in range(self.size)]
+
+        return self._start("deal", name, rows.clone().split(list(counts)), deal)
+
+    def start_broadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+        return self._start(
+            "broadcast",
+            name,
+            [tensor.clone()],
+            lambda inputs: [inputs[0]] * self.size,
+            lambda first: _fill([tensor], first)[0],
+        )
+
+    def divided(self, groups: Sequence[int]) -> Workers:  # noqa: D102
+        ranks = [rank for rank, group in enumerate(groups) if group == groups[self.rank]]
+        board = self._switchboard
+        with board.changed:
+            team_board = board.teams.setdefault(tuple(ranks), _Switchboard(len(ranks), board.timeout))
+        team = copy.copy(self)
+        team.rank, team.size = ranks.index(self.rank), len(ranks)
+        team._switchboard, team._uses = team_board, Counter()
+        return team
+
+    def gather(self, value: Any, name: str) -> list[Any]:  # noqa: D102
+        text = json.dumps(value)
+        texts = self._start("gather", name, text, lambda texts: [texts] * self.size).wait()
+        return [json.loads(text) for text in texts]
+
+    def close(self) -> None:  # noqa: D102
+        self.gather(None, "all have come to the end")
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
+def _fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+    return list(tensors)
+
+
+def loopback(size: int, *, node_of: Sequence[int] | None = None, timeout: float = 60.0) -> list[Loopback]:
+    """All ranks of a team in this process.
+
+    Args:
+        size: number of ranks M.
+        node_of: the node that each rank is to believe it is on; one node for all by default.
+        timeout: longest wait for the other ranks, seconds.
+    """
+    switchboard = _Switchboard(size, timeout)
+    return [Loopback(rank, switchboard, node_of or [0] * size) for rank in range(size)]
+
+
+def run_threads(ranks: Sequence[Loopback], program: Callable[[Loopback], T]) -> list[T]:
+    """Run a program on every rank, each in a thread of its own.
+
+    Returns:
+        What each rank returned, in order.
+
+    Raises:
+        Exception: the first rank's failure that is not the consequence of another's.
+    """
+    results: list[Any] = [None] * len(ranks)
+    failures: list[BaseException] = []
+
+    def run(rank: Loopback) -> None:
+        try:
+            results[rank.rank] = program(rank)
+        except BaseException as error:
+            failures.append(error)
+            rank._switchboard.fail(f"rank {rank.rank} has ended with {type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return results
+
+
+def run_in_lockstep(exchanges: Sequence[Any]) -> list[Any]:
+    """Advance one generator for each rank, collective by collective, and return what they return.
+
+    A generator yields collectives that it has started and is sent their results, as the protocols of
+    :mod:`hpcdat.exchange.protocols` do; some ranks may have more collectives than others.
+    """
+    pending: dict[int, Pending] = {}
+    returned: dict[int, Any] = {}
+
+    def advance(rank: int, result: Any) -> None:
+        try:
+            pending[rank] = exchanges[rank].send(result)
+        except StopIteration as end:
+            returned[rank] = end.value
+            pending.pop(rank, None)
+
+    for rank in range(len(exchanges)):
+        advance(rank, None)
+    while pending:
+        ready = [rank for rank, collective in pending.items() if collective.ready()]
+        if not ready:
+            raise WorkerError(f"ranks {sorted(pending)} wait for each other: the exchange cannot go on")
+        for rank in ready:
+            advance(rank, pending[rank].wait())
+    return [returned[rank] for rank in range(len(exchanges))]

@@ -1,0 +1,191 @@
+"""A real Slurm over the nodes of a box: munged, slurmctld on the switch, a slurmd in every node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcdat.errors import InputError
+
+if TYPE_CHECKING:
+    from hpcdat.emulation.cluster import Box
+
+FOLDERS = Path("/run/hpcdat")
+TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
+CONTROLLER = 254
+"""Last number of the address at which the switch itself, and slurmctld on it, is reached."""
+SECONDS_TO_START = 30.0
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long Slurm waits, in seconds.
+
+    Attributes:
+        node: for a node that does not answer, before it counts as lost (SlurmdTimeout).
+        kill: between SIGTERM and SIGKILL when a job is ended (KillWait).
+    """
+
+    node: int = 30
+    kill: int = 10
+
+
+TIMEOUTS = Timeouts()
+
+CONFIGURATION = """\
+ClusterName={name}
+SlurmctldHost=ctl({controller})
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout={timeouts.node}
+KillWait={timeouts.kill}
+NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr={first}[1-{nodes}] CPUs={cpus} State=UNKNOWN
+PartitionName=box Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class SlurmError(InputError):
+    """A Slurm that cannot be started; the message says what is missing."""
+
+
+def configuration_file(box: Box) -> Path:
+    """Its slurm.conf: what SLURM_CONF has to name for sbatch and the others."""
+    return FOLDERS / box.name / "slurm.conf"
+
+
+def up(box: Box, timeouts: Timeouts) -> None:
+    """Start Slurm over a box.
+
+    Raises:
+        SlurmError: a program is missing, or Slurm does not start.
+    """
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=_path()) is None]
+    if missing:
+        raise SlurmError(f"{', '.join(missing)} not found: install slurm-wlm and munge")
+    folder = FOLDERS / box.name
+    folder.mkdir(parents=True, exist_ok=True)
+    # munged wants nobody else to have a say in the folders above its socket.
+    for each in (FOLDERS, folder):
+        each.chmod(0o755)
+    (folder / "state").mkdir(exist_ok=True)
+    key = folder / "munge.key"
+    key.touch(0o600)
+    key.write_bytes(secrets.token_bytes(128))
+    configuration_file(box).write_text(
+        CONFIGURATION.format(
+            name=box.name.lower(),
+            controller=box.address(CONTROLLER),
+            port=17000 + box.subnet,
+            folder=folder,
+            nodes=box.nodes,
+            first=box.address(0).removesuffix("0"),
+            cpus=os.cpu_count(),
+            timeouts=timeouts,
+        )
+    )
+    # A node's own /sys has no control groups, nor are they needed here.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+    _run("ip", "addr", "add", f"{box.address(CONTROLLER)}/24", "dev", box.bridge)
+    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    _run("munged", "--force", *(f"--{option}={folder}/munge.{ending}" for option, ending in files.items()))
+    named = ["unshare", "--uts", "sh", "-c", 'hostname ctl && exec slurmctld -c -f "$0"']
+    _run(*named, str(configuration_file(box)))
+    for node in range(1, box.nodes + 1):
+        start_node(box, node)
+    _wait_until_idle(box)
+
+
+def start_node(box: Box, node: int) -> None:
+    """Start Slurm's daemon in a node, counted from 1; also in one that was lost and is back.
+
+    Raises:
+        SlurmError: it does not start.
+    """
+    (FOLDERS / box.name / f"node{node}").mkdir(exist_ok=True)
+    _run(*box.inside(node, ["slurmd", "-N", f"node{node}", "-f", str(configuration_file(box))]))
+
+
+def down(box: Box) -> None:
+    """End Slurm, where there is one; what runs in the nodes is the box's to end."""
+    folder = FOLDERS / box.name
+    for name in ("slurmctld", "munge"):
+        with contextlib.suppress(OSError, ValueError):
+            _end(int((folder / f"{name}.pid").read_text()))
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        FOLDERS.rmdir()
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+    for _ in range(50):
+        time.sleep(0.1)
+        os.kill(pid, 0)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _wait_until_idle(box: Box) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    environment = {**os.environ, "SLURM_CONF": str(configuration_file(box)), "PATH": _path()}
+    states = ""
+    while time.monotonic() < deadline:
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--Node", "--format=%N %T"],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        states = done.stdout.strip() or done.stderr.strip()
+        if states.count(" idle") == box.nodes and done.returncode == 0:
+            return
+        time.sleep(0.2)
+    raise SlurmError(
+        f"Slurm is not ready after {SECONDS_TO_START:.0f} s ({' '.join(states.split())}); its logs are in "
+        f"{FOLDERS / box.name} until the box goes down"
+    )
+
+
+def _path() -> str:
+    """Where the daemons are, which a user's PATH may leave out."""
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def _run(*command: str) -> None:
+    # Not pipes: a daemon keeps what it was started with open, and they would be waited for.
+    with tempfile.TemporaryFile("w+") as told:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, env={**os.environ, "PATH": _path()}
+        )
+        told.seek(0)
+        lines = told.read().strip().splitlines()
+    if done.returncode != 0:
+        said = lines[-1] if lines else f"it ended with code {done.returncode}"
+        raise SlurmError(f"{' '.join(command)}: {said}")

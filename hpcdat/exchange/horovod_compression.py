@@ -1,0 +1,93 @@
+"""The quantizer for any Horovod script: ``hvd.DistributedOptimizer(..., compression=...)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcdat.errors import InputError
+from hpcdat.exchange.codecs import Quantized, can_compile
+from hpcdat.exchange.counter_rng import split_key
+from hpcdat.exchange.protocols import lanes_for
+from hpcdat.exchange.quantizer import Quantizer
+from hpcdat.exchange.resolve import pays_to_compile
+from hpcdat.seeds import derive
+
+
+class QuantizedSum:
+    """Codes of few bits that Horovod's own all-reduce adds: the protocol ``ring``, one-sided.
+
+    Follows Horovod's ``compress``/``decompress`` interface, and has a state, unlike its own compressors::
+
+        optimizer = hvd.DistributedOptimizer(
+            optimizer, named_parameters=model.named_parameters(), op=hvd.Sum, compression=QuantizedSum(bits=8)
+        )
+
+    ``op=hvd.Sum`` is needed, for Horovod would divide the codes; the mean is taken here, of the decoded sum.
+    Tensors of one dimension (biases, batch norm) are added as they are. The backward pass must come to
+    the parameters in the same order on all workers, since their norms are agreed on as they come.
+
+    Args:
+        bits: of a code, 1 to 8 or 16.
+        norm, block: of the quantizer.
+        seed: of the random numbers, with rank and number of the call.
+        average: whether to divide by the number of workers.
+    """
+
+    def __init__(
+        self, bits: int = 8, *, norm: str = "max", block: int = 512, seed: int = 0, average: bool = True
+    ) -> None:
+        import horovod.torch as hvd
+
+        self._hvd = hvd
+        self.average, self.seed = average, seed
+        quantizer = Quantizer(bits, norm, block)
+        self._codecs = {
+            compiled: Quantized(quantizer, compiled=compiled) for compiled in (False, can_compile())
+        }
+        self._calls = 0
+
+    def compress(self, tensor: Tensor) -> tuple[Tensor, Any]:
+        """A gradient as integer words; all workers call this for the same parameter.
+
+        Args:
+            tensor: float32, any shape.
+
+        Returns:
+            Words (n,), int32 or int64, that may be added, and what :meth:`decompress` needs.
+        """
+        if tensor.dim() <= 1:
+            return tensor, None
+        self._calls += 1
+        codec = self._codecs[pays_to_compile(tensor.numel())]
+        vector = tensor.flatten().to(torch.float32)
+        norms = codec.norms(vector)
+        norms = self._hvd.allreduce(
+            torch.where(norms.isfinite(), norms, torch.inf),
+            op=self._hvd.Max,
+            name=f"norms of gradient {self._calls}",
+        )
+        lanes = lanes_for(codec.quantizer, self._hvd.size())
+        key = split_key(derive(self.seed, "compression", self._calls, self._hvd.rank()), tensor.device)
+        words = codec.to_lanes(vector, norms, key, lanes)
+        # One more word tells whether the words were added or something else was done to them.
+        return torch.cat([words, words.new_ones(1)]), (codec, norms, lanes, tensor)
+
+    def decompress(self, words: Tensor, context: Any) -> Tensor:
+        """The mean (or sum) over the workers of the gradient, of the shape and type it had.
+
+        Raises:
+            InputError: the words were not summed over all workers.
+        """
+        size = self._hvd.size()
+        if context is None:
+            return words / size if self.average else words
+        codec, norms, lanes, tensor = context
+        if words[-1].item() != size:
+            raise InputError(
+                "QuantizedSum needs hvd.DistributedOptimizer(..., op=hvd.Sum): it averages itself"
+            )
+        total = codec.from_lanes(words[:-1], norms, lanes, tensor.numel(), size)
+        return (total / size if self.average else total).view_as(tensor).to(tensor.dtype)

@@ -1,0 +1,127 @@
+"""Runs exchanges beside the computation: one thread, several buckets on their way at once."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from hpcdat.distributed.communicator import Pending
+
+IN_FLIGHT = 4
+"""Exchanges that may be on their way at once."""
+
+
+@dataclass
+class _Running:
+    steps: Generator[Pending, Any, Any]
+    pending: Pending
+    deliver: Callable[[Any], object]
+
+
+class Engine:
+    """Takes exchanges in order and carries each through its collectives.
+
+    While one waits for the network, the next one computes its codes. Horovod puts the collectives of
+    all workers into one order by their names, so it does not matter that workers differ in speed.
+
+    Attributes:
+        busy_seconds: time in which any exchange was under way, since the last reset.
+    """
+
+    def __init__(self) -> None:
+        self.busy_seconds = 0.0
+        self._new: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._done = threading.Semaphore(0)
+        self._submitted = 0
+        self._since = 0.0
+        self._error: BaseException | None = None
+        threading.Thread(target=self._work, name="exchange", daemon=True).start()
+
+    def submit(
+        self, begin: Callable[[], Generator[Pending, Any, Any]], deliver: Callable[[Any], object]
+    ) -> None:
+        """Start an exchange as soon as there is room.
+
+        Args:
+            begin: makes the generator of a protocol; called in the thread.
+            deliver: takes its result there.
+        """
+        self._submitted += 1
+        self._new.put((begin, deliver))
+
+    def wait(self) -> None:
+        """Wait for all that was submitted.
+
+        Raises:
+            Exception: what an exchange ended with; those after it are not done.
+        """
+        for _ in range(self._submitted):
+            self._done.acquire()
+        self._submitted = 0
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        """End the thread; nothing can be submitted any more."""
+        self._new.put(None)
+
+    def _work(self) -> None:
+        running: deque[_Running] = deque()
+        while True:
+            if not running:
+                new = self._new.get()
+                if new is None:
+                    return
+                begin, deliver = new
+                self._since = time.perf_counter()
+                self._start(begin, deliver, running)
+            elif len(running) < IN_FLIGHT and not self._new.empty():
+                self._start(*self._new.get(), running)
+            else:
+                self._advance(running)
+
+    def _start(self, begin: Callable, deliver: Callable, running: deque[_Running]) -> None:
+        steps = None if self._error else begin()
+        self._go_on(steps, None, deliver, running)
+
+    def _advance(self, running: deque[_Running]) -> None:
+        """Wait for the collective that was started first, and let its exchange go on."""
+        exchange = running.popleft()
+        try:
+            result = exchange.pending.wait()
+        except BaseException as error:
+            self._fail(error, running)
+            return
+        self._go_on(exchange.steps, result, exchange.deliver, running)
+
+    def _go_on(
+        self, steps: Generator | None, value: Any, deliver: Callable, running: deque[_Running]
+    ) -> None:
+        if steps is None:
+            self._end_one(running)
+            return
+        try:
+            running.append(_Running(steps, steps.send(value), deliver))
+        except StopIteration as end:
+            try:
+                deliver(end.value)
+            except BaseException as error:
+                self._error = error
+            self._end_one(running)
+        except BaseException as error:
+            self._fail(error, running)
+
+    def _fail(self, error: BaseException, running: deque[_Running]) -> None:
+        self._error = self._error or error
+        self._end_one(running)
+
+    def _end_one(self, running: deque[_Running]) -> None:
+        if not running:
+            self.busy_seconds += time.perf_counter() - self._since
+        self._done.release()

@@ -1,0 +1,150 @@
+"""The exchange that a job asks for, made ready for its workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+
+from hpcdat.config.job import Exchange
+from hpcdat.distributed.communicator import Workers
+from hpcdat.errors import InputError
+from hpcdat.exchange.codecs import Cast, Codec, Quantized, can_compile
+from hpcdat.exchange.protocols import (
+    SumProtocol,
+    allgather,
+    hierarchical,
+    lanes_for,
+    parameter_server,
+    ring,
+    sharded_server,
+)
+from hpcdat.exchange.quantizer import Quantizer
+from hpcdat.exchange.traffic import Collective, Traffic, collectives, traffic
+
+PROTOCOLS = {
+    "ring": ring,
+    "allgather": allgather,
+    "parameter_server": parameter_server,
+    "sharded_server": sharded_server,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one vector is exchanged.
+
+    Attributes:
+        protocol: carries it out.
+        name: of the protocol that crosses the network.
+        codec: of what is sent.
+        back: of a server's sum.
+        senders: workers that cross the network: M, or the number of nodes.
+        remark: what the user should know about it, or nothing.
+    """
+
+    protocol: SumProtocol
+    name: str
+    codec: Codec
+    back: Codec
+    senders: int
+    remark: str = ""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether this is the plain float32 all-reduce, which needs neither codes nor copies."""
+        return (
+            self.protocol.func is ring and isinstance(self.codec, Cast) and self.codec.dtype == torch.float32
+        )
+
+    def collectives(self, count: int) -> list[Collective]:
+        """What crosses the network for a vector of so many numbers."""
+        return collectives(self.name, count, self.senders, self.codec, self.back)
+
+    def traffic(self, count: int) -> Traffic:
+        """Bytes on the network for it."""
+        return traffic(self.collectives(count), self.senders)
+
+
+COMPILED_FROM = 2**20
+"""Numbers from which on it pays to compile the codec."""
+
+
+def pays_to_compile(count: int) -> bool:
+    """Whether codecs of so many numbers are compiled, where they can be."""
+    return count >= COMPILED_FROM and can_compile()
+
+
+def make_plan(settings: Exchange, workers: Workers, *, compiled: bool = False) -> Plan:
+    """Choose codecs and teams as the settings say; all workers call this together.
+
+    Args:
+        settings: of the exchange.
+        workers: who take part.
+        compiled: whether the codec is, by torch.compile.
+
+    Raises:
+        InputError: a lane is too narrow for so many workers.
+    """
+    if settings.protocol == "hierarchical":
+        node = workers.divided(workers.node_of)
+        place = [workers.node_of[:rank].count(n) for rank, n in enumerate(workers.node_of)]
+        leaders = workers.divided([min(p, 1) for p in place])
+        inner = _plain_plan(settings, settings.across, len(set(workers.node_of)), compiled)
+        protocol = partial(hierarchical, node=node, leaders=leaders, across=inner.protocol)
+        return Plan(protocol, inner.name, inner.codec, inner.back, inner.senders, inner.remark)
+    return _plain_plan(settings, settings.protocol, workers.size, compiled)
+
+
+def _plain_plan(settings: Exchange, name: str, senders: int, compiled: bool) -> Plan:
+    codec, remark = _codec(settings, name, senders, compiled)
+    back = codec if settings.two_sided else Cast(getattr(torch, settings.sum_format))
+    protocol = partial(PROTOCOLS[name], codec=codec)
+    if name in ("parameter_server", "sharded_server"):
+        protocol = partial(protocol, back=back)
+    return Plan(protocol, name, codec, back, senders, remark)
+
+
+def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple[Codec, str]:
+    if settings.bits in (32, "float16"):
+        return Cast(torch.float32 if settings.bits == 32 else torch.float16), ""
+    quantizer = Quantizer(
+        settings.bits, settings.norm, settings.block if isinstance(settings.block, int) else None
+    )
+    if name != "ring":
+        return _quantized(quantizer, compiled=compiled), ""
+    if settings.lane_bits:
+        most = (2**settings.lane_bits - 1) // (2 * senders)
+        if most < 1:
+            raise InputError(
+                f"exchange.lane_bits: {settings.lane_bits} bits cannot hold the sum of {senders} workers' "
+                f"codes: take {(2 * senders).bit_length()} or more, or protocol sharded_server",
+                everywhere=True,
+            )
+        if most < quantizer.s:
+            quantizer = Quantizer(quantizer.bits, quantizer.norm, quantizer.block, most)
+    return _quantized(quantizer, compiled=compiled), _remark_on(quantizer, senders)
+
+
+@cache
+def _quantized(quantizer: Quantizer, *, compiled: bool) -> Quantized:
+    """One for all plans, so that it is compiled once."""
+    return Quantized(quantizer, compiled=compiled)
+
+
+def _remark_on(quantizer: Quantizer, senders: int) -> str:
+    """Where lanes no longer pay, with the numbers."""
+    cost = lanes_for(quantizer, senders).bits_per_code
+    if cost >= 2 * quantizer.bits:
+        return (
+            f"exchange: in a ring the sum of {senders} workers' {quantizer.bits}-bit codes takes {cost:.1f} "
+            f"bits each, where sharded_server takes {quantizer.bits}; lane_bits would trade levels for bits"
+        )
+    full = 2 ** (quantizer.bits - 1) - 1
+    if quantizer.levels and quantizer.levels < full / 8:
+        return (
+            f"exchange: {senders} workers leave {quantizer.levels} levels of {full} in such lanes; "
+            "protocol sharded_server keeps them all"
+        )
+    return ""

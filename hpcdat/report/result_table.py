@@ -1,0 +1,117 @@
+"""The result table, in the columns of the DAT paper's Table 1 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from tabulate import tabulate
+
+from hpcdat.storage.run_folder import Result
+
+HEADERS = [
+    "Method",
+    "p x q",
+    "Batch",
+    "Epochs",
+    "TA (%)",
+    "RA (%)",
+    "AA (%)",
+    "C (s)",
+    "T (s)",
+    "Exchange",
+    "MB / iteration",
+    "Run folder",
+]
+
+
+def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a run; without a column for AA where no run has it.
+
+    Args:
+        runs: results by the folders of their runs.
+        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
+    """
+    rows = [
+        [
+            result.method,
+            f"{result.p} x {result.q}",
+            f"{result.batches} x {result.batch}",
+            str(result.epoch),
+            f"{100 * result.ta:.2f}",
+            f"{100 * result.ra:.2f}",
+            "-" if result.aa is None else f"{100 * result.aa:.2f}",
+            _seconds(result.communication),
+            _seconds(result.total),
+            result.exchange,
+            "-" if result.megabytes is None else f"{result.megabytes:.3g}",
+            str(path),
+        ]
+        for path, result in runs.items()
+    ]
+    if mean and len(runs) > 1:
+        rows.append(_mean_row(list(runs.values())))
+    if any(result.aa is not None for result in runs.values()):
+        return HEADERS, rows
+    place = HEADERS.index("AA (%)")
+    return [*HEADERS[:place], *HEADERS[place + 1 :]], [[*row[:place], *row[place + 1 :]] for row in rows]
+
+
+def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
+    """A Markdown table, one row a run, with the meaning of its columns below.
+
+    Args:
+        runs: results by the folders of their runs.
+        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
+    """
+    header, rows = result_rows(runs, mean=mean)
+    attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
+    counts = sorted({r.aa_images for r in runs.values() if r.aa_images is not None})
+    autoattack = f" AA: under AutoAttack on {'/'.join(map(str, counts))} test images." if counts else ""
+    note = (
+        f"TA: clean test accuracy. RA: under {attacks}.{autoattack}\n"
+        "C, T: seconds with gradients on their way and of training as a whole, per epoch (median). "
+        "MB: MiB all\nworkers send in an iteration, computed."
+    )
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
+
+
+def in_pixel_units(eps: float) -> str:
+    """A radius as people write it: ``0.2``, or ``8/255`` where that is shorter."""
+    if float(f"{eps:.3g}") == eps or abs(eps * 255 - round(eps * 255)) > 1e-6:
+        return f"{eps:.4g}"
+    return f"{round(eps * 255)}/255"
+
+
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and of several values the standard deviation (n - 1)."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
+
+
+def _mean_row(results: list[Result]) -> list[str]:
+    """Mean and standard deviation (n - 1) over the seeds."""
+
+    def spread(values: list[float | None], digits: int = 2) -> str:
+        known = [value for value in values if value is not None]
+        return mean_and_spread(known, digits) if len(known) > 1 else "-"
+
+    return [
+        "mean ± s.d.",
+        "",
+        "",
+        "",
+        spread([100 * r.ta for r in results]),
+        spread([100 * r.ra for r in results]),
+        spread([None if r.aa is None else 100 * r.aa for r in results]),
+        spread([r.communication for r in results]),
+        spread([r.total for r in results]),
+        "",
+        "",
+        f"seeds {', '.join(str(r.seed) for r in results)}",
+    ]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

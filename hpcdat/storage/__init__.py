@@ -1,0 +1,1 @@
+"""Run folders and checkpoints: files written atomically, folders locked."""

@@ -16,7 +16,7 @@ from hpcdat.record import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
 
-TIMEOUTS = box_slurm.Timeouts(node=8, kill=3)
+TIMEOUTS = box_slurm.Timeouts(node=8, kill=3, message=3)
 SETTINGS = ["epochs=10", "attack.steps=1", "evaluation.every=100", "evaluation.steps=1"]
 
 

@@ -81,6 +81,8 @@ def _without_np(arguments: list[str]) -> list[str]:
 def as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T | None:
     """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
     stop = StopRequest()
+    # Before the workers meet: from then on, what one takes longer than the others counts as stalling.
+    import hpcdat.commands.train  # noqa: F401
     from hpcdat.distributed.communicator import start_workers
 
     try:

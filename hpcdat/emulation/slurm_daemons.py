@@ -33,10 +33,12 @@ class Timeouts:
     Attributes:
         node: for a node that does not answer, before it counts as lost (SlurmdTimeout).
         kill: between SIGTERM and SIGKILL when a job is ended (KillWait).
+        message: for the answer to a message, such as the question whether a node is there (MessageTimeout).
     """
 
     node: int = 30
     kill: int = 10
+    message: int = 10
 
 
 TIMEOUTS = Timeouts()
@@ -66,6 +68,8 @@ MpiDefault=none
 ReturnToService=2
 SlurmdTimeout={timeouts.node}
 KillWait={timeouts.kill}
+MessageTimeout={timeouts.message}
+SchedulerParameters=batch_sched_delay=0
 NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr={first}[1-{nodes}] CPUs={cpus} State=UNKNOWN
 PartitionName=box Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """

@@ -43,15 +43,15 @@ def make_box():
 
 @pytest.fixture(scope="session")
 def cluster():
-    """Three nodes with Slurm, for all tests; afterwards nothing of them is left."""
+    """Four nodes with Slurm, for all tests, whose jobs want three; afterwards nothing of them is left."""
     with making_boxes() as make:
-        made = Cluster(make(nodes=3, slurm=True, timeouts=TIMEOUTS))
+        made = Cluster(make(nodes=4, slurm=True, timeouts=TIMEOUTS))
         yield made
         folder = slurm_daemons.FOLDERS / made.box.name
         pids = [int(file.read_text()) for file in folder.glob("*.pid")]
         done = run_here("box", "down", made.box.name)
         assert done.returncode == 0, done.stderr
-        assert len(pids) == 5, "munged, slurmctld and three slurmd"
+        assert len(pids) == 6, "munged, slurmctld and four slurmd"
         assert not folder.exists() and not any(is_alive(pid) for pid in pids)
 
 

@@ -196,6 +196,7 @@ def test_two_local_workers(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.full
 @pytest.mark.distributed
 def test_a_node_with_a_slow_link_and_without_the_shared_folders(make_box, tmp_path):
     made = make_box(nodes=3, rate="200mbit")

@@ -326,10 +326,12 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path, kills):
 
 
 @on("MPI 2")
-def test_another_number_of_workers_goes_on_from_the_start_of_the_epoch(tmp_path, team, capsys):
+def test_another_number_of_workers_goes_on_from_the_start_of_the_epoch(tmp_path, team):
     run_dir = tmp_path / "run"
     settings = short(run_dir)[2:]
     assert team.run("training.train_and_stop", 17, *settings) == ["stopped in epoch 2, step 3"] * 2
+    # A stopped run holds its folder until its processes have ended.
+    team.end()
     done = run_here("train", DEMO, "--set", *settings)
     assert done.returncode == 0, done.stderr
     assert "step 3 of epoch 2" in done.stdout and "with 1 the epoch starts anew" in done.stdout

@@ -80,13 +80,13 @@ def _measured(model, images, job, workers, stop):
 
 def unequal_shares(workers, patch):
     """Rank 1 has much to do; how long it took the others too, and how it ended, four times."""
-    patch.setattr(workers._watchdog, "seconds", 1)
+    patch.setattr(workers._watchdog, "seconds", 2)
     endings = {ending: _share(workers, ending) for ending in ("end", "failure", "stop")}
     return endings | {"evaluation": _evaluation_stopped_by_one(workers)}
 
 
 class _SlowForOne:
-    """A loader that rank 1 waits two seconds for, and then wants to stop; it has ten batches."""
+    """A loader that rank 1 waits three seconds for, and then wants to stop; it has ten batches."""
 
     def __init__(self, workers, stop):
         self.workers, self.stop = workers, stop
@@ -94,7 +94,7 @@ class _SlowForOne:
     def read(self, batches, seed):
         for number in range(len(batches)):
             if number and self.workers.rank == 1:
-                time.sleep(0.2)
+                time.sleep(0.3)
                 self.stop.wanted = number == 9
             yield torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
 
@@ -118,7 +118,7 @@ def _share(workers, ending):
     stop, begin = Never(), time.monotonic()
 
     def work(look):
-        while workers.rank >= 1 and time.monotonic() - begin < (2.5 if workers.rank == 1 else 0.5):
+        while workers.rank >= 1 and time.monotonic() - begin < (4 if workers.rank == 1 else 0.5):
             stop.wanted = ending == "stop" and time.monotonic() - begin > 0.3
             if ending == "failure" and workers.rank == 1 and time.monotonic() - begin > 0.3:
                 raise OSError("no space left")

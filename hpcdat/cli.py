@@ -574,7 +574,7 @@ def main() -> None:
     app()
 
 
-def _told_once(read: Callable[[], object]):  # noqa: ANN202
+def _told_once(read: Callable[[], T]) -> T:
     """Read an input before anything starts; a mistake in it is told by one worker."""
     try:
         return read()

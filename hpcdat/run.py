@@ -60,8 +60,8 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = workers.together("find the images", lambda: find_images(job.data))
     images = workers.together("hold images out", lambda: hold_out(train_images, test_images, job))
-    if job.data.unlabelled:
-        mixed = workers.together("read data.unlabelled", lambda: _mixed(job, images.train))
+    if unlabelled := job.data.unlabelled:
+        mixed = workers.together("read data.unlabelled", lambda: _mixed(unlabelled, images.train))
         images = images._replace(train=mixed)
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
@@ -268,8 +268,8 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
     return torch.device("cpu")
 
 
-def _mixed(job: Job, labelled: Images) -> Images:
-    return joined(labelled, read_pseudo_labelled(job.data.unlabelled, labelled.classes))
+def _mixed(unlabelled: Path, labelled: Images) -> Images:
+    return joined(labelled, read_pseudo_labelled(unlabelled, labelled.classes))
 
 
 def _conclude(
@@ -323,7 +323,7 @@ def summarise(
         images=accuracy.images,
         ta=accuracy.ta,
         ra=accuracy.ra,
-        attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.eps)}",
+        attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.resolved_eps)}",
         communication=median(e["communication_seconds"] for e in whole) if whole else None,
         total=median(e["total_seconds"] for e in whole) if whole else None,
         exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hpcdat.cluster.workers import Workers
 from hpcdat.exchange.cost import Network, predict
-from hpcdat.exchange.gradients import GradientExchange, Named
+from hpcdat.exchange.gradients import GradientExchange, Named, grad_of
 from hpcdat.exchange.probe import Rate, repeats_for
 from hpcdat.job import Exchange
 
@@ -74,7 +74,7 @@ def _stand_in(parameter: Tensor, count: int) -> nn.Parameter:
 
 def _seconds(exchange: GradientExchange, workers: Workers, compute: Callable[[], object]) -> float:
     """C of an exchange, as training counts it: the median, after one in which codecs are compiled."""
-    gradients = [p.grad for bucket in exchange.buckets for p in bucket.parameters]
+    gradients = [grad_of(p) for bucket in exchange.buckets for p in bucket.parameters]
     riders = torch.zeros(1, device=gradients[0].device)
 
     def steps(count: int) -> list[float]:

@@ -1,10 +1,10 @@
-# make demo | test | test-full | drill | tables | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
+# make demo | test | test-full | drill | tables | format | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
 # make setup SITE="--system-mpi --cuda-home /usr/local/cuda"
 PYTHON ?= python3
 SITE ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test test-full drill tables lint clean
+.PHONY: setup demo test test-full drill tables format lint clean
 
 setup: .venv/installed
 
@@ -35,9 +35,14 @@ drill: setup
 tables: setup
 	$(BIN)/python benchmarks/tables.py
 
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

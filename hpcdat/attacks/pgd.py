@@ -124,7 +124,7 @@ class PGD:
         ball = BALLS[self.norm](x, self.eps)
         with attacked(model, self.batch_norm), routed(model, self.branch), torch.enable_grad():
             x_adv = x if start is None else ball.project(start.detach())
-            if at_random:
+            if at_random and generator is not None:
                 x_adv = ball.project(x + ball.sample(generator))
             for _ in range(self.steps):
                 gradient = input_gradient(model, loss, x_adv)
@@ -165,18 +165,18 @@ def attacked(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator
         for p in learning:
             p.requires_grad_(False)
         if batch_norm == "train":
-            for module in norms:
-                module.training = True
+            for norm in norms:
+                norm.training = True
                 # Without tracking, the layer normalises with the batch and updates nothing.
-                module.track_running_stats = False
+                norm.track_running_stats = False
         yield
     finally:
         for p in learning:
             p.requires_grad_()
         for module, mode in training:
             module.training = mode
-        for module, tracked in tracking:
-            module.track_running_stats = tracked
+        for norm, tracked in tracking:
+            norm.track_running_stats = tracked
 
 
 def _check_images(x: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -41,11 +41,13 @@ def read_request(
     Raises:
         InputError: an option cannot be parsed or is out of range.
     """
-    images = autoattack
-    if images not in (None, "all"):
-        if not images.isdecimal() or int(images) == 0:
+    images: int | Literal["all"] | None = None
+    if autoattack == "all":
+        images = "all"
+    elif autoattack is not None:
+        if not autoattack.isdecimal() or int(autoattack) == 0:
             raise InputError(f"--autoattack {autoattack}: expected a number of images, or all")
-        images = int(images)
+        images = int(autoattack)
     radii = _numbers(
         sweep_eps,
         lambda text: float(fraction(text)),

@@ -28,7 +28,7 @@ def submit(
         str, typer.Option(help="Time limit; before it the run goes back into the queue.")
     ] = "1-0",
     site: Annotated[
-        str, typer.Option(help="Profile of the cluster: a YAML file, or a name in hpcdat/slurm/sites.")
+        str, typer.Option(help="Profile of the cluster: a YAML file, or a name in slurm/sites.")
     ] = "plain",
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="An array of N seeds.")] = 1,
     sweep: Annotated[

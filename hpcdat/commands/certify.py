@@ -41,6 +41,7 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
     images = ImageBatches(test_images, job.data, 1, trained.device, every=job.certification.every)
     execution = Execution(workers, Progress(shown=workers.is_first), stop)
     counts_folder = folder.certification_folder
+    assert job.certification.sigma is not None  # the job is resolved
     with deterministic(trained.device, execution.progress.say), locked(counts_folder, workers):
         certified = [
             certify_images(sigma, images, trained.model, job, execution, counts_folder)

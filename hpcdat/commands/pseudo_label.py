@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hpcdat.commands.trained_model import load_trained
 from hpcdat.data.pseudo_labelled import find_unlabelled, write_pseudo_labelled

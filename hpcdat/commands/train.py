@@ -49,8 +49,8 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
     device = workers.together("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = workers.together("find the images", lambda: find_images(job.data))
     images = workers.together("hold images out", lambda: hold_out(train_images, test_images, job))
-    if job.data.unlabelled:
-        mixed = workers.together("read data.unlabelled", lambda: _mixed(job, images.train))
+    if unlabelled := job.data.unlabelled:
+        mixed = workers.together("read data.unlabelled", lambda: _mixed(unlabelled, images.train))
         images = images._replace(train=mixed)
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
@@ -129,5 +129,5 @@ def check_workers(job: Job, *, nodes: int, size: int) -> None:
     assign_roles(job, size)
 
 
-def _mixed(job: Job, labelled: Images) -> Images:
-    return joined(labelled, read_pseudo_labelled(job.data.unlabelled, labelled.classes))
+def _mixed(unlabelled: Path, labelled: Images) -> Images:
+    return joined(labelled, read_pseudo_labelled(unlabelled, labelled.classes))

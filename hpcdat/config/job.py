@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -67,7 +67,10 @@ METHODS: dict[str, Method] = {
     "disadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True),
     "conadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True, delay=1),
 }
-MethodName = Literal[tuple(METHODS)]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 
 class Settings(BaseModel):
@@ -292,7 +295,7 @@ class Exchange(Settings):
 
     def in_words(self) -> str:
         """Protocol and bits: ``ring, 32 bits`` or ``sharded_server, 8 bits two-sided``."""
-        protocol = self.protocol
+        protocol: str = self.protocol
         if protocol == "hierarchical":
             protocol += f" ({self.across})"
         bits = self.bits if self.bits == "float16" else f"{self.bits} bits"
@@ -346,7 +349,13 @@ class Evaluation(Settings):
     @property
     def has_usual_step_size(self) -> bool:
         """Whether the length of a step is the one that is filled in where it is left out."""
-        return self == self.with_usual_step_size(eps=self.eps, steps=self.steps)
+        return self == self.with_usual_step_size(eps=self.resolved_eps, steps=self.steps)
+
+    @property
+    def resolved_eps(self) -> float:
+        """The radius in the settings of a resolved job, which all have one."""
+        assert self.eps is not None
+        return self.eps
 
 
 class Certification(Settings):
@@ -626,7 +635,7 @@ class Job(Settings):
         if METHODS[self.method].split:
             weight = 0.5 if self.objective.combine == "mean" else 1.0
             return weight, weight
-        if self.objective.regulariser == "trades":
+        if self._beta is not None:
             return 1.0, self._beta
         return (1.0, 0.0) if self.oracle == "none" else (self.objective.lambda_, 1.0)
 

@@ -133,8 +133,8 @@ def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Key, str]]:
         values = loader.construct_document(node) if node is not None else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise JobError(f"{name}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        place = f":{mark.line + 1}" if mark else ""
+        raise JobError(f"{name}{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
     except (ValueError, RecursionError, OverflowError) as error:
         raise JobError(f"{name}: a value cannot be read: {error}") from None
     if not isinstance(values, dict):

@@ -67,7 +67,7 @@ def view_of(height: int, width: int, index: int, settings: Data, *, training: bo
     """The view of one image: :func:`views_of` for a single one, in ``int``."""
     sides = np.array([height]), np.array([width])
     views = views_of(*sides, np.array([index]), settings, training=training, seed=seed)
-    return View(*(int(numbers[0]) for numbers in views))
+    return View(*(int(np.ravel(numbers)[0]) for numbers in views))
 
 
 def views_of(
@@ -110,14 +110,16 @@ def uniform(seed: int, index: Indices, count: int) -> NDArray[np.float64]:
     """
     states = _mixed(np.uint64(seed) + (index.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return (_mixed(states[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+    draws: NDArray[np.float64] = (_mixed(states[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+    return draws
 
 
 def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """What SplitMix64 gives in a state."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed
 
 
 def _integers(draw: NDArray[np.float64], low: int | Indices, high: int | Indices) -> Indices:

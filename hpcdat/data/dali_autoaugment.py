@@ -50,7 +50,7 @@ class AutoAugment:
             that is negated, if it has a sign.
         """
         random = np.random.default_rng(policy_seed(index, seed))
-        sub_policy = self.sub_policies[random.integers(len(self.sub_policies))]
+        sub_policy = self.sub_policies[int(random.integers(len(self.sub_policies)))]
         choices = np.zeros((self._stages, 3), dtype=np.int32)
         for stage, (operation, probability, magnitude) in enumerate(sub_policy):
             if random.random() < probability:

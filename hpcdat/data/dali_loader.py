@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class DaliLoader:
         self.device = device
         self.unreadable = Unreadable(settings.corrupt)
         self._policy = AutoAugment() if training and settings.policy == "autoaugment" else None
-        self._pipeline = None
+        self._pipeline: Any = None
         self._threads = ThreadPoolExecutor(settings.threads)
         self._wanted: Iterator[Indices] = iter(())
         self._seed = 0
@@ -70,7 +71,7 @@ class DaliLoader:
                     self._blame(batches[number : number + READ_AHEAD], error)
                     self._begin(batches[number:])
                     continue
-                pixels = torch.from_dlpack(output.as_tensor())
+                pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())
                 yield to_pixels(pixels, self.device), labels[indices].to(self.device)
                 break
             else:
@@ -131,7 +132,7 @@ class DaliLoader:
                 self._shapes[index] = (image.height, image.width)
         return self._shapes[index]
 
-    def _build(self):  # noqa: ANN202  (DALI's Pipeline type is not public)
+    def _build(self) -> Any:  # DALI's types are not public
         on_gpu = self.device.type == "cuda"
         pipeline = _pipeline(
             source=self._source,
@@ -162,8 +163,17 @@ class DaliLoader:
         return list(self._threads.map(seen, regions, views))
 
 
-@pipeline_def
-def _pipeline(source, look, size, colour, encoded, windowed, policy, on_gpu):  # noqa: ANN001, ANN202
+@pipeline_def  # type: ignore[untyped-decorator]  # DALI's decorator has no types
+def _pipeline(
+    source: Callable[..., Sequence[Any]],
+    look: Callable[..., object],
+    size: int,
+    colour: Any,
+    encoded: bool,
+    windowed: bool,
+    policy: AutoAugment | None,
+    on_gpu: bool,
+) -> Any:
     """Views of images, with a policy applied if there is one: uint8, (size, size, C).
 
     torch makes floats of them, as for the other loader: a quarter of the bytes go to the device.
@@ -176,7 +186,16 @@ def _pipeline(source, look, size, colour, encoded, windowed, policy, on_gpu):  #
     return image if policy is None else policy.apply(image, *choices)
 
 
-def _seen(stored, view, look, size, colour, encoded, windowed, on_gpu):  # noqa: ANN001, ANN202
+def _seen(
+    stored: Any,
+    view: Any,
+    look: Callable[..., object],
+    size: int,
+    colour: Any,
+    encoded: bool,
+    windowed: bool,
+    on_gpu: bool,
+) -> Any:
     """Images as they are stored, each as its view shows it."""
     if encoded:
         region = fn.decoders.image_slice(

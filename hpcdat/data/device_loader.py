@@ -42,7 +42,8 @@ class DeviceLoader:
         stored = torch.from_numpy(self._stored(images)).permute(0, 3, 1, 2)
         self._height, self._width = stored.shape[2:]
         view = self._views(np.arange(1), 0)
-        resized = functional.resize(stored, [int(view.rows[0]), int(view.columns[0])], antialias=True)
+        size = [int(np.ravel(sides)[0]) for sides in (view.rows, view.columns)]
+        resized = functional.resize(stored, size, antialias=True)
         padded = torch.nn.functional.pad(resized, [PADDING] * 4)
         self._pixels = padded.permute(0, 2, 3, 1).contiguous().to(device)
 
@@ -86,13 +87,15 @@ class DeviceLoader:
         with ThreadPoolExecutor(self.settings.threads) as threads:
             decoded = list(threads.map(decode, images.files))
         first: int | None = None
+        shape: tuple[int, ...] = ()
         for number, image in enumerate(decoded):
             if isinstance(image, str):
                 self.unreadable.add(number, image)
                 continue
-            first = number if first is None else first
-            if image.shape != decoded[first].shape:
-                (h, w, _), (h0, w0, _) = image.shape, decoded[first].shape
+            if first is None:
+                first, shape = number, image.shape
+            if image.shape != shape:
+                (h, w, _), (h0, w0, _) = image.shape, shape
                 raise DataError(
                     f"data.loader: device needs images of one size: {images.files[first]} has {h0} x {w0} "
                     f"pixels, {images.files[number]} {h} x {w}; take dali or torchvision"

@@ -50,7 +50,7 @@ class Images:
         names = [f"{Path(file).parent.name}/{Path(file).name}" for file in self.files]
         if self.pixels is None:
             return digest([names, self.labels, [_stamp(Path(file)) for file in self.files]])
-        pixels = hashlib.blake2b(np.ascontiguousarray(self.pixels), digest_size=8).hexdigest()
+        pixels = hashlib.blake2b(np.ascontiguousarray(self.pixels).data, digest_size=8).hexdigest()
         return digest([names, self.labels, self.pixels.shape, pixels])
 
     def subset(self, indices: NDArray[np.int64]) -> Images:

@@ -24,7 +24,8 @@ def look(pixels: Tensor, view: View, size: int) -> Tensor:
     region = functional.crop(pixels, view.top, view.left, view.height, view.width)
     resized = functional.resize(region, [view.rows, view.columns], antialias=True)
     seen = functional.crop(resized, view.window_top, view.window_left, size, size)
-    return functional.horizontal_flip(seen) if view.flip else seen
+    shown: Tensor = functional.horizontal_flip(seen) if view.flip else seen
+    return shown
 
 
 def to_pixels(image: Tensor, device: torch.device) -> Tensor:

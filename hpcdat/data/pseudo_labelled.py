@@ -101,10 +101,11 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
     if not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
     pixels, files = held.get("images", held.get("data")), held.get("files")
-    if (files is None) == (pixels is None) or (files if pixels is None else pixels).shape[:1] != labels.shape:
+    stored = pixels if files is None else files if pixels is None else None
+    if stored is None or stored.shape[:1] != labels.shape:
         raise DataError(f"{path}: expected as many images (or files) as its {len(labels)} labels")
     if pixels is None:
-        return Images([str(file) for file in files.tolist()], labels.tolist(), classes)
+        return Images([str(file) for file in stored.tolist()], labels.tolist(), classes)
     return Images(_names(path, len(labels)), labels.tolist(), classes, _checked(path, pixels))
 
 
@@ -115,11 +116,12 @@ def joined(labelled: Images, unlabelled: Images) -> Images:
         DataError: one has its pixels in memory and the other in files, or in another size.
     """
     ours, theirs = labelled.pixels, unlabelled.pixels
-    if (ours is None) != (theirs is None) or (ours is not None and ours.shape[1:] != theirs.shape[1:]):
+    stored = [None if pixels is None else pixels.shape[1:] for pixels in (ours, theirs)]
+    if stored[0] != stored[1]:
         raise DataError(
             "data.unlabelled: labelled and unlabelled images must both be files, or arrays of one shape"
         )
-    pixels = None if ours is None else np.concatenate([ours, theirs])
+    pixels = None if ours is None or theirs is None else np.concatenate([ours, theirs])
     files = labelled.files + unlabelled.files
     return Images(files, labelled.labels + unlabelled.labels, labelled.classes, pixels, len(unlabelled))
 

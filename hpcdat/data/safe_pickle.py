@@ -11,7 +11,7 @@ import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,14 +79,15 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.dtype, by_columns, self.data = state
-        self.order = "F" if by_columns else "C"
+        self.order: Literal["F", "C"] = "F" if by_columns else "C"
 
     def made(self) -> NDArray[Any]:
         if not isinstance(self.dtype, _Type):
             raise pickle.UnpicklingError("it holds an array of no type")
         # Python 2 had its bytes as text.
         data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
-        return np.frombuffer(data, self.dtype.made()).reshape(self.shape, order=self.order)
+        array: NDArray[Any] = np.frombuffer(data, self.dtype.made()).reshape(self.shape, order=self.order)
+        return array
 
 
 def _latin1(text: str, encoding: str) -> bytes:

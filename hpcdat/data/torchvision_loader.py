@@ -147,7 +147,7 @@ class _Sampler:
         return len(self.batches)
 
 
-class _Decoded(Dataset):
+class _Decoded(Dataset[tuple[int, Tensor | str]]):
     """From (position, seed) to position and uint8 pixels (H, W, C), or what went wrong with the file."""
 
     def __init__(self, images: Images, settings: Data, training: bool) -> None:
@@ -171,7 +171,8 @@ class _Decoded(Dataset):
                     pixels = v2.functional.pil_to_tensor(image.convert(self.mode))
         except Exception as error:
             return index, complaint_about(self.images.files[index], error)
-        view = view_of(*pixels.shape[1:], index, self.settings, training=self.training, seed=seed)
+        _, height, width = pixels.shape
+        view = view_of(height, width, index, self.settings, training=self.training, seed=seed)
         seen = look(pixels, view, self.settings.image_size)
         if self.policy is not None:
             # It draws from torch's global generator.

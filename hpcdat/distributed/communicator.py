@@ -180,9 +180,10 @@ class Workers:
             InputError: it failed, wherever it did, for an input that is wrong.
             WorkerError: it failed for another reason. The message names reason, worker and host.
         """
-        result, failure = None, None
+        results: list[T] = []
+        failure = None
         try:
-            result = work()
+            results.append(work())
         except (OSError, RuntimeError, ValueError, HpcdatError) as error:
             wrong_input = isinstance(error, InputError)
             text = str(error) if isinstance(error, HpcdatError) else f"cannot {what}: {error}"
@@ -196,6 +197,7 @@ class Workers:
             )
             kind = InputError if all(wrong_input for _, wrong_input, _ in failures) else WorkerError
             raise kind(message, everywhere=True)
+        (result,) = results
         return result
 
 
@@ -253,7 +255,8 @@ class HorovodWorkers(Workers):
         self.start_sum(tensors, name).wait()
 
     def max(self, tensor: Tensor, name: str) -> Tensor:  # noqa: D102
-        return self.start_max(tensor, name).wait()
+        largest: Tensor = self.start_max(tensor, name).wait()
+        return largest
 
     def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
         for pending in [self.start_broadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:
@@ -369,7 +372,7 @@ class _Handle:
             return self._result(hvd.synchronize(self._handle))
 
     def ready(self) -> bool:
-        return self._workers._hvd.poll(self._handle)
+        return bool(self._workers._hvd.poll(self._handle))
 
 
 def start_workers(stall_timeout: float, *, divisible: bool = False) -> Workers:

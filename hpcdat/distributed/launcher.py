@@ -31,10 +31,11 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched:
     A batch script's own process under sbatch has Slurm's variables without being a task of
     srun, and an ``mpirun`` inside it hands them on to its workers; hence the order.
     """
-    for launcher, rank, size in (
+    launchers: tuple[tuple[Launcher, str, str], ...] = (
         ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),
         ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ):
+    )
+    for launcher, rank, size in launchers:
         if rank in environ and size in environ:
             return Launched(launcher, int(environ[rank]), int(environ[size]))
     if "SLURM_STEP_NUM_TASKS" in environ and "SLURM_PROCID" in environ:

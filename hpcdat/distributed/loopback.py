@@ -138,7 +138,8 @@ class Loopback(Workers):
         self.start_sum(tensors, name).wait()
 
     def max(self, tensor: Tensor, name: str) -> Tensor:  # noqa: D102
-        return self.start_max(tensor, name).wait()
+        largest: Tensor = self.start_max(tensor, name).wait()
+        return largest
 
     def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
         for pending in [self.start_broadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:

@@ -15,6 +15,8 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 
+from hpcdat.errors import InputError
+
 PORTS_TRIED = 8
 SECONDS_TO_MEET = 120.0
 
@@ -58,7 +60,9 @@ def horovod_variables(environ: Mapping[str, str], host: str, port: int) -> dict[
 
 def first_host(nodelist: str) -> str:
     """The first name of Slurm's short form: ``node[03-05,9],gpu1`` gives ``node03``."""
-    prefix, number, suffix = re.match(r"([^\[,]*)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodelist).groups()
+    parts = re.match(r"([^\[,]*)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodelist)
+    assert parts is not None  # every part may be empty
+    prefix, number, suffix = parts.groups()
     return prefix + (number or "") + suffix
 
 
@@ -66,7 +70,10 @@ def tasks_per_node(short: str) -> list[int]:
     """Slurm's short form of task counts: ``2(x3),1`` gives ``[2, 2, 2, 1]``."""
     counts = []
     for part in short.split(","):
-        count, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise InputError(f"SLURM_STEP_TASKS_PER_NODE: {short}: expected counts such as 2(x3),1")
+        count, times = match.groups()
         counts += [int(count)] * int(times or 1)
     return counts
 

@@ -43,7 +43,7 @@ class _Rounds:
             if time.monotonic() < self._next:
                 return
             self._begin()
-        if self._pending.ready():
+        if self._pending is not None and self._pending.ready():
             self._end()
         if self.any_failed or self.stopping:
             raise _BrokenOff
@@ -65,6 +65,7 @@ class _Rounds:
 
     def _end(self) -> None:
         pending, self._pending = self._pending, None
+        assert pending is not None and self._flags is not None
         pending.wait()
         finished, failed, stopping = self._flags.tolist()
         self.all_finished = finished == self.workers.size
@@ -96,20 +97,22 @@ def apart(
         InputError, WorkerError: as :meth:`Workers.together`.
     """
     rounds = _Rounds(workers, stop)
-    result, failure = None, None
+    results: list[T] = []
+    failure = None
     try:
-        result = work(rounds.look)
+        results.append(work(rounds.look))
     except _BrokenOff:
         pass
     except (OSError, RuntimeError, ValueError, HpcdatError) as error:
         failure = error
     rounds.wait(failed=failure is not None)
 
-    def conclude() -> T:
+    def conclude() -> list[T]:
         if failure is not None:
             raise failure
-        return result
+        return results
 
     if rounds.stopping and not rounds.any_failed:
         raise Stopped(f"stopped; the same command goes on to {what}", everywhere=True)
-    return workers.together(what, conclude)
+    (result,) = workers.together(what, conclude)
+    return result

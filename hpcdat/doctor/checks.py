@@ -114,7 +114,8 @@ def check_dali(
     if versions := _hosts_by([node for node in nodes if node.dali], lambda node: node.dali):
         found = "; ".join(versions)
         findings.append(Finding("ok", "DALI", found, "" if len(nodes) == 1 else _where(versions, nodes)))
-    level: Level = {"dali": "failure", None: "warning"}.get(loader, "ok")
+    levels: dict[str | None, Level] = {"dali": "failure", None: "warning"}
+    level = levels.get(loader, "ok")
     missing = [node for node in nodes if node.dali is None]
     for error, hosts in _hosts_by(missing, lambda node: node.dali_error).items():
         advice = "" if level == "ok" else "install it, or choose data.loader: torchvision"
@@ -125,8 +126,12 @@ def check_dali(
 def check_versions(nodes: Sequence[Node]) -> list[Finding]:
     """Whether Python, packages and checkout are of the same version on all nodes."""
     findings = []
+
+    def version_of(name: str) -> Callable[[Node], str]:
+        return lambda node: node.versions.get(name, "none")
+
     for name in dict.fromkeys(name for node in nodes for name in node.versions):
-        groups = _hosts_by(nodes, lambda node, name=name: node.versions.get(name, "none"))
+        groups = _hosts_by(nodes, version_of(name))
         if len(groups) > 1:
             found = f"{name}: " + "; ".join(f"{v} on {_named(hosts)}" for v, hosts in groups.items())
             rarest = min(groups.values(), key=len)
@@ -220,12 +225,11 @@ def check_room(nodes: Sequence[Node]) -> list[Finding]:
                 advice = f"start fewer workers a node, or see to {_gib(least)} for each"
                 findings.append(Finding("warning", check, found, node.host, advice))
     if not findings:
-        cores, memory, shared = (
-            min(of(node) / len(node.takes) for node in nodes)
-            for of in (lambda n: n.cores, lambda n: n.memory, lambda n: n.shared_memory)
-        )
-        least = f"cores {cores:.3g}, memory {_gib(memory)}, {SHARED_MEMORY} {_gib(shared)}"
-        findings.append(Finding("ok", "room", f"of each worker, at least: {least}"))
+        cores = min(node.cores / len(node.takes) for node in nodes)
+        memory = min(node.memory / len(node.takes) for node in nodes)
+        shared = min(node.shared_memory / len(node.takes) for node in nodes)
+        shares = f"cores {cores:.3g}, memory {_gib(memory)}, {SHARED_MEMORY} {_gib(shared)}"
+        findings.append(Finding("ok", "room", f"of each worker, at least: {shares}"))
     return findings
 
 

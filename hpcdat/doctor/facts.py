@@ -193,8 +193,9 @@ def _count_classes(data: Data) -> int | None:
 
 def _complaint(error: Exception) -> str:
     """Without the number that Python puts before an error of the system's."""
-    known = isinstance(error, OSError) and error.strerror
-    return f"{error.filename}: {error.strerror}" if known else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def clock_stamps(workers: Workers) -> list[list[float]]:

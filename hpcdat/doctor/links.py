@@ -18,7 +18,7 @@ from hpcdat.errors import Stopped
 ALL_PAIRS = 16
 """Nodes up to which every pair is measured; with more, each node and its successor."""
 TINY_MESSAGES = 9
-SIZES = [2**k for k in range(16, 29)]
+SIZES: list[int] = [2**k for k in range(16, 29)]
 """Bytes of a message, tried until they take long enough."""
 LONG_ENOUGH, LATENCIES = 0.06, 4
 """Seconds, and times the latency, so that it is the bandwidth that takes them."""
@@ -81,7 +81,8 @@ def measure_pairs(
             began = time.perf_counter()
             workers.start_send(row, here, there, "links: there").wait()
             workers.start_send(row, there, here, "links: back").wait()
-            return workers.gather(time.perf_counter() - began, "links: seconds")[here] / 2
+            seconds: float = workers.gather(time.perf_counter() - began, "links: seconds")[here]
+            return seconds / 2
 
         latency = median(one_way(1) for _ in range(TINY_MESSAGES))
         return Pair(hosts[one], hosts[other], latency, _bandwidth(one_way, latency))

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcdat.emulation import slurm_daemons
 from hpcdat.errors import InputError, WorkerError
@@ -146,9 +147,10 @@ def find(name: str) -> Box | None:
     nodes = [n for n in _namespaces() if re.fullmatch(rf"hpcdat-{re.escape(name)}-node\d+", n)]
     if not nodes:
         return None
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError):
         hosts = (HOSTS_FILES / nodes[0] / "hosts").read_text()
-        return Box(name, len(nodes), int(re.search(r"10\.77\.(\d+)\.1\s", hosts).group(1)))
+        if found := re.search(r"10\.77\.(\d+)\.1\s", hosts):
+            return Box(name, len(nodes), int(found[1]))
     return None
 
 
@@ -332,7 +334,7 @@ def _run(*command: str) -> None:
         raise BoxError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def wait_for(processes: list[subprocess.Popen]) -> int:
+def wait_for(processes: list[subprocess.Popen[Any]]) -> int:
     """The first exit code of all that is not 0; when one fails or this process is told to end, all are to."""
     code = 0
     with _ended_with_us(processes):
@@ -351,7 +353,7 @@ def wait_for(processes: list[subprocess.Popen]) -> int:
 
 
 @contextlib.contextmanager
-def _ended_with_us(processes: list[subprocess.Popen]) -> Iterator[None]:
+def _ended_with_us(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask them to end, as hpcdat's do with a checkpoint; a second Ctrl-C ends them."""
     asked = False
 

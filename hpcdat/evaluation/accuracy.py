@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.attacks.pgd import attacked, input_gradient
@@ -97,16 +97,16 @@ class CheckedAccuracy(PgdAccuracy):
 
     def __init__(self, settings: Evaluation, norm: Norm, seed: int) -> None:
         super().__init__(settings, norm, seed)
-        self.settings["noise_points"] = NOISE_POINTS
+        self.settings = {**self.settings, "noise_points": NOISE_POINTS}
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
         accuracy = super().measure(model, x, y, number)
         steady = torch.from_numpy(accuracy.columns["correct"]).to(x.device)
         noise = torch.Generator(x.device).manual_seed(derive(self.seed, "evaluation noise", number))
-        ball = BALLS[self.norm](x, self.evaluation.eps)
+        ball = BALLS[self.norm](x, self.evaluation.resolved_eps)
         for _ in range(NOISE_POINTS):
             direction = ball.steepest(torch.randn(x.shape, generator=noise, device=x.device, dtype=x.dtype))
-            steady = steady & is_correct(model, ball.project(x + self.evaluation.eps * direction), y)
+            steady = steady & is_correct(model, ball.project(x + self.evaluation.resolved_eps * direction), y)
         with attacked(model, "eval"), torch.enable_grad():
             gradient = input_gradient(model, partial(clean_loss, y=y), x)
         checks = Outcomes.from_tensors({"steady": steady, "gradient": (gradient != 0).flatten(1).any(1)})

@@ -70,7 +70,7 @@ class AutoAttack(Measurement[Outcomes]):
     @property
     def is_standard(self) -> bool:
         """Whether the attacks are those that AA is named after, none left out, weakened or added."""
-        return self.settings["attacks"] == STANDARD
+        return bool(self.settings["attacks"] == STANDARD)
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
         robust = is_correct(model, x, y)

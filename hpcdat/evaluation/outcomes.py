@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 Flags = NDArray[np.bool_]
 
@@ -51,7 +52,7 @@ class Outcomes:
         return {"columns": columns, "warnings": list(self.warnings)}
 
     @classmethod
-    def from_json(cls, value: dict) -> Self:
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`to_json`."""
         columns = {name: np.array([c == "1" for c in text], bool) for name, text in value["columns"].items()}
         return cls(columns, tuple(value["warnings"]))

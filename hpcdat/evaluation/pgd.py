@@ -16,7 +16,8 @@ from hpcdat.seeds import derive
 def is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Which images are classified correctly, (N,) bool."""
     with torch.no_grad():
-        return model(x).argmax(1) == y
+        correct: Tensor = model(x).argmax(1) == y
+    return correct
 
 
 def pgd(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
@@ -50,7 +50,7 @@ class _AutoAttack(_Section):
     attack: _Ball
 
 
-SCHEMAS = {"autoattack": _AutoAttack, "sweep-eps": _Sweep, "sweep-steps": _Sweep}
+SCHEMAS: dict[str, type[_Section]] = {"autoattack": _AutoAttack, "sweep-eps": _Sweep, "sweep-steps": _Sweep}
 """Of sections that have more than :class:`_Section`."""
 
 
@@ -143,7 +143,7 @@ def evaluate_robustness(
         if request.autoattack is None:
             return None
         some = images if request.autoattack == "all" else images.equal_part(request.autoattack)
-        return AutoAttack(settings.eps, norm, len(images.classes), job.seed), some
+        return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
     # Before anything that takes long, so that wrong input is reported at once.
     autoattack = workers.together("prepare AutoAttack", prepare)
@@ -156,7 +156,11 @@ def evaluate_robustness(
     outcomes = measure(pgd)
     accuracy = Accuracy.of(outcomes)
     sections = {pgd.name: _accuracy_section(pgd, outcomes, model)}
-    for over, values in (("eps", request.radii), ("steps", request.steps)):
+    sweeps: list[tuple[Literal["eps", "steps"], Sequence[float]]] = [
+        ("eps", request.radii),
+        ("steps", request.steps),
+    ]
+    for over, values in sweeps:
         if values:
             sweep = Sweep(over, values, settings, norm, job.seed)
             sections[sweep.name] = _sweep_section(sweep, measure(sweep), images, job)
@@ -198,7 +202,7 @@ def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Job) -
     if sweep.over == "eps":
         warnings = sanity_checks.does_not_fall(
             curve,
-            eps=job.evaluation.eps,
+            eps=job.evaluation.resolved_eps,
             norm=sweep.norm,
             pixels=job.data.channels * job.data.image_size**2,
             most_frequent=max(Counter(images.labels).values()) / len(images),

@@ -59,7 +59,8 @@ def short_steps(settings: Evaluation) -> list[str]:
     Args:
         settings: resolved.
     """
-    if settings.steps * settings.step_size >= settings.eps:
+    assert settings.step_size is not None
+    if settings.steps * settings.step_size >= settings.resolved_eps:
         return []
     return [
         f"{settings.steps} steps of {settings.step_size:.3g} cannot cross a ball of radius "

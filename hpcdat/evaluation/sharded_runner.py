@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Workers
@@ -98,7 +99,8 @@ class _Polled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.poll()
-        return self.model(x)
+        logits: Tensor = self.model(x)
+        return logits
 
 
 def run_sharded(

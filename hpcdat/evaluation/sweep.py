@@ -41,15 +41,16 @@ class Sweep(Measurement[Outcomes]):
         self.over, self.values, self.evaluation = over, list(values), settings
         self.norm, self.seed = norm, seed
         self.name = f"sweep-{over}"
-        fixed = {"norm": norm, "random_start": settings.random_start}
+        fixed: dict[str, object] = {"norm": norm, "random_start": settings.random_start}
         fixed |= {"steps": settings.steps} if over == "eps" else {"eps": settings.eps}
         self.settings = {over: self.values, **fixed}
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
         generator = attack_generator(x.device, self.seed, number)
-        robust, points, columns = is_correct(model, x, y), None, {}
+        robust, columns = is_correct(model, x, y), {}
+        points: Tensor | None = None
         for value in self.values:
-            eps = value if self.over == "eps" else self.evaluation.eps
+            eps = value if self.over == "eps" else self.evaluation.resolved_eps
             steps = self.evaluation.steps if self.over == "eps" else int(value)
             if eps > 0 and robust.any():
                 settings = self.evaluation.with_usual_step_size(eps=eps, steps=steps)

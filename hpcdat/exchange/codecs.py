@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType, MethodType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -83,11 +83,12 @@ class Quantized:
     def __init__(self, quantizer: Quantizer, *, compiled: bool = False) -> None:
         self.quantizer = quantizer
         self.norms, self._codes, self._numbers = quantizer.norms, quantizer.encode, quantizer.decode
+        self._total: Callable[[Tensor, Tensor], Tensor] = self._sum_of_rows
         if compiled:
             self.norms, self._codes, self._numbers = (
                 _compiled(method, quantizer) for method in (self.norms, self._codes, self._numbers)
             )
-            self._total = _compiled(self._total, quantizer)
+            self._total = _compiled(self._sum_of_rows, quantizer)
         self._compiled = compiled
 
     def encode(self, x: Tensor, key: Tensor) -> Tensor:  # noqa: D102
@@ -131,7 +132,7 @@ class Quantized:
             codes = unpack(packed, self.quantizer.bits, count)
         return codes, messages[:, :at].view(torch.float32)
 
-    def _total(self, codes: Tensor, norms: Tensor) -> Tensor:
+    def _sum_of_rows(self, codes: Tensor, norms: Tensor) -> Tensor:
         """The sum over the rows, in their order."""
         total = self.quantizer.decode(codes[0], norms[0])
         for row in range(1, len(codes)):
@@ -155,14 +156,15 @@ class Quantized:
             lanes: wide enough for the sum of all workers' codes.
         """
         pack, _ = self._packing(lanes)
-        return pack(self._codes(x, norms, key))
+        words: Tensor = pack(self._codes(x, norms, key))
+        return words
 
     def from_lanes(self, words: Tensor, norms: Tensor, lanes: Lanes, count: int, workers: int) -> Tensor:
         """The numbers (count,) of sums of so many workers' words."""
         _, unpack = self._packing(lanes)
         return self._numbers(unpack(words, count), norms, workers)
 
-    def _packing(self, lanes: Lanes) -> tuple[Callable, Callable]:
+    def _packing(self, lanes: Lanes) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
         # torch.compile makes mistakes where only the type of the elements changes.
         if self._compiled and not lanes.is_view:
             return _compiled_packing(lanes)
@@ -170,12 +172,12 @@ class Quantized:
 
 
 @cache
-def _compiled_packing(lanes: Lanes) -> tuple[Callable, Callable]:
+def _compiled_packing(lanes: Lanes) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     return _compiled(lanes.pack, lanes), _compiled(lanes.unpack, lanes)
 
 
-def _compiled(method: Callable, constants: object) -> Callable:
-    """The method compiled for one quantizer or kind of lanes: for one length, and at the second one for any.
+def _compiled(method: Any, constants: object) -> Callable[..., Tensor]:
+    """The bound method compiled for one quantizer or kind of lanes: for one length, then for any.
 
     The compiler keeps what it has learnt by the name of the code: with one name for all of them it would
     take bits and levels for variables when it meets a second one.

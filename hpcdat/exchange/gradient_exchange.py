@@ -22,6 +22,12 @@ Named = Sequence[tuple[str, nn.Parameter]]
 """Parameters with their names."""
 
 
+def grad_of(parameter: nn.Parameter) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 @dataclass
 class Bucket:
     """Parameters whose gradients are exchanged together.
@@ -132,11 +138,13 @@ class GradientExchange:
         start = time.perf_counter()
         while self._next < len(self.buckets):
             self._submit(self.buckets[self._next], riders)
-        self._engine.wait()
+        engine = self._engine
+        assert engine is not None  # there is at least the bucket of the riders
+        engine.wait()
         _finish_computing(riders.device)
         self.spent.waited += time.perf_counter() - start
-        self.spent.busy.append(self._engine.busy_seconds)
-        self._engine.busy_seconds = 0.0
+        self.spent.busy.append(engine.busy_seconds)
+        engine.busy_seconds = 0.0
 
     def settle(self, *, counts: bool) -> None:
         """Tell error feedback whether the step counts or was left out."""
@@ -210,11 +218,12 @@ class GradientExchange:
 
     def _submit(self, bucket: Bucket, riders: Tensor | None = None) -> None:
         self._next += 1
-        gradients = [p.grad for p in bucket.parameters]
+        gradients = [grad_of(p) for p in bucket.parameters]
         name = f"gradients {bucket.number}"
         if not bucket.coded:
-            last = bucket is self.buckets[-1]
-            self._run(self._exact([*gradients, riders] if last else gradients, name), lambda _: None)
+            if riders is not None and bucket is self.buckets[-1]:
+                gradients.append(riders)
+            self._run(self._exact(gradients, name), lambda _: None)
             return
 
         def deliver(total: Tensor) -> None:
@@ -229,7 +238,8 @@ class GradientExchange:
         self._engine.submit(lambda: exchanging, deliver)
 
     def _exact(self, tensors: list[Tensor], name: str) -> Exchanging:
-        return (yield self.workers.start_sum(tensors, name))
+        total: Tensor = yield self.workers.start_sum(tensors, name)
+        return total
 
     def _coded(self, bucket: Bucket, gradients: list[Tensor], name: str) -> Exchanging:
         vector = torch.cat([g.flatten() for g in gradients]).to(torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +37,13 @@ class QuantizedSum:
     """
 
     def __init__(
-        self, bits: int = 8, *, norm: str = "max", block: int = 512, seed: int = 0, average: bool = True
+        self,
+        bits: int = 8,
+        *,
+        norm: Literal["max", "l2"] = "max",
+        block: int = 512,
+        seed: int = 0,
+        average: bool = True,
     ) -> None:
         import horovod.torch as hvd
 
@@ -90,4 +96,5 @@ class QuantizedSum:
                 "QuantizedSum needs hvd.DistributedOptimizer(..., op=hvd.Sum): it averages itself"
             )
         total = codec.from_lanes(words[:-1], norms, lanes, tensor.numel(), size)
-        return (total / size if self.average else total).view_as(tensor).to(tensor.dtype)
+        result: Tensor = (total / size if self.average else total).view_as(tensor).to(tensor.dtype)
+        return result

@@ -15,12 +15,16 @@ from hpcdat.distributed.communicator import Pending
 IN_FLIGHT = 4
 """Exchanges that may be on their way at once."""
 
+Deliver = Callable[[Any], object]
+Steps = Generator[Pending, Any, Any]
+"""An exchange: yields collectives that are under way and takes their results."""
+
 
 @dataclass
 class _Running:
-    steps: Generator[Pending, Any, Any]
+    steps: Steps
     pending: Pending
-    deliver: Callable[[Any], object]
+    deliver: Deliver
 
 
 class Engine:
@@ -42,9 +46,7 @@ class Engine:
         self._error: BaseException | None = None
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
-    def submit(
-        self, begin: Callable[[], Generator[Pending, Any, Any]], deliver: Callable[[Any], object]
-    ) -> None:
+    def submit(self, begin: Callable[[], Steps], deliver: Deliver) -> None:
         """Start an exchange as soon as there is room.
 
         Args:
@@ -74,19 +76,18 @@ class Engine:
     def _work(self) -> None:
         running: deque[_Running] = deque()
         while True:
-            if not running:
+            if not running or (len(running) < IN_FLIGHT and not self._new.empty()):
                 new = self._new.get()
                 if new is None:
                     return
                 begin, deliver = new
-                self._since = time.perf_counter()
+                if not running:
+                    self._since = time.perf_counter()
                 self._start(begin, deliver, running)
-            elif len(running) < IN_FLIGHT and not self._new.empty():
-                self._start(*self._new.get(), running)
             else:
                 self._advance(running)
 
-    def _start(self, begin: Callable, deliver: Callable, running: deque[_Running]) -> None:
+    def _start(self, begin: Callable[[], Steps], deliver: Deliver, running: deque[_Running]) -> None:
         steps = None if self._error else begin()
         self._go_on(steps, None, deliver, running)
 
@@ -100,9 +101,7 @@ class Engine:
             return
         self._go_on(exchange.steps, result, exchange.deliver, running)
 
-    def _go_on(
-        self, steps: Generator | None, value: Any, deliver: Callable, running: deque[_Running]
-    ) -> None:
+    def _go_on(self, steps: Steps | None, value: Any, deliver: Deliver, running: deque[_Running]) -> None:
         if steps is None:
             self._end_one(running)
             return

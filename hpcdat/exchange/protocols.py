@@ -113,7 +113,9 @@ def ring(
     """
     if isinstance(codec, Cast):
         (total,) = yield workers.start_sum([x.to(codec.dtype, copy=True)], name)
-        return total.to(torch.float32)
+        rounded: Tensor = total.to(torch.float32)
+        return rounded
+    assert isinstance(codec, Quantized)
     quantizer = codec.quantizer
     if memory is not None:
         x = memory.recall("worker", x)
@@ -215,7 +217,8 @@ def hierarchical(
     (total,) = yield node.start_sum([x.clone()], f"{name}: in the node")
     if node.is_first:
         total = yield from across(leaders, total, draw, f"{name}: across nodes", memory)
-    return (yield node.start_broadcast(total, f"{name}: to the node"))
+    received: Tensor = yield node.start_broadcast(total, f"{name}: to the node")
+    return received
 
 
 def _encode(

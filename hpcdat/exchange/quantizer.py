@@ -99,7 +99,8 @@ class Quantizer:
         """(..., n) as (..., blocks, block), with zeros behind the last coordinate."""
         size = self.block or max(x.shape[-1], 1)
         missing = -x.shape[-1] % size
-        return (pad(x, (0, missing)) if missing else x).unflatten(-1, (-1, size))
+        blocks: Tensor = (pad(x, (0, missing)) if missing else x).unflatten(-1, (-1, size))
+        return blocks
 
 
 def _norm(x: Tensor, name: str) -> Tensor:
@@ -107,7 +108,8 @@ def _norm(x: Tensor, name: str) -> Tensor:
     if name == "max":
         # One pass; an empty tensor has no largest element.
         return x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
-    return torch.linalg.vector_norm(x, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return norm
 
 
 def round_at_random(x: Tensor, norms: Tensor, key: Tensor, s: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -12,6 +13,7 @@ from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.codecs import Cast, Codec, Quantized, can_compile
 from hpcdat.exchange.protocols import (
+    Exchanging,
     SumProtocol,
     allgather,
     hierarchical,
@@ -23,7 +25,7 @@ from hpcdat.exchange.protocols import (
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.exchange.traffic import Collective, Traffic, collectives, traffic
 
-PROTOCOLS = {
+PROTOCOLS: dict[str, Callable[..., Exchanging]] = {
     "ring": ring,
     "allgather": allgather,
     "parameter_server": parameter_server,
@@ -55,7 +57,10 @@ class Plan:
     def is_exact(self) -> bool:
         """Whether this is the plain float32 all-reduce, which needs neither codes nor copies."""
         return (
-            self.protocol.func is ring and isinstance(self.codec, Cast) and self.codec.dtype == torch.float32
+            isinstance(self.protocol, partial)
+            and self.protocol.func is ring
+            and isinstance(self.codec, Cast)
+            and self.codec.dtype == torch.float32
         )
 
     def collectives(self, count: int) -> list[Collective]:
@@ -107,7 +112,7 @@ def _plain_plan(settings: Exchange, name: str, senders: int, compiled: bool) -> 
 
 
 def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple[Codec, str]:
-    if settings.bits in (32, "float16"):
+    if settings.bits == 32 or settings.bits == "float16":
         return Cast(torch.float32 if settings.bits == 32 else torch.float16), ""
     quantizer = Quantizer(
         settings.bits, settings.norm, settings.block if isinstance(settings.block, int) else None

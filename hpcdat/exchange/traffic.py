@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from hpcdat.exchange.codecs import Cast, Codec
+from hpcdat.exchange.codecs import Cast, Codec, Quantized
 from hpcdat.exchange.protocols import lanes_for
 
 Kind = Literal["allreduce", "allgather", "alltoall", "gather", "broadcast"]
@@ -111,6 +111,7 @@ def collectives(protocol: str, count: int, workers: int, codec: Codec, back: Cod
     if protocol == "ring":
         if isinstance(codec, Cast):
             return [Collective("allreduce", sent)]
+        assert isinstance(codec, Quantized)
         lanes = lanes_for(codec.quantizer, workers)
         words = -(-count // lanes.count) * lanes.word.itemsize
         return [Collective("allreduce", 4 * codec.quantizer.blocks(count)), Collective("allreduce", words)]

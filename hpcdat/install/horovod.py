@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcdat.install.steps import InstallError, Steps
 
@@ -130,7 +131,7 @@ def _version_set(python: Path, site: Site) -> dict[str, object]:
         "print(json.dumps({'versions': {n: have.get(n) for n in names}, 'python': "
         "platform.python_version(), 'cuda': torch.version.cuda}))"
     )
-    facts = json.loads(_output([str(python), "-c", code]))
+    facts: dict[str, object] = json.loads(_output([str(python), "-c", code]))
     facts["mpi"] = _output([_system_mpicxx(), "--showme"]) if site.system_mpi else "environment"
     facts["cuda_home"] = str(site.cuda_home)
     facts["compiler"] = _output([os.environ.get("CXX", "g++"), "--version"]).splitlines()[0]
@@ -151,7 +152,8 @@ def _build(python: Path, scratch: Path, *, gpu: bool, site: Site, steps: Steps) 
     )
     with tarfile.open(scratch / f"horovod-{VERSION}.tar.gz") as sdist:
         # Older 3.10 and 3.11 lack the filter; the hash above has vouched for the file.
-        sdist.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # noqa: S202
+        safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        sdist.extractall(scratch, **safe)  # noqa: S202
     source = scratch / f"horovod-{VERSION}"
     for name, old, new in PATCHES:
         text = (source / name).read_text()

@@ -19,7 +19,7 @@ from hpcdat.seeds import derive
 def _resnet50(channels: int, num_classes: int) -> nn.Module:
     from torchvision.models import resnet50
 
-    net = resnet50(weights=None, num_classes=num_classes)
+    net: nn.Module = resnet50(weights=None, num_classes=num_classes)
     if channels != 3:
         net.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     return net

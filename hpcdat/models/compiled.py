@@ -29,7 +29,8 @@ class Compiled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits (N, classes) of images (N, C, H, W), but for rounding."""
-        return self._full(x) if len(x) == self.batch_size else self.model(x)
+        logits: Tensor = self._full(x) if len(x) == self.batch_size else self.model(x)
+        return logits
 
 
 @contextmanager

@@ -27,7 +27,8 @@ class DigitsCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of normalised images (N, channels, H, W), H and W at least 4."""
-        return self.classifier(self.features(x).flatten(1))
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
 
 
 def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

@@ -22,4 +22,4 @@ def fingerprint(model: nn.Module) -> str:
 def tensor_fingerprint(tensor: Tensor) -> int:
     """A hash of a tensor's bytes, in [-2^63, 2^63)."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(data.data, digest_size=8).digest(), "little", signed=True)

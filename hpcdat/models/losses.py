@@ -101,6 +101,7 @@ def local_cost(
         costs.append(weights[0] * clean_loss(clean_logits, clean.y, label_smoothing).sum())
     if adversarial is not None and weights[1]:
         if phi == "trades":
+            assert clean_logits is not None  # TRADES has weight 1 for clean images
             regulariser = divergence(logits, clean_logits)
         else:
             regulariser = clean_loss(logits, adversarial.y, label_smoothing)

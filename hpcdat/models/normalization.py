@@ -15,6 +15,9 @@ class Normalization(nn.Module):
         mean, std: one value per channel, [0, 1] units.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))

@@ -41,5 +41,5 @@ class PixelModel(nn.Sequential):
             normalized = normalized.contiguous(memory_format=torch.channels_last)
         reduced = self.precision == "bfloat16"
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=reduced):
-            logits = net(normalized)
+            logits: Tensor = net(normalized)
         return logits.float() if reduced else logits

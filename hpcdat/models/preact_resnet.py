@@ -36,7 +36,8 @@ class PreActBlock(nn.Module):
         """Features (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         activated = relu(self.bn1(x))
         skipped = x if self.shortcut is None else self.shortcut(activated)
-        return skipped + self.conv2(relu(self.bn2(self.conv1(activated))))
+        features: Tensor = skipped + self.conv2(relu(self.bn2(self.conv1(activated))))
+        return features
 
 
 class PreActResNet(nn.Module):
@@ -69,7 +70,8 @@ class PreActResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of normalised images (N, channels, H, W)."""
-        return self.classifier(relu(self.norm(self.stages(self.stem(x)))).mean((2, 3)))
+        logits: Tensor = self.classifier(relu(self.norm(self.stages(self.stem(x)))).mean((2, 3)))
+        return logits
 
 
 def preact_resnet18(channels: int, num_classes: int, width: float = 1.0) -> PreActResNet:

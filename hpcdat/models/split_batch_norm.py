@@ -35,7 +35,8 @@ class SplitBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise features by the branch's statistics; in training they are the branch's alone to learn."""
-        return (self.main if self.branch == "clean" else self.auxiliary)(x)
+        normalised: Tensor = (self.main if self.branch == "clean" else self.auxiliary)(x)
+        return normalised
 
 
 def split_batch_norm(model: nn.Module) -> None:

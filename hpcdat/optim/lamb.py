@@ -67,8 +67,9 @@ class LAMB(LayerwiseOptimizer):
         super().__init__(params, defaults)
 
     def update(  # noqa: D102
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
     ) -> None:
+        m, v = kept
         group["t"] = t = group.get("t", 0) + 1
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(m, g, 1 - beta1)
@@ -78,7 +79,7 @@ class LAMB(LayerwiseOptimizer):
         root = torch._foreach_div(v, 1 - beta2**t)
         torch._foreach_add_(root, group["zeta"])
         torch._foreach_sqrt_(root)
-        u = torch._foreach_div(m, 1 - beta1**t)
+        u = list(torch._foreach_div(m, 1 - beta1**t))
         torch._foreach_div_(u, root)
         if group["weight_decay"]:
             torch._foreach_add_(u, theta, alpha=group["weight_decay"])

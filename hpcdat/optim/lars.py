@@ -60,8 +60,9 @@ class LARS(LayerwiseOptimizer):
         super().__init__(params, defaults)
 
     def update(  # noqa: D102
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], v: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
     ) -> None:
+        (v,) = kept
         decay = group["weight_decay"]
         step = torch._foreach_add(g, theta, alpha=decay) if decay else torch._foreach_mul(g, 1.0)
         if group["layerwise"]:

@@ -22,7 +22,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     buffers: ClassVar[tuple[str, ...]]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is accepted
         """Update the parameters by the gradients in ``.grad``; a parameter without one stays as it is."""
         for group in self.param_groups:
             theta = [p for p in group["params"] if p.grad is not None]

@@ -34,7 +34,6 @@ def learning_rate(job: Job, progress: float, global_batch: int) -> float:
         peak = schedule.peak_epoch or 0.4 * end
         return eta * min(progress / peak, (end - progress) / (end - peak))
     if schedule.name == "polynomial":
-        return (
-            eta * (1 - (progress - schedule.warmup_epochs) / (end - schedule.warmup_epochs)) ** schedule.power
-        )
+        left: float = 1 - (progress - schedule.warmup_epochs) / (end - schedule.warmup_epochs)
+        return float(eta * left**schedule.power)
     return eta * schedule.decay_factor ** sum(progress >= done for done in schedule.decay_epochs)

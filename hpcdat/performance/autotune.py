@@ -264,10 +264,10 @@ def most_exact_of_the_fast(candidates: Iterable[Candidate]) -> Candidate:
     def place(candidate: Candidate) -> tuple[int, bool]:
         return exactness(candidate.exchange)
 
-    kept: Candidate | None = None
-    for _, alike in itertools.groupby(sorted(candidates, key=place), place):
-        fastest = min(alike, key=lambda candidate: candidate.seconds)
-        if kept is None or fastest.seconds < WORTH * kept.seconds:
+    groups = itertools.groupby(sorted(candidates, key=place), place)
+    kept, *later = (min(alike, key=lambda candidate: candidate.seconds) for _, alike in groups)
+    for fastest in later:
+        if fastest.seconds < WORTH * kept.seconds:
             kept = fastest
     return kept
 

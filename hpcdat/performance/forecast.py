@@ -107,7 +107,7 @@ def predict_job(
     model, timing, compute = workers.together("time a step", lambda: time_step(job, classes, device))
     compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
     rate = coding_rate(workers, device, compiled=compiled)
-    correction = trials(calibration, model, rate, workers, compute) if measured else untried
+    correction = trials(calibration, model, rate, workers, compute) if measured and calibration else untried
     rows, links = [], calibration or assume_links(1.0)
     for p in nodes:
         known = forecast(job, images, model, timing, links, p, per_node, rate, correction)

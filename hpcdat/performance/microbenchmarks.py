@@ -126,7 +126,7 @@ def _seconds(workers: Workers, work: Callable[[], object]) -> float:
         began = time.perf_counter()
         work()
         # All are ready for the next one when they know what this one took.
-        return max(workers.gather(time.perf_counter() - began, "probe: seconds"))
+        return float(max(workers.gather(time.perf_counter() - began, "probe: seconds")))
 
     workers.gather(None, "probe: ready")
     once()
@@ -210,7 +210,8 @@ def _measure_computing(plan: Plan, workers: Workers, device: torch.device) -> fl
         _finish(device)
         times.append(time.perf_counter() - began)
     every = workers.gather(times[2:], "probe: computing")
-    return median(max(worker[repeat] for worker in every) for repeat in range(REPEATS)) / NUMBERS
+    slowest: list[float] = [max(worker[repeat] for worker in every) for repeat in range(REPEATS)]
+    return median(slowest) / NUMBERS
 
 
 def _play(plan: Plan, vector: Tensor, draw: Draw) -> Tensor:
@@ -220,7 +221,8 @@ def _play(plan: Plan, vector: Tensor, draw: Draw) -> Tensor:
         try:
             result = steps.send(result).wait()
         except StopIteration as end:
-            return end.value
+            total: Tensor = end.value
+            return total
 
 
 def _finish(device: torch.device) -> None:

@@ -88,6 +88,7 @@ def time_step(
         with fastest_convolutions(job.model.compiled):
             return _seconds(work, device)
 
+    assert job.attack.steps is not None  # the job is resolved
     whole = algorithm(job.attack.steps)
     timing = StepTiming(
         attack=0.0 if job.oracle == "none" else seconds(partial(whole.attack, batch, 0)) / size,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hpcdat.config.job import Exchange
 from hpcdat.distributed.communicator import Workers
-from hpcdat.exchange.gradient_exchange import GradientExchange, Named
+from hpcdat.exchange.gradient_exchange import GradientExchange, Named, grad_of
 from hpcdat.performance.cost_model import Network, predict
 from hpcdat.performance.microbenchmarks import Rate, repeats_for
 
@@ -74,7 +74,7 @@ def _stand_in(parameter: Tensor, count: int) -> nn.Parameter:
 
 def _seconds(exchange: GradientExchange, workers: Workers, compute: Callable[[], object]) -> float:
     """C of an exchange, as training counts it: the median, after one in which codecs are compiled."""
-    gradients = [p.grad for bucket in exchange.buckets for p in bucket.parameters]
+    gradients = [grad_of(p) for bucket in exchange.buckets for p in bucket.parameters]
     riders = torch.zeros(1, device=gradients[0].device)
 
     def steps(count: int) -> list[float]:

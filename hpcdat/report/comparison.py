@@ -153,7 +153,7 @@ class Quantity:
 
 
 def _training_seconds(run: Run) -> float:
-    return sum(epoch["total_seconds"] for epoch in run.epochs)
+    return float(sum(epoch["total_seconds"] for epoch in run.epochs))
 
 
 def _throughput(run: Run) -> float | None:
@@ -167,7 +167,7 @@ def _training_accuracy(run: Run) -> float | None:
 
 
 def _certified_accuracy(radius: float) -> Callable[[Run], float | None]:
-    return lambda run: run.certified and 100 * run.certified.accuracy(radius)
+    return lambda run: 100 * run.certified.accuracy(radius) if run.certified else None
 
 
 def _of_reference(quantity: str) -> Callable[[Values, Values], float]:
@@ -209,7 +209,7 @@ QUANTITIES: dict[str, Quantity] = {
         accuracy_at(radius): Quantity(f"CA (%), r = {radius:g}", 1, measure=_certified_accuracy(radius))
         for radius in RADII
     },
-    "acr": Quantity("ACR", 3, measure=lambda run: run.certified and run.certified.average_radius),
+    "acr": Quantity("ACR", 3, measure=lambda run: run.certified.average_radius if run.certified else None),
     "throughput_of_reference": Quantity("throughput / DisAdv", 2, derive=_of_reference("throughput")),
 }
 

@@ -168,8 +168,8 @@ def _notes(comparison: Comparison) -> list[str]:
     notes.append(f"Ours are {'single runs' if counts == {1} else several}{theirs}.")
     for compared in comparison.rows:
         if apart := varied(compared.runs):
-            told = "; ".join(f"{key}: {' / '.join(map(str, values))}" for key, values in apart.items())
-            notes.append(f"The runs of {compared.row.label}, {compared.row.setup}, differ in more: {told}.")
+            more = "; ".join(f"{key}: {' / '.join(map(str, values))}" for key, values in apart.items())
+            notes.append(f"The runs of {compared.row.label}, {compared.row.setup}, differ in more: {more}.")
     return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
 
 

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
 from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run
@@ -91,7 +92,7 @@ def plot_bars(values: Mapping[str, float], title: str) -> str:
     """A bar for each name, the first one on top."""
     figure = _figure(1, len(values))
     axes = figure.add_subplot()
-    axes.barh(list(reversed(values)), list(reversed(values.values())), color=OURS)
+    axes.barh(list(values)[::-1], list(values.values())[::-1], color=OURS)
     axes.set_title(title, fontsize=10)
     return _svg(figure)
 
@@ -107,7 +108,7 @@ def plot_certified(
     """
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    colours: dict[str, str] = {}
+    colours: dict[str, ColorType] = {}
     for label, radii in ours.items():
         steps = np.unique(radii[radii >= 0])
         # Up to each radius and with it, accuracy is that of the images whose own is no smaller.

@@ -121,7 +121,7 @@ def read_site(name: str) -> Site:
     """A site's profile.
 
     Args:
-        name: a YAML file, or the name of one in ``hpcdat/slurm/sites``.
+        name: a YAML file, or the name of one in ``slurm/sites``.
 
     Raises:
         InputError: there is none, or it says something that is not known.

@@ -63,7 +63,7 @@ class Checkpoints:
         Raises:
             CheckpointError: none is left.
         """
-        complaints = []
+        complaints: list[str] = []
         for file in self._newest_first():
             if not file.exists():
                 continue

@@ -206,7 +206,8 @@ class RunFolder:
             RunError: the record is missing or damaged.
         """
         try:
-            return json.loads(self.environment_file.read_text())
+            environment: dict[str, Any] = json.loads(self.environment_file.read_text())
+            return environment
         except (OSError, ValueError) as error:
             raise RunError(f"{self.environment_file} cannot be read: {error}") from None
 

@@ -41,8 +41,9 @@ class BatchNormStatistics:
             for name, module in model.named_modules()
             if isinstance(module, BatchNorm) and module.running_mean is not None
         ]
-        self.statistics = [t for module, _ in layers for t in (module.running_mean, module.running_var)]
-        self.counts = [module.num_batches_tracked for module, _ in layers]
+        statistics = (t for module, _ in layers for t in (module.running_mean, module.running_var))
+        self.statistics = [t for t in statistics if t is not None]
+        self.counts = [t for t in (module.num_batches_tracked for module, _ in layers) if t is not None]
         self._trainers = [max(len(ranks), 1) for _, ranks in layers for _ in range(2)]
         self._trained_here = [workers.rank in ranks for _, ranks in layers for _ in range(2)]
         mine = max(1, *(list(ranks).count(workers.rank) for ranks in trained_by.values()))

@@ -67,8 +67,8 @@ def assign_roles(job: Job, size: int) -> list[Role]:
 def _roles_of_cells(job: Job, size: int) -> list[Role]:
     settings, k = job.concurrent, job.virtual_workers
     if k > 1:
-        own = [tuple(range(rank * k, (rank + 1) * k)) for rank in range(size)]
-        return [Role(batches, batches, batches) for batches in own]
+        numbers_of = [tuple(range(rank * k, (rank + 1) * k)) for rank in range(size)]
+        return [Role(numbers, numbers, numbers) for numbers in numbers_of]
     halves = 2 if settings.halves == "apart" else 1
     attackers = int(settings.place == "workers")
     asked = settings.update_workers
@@ -85,7 +85,7 @@ def _roles_of_cells(job: Job, size: int) -> list[Role]:
     for first in range(0, size // (batches * halves + attackers) * batches, batches):
         numbers = range(first, first + batches)
         for number in numbers:
-            own = () if attackers else (number,)
+            own: tuple[int, ...] = () if attackers else (number,)
             if halves == 1:
                 roles.append(Role((number,), (number,), own))
             else:

@@ -13,6 +13,7 @@ their copies with respect to it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class NoisyCopies:
     def noise(self, x: Tensor, epoch: int, step: int, batch: int) -> Tensor:
         """Eta of this worker's copies: (n, k, C, H, W), of x's dtype."""
         generator = torch.Generator(x.device)
-        like = {"generator": generator, "dtype": x.dtype, "device": x.device}
+        like: dict[str, Any] = {"generator": generator, "dtype": x.dtype, "device": x.device}
         noise = x.new_empty(len(x), len(self.numbers), *x.shape[1:])
         for place, number in enumerate(self.numbers):
             generator.manual_seed(derive(self.seed, "noise", epoch, step, batch, number))
@@ -97,7 +98,8 @@ class NoisyCopies:
         own = (-losses).view(-1, copies).logsumexp(1)
         total = self.team.start_allgather(own.detach(), "probabilities of noisy copies").wait().logsumexp(0)
         share = (own.detach() - total).exp()
-        return math.log(self.settings.copies) - total - share * (own - own.detach())
+        loss: Tensor = math.log(self.settings.copies) - total - share * (own - own.detach())
+        return loss
 
 
 class _Copied(nn.Module):
@@ -112,8 +114,10 @@ class _Copied(nn.Module):
         if shared.requires_grad:
             shared.register_hook(self._sum)
         copies = shared[:, None] + self.noise
-        return self.model(copies.flatten(0, 1)).unflatten(0, copies.shape[:2])
+        logits: Tensor = self.model(copies.flatten(0, 1)).unflatten(0, copies.shape[:2])
+        return logits
 
     def _sum(self, gradient: Tensor) -> Tensor:
         """Of the team's gradients, on its way back to the batch that its copies share."""
-        return self.team.start_sum([gradient.clone()], "input gradients of noisy copies").wait()[0]
+        total: Tensor = self.team.start_sum([gradient.clone()], "input gradients of noisy copies").wait()[0]
+        return total

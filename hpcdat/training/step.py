@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hpcdat.attacks.pgd import PGD, attacked
+from hpcdat.attacks.pgd import PGD, Loss, attacked
 from hpcdat.config.job import Exchange, Job
 from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
-from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of
+from hpcdat.exchange.gradient_exchange import GradientExchange, grad_of, gradients_of
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.losses import Labelled, clean_loss, divergence, local_cost
 from hpcdat.optim import build_optimizer
@@ -118,13 +118,13 @@ class Algorithm1:
         # Block 1, on every worker i
         x_adv = self.adversary.take(now)  # step 2: (A1), with ConAdv tau iterations ago
         self.adversary.begin(ahead)  # ConAdv: step 2 of iteration t + tau, beside this one
-        cost, correct = self.local_gradient(now, x_adv)  # step 3: (A2)
+        own_cost, own_correct = self.local_gradient(now, x_adv)  # step 3: (A2)
         self.adversary.finish()
         # Block 2, of which the exchange has done what it could beside block 1
         counts = torch.tensor([self._images(now), *map(float, requests())], device=self.device)
-        riders = torch.cat([torch.stack([cost, correct]), counts])
+        riders = torch.cat([torch.stack([own_cost, own_correct]), counts])
         self.exchange.finish(riders)  # steps 4 to 7: (A3)
-        gradients = [p.grad for p in self.parameters]
+        gradients = [grad_of(p) for p in self.parameters]
         # Block 3, on every worker i
         finite = all_finite([*gradients, riders])
         # One wait for the device, not one for each number.
@@ -153,7 +153,8 @@ class Algorithm1:
         images, place = batch.images[number], (batch.epoch, batch.step, number)
         if self.job.oracle == "none":
             return images.x
-        network, phi = self.network, partial(clean_loss, y=images.y)
+        network = self.network
+        phi: Loss = partial(clean_loss, y=images.y)
         # With batch_norm "train" the running statistics are not used, and are left to the local gradient.
         if self.pgd.batch_norm == "eval" and number in self.role.trains:
             self.batch_norm.enter(self.role.trains.index(number))
@@ -186,13 +187,14 @@ class Algorithm1:
             for number in role.trains
         ]
         batches = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
-        for place, (number, *parts) in enumerate(batches, start=1):
+        for place, (number, clean, adversarial) in enumerate(batches, start=1):
             self.batch_norm.enter(role.trains.index(number))
             if self.copies:
-                parts = None, self.copies.noisy(x_adv[number], now.epoch, now.step, number)
+                clean, adversarial = None, self.copies.noisy(x_adv[number], now.epoch, now.step, number)
             cost = local_cost(
                 self.network,
-                *parts,
+                clean,
+                adversarial,
                 weights=self.job.weights_of_cost,
                 phi=objective.regulariser,
                 label_smoothing=objective.label_smoothing,
@@ -214,9 +216,9 @@ class Algorithm1:
         return sum(len(now.images[number].x) for number in counted)
 
 
-def all_finite(tensors: list[Tensor]) -> Tensor:
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether no element of any tensor is infinite or NaN: bool, ()."""
-    return torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all()
+    return torch.stack(torch._foreach_norm(list(tensors), torch.inf)).isfinite().all()
 
 
 def _rescale(gradients: list[Tensor], images: int, global_size: int) -> float:

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from hpcdat.data import open_loader
 from hpcdat.data.sampler import Share, training_shares, with_unlabelled
@@ -85,8 +87,8 @@ class Trainer:
         if state.epoch == state.step == 0:
             # Too few images must be found before a checkpoint binds the run to its settings.
             self._shares()
-            if self.job.model.pretrained:
-                self.workers.together("read model.pretrained", self._load_pretrained)
+            if pretrained := self.job.model.pretrained:
+                self.workers.together("read model.pretrained", lambda: self._load_pretrained(pretrained))
             make_equal(self.workers, self.model)
             # A run that is killed before its first checkpoint of training has this one.
             self._save()
@@ -112,12 +114,12 @@ class Trainer:
         stagnates = patience is not None and self.state.history.since >= patience
         return self.state.epoch == self.job.epochs or stagnates
 
-    def _load_pretrained(self) -> None:
+    def _load_pretrained(self, pretrained: Path) -> None:
         """Load the weights to start from, on worker 0; the others receive them."""
         if self.workers.is_first:
-            fresh = load_pretrained(self.model, self.job.model.pretrained, self.images.classes)
+            fresh = load_pretrained(self.model, pretrained, self.images.classes)
             new = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
-            self.progress.say(f"starting from {self.job.model.pretrained}{new}")
+            self.progress.say(f"starting from {pretrained}{new}")
 
     def _train_epoch(self) -> bool:
         """Train for one epoch, or what is left of it, with its record and checkpoints.
@@ -183,7 +185,7 @@ class Trainer:
         groups = homes if job.data.split == "nodes" else [0] * algorithm.batches
 
         def of_batch(number: int) -> list[Share]:
-            place = {"rank": number, "groups": groups, **when}
+            place: dict[str, Any] = {"rank": number, "groups": groups, **when}
             shares = training_shares(labelled, job.labelled_batch, **place)
             if not unlabelled:
                 return shares

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
 
 import numpy as np
+from typing_extensions import Self
 
 from hpcdat.evaluation.certification.clopper_pearson import Floats, certified_radius
 

@@ -3,8 +3,8 @@
 ``python benchmarks/mutants.py [--only NAME ...] [--jobs N] [--full] [--json PATH]``: every mutant of
 ``mutants.yaml`` is made alone in a copy of the checkout, and the tests named for its file run there; it is
 killed if one of them fails. First those that start no workers, about half a minute a mutant; with ``--full``
-the distributed ones too, minutes each, for the mutants that have survived. PATH keeps what it holds of other
-mutants, so that survivors can be run again with ``--full``.
+the distributed ones too, until three have failed, for the mutants that have survived. PATH keeps what it has
+of other mutants, so that survivors can be run again with ``--full``.
 
 ``python benchmarks/mutants.py --compare BEFORE AFTER``: the mutants that were killed in one JSON and not in
 the other; exit code 1 if there are any.
@@ -39,7 +39,7 @@ from hpcdat.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTED = ROOT / "benchmarks" / "mutants.yaml"
-KINDS = {"serial": ["-m", "not distributed", "--timeout=60"], "distributed": []}
+KINDS = {"serial": ["-m", "not distributed", "--timeout=60"], "distributed": ["--maxfail=3"]}
 """Of tests, by the key of mutants.yaml, with their options of pytest."""
 LONGEST = {"serial": 600, "distributed": 3600}
 """Seconds until tests that do not end are ended; to the mutant that is a kill."""

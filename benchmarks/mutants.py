@@ -1,0 +1,268 @@
+"""How many mistakes in the code the tests notice.
+
+``python benchmarks/mutants.py [--only NAME ...] [--jobs N] [--full] [--json PATH]``: every mutant of
+``mutants.yaml`` is made alone in a copy of the checkout, and the tests named for its file run there; it is
+killed if one of them fails. First those that start no workers, about half a minute a mutant; with ``--full``
+the distributed ones too, until three have failed, for the mutants that have survived. PATH keeps what it has
+of other mutants, so that survivors can be run again with ``--full``.
+
+``python benchmarks/mutants.py --compare BEFORE AFTER``: the mutants that were killed in one JSON and not in
+the other; exit code 1 if there are any.
+
+All these tests must pass without a mutant first, for a kill would mean nothing otherwise. Exit codes: 0 even
+where mutants survive, 1 if tests fail without a mutant, 2 if a mutant's text is not in its file exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from hpcdat.errors import HpcdatError, InputError
+from hpcdat.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+LISTED = ROOT / "benchmarks" / "mutants.yaml"
+KINDS = {"serial": ["-m", "not distributed", "--timeout=60"], "distributed": ["--maxfail=3"]}
+"""Of tests, by the key of mutants.yaml, with their options of pytest."""
+LONGEST = {"serial": 600, "distributed": 3600}
+"""Seconds until tests that do not end are ended; to the mutant that is a kill."""
+
+Results = dict[str, dict[str, Any]]
+"""By the mutant's name, its ``file``, what it ``breaks``, the tests it is ``killed_by``, and the ``kinds`` of
+tests that have run."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake in one place.
+
+    Attributes:
+        name: by which results are compared.
+        breaks: what is wrong with it, in a sentence.
+        file: from the root of the checkout.
+        text: what stands there, exactly once.
+        becomes: what is put in its place.
+    """
+
+    name: str
+    breaks: str
+    file: str
+    text: str
+    becomes: str
+
+    def applied(self, source: str) -> str:
+        """The file's contents with the mistake.
+
+        Raises:
+            InputError: the text is not there exactly once.
+        """
+        found = source.count(self.text)
+        if found != 1:
+            raise InputError(f"{self.name}: {self.file} has {found} times, not once:\n{self.text}")
+        return source.replace(self.text, self.becomes)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What mutants.yaml says.
+
+    Attributes:
+        mutants: by name.
+        tests: by the mutants' file and the kind of tests, their files.
+        left_out: tests in these files that do not run.
+    """
+
+    mutants: dict[str, Mutant]
+    tests: dict[str, dict[str, list[str]]]
+    left_out: list[str]
+
+    @staticmethod
+    def read(path: Path = LISTED) -> Listed:
+        """Read the file."""
+        listed = yaml.safe_load(path.read_text())
+        mutants = {name: Mutant(name, **fields) for name, fields in listed["mutants"].items()}
+        return Listed(mutants, listed["tests"], listed["left_out"])
+
+    def failing(self, copy: Path, kind: str, mutants: Iterable[Mutant]) -> list[str]:
+        """The tests named for some mutants' files that fail in a copy of the checkout."""
+        files = sorted({file for mutant in mutants for file in self.tests[mutant.file][kind]})
+        if not files:
+            return []
+        options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", *KINDS[kind]]
+        left_out = [f"--deselect={test}" for test in self.left_out]
+        variables = {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", *options, *left_out, *files],
+                cwd=copy,
+                env=os.environ | variables,
+                capture_output=True,
+                text=True,
+                timeout=LONGEST[kind],
+            )
+        except subprocess.TimeoutExpired:
+            return [f"no end within {LONGEST[kind]} s"]
+        if done.returncode == 0:
+            return []
+        return failed_in(done.stdout) or [f"pytest ended with code {done.returncode}"]
+
+
+def failed_in(summary: str) -> list[str]:
+    """The names of tests that pytest's summary calls failed or in error."""
+    found = re.findall(r"(?m)^(?:FAILED|ERROR) (\S+\.py(?:::.+?)?)(?: - .*)?$", summary)
+    return list(dict.fromkeys(found))
+
+
+def copy_checkout(folder: Path) -> Path:
+    """A copy of all files that git tracks or would."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for file in filter(None, files.split("\0")):
+        if (ROOT / file).exists():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+    return folder
+
+
+def try_all(
+    listed: Listed, kind: str, mutants: Sequence[Mutant], jobs: int, keep: Callable[[Mutant, list[str]], None]
+) -> None:
+    """Run the tests of one kind against every mutant.
+
+    Args:
+        listed: knows the tests.
+        kind: of these.
+        mutants: one or more.
+        jobs: mutants at a time, each in a copy of its own.
+        keep: receives each mutant with the tests that kill it, when they have run.
+
+    Raises:
+        HpcdatError: tests fail without any mutant.
+    """
+    copies: SimpleQueue[Path] = SimpleQueue()
+
+    def attempt(mutant: Mutant) -> list[str]:
+        copy = copies.get()
+        file = copy / mutant.file
+        source = file.read_text()
+        try:
+            file.write_text(mutant.applied(source))
+            return listed.failing(copy, kind, [mutant])
+        finally:
+            file.write_text(source)
+            copies.put(copy)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        for number in range(jobs):
+            copies.put(copy_checkout(Path(folder) / str(number)))
+        began = time.monotonic()
+        broken = listed.failing(Path(folder) / "0", kind, mutants)
+        if broken:
+            raise HpcdatError("these tests fail without any mutant:\n" + "\n".join(broken))
+        say(f"without a mutant the {kind} tests pass ({time.monotonic() - began:.0f} s)")
+        running = {pool.submit(attempt, mutant): mutant for mutant in mutants}
+        for done in as_completed(running):
+            killers = done.result()
+            say(f"{running[done].name}: {f'killed by {len(killers)}' if killers else 'survives'}")
+            keep(running[done], killers)
+
+
+def measure(listed: Listed, names: Sequence[str], jobs: int, full: bool, path: Path | None) -> Results:
+    """Results of some mutants beside those that the file at ``path`` has of others.
+
+    Raises:
+        InputError: an unknown name, or a mutant's text is not in its file exactly once.
+        HpcdatError: tests fail without any mutant.
+    """
+    unknown = sorted(set(names) - set(listed.mutants))
+    if unknown:
+        raise InputError(f"--only: {LISTED} has no {', '.join(unknown)}")
+    chosen = [listed.mutants[name] for name in names or listed.mutants]
+    for mutant in chosen:
+        mutant.applied((ROOT / mutant.file).read_text())
+    known: Results = json.loads(path.read_text()) if path and path.exists() else {}
+    results = {name: known[name] for name in listed.mutants if name in known}
+    for mutant in chosen:
+        results.pop(mutant.name, None)
+
+    for kind in KINDS if full else ["serial"]:
+
+        def keep(mutant: Mutant, killers: list[str], kind: str = kind) -> None:
+            kinds = [*results.get(mutant.name, {}).get("kinds", []), kind]
+            said = {"file": mutant.file, "breaks": mutant.breaks}
+            results[mutant.name] = {**said, "killed_by": killers, "kinds": kinds}
+            if path:
+                write_text(path, json.dumps(results, indent=2) + "\n")
+
+        left = [m for m in chosen if m.name not in results or not results[m.name]["killed_by"]]
+        if left:
+            try_all(listed, kind, left, jobs, keep)
+    return {name: results[name] for name in listed.mutants if name in results}
+
+
+def lost_kills(before: Results, after: Results) -> list[str]:
+    """Names of mutants that were killed before and are not now, be it that they did not run."""
+    killed = [
+        {name for name, result in results.items() if result["killed_by"]} for results in (before, after)
+    ]
+    return [name for name in before if name in killed[0] - killed[1]]
+
+
+def report(results: Results) -> str:
+    """A table of all, and the survivors with what they break."""
+    rows = [
+        [name, r["file"], len(r["killed_by"]), "\n".join(r["killed_by"][:2])] for name, r in results.items()
+    ]
+    survivors = [f"{name}: {r['breaks']}" for name, r in results.items() if not r["killed_by"]]
+    end = [f"{len(results) - len(survivors)} of {len(results)} killed; survivors:", *(survivors or ["none"])]
+    return tabulate(rows, ["mutant", "file", "killed by", "among them"]) + "\n\n" + "\n".join(end)
+
+
+def say(line: str) -> None:
+    """To the user, while tests run."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of mutants")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutants at a time")
+    parser.add_argument("--full", action="store_true", help="distributed tests too")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="for the results")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
+    arguments = parser.parse_args()
+    if arguments.compare:
+        before, after = (json.loads(path.read_text()) for path in arguments.compare)
+        lost = lost_kills(before, after)
+        for name in lost:
+            now = "survives" if name in after else "did not run"
+            print(f"{name} {now}: {before[name]['breaks']} Killed before by {before[name]['killed_by'][0]}")
+        raise SystemExit(1 if lost else 0)
+    try:
+        results = measure(Listed.read(), arguments.only, arguments.jobs, arguments.full, arguments.json)
+    except HpcdatError as error:
+        say(str(error))
+        raise SystemExit(int(error.exit_code)) from None
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ import yaml
 from tabulate import tabulate
 
 from hpcdat.errors import HpcdatError, InputError
-from hpcdat.files import write_text
+from hpcdat.storage.atomic_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTED = ROOT / "benchmarks" / "mutants.yaml"

@@ -1,3 +1,31 @@
-"""hpcdat: distributed (DAT) and concurrent (ConAdv) adversarial training on many machines."""
+"""hpcdat: distributed (DAT) and concurrent (ConAdv) adversarial training on many machines.
+
+The names below are imported from their modules when they are first used, so that ``import hpcdat`` does
+not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "LAMB": "hpcdat.optim.lamb",
+    "LARS": "hpcdat.optim.lars",
+    "PGD": "hpcdat.attacks.pgd",
+    "QuantizedSum": "hpcdat.exchange.horovod_compression",
+}
+
+__all__ = ["LAMB", "LARS", "PGD", "QuantizedSum"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'hpcdat' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -137,7 +137,7 @@ def copy_checkout(folder: Path) -> Path:
     for file in filter(None, files.split("\0")):
         if (ROOT / file).exists():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, folder / file)
+            shutil.copy(ROOT / file, folder / file, follow_symlinks=False)
     return folder
 
 

@@ -85,7 +85,7 @@ class Checkpoint:
     workers: int
     classes: list[str]
     images: int
-    totals: dict[str, Any] = field(default_factory=lambda: asdict(EpochTotals()))
+    totals: dict[str, int | float] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
     history: dict[str, int] = field(default_factory=dict)
     feedback: list[dict[str, Any]] = field(default_factory=list)

@@ -149,7 +149,8 @@ class TrainingState:
         def load() -> tuple[Checkpoint, EpochTotals, History]:
             checkpoint = load_checkpoint(file)
             try:
-                totals, history = EpochTotals(**checkpoint.totals), History(**checkpoint.history)
+                counted: dict[str, Any] = {**checkpoint.totals}
+                totals, history = EpochTotals(**counted), History(**checkpoint.history)
             except TypeError as error:
                 raise InputError(
                     f"{file}: a checkpoint of another version: {error}: take the version that wrote it, or "

@@ -101,7 +101,11 @@ class Listed:
         return Listed(mutants, listed["tests"], listed["left_out"])
 
     def failing(self, copy: Path, kind: str, mutants: Iterable[Mutant]) -> list[str]:
-        """The tests named for some mutants' files that fail in a copy of the checkout."""
+        """The tests named for some mutants' files that fail in a copy of the checkout.
+
+        Raises:
+            HpcdatError: pytest was ended by a signal, or says of no test that it failed.
+        """
         files = sorted({file for mutant in mutants for file in self.tests[mutant.file][kind]})
         if not files:
             return []
@@ -121,7 +125,13 @@ class Listed:
             return [f"no end within {LONGEST[kind]} s"]
         if done.returncode == 0:
             return []
-        return failed_in(done.stdout) or [f"pytest ended with code {done.returncode}"]
+        failed = failed_in(done.stdout)
+        if done.returncode < 0 or not failed:
+            # Not what the mutant did: somebody has ended pytest, or its files are not there.
+            raise HpcdatError(
+                f"pytest ended with code {done.returncode} in {copy}:\n{done.stdout}{done.stderr}"
+            )
+        return failed
 
 
 def failed_in(summary: str) -> list[str]:

@@ -136,13 +136,15 @@ def test_a_radius_is_not_rounded_before_it_is_added():
     step_size=st.one_of(st.floats(0, 2), st.sampled_from([0.0, 1e-30, 1e4])),
     steps=st.integers(1, 3),
     random_start=st.booleans(),
+    direction=st.sampled_from(["steepest", "gradient"]),
 )
-def test_no_attack_leaves_ball_or_box(data, dtype, norm, eps, step_size, steps, random_start):
+def test_no_attack_leaves_ball_or_box(data, dtype, norm, eps, step_size, steps, random_start, direction):
     width = np.finfo(floats[dtype]).bits
     pixels = hnp.arrays(floats[dtype], (2, 1, 2, 3), elements=st.floats(0, 1, width=width))
     gradients = hnp.arrays(floats[dtype], (2, 1, 2, 3), elements=st.floats(width=width))
     x = torch.from_numpy(data.draw(pixels))
-    x_adv = PGD(eps=eps, step_size=step_size, steps=steps, norm=norm, random_start=random_start)(
+    how = {"norm": norm, "random_start": random_start, "direction": direction}
+    x_adv = PGD(eps=eps, step_size=step_size, steps=steps, **how)(
         Hostile(torch.from_numpy(data.draw(gradients))),
         lambda out: out[:, 0],
         x,

@@ -58,6 +58,18 @@ def test_many_workers_see_the_global_batches_of_one(count, batch, size):
         assert np.array_equal(share.indices, np.concatenate([part.indices for part in parts]))
 
 
+def test_each_seed_divides_the_images_otherwise_among_the_groups():
+    parts = [
+        frozenset(
+            i
+            for share in training_shares(50, 5, rank=0, groups=[0, 1], seed=seed, epoch=0)
+            for i in share.indices
+        )
+        for seed in range(3)
+    ]
+    assert len(set(parts)) == 3 and all(len(part) == 25 for part in parts)
+
+
 def test_each_epoch_and_seed_has_its_own_order():
     orders = {
         tuple(training_shares(50, 50, rank=0, groups=[0], seed=seed, epoch=epoch)[0].indices)

@@ -142,9 +142,10 @@ def test_foreign_files_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="not a checkpoint of hpcdat"):
             load_checkpoint(path)
-    path.write_bytes(b'{"hpcdat-checkpoint": 99, "sha256": ""}\n')
-    with pytest.raises(CheckpointError, match="format 99, expected"):
-        load_checkpoint(path)
+    for version in (1, FORMAT - 1, FORMAT + 1):
+        path.write_bytes(f'{{"hpcdat-checkpoint": {version}, "sha256": ""}}\n'.encode())
+        with pytest.raises(CheckpointError, match=f"format {version}, expected {FORMAT}"):
+            load_checkpoint(path)
     buffer = io.BytesIO()
     torch.save({"model": {}}, buffer)
     path.write_bytes(forged(buffer.getvalue()))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from hpcdat.cli.worker_process import told_once
+from hpcdat.cli.worker_process import reported_once
 from hpcdat.emulation import cluster as box
 from hpcdat.emulation import slurm_daemons
 from hpcdat.errors import Exit
@@ -41,7 +41,7 @@ def box_up(
     slurm: Annotated[bool, typer.Option("--slurm", help="With a Slurm of its own.")] = False,
 ) -> None:
     """Make a box."""
-    made = told_once(lambda: box.up(name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm))
+    made = reported_once(lambda: box.up(name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm))
     print(f"{name} is up: {nodes} nodes from {made.address(1)} on, {rate} links")
     if slurm:
         print(f"its Slurm: hpcdat box login {name} -- sinfo")
@@ -60,7 +60,7 @@ def box_login(
             raise box.BoxError(f"the box {name} has no Slurm: hpcdat box up {name} --slurm makes one with it")
         return file
 
-    environment = box.SHARED_CORES | dict(os.environ) | {"SLURM_CONF": str(told_once(find))}
+    environment = box.SHARED_CORES | dict(os.environ) | {"SLURM_CONF": str(reported_once(find))}
     try:
         raise typer.Exit(subprocess.run(command, env=environment).returncode)
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def box_run(
     mpirun: Annotated[bool, typer.Option(help="Over MPI, by mpirun, rather than over Gloo.")] = False,
 ) -> None:
     """Run a command once for every worker, on the nodes of a box."""
-    found = told_once(lambda: _found(name))
+    found = reported_once(lambda: _found(name))
     if mpirun:
         line = found.inside(1, box.mpirun_command(found, workers, command))
         raise typer.Exit(box.wait_for([subprocess.Popen(line, env=box.SHARED_CORES | dict(os.environ))]))
@@ -86,7 +86,7 @@ def box_run(
 @boxes.command("down")
 def box_down(name: BoxName) -> None:
     """End what runs in a box and remove it."""
-    told_once(lambda: box.down(name))
+    reported_once(lambda: box.down(name))
 
 
 def _found(name: str) -> box.Box:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption
-from hpcdat.cli.worker_process import as_worker, start_locally, told_once
+from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.storage.run_folder import RunFolder
 
@@ -38,7 +38,7 @@ def certify(
     named = {"sigma": f"[{sigma}]" if sigma else None, "n0": n0, "n": n, "alpha": alpha, "every": every}
     given = [f"certification.{key}={value}" for key, value in named.items() if value is not None]
     replaced = [*given, *(set_ or []), *(settings or [])]
-    resolved = told_once(lambda: RunFolder(run).read_job(replaced))
+    resolved = reported_once(lambda: RunFolder(run).read_job(replaced))
     if workers > 1:
         start_locally(workers)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption
-from hpcdat.cli.worker_process import as_worker, start_locally, told_once
+from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
@@ -30,11 +30,11 @@ def doctor(
         Path | None, typer.Option(metavar="PATH", help="Write facts, findings and links there.")
     ] = None,
 ) -> None:
-    """Look at the nodes of a run, and measure the links between them.
+    """Check the nodes of a run, and measure the links between them.
 
-    Started like `hpcdat train`, on the nodes that the run is to have. Horovod, GPUs, versions, clocks,
-    cores and links are looked at; with a job its images and run_dir too. Ends with exit code 1 where a
-    check failed; warnings do not count.
+    Start it as you would start `hpcdat train`, on the same nodes. It checks Horovod, GPUs, versions, clocks,
+    cores and links, and, given a job, its images and run_dir. The exit code is 1 if a check fails; warnings
+    do not count.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
@@ -43,7 +43,7 @@ def doctor(
             raise InputError("settings replace those of a job, and none is named")
         return read_job(job, replaced) if job else None
 
-    resolved = told_once(read)
+    resolved = reported_once(read)
     if workers > 1:
         start_locally(workers)
 
@@ -57,6 +57,6 @@ def doctor(
         return
     print(found.in_words(), flush=True)
     if json:
-        told_once(lambda: found.write(json))
+        reported_once(lambda: found.write(json))
     if found.failed:
         raise typer.Exit(Exit.FAILURE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption, read_request
-from hpcdat.cli.worker_process import as_worker, start_locally, told_once
+from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
 from hpcdat.config.job import Job
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.request import EvaluationRequest
@@ -49,7 +49,7 @@ def evaluate(
         job = RunFolder(run).read_job(replaced)
         return job, read_request(autoattack, sweep_eps, sweep_steps, job)
 
-    resolved, request = told_once(read)
+    resolved, request = reported_once(read)
     if workers > 1:
         start_locally(workers)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption
-from hpcdat.cli.worker_process import as_worker, start_locally, told_once
+from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.launcher import launched
@@ -78,7 +78,7 @@ def plan(
             )
         return resolved, wanted, None
 
-    resolved, wanted, known = told_once(read)
+    resolved, wanted, known = reported_once(read)
     if workers > 1:
         start_locally(workers)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption
-from hpcdat.cli.worker_process import as_worker, start_locally, told_once
+from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.storage.run_folder import RunFolder
 
@@ -36,7 +36,7 @@ def pseudo_label(
     A job trains on them beside its labelled images: data.unlabelled=OUT.npz, data.unlabelled_part=0.5
     """
     replaced = [*(set_ or []), *(settings or [])]
-    resolved = told_once(lambda: RunFolder(run).read_job(replaced))
+    resolved = reported_once(lambda: RunFolder(run).read_job(replaced))
     if workers > 1:
         start_locally(workers)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.worker_process import told_once
+from hpcdat.cli.worker_process import reported_once
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.run_folder import RunFolder
 
@@ -33,11 +33,11 @@ def report(
 ) -> None:
     """Print the results of runs in one table, or beside a paper's.
 
-    Of one folder with several seeds in it (`hpcdat train --seeds N`) also their mean. With `--table` each
-    run stands in the rows that its job `reproduces`, with the paper's own number and the ratio beside it;
-    several tables may be asked for. They are written with plots and notes, to the folder `report` if
-    `--out` names no other; so is accuracy against the global batch, where runs of a method differ in it, and
-    RA over eps and steps, where `hpcdat evaluate` measured it. dat-2 wants runs that `hpcdat certify` knows.
+    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table` compares
+    each run with the paper's rows that its job `reproduces`: the paper's number, ours and the ratio. It may be
+    given several times. Tables, plots and notes are written to `--out` (default: `report`), together with
+    accuracy against the global batch, if runs of a method differ in it, and RA over eps and steps, if
+    `hpcdat evaluate` has measured it. dat-2 needs runs that `hpcdat certify` has certified.
     """
     if table and out is None:
         out = Path("report")
@@ -45,7 +45,7 @@ def report(
     runs = list(dict.fromkeys(runs))
     folders = [seed for run in runs for seed in _seeds_in(run) or [run]]
     if out is None:
-        results = told_once(lambda: {run: RunFolder(run).read_result() for run in folders})
+        results = reported_once(lambda: {run: RunFolder(run).read_result() for run in folders})
         print(result_table(results, mean=len(runs) == 1))
         return
 
@@ -62,7 +62,7 @@ def report(
         sections += [*batch_sections(read), *sweep_sections(read)]
         return sections, pages.write_report(sections, out, title)
 
-    sections, files = told_once(write)
+    sections, files = reported_once(write)
     print("\n".join(section.markdown for section in sections), end="")
     for file in files:
         print(f"written: {file}")

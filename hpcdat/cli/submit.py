@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings
-from hpcdat.cli.worker_process import told_once
+from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.slurm import submit as slurm
@@ -71,11 +71,11 @@ def submit(
         folders = [task.run_dir for task in tasks] if sweep else [resolved.run_dir]
         return script, text, folders, bool(tasks)
 
-    script, text, folders, is_array = told_once(write)
+    script, text, folders, is_array = reported_once(write)
     if dry_run:
         print(text, end="")
         return
-    number = told_once(lambda: slurm.submit(script))
+    number = reported_once(lambda: slurm.submit(script))
     log = script.parent / (f"{number}_*.log" if is_array else f"{number}.log")
     print(f"job {number} is in the queue: squeue -j {number}")
     print(f"its script: {script}")

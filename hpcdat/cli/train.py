@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption
-from hpcdat.cli.worker_process import as_worker, start_locally, told_once
+from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.report.result_table import result_table
@@ -37,7 +37,7 @@ def train(
     SIGUSR2) stops after the step at hand and leaves a checkpoint. With `--seeds N` the runs are
     in run_dir/seed-0, seed-1, ..., and the table ends with their mean and standard deviation.
     """
-    resolved = told_once(lambda: read_job(job, [*(set_ or []), *(settings or [])]))
+    resolved = reported_once(lambda: read_job(job, [*(set_ or []), *(settings or [])]))
     if workers > 1:
         start_locally(workers)
 

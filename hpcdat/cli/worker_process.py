@@ -28,11 +28,15 @@ STALL_TIMEOUT = 120
 """Seconds that a worker may keep the others waiting where no job says it."""
 
 SECONDS_FOR_WORKER_0 = 10
-"""How much later than another one worker 0 may come to the same mistake, and still be the one to tell it."""
+"""Seconds that another worker waits for worker 0 to report the same mistake before it reports its own."""
 
 
-def told_once(read: Callable[[], T]) -> T:
-    """Read an input before anything starts; a mistake in it is told by one worker."""
+def reported_once(read: Callable[[], T]) -> T:
+    """Read an input before the workers meet; a mistake in it is reported once.
+
+    Raises:
+        typer.Exit: the input is wrong; the message is on stderr.
+    """
     try:
         return read()
     except HpcdatError as error:
@@ -40,13 +44,17 @@ def told_once(read: Callable[[], T]) -> T:
 
 
 def refuse(error: HpcdatError) -> NoReturn:
-    """End before the workers have met, for a mistake that all of them find, or this one alone."""
+    """Report a mistake and exit, before the workers have met.
+
+    Worker 0 reports it if every worker finds it; otherwise the worker that does.
+    """
     place = launched()
     if place.rank == 0:
         print(error, file=sys.stderr)
     else:
-        # A launcher ends all workers when the first one ends: let worker 0 have its say. It has none where
-        # this one is still alive afterwards; but srun may leave all alive, and names those that failed.
+        # Launchers kill all workers when the first one exits, so wait for worker 0 to report the mistake. A
+        # worker that survives the wait is the only one that found it, except under srun, which may leave all
+        # workers running and names those that failed.
         time.sleep(SECONDS_FOR_WORKER_0)
         if place.launcher != "srun":
             print(f"worker {place.rank} on {socket.gethostname()}: {error}", file=sys.stderr)
@@ -110,13 +118,13 @@ def as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T |
 
 
 def _end(team: Workers, error: HpcdatError) -> NoReturn:
-    """Tell of an expected failure and end this process, and with it, by the launcher, the others."""
+    """Report an expected failure and exit; the launcher then ends the other workers."""
     if not error.everywhere:
         print(f"hpcdat: worker {team.rank} on {team.host}: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
     if team.is_first:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
-    # A launcher ends all workers when the first one ends: let worker 0 have its say.
+    # Launchers kill all workers when the first one exits, so wait until worker 0 has reported the failure.
     team.gather(None, "the end")
     sys.stdout.flush()
     os._exit(error.exit_code)

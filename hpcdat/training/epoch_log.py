@@ -105,7 +105,7 @@ class EpochLog:
     def _step_times(self) -> dict[str, list[float]]:
         """Median and longest step of each worker since :meth:`begin`, seconds.
 
-        Without waiting for images or for other workers, so that a slow worker can be told from the rest.
+        Waits for images and for other workers do not count, so that a slow worker stands out.
         """
         mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
         medians, longest, hosts = zip(*self.workers.gather(mine, "step times"), strict=True)

@@ -35,7 +35,7 @@ app = typer.Typer(
     hpcdat pseudo-label runs/demo DIR X.npz labels images that have none
     hpcdat certify runs/demo                certifies its smoothed classifiers, image by image
     hpcdat report runs/demo runs/other      puts results side by side
-    hpcdat doctor JOB.yaml                  looks at all nodes and links before a run, started like train
+    hpcdat doctor JOB.yaml                  checks all nodes and links before a run, started like train
     hpcdat plan JOB.yaml --nodes 6,100      predicts C, T, bytes and speed-up
     hpcdat submit JOB.yaml --nodes 6        hands a job to Slurm
     hpcdat box up six --rate 100mbit        makes a cluster in a box, to try it on

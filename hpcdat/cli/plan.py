@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption
-from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
+from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.launcher import launched

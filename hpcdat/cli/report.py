@@ -33,11 +33,11 @@ def report(
 ) -> None:
     """Print the results of runs in one table, or beside a paper's.
 
-    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table` compares
-    each run with the paper's rows that its job `reproduces`: the paper's number, ours and the ratio. It may be
-    given several times. Tables, plots and notes are written to `--out` (default: `report`), together with
-    accuracy against the global batch, if runs of a method differ in it, and RA over eps and steps, if
-    `hpcdat evaluate` has measured it. dat-2 needs runs that `hpcdat certify` has certified.
+    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table`
+    compares each run with the paper's rows that its job `reproduces`: the paper's number, ours and the
+    ratio. It may be given several times. Tables, plots and notes are written to `--out` (default: `report`),
+    together with accuracy against the global batch, if runs of a method differ in it, and RA over eps and
+    steps, if `hpcdat evaluate` has measured it. dat-2 needs runs that `hpcdat certify` has certified.
     """
     if table and out is None:
         out = Path("report")

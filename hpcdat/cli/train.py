@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpcdat.cli.options import SetOption, Settings, WorkersOption
-from hpcdat.cli.worker_process import as_worker, start_locally, reported_once
+from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.report.result_table import result_table

@@ -89,10 +89,12 @@ class Workers:
             tensors: same shapes, dtypes and order on all workers; float32, float64 or int64.
             name: of the sum, the same on all workers.
         """
+        self.start_sum(tensors, name).wait()
 
     def max(self, tensor: Tensor, name: str) -> Tensor:
         """The elementwise maximum over the workers, a new tensor."""
-        return tensor.clone()
+        largest: Tensor = self.start_max(tensor, name).wait()
+        return largest
 
     def start_sum(self, tensors: Sequence[Tensor], name: str) -> Pending:
         """Begin to replace each tensor by its sum over the workers, in place, by all-reduce.
@@ -122,7 +124,7 @@ class Workers:
 
     def start_gather(self, row: Tensor, name: str) -> Pending:
         """Begin to collect every worker's tensor on worker 0: (M, ...) there, (0, ...) elsewhere."""
-        return Done(row[None])
+        return self.start_deal(row[None], [1] + [0] * (self.size - 1), name)
 
     def start_send(self, row: Tensor, source: int, target: int, name: str) -> Pending:
         """Begin to send a tensor from one worker to another: (1, ...) on the latter, (0, ...) elsewhere.
@@ -132,7 +134,9 @@ class Workers:
             source, target: ranks.
             name: as above.
         """
-        return Done(row[None])
+        sends = self.rank == source
+        counts = [int(sends and rank == target) for rank in range(self.size)]
+        return self.start_deal(row[None][: int(sends)], counts, name)
 
     def start_deal(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:
         """Begin to send each worker as many rows as it is to get; the result is what all sent here.
@@ -161,6 +165,8 @@ class Workers:
 
     def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:
         """Replace each tensor by worker 0's, in place."""
+        for pending in [self.start_broadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:
+            pending.wait()
 
     def gather(self, value: Any, name: str) -> list[Any]:
         """Every worker's value in the order of ranks, on all workers; any JSON value."""
@@ -251,17 +257,6 @@ class HorovodWorkers(Workers):
         places = cross_ranks if len(set(sizes)) == 1 else hosts
         self.node_of = [list(dict.fromkeys(places)).index(place) for place in places]
 
-    def sum(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
-        self.start_sum(tensors, name).wait()
-
-    def max(self, tensor: Tensor, name: str) -> Tensor:  # noqa: D102
-        largest: Tensor = self.start_max(tensor, name).wait()
-        return largest
-
-    def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
-        for pending in [self.start_broadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:
-            pending.wait()
-
     def start_sum(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
         with self._with_the_others(name):
             handle = self._hvd.grouped_allreduce_async_(
@@ -285,14 +280,6 @@ class HorovodWorkers(Workers):
         with self._with_the_others(name):
             handle = self._hvd.allgather_async(row[None], name=self._prefix + name, **self._where)
         return _Handle(self, handle, name)
-
-    def start_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
-        return self.start_deal(row[None], [1] + [0] * (self.size - 1), name)
-
-    def start_send(self, row: Tensor, source: int, target: int, name: str) -> Pending:  # noqa: D102
-        sends = self.rank == source
-        counts = [int(sends and rank == target) for rank in range(self.size)]
-        return self.start_deal(row[None][: int(sends)], counts, name)
 
     def start_deal(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
         splits = torch.tensor(list(counts), dtype=torch.int32)

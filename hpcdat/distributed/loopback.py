@@ -134,17 +134,6 @@ class Loopback(Workers):
         collective = self._switchboard.start(self.rank, kind, (name, self._uses[name]), value, combine)
         return _Started(self, collective, name, take)
 
-    def sum(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
-        self.start_sum(tensors, name).wait()
-
-    def max(self, tensor: Tensor, name: str) -> Tensor:  # noqa: D102
-        largest: Tensor = self.start_max(tensor, name).wait()
-        return largest
-
-    def broadcast(self, tensors: Sequence[Tensor], name: str) -> None:  # noqa: D102
-        for pending in [self.start_broadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:
-            pending.wait()
-
     def start_sum(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
         def add(inputs: list[list[Tensor]]) -> list[list[Tensor]]:
             totals = [tensor.clone() for tensor in inputs[0]]
@@ -166,14 +155,6 @@ class Loopback(Workers):
 
     def start_allgather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
         return self._start("allgather", name, row.clone(), lambda rows: [torch.stack(rows) for _ in rows])
-
-    def start_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
-        return self.start_deal(row[None], [1] + [0] * (self.size - 1), name)
-
-    def start_send(self, row: Tensor, source: int, target: int, name: str) -> Pending:  # noqa: D102
-        sends = self.rank == source
-        counts = [int(sends and rank == target) for rank in range(self.size)]
-        return self.start_deal(row[None][: int(sends)], counts, name)
 
     def start_deal(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
         def deal(inputs: list[tuple[Tensor, ...]]) -> list[Tensor]:

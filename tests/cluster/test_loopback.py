@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from hpcdat.distributed.communicator import Workers
-from hpcdat.distributed.loopback import loopback, run_in_lockstep, run_threads
+from hpcdat.distributed.communicator import HorovodWorkers, Workers
+from hpcdat.distributed.loopback import Loopback, loopback, run_in_lockstep, run_threads
 from hpcdat.errors import WorkerError
 from tests.distributed.checks import check_agreement, check_collectives
 from tests.distributed.programs.collectives import agreement, every_collective
@@ -22,12 +22,12 @@ def test_models_are_made_equal_checked_and_their_batch_norm_averaged(size):
     check_agreement(run_threads(loopback(size), agreement))
 
 
-def test_every_collective_is_its_own():
-    """None is left to the single worker's, whose collectives are the identity."""
-    from hpcdat.distributed.loopback import Loopback
-
-    collectives = [name for name in vars(Workers) if not name.startswith("_") and name != "together"]
-    assert [name for name in collectives if name not in vars(Loopback) and name != "is_first"] == []
+@pytest.mark.parametrize("implementation", [Loopback, HorovodWorkers])
+def test_no_implementation_inherits_the_single_workers_collectives(implementation):
+    """These are the identity, and nobody would notice; the others are made of these."""
+    derived = {"sum", "max", "broadcast", "start_gather", "start_send", "together", "is_first"}
+    primitives = {name for name in vars(Workers) if not name.startswith("_")} - derived
+    assert "start_sum" in primitives and primitives <= vars(implementation).keys()
 
 
 def test_a_rank_that_fails_ends_the_waits_of_the_others():

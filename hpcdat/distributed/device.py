@@ -32,3 +32,9 @@ def choose_device(job: Job, workers: Workers) -> torch.device:
     bound = mine < all_cores
     torch.set_num_threads(mine if bound else max(1, mine // workers.local_size))
     return torch.device("cpu")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that was queued on it; on a CPU there is nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hpcdat.config.job import Exchange
 from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.device import synchronize
 from hpcdat.exchange.pipeline import Engine
 from hpcdat.exchange.protocols import Draw, Exchanging, Memory
 from hpcdat.exchange.resolve import Plan, make_plan, pays_to_compile
@@ -134,14 +135,14 @@ class GradientExchange:
         self._zero_missing()
         if self._alone:
             return
-        _finish_computing(riders.device)
+        synchronize(riders.device)
         start = time.perf_counter()
         while self._next < len(self.buckets):
             self._submit(self.buckets[self._next], riders)
         engine = self._engine
         assert engine is not None  # there is at least the bucket of the riders
         engine.wait()
-        _finish_computing(riders.device)
+        synchronize(riders.device)
         self.spent.waited += time.perf_counter() - start
         self.spent.busy.append(engine.busy_seconds)
         engine.busy_seconds = 0.0
@@ -282,8 +283,3 @@ def make_buckets(named: Named, settings: Exchange, *, coding: bool) -> list[Buck
     for number, bucket in enumerate(buckets):
         bucket.number = number
     return buckets
-
-
-def _finish_computing(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpcdat.config.job import Exchange
 from hpcdat.distributed.communicator import Done, Pending, Workers
+from hpcdat.distributed.device import synchronize
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.protocols import Draw
 from hpcdat.exchange.resolve import Plan, make_plan
@@ -65,7 +66,7 @@ def _measure_sharing(workers: Workers, link: Link, nodes: int, per_node: int, de
     def compute() -> None:
         for _ in range(turns):
             vector.mul(1.5).round_().clamp_(-127, 127).to(torch.int8)
-        _finish(device)
+        synchronize(device)
 
     def both() -> None:
         pending = _start(workers, "allreduce", size, device)
@@ -202,12 +203,12 @@ def _measure_computing(plan: Plan, workers: Workers, device: torch.device) -> fl
     for number, count in enumerate((NUMBERS // 2, *[NUMBERS] * (1 + REPEATS))):
         draw = Draw(0, 0, number, 0, device)
         workers.gather(None, "probe: ready to compute")
-        _finish(device)
+        synchronize(device)
         began = time.perf_counter()
         # As an exchange of gradients does: into one vector, and back into their places.
         result = _play(plan, torch.cat([vector[:count]]), draw)
         torch._foreach_copy_([target[:count]], [result])
-        _finish(device)
+        synchronize(device)
         times.append(time.perf_counter() - began)
     every = workers.gather(times[2:], "probe: computing")
     slowest: list[float] = [max(worker[repeat] for worker in every) for repeat in range(REPEATS)]
@@ -223,8 +224,3 @@ def _play(plan: Plan, vector: Tensor, draw: Draw) -> Tensor:
         except StopIteration as end:
             total: Tensor = end.value
             return total
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

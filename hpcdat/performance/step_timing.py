@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from hpcdat.models import build_model_for
 from hpcdat.models.compiled import fastest_convolutions
 from hpcdat.models.losses import Labelled
 from hpcdat.performance.autotune import exact
+from hpcdat.performance.clock import seconds
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.roles import Role
 from hpcdat.training.step import Algorithm1
@@ -86,7 +86,7 @@ def time_step(
 
     def seconds(work: Callable[[], object]) -> float:
         with fastest_convolutions(job.model.compiled):
-            return _seconds(work, device)
+            return _median_seconds(work, device)
 
     assert job.attack.steps is not None  # the job is resolved
     whole = algorithm(job.attack.steps)
@@ -113,15 +113,7 @@ def _of_one_worker(job: Job, batch_size: int, attack_steps: int) -> Job:
     )
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Median of a few repetitions, after one that warms up."""
-    times = []
-    for _ in range(1 + REPEATS):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
+    times = [seconds(work, device) for _ in range(1 + REPEATS)]
     return median(times[1:])

@@ -84,16 +84,16 @@ def time_step(
         alone = _of_one_worker(job, size, attack_steps)
         return Algorithm1(alone, model, exact(job.exchange), Workers(), device)
 
-    def seconds(work: Callable[[], object]) -> float:
+    def median_of(work: Callable[[], object]) -> float:
         with fastest_convolutions(job.model.compiled):
             return _median_seconds(work, device)
 
     assert job.attack.steps is not None  # the job is resolved
     whole = algorithm(job.attack.steps)
     timing = StepTiming(
-        attack=0.0 if job.oracle == "none" else seconds(partial(whole.attack, batch, 0)) / size,
-        gradient=seconds(partial(whole.local_gradient, batch, {0: images})) / size,
-        update=seconds(whole.optimizer.step),
+        attack=0.0 if job.oracle == "none" else median_of(partial(whole.attack, batch, 0)) / size,
+        gradient=median_of(partial(whole.local_gradient, batch, {0: images})) / size,
+        update=median_of(whole.optimizer.step),
         measured_on=f"{device_name(device)}, {size} images a step",
     )
     brief = whole if job.attack.steps == 1 else algorithm(1)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD
-from hpcdat.config.job import Optimizer
+from hpcdat.config.sections import Optimizer
 from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.models import build_model

@@ -36,7 +36,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers, start_workers
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.launcher import launched

@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data import Loader, open_loader
 from hpcdat.data.images import Images, list_images
 from hpcdat.distributed.communicator import Workers

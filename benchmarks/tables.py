@@ -24,8 +24,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hpcdat.config.job import METHODS
 from hpcdat.config.job_file import read_job
+from hpcdat.config.methods import METHODS
 from hpcdat.emulation import cluster as box
 from hpcdat.storage.run_folder import RunFolder
 

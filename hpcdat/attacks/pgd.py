@@ -18,7 +18,7 @@ from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.models.split_batch_norm import Branch, routed
 
 if TYPE_CHECKING:
-    from hpcdat.config.job import Attack, Evaluation, Norm
+    from hpcdat.config.sections import Attack, Evaluation, Norm
 
 LARGEST = 1e4
 """Upper bound of eps and step_size, beyond the diameter of any image: what is larger has wrong units."""

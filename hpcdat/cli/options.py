@@ -7,7 +7,8 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from hpcdat.config.job import Job, fraction
+from hpcdat.config.job import Job
+from hpcdat.config.sections import fraction
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
 

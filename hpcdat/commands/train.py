@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcdat.commands.run_result import conclude_run
-from hpcdat.config.job import METHODS, Job
+from hpcdat.config.job import Job
+from hpcdat.config.methods import METHODS
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.data.pseudo_labelled import joined, read_pseudo_labelled

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data.sampler import Indices
 from hpcdat.seeds import derive
 

@@ -12,7 +12,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 from torch import Tensor
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import View, views_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.dali_autoaugment import AutoAugment

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import PADDING, View, views_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.images import DataError, Images

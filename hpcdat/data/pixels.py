@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import View
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import POLICY_FILL, policy_seed, view_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.images import Images

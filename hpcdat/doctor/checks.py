@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.doctor.facts import SHARED_MEMORY, Node, RunDir
 from hpcdat.doctor.links import ALL_PAIRS, Pair, best_of, slow_pairs
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torchvision.datasets.folder import find_classes
 
-from hpcdat.config.job import Data, Job
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment

@@ -11,7 +11,8 @@ from typing_extensions import Self
 
 from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.attacks.pgd import attacked, input_gradient
-from hpcdat.config.job import Evaluation, Job, Norm
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcomes import Outcomes, merge
 from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd

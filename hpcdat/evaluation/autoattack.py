@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcdat.config.job import Norm
+from hpcdat.config.sections import Norm
 from hpcdat.errors import InputError
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.evaluation.pgd import is_correct

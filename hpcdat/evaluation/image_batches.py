@@ -6,7 +6,7 @@ from functools import cached_property
 
 import torch
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data import Loader, open_loader
 from hpcdat.data.images import Images
 from hpcdat.data.sampler import Indices, evaluation_batches

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.attacks.pgd import PGD
-from hpcdat.config.job import Evaluation, Norm
+from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.models.losses import clean_loss
 from hpcdat.seeds import derive
 

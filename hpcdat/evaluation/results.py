@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
-from hpcdat.config.job import Evaluation, Job, Norm
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.data.images import Images
 from hpcdat.evaluation import sanity_checks
 from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from hpcdat.config.job import Evaluation, Norm
+from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.evaluation.outcomes import Flags, Outcomes
 
 LUCKY_IMAGES = 0.002

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from hpcdat.config.job import Evaluation, Norm
+from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
 from hpcdat.evaluation.sharded_runner import Measurement

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.device import synchronize
 from hpcdat.exchange.pipeline import Engine

@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import torch
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.codecs import Cast, Codec, Quantized, can_compile

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from hpcdat.config.job import METHODS, Job
+from hpcdat.config.job import Job
+from hpcdat.config.methods import METHODS
 from hpcdat.models.digits_cnn import DigitsCNN
 from hpcdat.models.normalization import Normalization
 from hpcdat.models.pixel_model import PixelModel, Precision

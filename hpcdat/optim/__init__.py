@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hpcdat.config.job import Optimizer
+from hpcdat.config.sections import Optimizer
 from hpcdat.optim.lamb import LAMB
 from hpcdat.optim.lars import LARS
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hpcdat.config.job import METHODS, Job
+from hpcdat.config.job import Job
+from hpcdat.config.methods import METHODS
 
 
 def learning_rate(job: Job, progress: float, global_batch: int) -> float:

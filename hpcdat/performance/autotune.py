@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import Named, gradients_of, make_buckets

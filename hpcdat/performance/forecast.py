@@ -11,7 +11,8 @@ from pathlib import Path
 from tabulate import tabulate
 from torch import nn
 
-from hpcdat.config.job import Exchange, Job
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Exchange
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Workers

@@ -10,7 +10,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from hpcdat.config.job import Concurrent, Job
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Concurrent
 from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import device_name
 from hpcdat.models import build_model_for

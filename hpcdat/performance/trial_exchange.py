@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers
 from hpcdat.exchange.gradient_exchange import GradientExchange, Named, grad_of
 from hpcdat.performance.cost_model import Network, predict

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hpcdat.config.job import Job, by_name
+from hpcdat.config.job import Job
+from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.certificates import Certified
 from hpcdat.report.certificates import RADII, read_certificates

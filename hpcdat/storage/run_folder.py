@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from hpcdat.config.job import Job, by_name
+from hpcdat.config.job import Job
 from hpcdat.config.job_file import JobError, read_job, write_job
+from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError
 from hpcdat.storage.atomic_files import append_text, write_text
 from hpcdat.storage.folder_lock import keep_others_out

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.attacks.pgd import Loss
-from hpcdat.config.job import Job, Smoothing
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Smoothing
 from hpcdat.distributed.communicator import Workers
 from hpcdat.models.losses import Labelled, clean_loss
 from hpcdat.seeds import derive

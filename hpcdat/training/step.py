@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.attacks.pgd import PGD, Loss, attacked
-from hpcdat.config.job import Exchange, Job
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import GradientExchange, grad_of, gradients_of

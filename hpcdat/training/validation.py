@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hpcdat.config.job import METHODS, Job
+from hpcdat.config.job import Job
+from hpcdat.config.methods import METHODS
 from hpcdat.data.images import DataError, Images
 from hpcdat.evaluation.accuracy import Accuracy, PgdAccuracy, measure_accuracy
 from hpcdat.evaluation.image_batches import ImageBatches

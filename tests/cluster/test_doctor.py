@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcdat.config.job import Data
 from hpcdat.config.job_file import read_job
+from hpcdat.config.sections import Data
 from hpcdat.data.digits import write_digits
 from hpcdat.distributed.communicator import Workers
 from hpcdat.doctor.checks import (

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.config.job import METHODS, Job
+from hpcdat.config.job import Job
 from hpcdat.config.job_file import JobError, parse_job, read_job, write_job
+from hpcdat.config.methods import METHODS
 from tests.conftest import CHECKOUT, DEMO
 
 SHIPPED = CHECKOUT / "jobs"

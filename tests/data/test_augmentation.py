@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import PADDING, uniform, view_of, views_of
 from hpcdat.data.torchvision_loader import look
 

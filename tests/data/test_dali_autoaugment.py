@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data import open_loader
 from hpcdat.data.augmentation import view_of
 from hpcdat.data.dali_autoaugment import AutoAugment

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import DataError, Images, list_images
@@ -227,7 +227,7 @@ import torch
 from pathlib import Path
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.data import find_images, open_loader
-from hpcdat.config.job import Data
+from hpcdat.config.sections import Data
 
 for number in StopRequest.SIGNALS:
     signal.signal(number, lambda *_: None)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers
 from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of, make_buckets
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.loopback import loopback, run_in_lockstep, run_threads
 from hpcdat.exchange.protocols import Draw, Memory
 from hpcdat.exchange.resolve import make_plan

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Workers
 from hpcdat.errors import InputError
 from hpcdat.exchange.codecs import Cast, Quantized

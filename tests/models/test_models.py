@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from hpcdat.config.job import Model
+from hpcdat.config.sections import Model
 from hpcdat.models import MODELS, build_model
 from hpcdat.models.preact_resnet import PreActBlock, preact_resnet18, wide_resnet28_10
 

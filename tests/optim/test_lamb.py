@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcdat.config.job import Optimizer
+from hpcdat.config.sections import Optimizer
 from hpcdat.models import build_model
 from hpcdat.optim import build_optimizer
 from hpcdat.optim.lamb import LAMB

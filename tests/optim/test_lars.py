@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.config.job import Optimizer
+from hpcdat.config.sections import Optimizer
 from hpcdat.optim import build_optimizer
 from hpcdat.optim.lars import LARS
 

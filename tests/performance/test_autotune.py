@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.errors import InputError
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.traffic import Collective

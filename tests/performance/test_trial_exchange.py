@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.exchange.gradient_exchange import gradients_of
 from hpcdat.performance import trial_exchange
 from hpcdat.performance.cost_model import Link, Network

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.config.job import Concurrent
 from hpcdat.config.job_file import JobError, read_job
+from hpcdat.config.sections import Concurrent
 from hpcdat.data.sampler import training_shares
 from hpcdat.errors import InputError
 from hpcdat.training.roles import Role, assign_roles, homes_of_batches, trained_by

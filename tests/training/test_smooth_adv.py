@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD, input_gradient
-from hpcdat.config.job import Smoothing
 from hpcdat.config.job_file import JobError, read_job
+from hpcdat.config.sections import Smoothing
 from hpcdat.distributed.communicator import Done, Workers
 from hpcdat.errors import InputError
 from hpcdat.models.losses import Labelled

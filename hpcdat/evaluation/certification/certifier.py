@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from hpcdat.config.job import Certification, Job
+from hpcdat.config.job import Job
+from hpcdat.config.sections import Certification
 from hpcdat.evaluation.certification.certificates import Certified, Counts
 from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
 from hpcdat.evaluation.image_batches import ImageBatches

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcdat.config.job import Exchange
+from hpcdat.config.sections import Exchange
 from hpcdat.errors import InputError
 from hpcdat.exchange.horovod_compression import QuantizedSum
 from hpcdat.exchange.protocols import Draw, Memory

@@ -1,0 +1,342 @@
+"""The sections of a job: the name, default, unit, range and meaning of every setting in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def fraction(value: Any) -> Any:
+    """Read ``8/255`` as a number; leave anything else to the validation of floats."""
+    if isinstance(value, str) and value.count("/") == 1:
+        numerator, denominator = (float(part) for part in value.split("/"))
+        if denominator == 0:
+            raise ValueError("division by zero")
+        return numerator / denominator
+    return value
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
+MAY_CHANGE = "may be another when a run goes on"
+"""Marks settings that what training computes does not depend on."""
+Norm = Literal["linf", "l2"]
+Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused and nothing changes after reading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True
+    )
+
+
+def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -> dict[str, tuple[Any, bool]]:
+    """Settings by their dotted names: the value of each, and whether it may be another when a run goes on."""
+    named: dict[str, tuple[Any, bool]] = {}
+    for name, field in type(settings).model_fields.items():
+        key, value = prefix + (field.alias or name), getattr(settings, name)
+        may = may_change or MAY_CHANGE in field.metadata
+        inner = isinstance(value, Settings)
+        named |= by_name(value, f"{key}.", may_change=may) if inner else {key: (value, may)}
+    return named
+
+
+class Data(Settings):
+    """Where images come from and how a worker reads them."""
+
+    source: Literal["digits", "folder", "cifar10", "cifar100"] = "folder"
+    """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
+    scikit-learn's digits, written to `root` if not there"""
+    root: Annotated[Path | None, MAY_CHANGE] = None
+    """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
+    cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
+    download: Annotated[bool, MAY_CHANGE] = False
+    """fetch CIFAR's official batches into `root` where they are not there"""
+    train: str = "train"
+    """`folder`: sub-folder of `root` that is trained on"""
+    test: str = "test"
+    """`folder`: sub-folder of `root` that is evaluated on"""
+    train_images: int | None = Field(None, ge=1)
+    """train on so many images, of each class as many; left out: on all"""
+    test_images: int | None = Field(None, ge=1)
+    """evaluate on so many images, of each class as many; left out: on all"""
+    unlabelled: Path | None = None
+    """file of images with pseudo-labels that training batches are mixed with: the .npz of `hpcdat
+    pseudo-label`, or the pickle of Carmon et al. 2019"""
+    unlabelled_part: float = Field(0.5, gt=0, lt=1)
+    """share of such images in every batch, to the nearest image; an epoch is a pass over the labelled ones"""
+    split: Literal["workers", "nodes"] = "workers"
+    """`workers`: any worker may read any image; `nodes`: each node keeps its own part of the
+    images, as in the DAT paper"""
+    corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
+    """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
+    loader: Literal["dali", "torchvision", "device"] = "dali"
+    """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: all images, which have one
+    size, stay in the memory of the GPU (or CPU) that trains and are shifted and mirrored there"""
+    threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
+    """threads a worker reads and decodes images with"""
+    image_size: int = Field(224, ge=1)
+    """height and width of an image as the model sees it, pixels"""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for colour"""
+    augmentation: Literal["none", "crop-flip", "pad-crop"] = "none"
+    """in training, `crop-flip`: random resized crop and flip (ImageNet); `pad-crop`: shifts by up to
+    4 pixels and flip (CIFAR); otherwise resize and centre crop"""
+    policy: Literal["none", "autoaugment"] = "none"
+    """`autoaugment`: in training, after crop and flip, AutoAugment's policy for ImageNet (Cubuk et al.
+    2019), carried out by the loader's own operations; for images in colour"""
+
+
+class Model(Settings):
+    """The network; normalisation is its first layer, so attacks work on pixels in [0, 1]."""
+
+    name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] = "resnet50"
+    """`digits-cnn`: a small net for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
+    `resnet50`: torchvision's, for ImageNet"""
+    width: float = Field(1.0, gt=0, le=4)
+    """factor of all layers' channels, for `preact-resnet18` and `wide-resnet28-10`"""
+    pretrained: Path | None = None
+    """weights to start from: a run's folder or checkpoint, or a weight file of torchvision's (.pth); a head
+    of other classes starts anew"""
+    mean: list[Finite] = [0.485, 0.456, 0.406]
+    """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
+    std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]
+    """standard deviation of each channel that the normalisation layer divides by"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: faster where the device has it; weights, losses, pixels and exchange stay float32"""
+    channels_last: bool = False
+    """lay activations in memory pixel by pixel, which GPUs prefer with `bfloat16`"""
+    compiled: bool = False
+    """train by code that torch.compile makes for full batches, which takes it a minute or two at the start.
+    It rounds differently, and all gradients come at its end, so that no exchange can begin before"""
+
+
+class Attack(Settings):
+    """The inner maximisation oracle of (A1) while training."""
+
+    norm: Norm = "linf"
+    """norm of the ball of perturbations"""
+    eps: Fraction = 8 / 255
+    """radius of the ball, [0, 1] units; may be written 8/255"""
+    steps: int | None = Field(None, ge=1)
+    """gradient steps; left out: 10 for PGD, 1 for FGSM (the only value FGSM takes)"""
+    step_size: Fraction | None = None
+    """length of a step, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for
+    `disadv` and `conadv`"""
+    direction: Literal["steepest", "gradient"] = "steepest"
+    """`steepest`: ascent of the norm, for linf the sign of the gradient; `gradient`: `step_size` times the
+    gradient itself, as eq. (3) of ConAdv has it"""
+    random_start: bool = True
+    """start from a uniform random point of the ball"""
+    batch_norm: Literal["eval", "train"] | None = None
+    """statistics the attacked model normalises with: running (eval) or the batch's own (train); left out:
+    eval, for `disadv` and `conadv` train"""
+    branch: Literal["clean", "adversarial"] | None = None
+    """`disadv`, `conadv`: the batch norm that the attack passes; left out: adversarial"""
+
+
+class Objective(Settings):
+    """The local cost f_i of eq. (2)."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """share of the target given to all classes alike in the cost; the attack maximises the plain loss"""
+
+    regulariser: Literal["loss", "trades"] = "loss"
+    """phi: `loss` of the perturbed image; `trades`: divergence between what the net says of it and of the
+    image itself, beside the clean loss (Zhang et al. 2019)"""
+    beta: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """`trades`: weight of the divergence; left out: 6; 0 is plain training"""
+    lambda_: float = Field(0.0, alias="lambda", ge=0, allow_inf_nan=False)
+    """weight of the clean loss beside the robustness regulariser; 0 is AT's eq. (1)"""
+    combine: Literal["mean", "sum"] = "mean"
+    """`disadv`, `conadv`: of the clean and the adversarial loss, `mean` as eq. (4) of ConAdv, or `sum` as
+    its eq. (2)"""
+
+
+class Smoothing(Settings):
+    """Smooth-AT, adversarial training of a smoothed classifier: Salman et al. 2019, DAT's Table 2."""
+
+    sigma: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """standard deviation of the Gaussian noise, [0, 1] units; 0: none, every image passes once"""
+    copies: int = Field(2, ge=1)
+    """N: noisy copies of an image, which share its perturbation"""
+    workers: int = Field(1, ge=1)
+    """workers that share a batch, each with as many of its copies as the others: a step then takes the
+    images of only one in so many workers"""
+
+
+class Concurrent(Settings):
+    """When and where adversarial examples are made: ConAdv, Sec. 3.3 and Algorithm 1."""
+
+    delay: int | None = Field(None, ge=0)
+    """tau: steps between the attack of a batch and the update by it; left out: 1, with `disadv` 0. The
+    first tau batches of an epoch are attacked with the weights of its start"""
+    place: Literal["beside", "workers"] = "beside"
+    """`beside`: every worker attacks the batch it trains on, on a GPU in a stream beside its update, on a
+    CPU while gradients are on their way; `workers`: attack workers do, and hand the examples over"""
+    update_workers: int | None = Field(None, ge=1)
+    """`workers`: batches that one attack worker makes the examples of; left out: as many up to 3 as divide
+    the workers evenly"""
+    halves: Literal["together", "apart"] = "together"
+    """`together`: one worker computes both halves of a batch's cost; `apart`: two do, when batches cannot
+    be made smaller and there are more workers"""
+
+
+class Optimizer(Settings):
+    """The outer minimisation oracle of (A4)."""
+
+    name: Literal["lamb", "sgd", "lars"] | None = None
+    """`lamb`: LALR over Adam, eq. (3); `sgd`: with momentum; `lars`: layer-wise rates over momentum (You et
+    al. 2017); left out: what `method` asks for"""
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    """learning rate eta before warm-up and decay; with `dat-lsgd`, for every 256 of the global batch"""
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
+    """coefficient of the decay added to the descent direction; not on biases and batch norm"""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """momentum of `sgd` and `lars`"""
+    trust_coefficient: float = Field(0.001, gt=0, allow_inf_nan=False)
+    """share of a layer's norm that a step of `lars` has at rate 1"""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """decay of `lamb`'s first moment"""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """decay of `lamb`'s second moment"""
+    c_l: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """lower clip of a layer's norm in eq. (3)"""
+    c_u: float = Field(10.0, gt=0, allow_inf_nan=False)
+    """upper clip of a layer's norm in eq. (3)"""
+
+
+class Exchange(Settings):
+    """The exchange of gradients between the workers: steps 4 to 7 of Algorithm 1."""
+
+    protocol: Literal["ring", "allgather", "parameter_server", "sharded_server", "hierarchical", "auto"] = (
+        "ring"
+    )
+    """`ring`: all-reduce, of codes on a common grid; `allgather`: all receive all codes;
+    `parameter_server`: worker 0 adds; `sharded_server`: each worker adds a shard; `hierarchical`:
+    float32 inside a node, `across` between nodes; `auto`: what is fastest, bits and `bucket_mb` with it,
+    by a measurement of the links at the start of the run"""
+    across: Literal["ring", "allgather", "parameter_server", "sharded_server"] = "ring"
+    """`hierarchical`: the protocol between nodes"""
+    bits: Bits = 32
+    """bits of a coordinate, sign included: codes of the quantizer (A5), (A6); 32: float32, nothing lost"""
+    bits_allowed: Annotated[list[Bits], Field(min_length=1)] = [32, 8]
+    """`auto`: the bits to choose from; fewer are chosen only where they save a tenth of the time"""
+    two_sided: bool = False
+    """the sum is quantised too (step 7), with the servers' protocols; `auto`: it may be"""
+    sum_format: Literal["float32", "bfloat16"] = "float32"
+    """what a server sends the sum in, one-sided"""
+    norm: Literal["max", "l2"] = "max"
+    """norm that the levels divide: the largest magnitude, or the paper's l2"""
+    block: Annotated[int, Field(ge=8)] | Literal["bucket", "tensor"] = 512
+    """coordinates that share a norm: a number, a whole bucket, or a parameter tensor"""
+    lane_bits: int | None = Field(None, ge=2, le=32)
+    """`ring`: bits of a lane, where the sum of all workers' codes must fit, if need be with fewer levels;
+    left out: as wide as it takes for all levels"""
+    exact: list[str] = []
+    """names of parameters that stay in float32, with * and ?; biases and batch norm always do"""
+    error_feedback: bool = False
+    """add what rounding left out to what is sent next"""
+    bucket_mb: float = Field(25.0, gt=0)
+    """MiB of gradients that are exchanged together"""
+    overlap: bool = True
+    """exchange buckets while the backward pass still computes others"""
+
+    def in_words(self) -> str:
+        """Protocol and bits: ``ring, 32 bits`` or ``sharded_server, 8 bits two-sided``."""
+        protocol: str = self.protocol
+        if protocol == "hierarchical":
+            protocol += f" ({self.across})"
+        bits = self.bits if self.bits == "float16" else f"{self.bits} bits"
+        return f"{protocol}, {bits}{' two-sided' if self.two_sided else ''}"
+
+
+class Schedule(Settings):
+    """The learning rate over the epochs."""
+
+    name: Literal["piecewise", "cyclic", "polynomial"] = "piecewise"
+    """`piecewise`: constant but for decays; `cyclic`: up to the rate and down to 0, Fast AT's;
+    `polynomial`: down to 0 as (1 - t/T)^power"""
+    warmup_epochs: int = Field(0, ge=0)
+    """linear warm-up over the first W epochs, which count towards `epochs`; not with `cyclic`"""
+    warmup_by: Literal["epoch", "step"] = "epoch"
+    """`epoch`: epoch k runs at k/W of the rate (DAT); `step`: the rate grows with every step"""
+    warmup_start: float = Field(0.0, ge=0, le=1)
+    """share of the rate that a warm-up by step begins with"""
+    decay_epochs: list[Annotated[int, Field(ge=1)]] = []
+    """`piecewise`: epochs done when the rate is multiplied by `decay_factor`"""
+    decay_factor: float = Field(0.1, gt=0, le=1)
+    """`piecewise`: factor of a decay"""
+    peak_epoch: float | None = Field(None, gt=0)
+    """`cyclic`: epochs done when the rate is highest; left out: 40 % of the epochs"""
+    power: float = Field(2.0, gt=0)
+    """`polynomial`: exponent of the decay"""
+
+
+class Evaluation(Settings):
+    """The measurement of TA and RA on the test images."""
+
+    eps: Fraction | None = None
+    """radius of the attack; left out: the training `attack.eps`"""
+    steps: int = Field(20, ge=1)
+    """PGD steps"""
+    step_size: Fraction | None = None
+    """length of a step; left out: 2.5 eps / steps"""
+    random_start: bool = True
+    """start from a uniform random point of the ball, drawn from `seed` for each batch of images"""
+    restarts: int = Field(1, ge=1)
+    """times that the attack starts; an image is robust if all of them fail. Sweeps start once"""
+    batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
+    """images at a time; the batches do not depend on the number of workers"""
+    every: int = Field(0, ge=0)
+    """measure TA and RA every so many epochs as well; 0: only at the end"""
+
+    def with_usual_step_size(self, *, eps: float, steps: int) -> Evaluation:
+        """The same over another ball and with as many steps, each 2.5 eps / steps long."""
+        return self.model_copy(update={"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps})
+
+    @property
+    def has_usual_step_size(self) -> bool:
+        """Whether the length of a step is the one that is filled in where it is left out."""
+        return self == self.with_usual_step_size(eps=self.resolved_eps, steps=self.steps)
+
+    @property
+    def resolved_eps(self) -> float:
+        """The radius in the settings of a resolved job, which all have one."""
+        assert self.eps is not None
+        return self.eps
+
+
+class Certification(Settings):
+    """Certified robustness by randomised smoothing (`hpcdat certify`): Cohen et al. 2019."""
+
+    sigma: Annotated[list[Annotated[Finite, Field(gt=0)]], Field(min_length=1)] | None = None
+    """standard deviations of the Gaussian noise, [0, 1] units; left out: that of `smoothing`, without it
+    Table 2's 0.12 and 0.25"""
+    n0: int = Field(100, ge=1)
+    """noisy samples that choose the class"""
+    n: int = Field(100_000, ge=1)
+    """noisy samples that bound its probability"""
+    alpha: float = Field(0.001, gt=0, lt=1)
+    """probability with which the certificate of an image may be wrong"""
+    every: int = Field(1, ge=1)
+    """certify the first of so many test images; Cohen et al. take 20 on CIFAR-10 and 100 on ImageNet"""
+    batch_size: int = Field(1000, ge=1)
+    """noisy samples of an image at a time; random numbers depend on it, not on the number of workers"""
+
+
+class EarlyStopping(Settings):
+    """The end of training before the last epoch, decided by all workers together."""
+
+    patience: int | None = Field(None, ge=1)
+    """evaluations (see `evaluation.every`) without a higher RA after which training ends; the result is
+    that of the best weights; left out: never"""
+    held_out: int = Field(0, ge=0)
+    """training images held out for validation; 0: validate on the test images, as the DAT paper does"""
+    fgsm_guard: bool = True
+    """with FGSM, but for `disadv` and `conadv`: end training, with the weights of the epoch before, where
+    robust accuracy on 256 training images breaks down (catastrophic overfitting)"""

@@ -81,7 +81,7 @@ class Team:
         with socket.socket(socket.AF_UNIX) as server, self._log.open("wb") as log:
             server.bind(str(address))
             server.listen()
-            server.settimeout(SECONDS_TO_START)
+            server.settimeout(0.5)
             command = [sys.executable, "-m", "tests.distributed.rank", str(address), str(int(self.divisible))]
             self._process = subprocess.Popen(
                 [*self.prefix, *command],
@@ -94,12 +94,28 @@ class Team:
             self._connections, self._unread = [None] * self.size, [b""] * self.size
             try:
                 for _ in range(self.size):
-                    connection, _ = server.accept()
+                    connection = self._accept(server)
                     self._connections[json.loads(connection.makefile().readline())["rank"]] = connection
             except (OSError, ValueError) as error:
                 said = self._log.read_text()
                 self.end(orderly=False)
                 raise RanksFailed(f"no {self.size} ranks over {self.transport}: {error}\n{said}") from None
+
+    def _accept(self, server):
+        """The connection of one more rank; an error as soon as the launcher has ended."""
+        deadline = time.monotonic() + SECONDS_TO_START
+        while time.monotonic() < deadline:
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                if self._process.poll() is not None:
+                    raise ConnectionError(
+                        f"the launcher ended with code {self._process.returncode}"
+                    ) from None
+            else:
+                connection.settimeout(SECONDS_TO_START)
+                return connection
+        raise TimeoutError(f"not all have started within {SECONDS_TO_START} s")
 
     def _answers(self, deadline):
         answers = {}

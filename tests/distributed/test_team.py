@@ -7,7 +7,7 @@ import pytest
 
 from hpcdat.seeds import derive
 from tests.distributed.ranks import on
-from tests.distributed.team import RanksFailed
+from tests.distributed.team import RanksFailed, Team
 
 pytestmark = pytest.mark.distributed
 
@@ -48,3 +48,12 @@ def test_after_a_failure_other_processes_take_the_next_program(team, how, messag
         assert time.monotonic() < deadline, "they live on"
         time.sleep(0.05)
     assert not set(pids(team)) & set(before)
+
+
+def test_a_launcher_that_fails_is_reported_at_once_with_its_words():
+    begin = time.monotonic()
+    prefix = ["sh", "-c", "echo no slots left; exit 3"]
+    with Team("MPI", 2, prefix=prefix) as team, pytest.raises(RanksFailed) as failure:
+        team.run("misbehaviour.identify")
+    assert "ended with code 3" in str(failure.value) and "no slots left" in str(failure.value)
+    assert time.monotonic() - begin < 30

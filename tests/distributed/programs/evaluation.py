@@ -115,7 +115,7 @@ def _described(error):
 
 
 def _share(workers, ending):
-    stop, begin = Never(), time.monotonic()
+    stop, begin, times = Never(), time.monotonic(), {}
 
     def work(look):
         while workers.rank >= 1 and time.monotonic() - begin < (4 if workers.rank == 1 else 0.5):
@@ -124,13 +124,14 @@ def _share(workers, ending):
                 raise OSError("no space left")
             look()
             time.sleep(0.01)
+        times["worked_until"] = time.monotonic()
         return workers.rank
 
     try:
         outcome = {"result": apart(workers, "work", work, stop)}
     except HpcdatError as error:
         outcome = _described(error)
-    return outcome | {"seconds": time.monotonic() - begin}
+    return outcome | times | {"seconds": time.monotonic() - begin, "returned_at": time.monotonic()}
 
 
 def fit(model, images, job):

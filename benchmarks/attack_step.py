@@ -34,8 +34,8 @@ from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.pgd import PGD
 from hpcdat.config.sections import Optimizer
-from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models import build_model
 from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
@@ -180,7 +180,7 @@ def main() -> None:
         print(f"{name}: {reasons[name] if ratio is None else format(ratio, '.3f')}")
     if arguments.json:
         report = {
-            "environment": describe_environment(Workers(), device),
+            "environment": describe_environment(SingleProcess(), device),
             "settings": {"batch": BATCH, "size": SIZE, **asdict(PGD_10), "rounds": rounds},
             "seconds": times,
             "medians": medians,

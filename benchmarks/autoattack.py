@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from hpcdat.config.job_file import read_job
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.images import DataError, Images
-from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.autoattack import AutoAttack
 from hpcdat.evaluation.determinism import deterministic
@@ -68,10 +69,10 @@ class PackageEvaluation(Measurement[Outcomes]):
         return Outcomes.from_tensors({"robust": predicted == y})
 
 
-def compare(images: Images, workers: Workers, folder: Path) -> dict[str, Any]:
+def compare(images: Images, workers: Communicator, folder: Path) -> dict[str, Any]:
     """Both evaluations, on all workers."""
     stop, net = StopRequest(), shipped_network()
-    device, progress = torch.device("cpu"), Progress(shown=workers.is_first)
+    device, progress = torch.device("cpu"), Progress(shown=workers.is_rank0)
     job = read_job(JOB, ["data.source=cifar10", "data.augmentation=none"])
     batches = ImageBatches(images, job.data, BATCH, device)
     attack = AutoAttack(EPS, "linf", len(images.classes), job.seed)
@@ -107,16 +108,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20, help="of the test images (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write environment, counts, seconds and ratios here")
     arguments = parser.parse_args()
-    workers = start_workers(600)
+    workers = init_communicator(600)
     try:
         images = read_cifar("cifar10", arguments.cifar, download=False)[1].equal_part(arguments.images)
     except DataError as error:
         raise SystemExit(str(error)) from None
     with tempfile.TemporaryDirectory() as own:
-        folder = Path(workers.gather(own, "folder of outcomes")[0])
+        folder = Path(workers.all_gather_object(own, "folder of outcomes")[0])
         report = compare(images, workers, folder)
     workers.close()
-    if not workers.is_first:
+    if not workers.is_rank0:
         return
     shares = [[name, f"{count / len(images):.1%}"] for name, count in report["left"].items()]
     shares.append([f"{report['package']}'s own evaluation", f"{report['left_by_package'] / len(images):.1%}"])

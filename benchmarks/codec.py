@@ -28,8 +28,8 @@ from tabulate import tabulate
 from timing import in_turns
 from torch import Tensor
 
-from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.exchange.codecs import Quantized, can_compile
 from hpcdat.exchange.counter_rng import split_key
 from hpcdat.exchange.quantizer import Quantizer
@@ -116,7 +116,7 @@ def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
         "codec_of_copy_bandwidth": moved / (8 * count / medians["copy"]),
     }
     return {
-        "environment": describe_environment(Workers(), device),
+        "environment": describe_environment(SingleProcess(), device),
         "settings": {"count": count, "rounds": rounds, "block": 512, "norm": "max"},
         "seconds": times,
         "errors": errors,

@@ -37,8 +37,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.emulation import cluster as box
 from hpcdat.exchange.codecs import Quantized, can_compile
@@ -76,7 +77,7 @@ def bucket_of(name: str) -> int:
 class Bench:
     """One worker's part of the measurement."""
 
-    def __init__(self, workers: Workers, count: int) -> None:
+    def __init__(self, workers: Communicator, count: int) -> None:
         self.workers, self.count = workers, count
         base = torch.randn(count, generator=torch.Generator().manual_seed(0))
         # Few bits, so that float32 sums are exact in any order.
@@ -115,7 +116,7 @@ class Bench:
         with socket.socket() as probe:
             probe.bind(("", 0))
             place = [self.workers.host, probe.getsockname()[1]]
-        host, port = self.workers.gather(place, "where torch.distributed meets")[0]
+        host, port = self.workers.all_gather_object(place, "where torch.distributed meets")[0]
         dist.init_process_group(
             "gloo", init_method=f"tcp://{host}:{port}", rank=self.workers.rank, world_size=self.workers.size
         )
@@ -130,13 +131,13 @@ class Bench:
 
     def time(self, run: Callable[[], None]) -> tuple[float, int]:
         """Seconds of the slowest worker, and bytes that all cards sent."""
-        self.workers.gather(None, "ready")
+        self.workers.all_gather_object(None, "ready")
         sent, start = sent_bytes(), time.perf_counter()
         run()
         spent = time.perf_counter() - start
         # The last packets may still be on their way out.
         time.sleep(0.05)
-        answers = self.workers.gather([spent, sent_bytes() - sent], "times")
+        answers = self.workers.all_gather_object([spent, sent_bytes() - sent], "times")
         return max(answer[0] for answer in answers), sum(answer[1] for answer in answers)
 
     def codec_seconds(self, name: str) -> float:
@@ -228,7 +229,7 @@ def sent_bytes() -> int:
 def work(count: int, rounds: int, rate: str | None) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
     torch.set_num_threads(1)
-    workers = start_workers(600)
+    workers = init_communicator(600)
     bench = Bench(workers, count)
     runs = {name: bench.ours(name) for name in OURS} | bench.peers()
     times: dict[str, list[float]] = {name: [] for name in runs}

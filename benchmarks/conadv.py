@@ -46,10 +46,12 @@ from torch import Tensor, nn
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed import communicator as collectives
-from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.local_mpirun import mpirun_command
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models import build_model_for
 from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.models.split_batch_norm import SplitBatchNorm
@@ -82,7 +84,7 @@ ROUNDS_OF_A_START = 2
 CLASSES = 10
 
 
-def algorithm_of(job: Job, workers: Workers, device: torch.device) -> Algorithm1:
+def algorithm_of(job: Job, workers: Communicator, device: torch.device) -> Algorithm1:
     """Algorithm 1 of a job before its first iteration, for images of CLASSES classes."""
     model = build_model_for(job, CLASSES).to(device).train()
     return Algorithm1(job, model, job.exchange, workers, device)
@@ -91,7 +93,7 @@ def algorithm_of(job: Job, workers: Workers, device: torch.device) -> Algorithm1
 class Bench:
     """All setups, with images in memory."""
 
-    def __init__(self, arguments: argparse.Namespace, workers: Workers, device: torch.device) -> None:
+    def __init__(self, arguments: argparse.Namespace, workers: Communicator, device: torch.device) -> None:
         self.arguments, self.workers, self.device = arguments, workers, device
         size, batch = arguments.size, arguments.batch
         generator = torch.Generator(device).manual_seed(workers.rank)
@@ -101,7 +103,7 @@ class Bench:
         self.divisor: dict[str, int] = {}
         self.of_first: set[str] = set()
 
-    def algorithm(self, settings: Sequence[str], workers: Workers) -> Algorithm1:
+    def algorithm(self, settings: Sequence[str], workers: Communicator) -> Algorithm1:
         """Algorithm 1 of a job, before its first iteration."""
         given = self.arguments
         model = [f"model.name={given.model}", f"model.width={given.width}"]
@@ -109,7 +111,7 @@ class Bench:
         job = read_job(JOB, [*ALWAYS, *model, *sizes, *given.set, *settings])
         return algorithm_of(job, workers, self.device)
 
-    def add_steps(self, name: str, settings: Sequence[str], workers: Workers) -> None:
+    def add_steps(self, name: str, settings: Sequence[str], workers: Communicator) -> None:
         """Time iterations of a job."""
         algorithm = self.algorithm(settings, workers)
         images = {number: Labelled(self.x, self.y) for number in algorithm.role.reads}
@@ -128,7 +130,7 @@ class Bench:
 
     def add_parts(self, how: str) -> None:
         """Time the parts of a ConAdv step by themselves; ``how`` stands in front of their names."""
-        algorithm = self.algorithm(ALONE["ConAdv"], Workers())
+        algorithm = self.algorithm(ALONE["ConAdv"], SingleProcess())
         images = Labelled(self.x, self.y)
 
         def gradient(*parts: Labelled | None) -> None:
@@ -146,7 +148,7 @@ class Bench:
 
     def add_shared_forward(self) -> None:
         """Time ConAdv's step with one forward pass over both halves and the next batch."""
-        algorithm = self.algorithm(ALONE["ConAdv"], Workers())
+        algorithm = self.algorithm(ALONE["ConAdv"], SingleProcess())
         layers = [m for m in algorithm.model.modules() if isinstance(m, SplitBatchNorm)]
         for layer in layers:
             layer.forward = partial(_in_three, layer)
@@ -174,13 +176,13 @@ class Bench:
         times: dict[str, list[float]] = {name: [] for name in self.work}
         for number in range(self.arguments.rounds + 1):
             for name, work in self.work.items():
-                self.workers.gather(None, "ready")
-                works = self.workers.is_first or name not in self.of_first
+                self.workers.all_gather_object(None, "ready")
+                works = self.workers.is_rank0 or name not in self.of_first
                 before = time.process_time()
                 spent = seconds(work, self.device) if works else 0.0
                 if self.arguments.by_turns:
                     spent = time.process_time() - before
-                slowest = max(self.workers.gather(spent / self.divisor.get(name, 1), "seconds"))
+                slowest = max(self.workers.all_gather_object(spent / self.divisor.get(name, 1), "seconds"))
                 if number:
                     times[name].append(slowest)
         return times
@@ -196,7 +198,7 @@ def _in_three(layer: SplitBatchNorm, x: Tensor) -> Tensor:
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
-    workers = Workers() if arguments.workers == 1 else start_workers(600)
+    workers = SingleProcess() if arguments.workers == 1 else init_communicator(600)
     device = torch.device(arguments.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -211,7 +213,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     if workers.size < 3:
         if not how:
             for name, settings in ALONE.items():
-                bench.add_steps(name, settings, Workers())
+                bench.add_steps(name, settings, SingleProcess())
             bench.add_shared_forward()
         bench.add_parts(how)
         # Those that take turns do so in the parts, too.

@@ -22,8 +22,8 @@ import torch
 
 from hpcdat.commands.train import train_seeds
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.report.result_table import result_table
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write environment, results and ratios here")
     arguments = parser.parse_args()
     settings = [*CIFAR, f"data.root={arguments.cifar}"] if arguments.cifar else []
-    accuracy, workers, stop = {}, Workers(), StopRequest()
+    accuracy, workers, stop = {}, SingleProcess(), StopRequest()
     with tempfile.TemporaryDirectory() as folder:
         for method in METHODS:
             run_dir = f"run_dir={Path(folder) / method}"

@@ -34,9 +34,9 @@ from tabulate import tabulate
 
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import start_workers
 from hpcdat.distributed.device import choose_device
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.emulation import cluster as box
@@ -67,13 +67,13 @@ def work(
     batch: int, epochs: int, rounds: int, runs: Path, elsewhere: Path | None, keep: Path
 ) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
-    workers = start_workers(600)
+    workers = init_communicator(600)
     device = choose_device(read_job(JOB), workers)
     images = STEPS * batch * workers.size
     always = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
     always += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
     calibration = measure_links(workers, device)
-    if workers.is_first:
+    if workers.is_rank0:
         calibration.write(keep)
     other = Calibration.read(elsewhere) if elsewhere else None
     p, q = workers.nodes, workers.size // workers.nodes

@@ -27,8 +27,9 @@ from hpcdat.commands.train import train
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.data.digits import write_digits
-from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.storage.run_folder import RunFolder
 
@@ -52,14 +53,14 @@ def write_halves(root: Path) -> None:
                     link.symlink_to((root / "digits" / split / digit).resolve())
 
 
-def curve(jobs: list[Job], workers: Workers, stop: StopRequest) -> Curve:
+def curve(jobs: list[Job], workers: Communicator, stop: StopRequest) -> Curve:
     """TA and RA after every epoch of a job's trainings, one a seed; one that was begun is gone on with."""
     evaluations = []
     for job in jobs:
         train(job, workers, stop)
         # Another node may see the lines a moment later.
-        seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_first else []
-        evaluations.append(workers.gather(seen, "evaluations")[0])
+        seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_rank0 else []
+        evaluations.append(workers.all_gather_object(seen, "evaluations")[0])
     return {key: [[100 * e[key] for e in epoch] for epoch in zip(*evaluations, strict=True)] for key in KEYS}
 
 
@@ -100,13 +101,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
     arguments = parser.parse_args()
     source_job, target_job = arguments.source.resolve(), arguments.target.resolve()
-    out, stop, workers = arguments.out, StopRequest(), start_workers(600)
-
-    def write() -> None:
-        if workers.is_first and JOBS in (source_job.parent, target_job.parent):
-            write_halves(out / "data")
-
-    workers.together("write the digits", write)
+    out, stop, workers = arguments.out, StopRequest(), init_communicator(600)
+    if JOBS in (source_job.parent, target_job.parent):
+        workers.on_rank0("write the digits", lambda: write_halves(out / "data"))
 
     def read(path: Path, name: str, seed: int, *settings: str) -> Job:
         half = {"pretrain": "low", "finetune": "high"}.get(path.stem)
@@ -126,9 +123,9 @@ def main() -> None:
             for rate in arguments.rates.split(",")
         }
         ra = {rate: train(job, workers, stop).ra for rate, job in jobs.items()}
-        if workers.is_first:
-            told = ", ".join(f"{rate}: {100 * value:.1f}" for rate, value in ra.items())
-            print(f"{name}: RA by rate: {told}")
+        if workers.is_rank0:
+            by_rate = ", ".join(f"{rate}: {100 * value:.1f}" for rate, value in ra.items())
+            print(f"{name}: RA by rate: {by_rate}")
         return max(ra, key=ra.__getitem__)
 
     seeds, start = range(arguments.seeds), []
@@ -144,7 +141,7 @@ def main() -> None:
         epochs = jobs[0].epochs
     environment = describe_environment(workers, torch.device("cpu"))
     workers.close()
-    if not workers.is_first:
+    if not workers.is_rank0:
         return
     rows = [
         [

@@ -69,8 +69,8 @@ from hpcdat.commands.trained_model import load_trained
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images, open_loader
-from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment, device_name
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Exit, HpcdatError, Stopped
 from hpcdat.evaluation.autoattack import AutoAttack
@@ -160,7 +160,7 @@ def _runs(name: str, seeds: Sequence[int], call: Call, before: Section, keep: Ke
                 warm = True
             try:
                 with _adding_seconds(run, RunFolder(job.run_dir)):
-                    train(job, Workers(), call.stop)
+                    train(job, SingleProcess(), call.stop)
             finally:
                 keep({"job": name, "seeds": runs})
         run |= _evaluated(job, call)
@@ -180,7 +180,7 @@ def _compile(job: Job, call: Call) -> float:
         }
     )
     start = time.perf_counter()
-    train(few, Workers(), call.stop, overwrite=True)
+    train(few, SingleProcess(), call.stop, overwrite=True)
     return time.perf_counter() - start
 
 
@@ -205,7 +205,7 @@ def _evaluated(job: Job, call: Call) -> Section:
         AutoAttack(job.evaluation.eps, job.attack.norm, 10, job.seed)
     except HpcdatError as error:
         images, found["aa_missing"] = None, str(error)
-    result = evaluate(job.run_dir, settings, EvaluationRequest(images), Workers(), call.stop)
+    result = evaluate(job.run_dir, settings, EvaluationRequest(images), SingleProcess(), call.stop)
     sections = json.loads(RunFolder(job.run_dir).evaluation_file.read_text())["sections"]
     keys = ("ta", "ra", "images", "attack", "aa", "aa_images", "epoch", "total")
     return found | {
@@ -219,7 +219,7 @@ def _both_precisions(job: Job, call: Call) -> tuple[float, float, int]:
     nets = {}
     for precision in ("bfloat16", "float32"):
         given = job.model_copy(update={"model": job.model.model_copy(update={"precision": precision})})
-        nets[precision] = load_trained(RunFolder(job.run_dir), given, Workers()).model
+        nets[precision] = load_trained(RunFolder(job.run_dir), given, SingleProcess()).model
     _, test = find_images(job.data)
     count = min(len(test), 40 if call.tiny else 2000)
     some = test.equal_part(count)
@@ -289,7 +289,7 @@ def _steps_of(job: Job, call: Call) -> tuple[dict[str, list[float]], dict[str, s
 
     def ours(**model: Any) -> Callable[[], object]:
         given = job.model_copy(update={"model": job.model.model_copy(update=model)})
-        algorithm = conadv.algorithm_of(given, Workers(), device)
+        algorithm = conadv.algorithm_of(given, SingleProcess(), device)
         batch = Batch(0, 0, len(x), {0: Labelled(x, y)})
 
         def work() -> None:
@@ -300,7 +300,7 @@ def _steps_of(job: Job, call: Call) -> tuple[dict[str, list[float]], dict[str, s
 
     def theirs(attack: Callable, **model: Any) -> Callable[[], object]:
         given = job.model_copy(update={"model": job.model.model_copy(update=model)})
-        net = conadv.algorithm_of(given, Workers(), device).model
+        net = conadv.algorithm_of(given, SingleProcess(), device).model
         return training_step(net, attack, x, y, job.optimizer)
 
     def exact(work: Callable[[], object]) -> None:
@@ -587,7 +587,7 @@ def main() -> None:
 
 def measure(call: Call, names: Sequence[str], file: Path | None, page: Path | None) -> dict[str, Any]:
     """Measure sections and merge them into the file; the report."""
-    environment = describe_environment(Workers(), call.device)
+    environment = describe_environment(SingleProcess(), call.device)
     report = {
         # What was only tried out is not taken for a measurement, nor merged with one.
         "device": device_name(call.device) + (", tried out in small" if call.tiny else ""),

@@ -36,8 +36,8 @@ from tabulate import tabulate
 from hpcdat.config.sections import Data
 from hpcdat.data import Loader, open_loader
 from hpcdat.data.images import Images, list_images
-from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.storage.run_folder import RunFolder
 
 COUNT, WIDTH, HEIGHT, BATCH, PASSES = 400, 500, 375, 50, 3
@@ -127,7 +127,7 @@ def main() -> None:
         print(f"{name}: {'not measured (--cifar)' if ratio is None else format(ratio, '.3f')}")
     if arguments.json:
         report = {
-            "environment": describe_environment(Workers(), device),
+            "environment": describe_environment(SingleProcess(), device),
             "images": str(arguments.images or f"{COUNT} made ones, {WIDTH}x{HEIGHT}"),
             "images_per_second": speeds,
             "ratios": ratios,

@@ -31,8 +31,9 @@ from tabulate import tabulate
 from hpcdat.commands.train import train, train_seeds
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import WorkerError
 from hpcdat.report.plots import plot_over_batch
@@ -106,7 +107,7 @@ def job_of(name: str, m: int, rate: float, settings: list[str], run_dir: Path, r
 
 
 def robustness_by_rate(
-    name: str, m: int, settings: list[str], folder: Path, workers: Workers, stop: StopRequest
+    name: str, m: int, settings: list[str], folder: Path, workers: Communicator, stop: StopRequest
 ) -> dict[float, float]:
     """RA (%) on training images held out, by rate; 0 where training diverged."""
     found = {}
@@ -115,8 +116,8 @@ def robustness_by_rate(
         try:
             train(job, workers, stop)
             # Another node may see the lines a moment later.
-            seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_first else []
-            evaluations = workers.gather(seen, "evaluations")[0]
+            seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_rank0 else []
+            evaluations = workers.all_gather_object(seen, "evaluations")[0]
             found[rate] = next(100 * e["ra"] for e in evaluations if e["held_out"])
         except WorkerError:
             found[rate] = 0.0
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="folder of runs and plot")
     parser.add_argument("--json", type=Path, help="write environment, results and ratios here")
     arguments = parser.parse_args()
-    numbers, workers = [int(m) for m in arguments.workers.split(",")], start_workers(600)
+    numbers, workers = [int(m) for m in arguments.workers.split(",")], init_communicator(600)
     if any(m % workers.size for m in numbers):
         parser.error(f"--workers {arguments.workers}: not all are multiples of the {workers.size} that run")
     common = [*DIGITS, *([*CIFAR, f"data.root={arguments.cifar}"] if arguments.cifar else [])]
@@ -153,7 +154,7 @@ def main() -> None:
             rows.append([series.figure, name, batch * m, f"{rate:.3g}", *told])
     environment = describe_environment(workers, torch.device("cpu"))
     workers.close()
-    if not workers.is_first:
+    if not workers.is_rank0:
         return
     header = ["figure", "method", "global batch", "rate", "TA (%)", "RA (%)"]
     print("\n" + tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")

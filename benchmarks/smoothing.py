@@ -25,9 +25,11 @@ from tabulate import tabulate
 from timing import in_turns
 
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models.losses import Labelled
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1
@@ -37,22 +39,22 @@ COPIES = 2
 """Of each image, that a worker holds."""
 
 
-def of_a_step(algorithm: Algorithm1, images: Labelled, workers: Workers) -> Callable[[], None]:
+def of_a_step(algorithm: Algorithm1, images: Labelled, workers: Communicator) -> Callable[[], None]:
     """A step on one batch, begun together by all workers."""
     batch = Batch(0, 0, len(images.y) * algorithm.batches, dict.fromkeys(algorithm.role.reads, images))
 
     def step() -> None:
-        workers.gather(None, "ready")
+        workers.all_gather_object(None, "ready")
         algorithm.step(batch, None)
 
     return step
 
 
-def work(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
+def work(arguments: argparse.Namespace, workers: Communicator) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
     size = ["model.width=0.5", f"batch_size={arguments.batch}"]
     jobs = {
-        f"N = {COPIES} on each worker": (Workers(), COPIES),
+        f"N = {COPIES} on each worker": (SingleProcess(), COPIES),
         f"N = {COPIES * workers.size} over {workers.size} workers": (workers, COPIES * workers.size),
     }
     generator, steps = torch.Generator().manual_seed(0), {}
@@ -65,7 +67,8 @@ def work(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
         steps[name] = of_a_step(algorithm_of(job, team, device), images, workers)
     times = in_turns(steps, arguments.rounds, device)
     slowest = {
-        name: list(map(max, zip(*workers.gather(own, "seconds"), strict=True))) for name, own in times.items()
+        name: list(map(max, zip(*workers.all_gather_object(own, "seconds"), strict=True)))
+        for name, own in times.items()
     }
     alone, shared = (median(own) for own in slowest.values())
     return {
@@ -82,10 +85,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratio here")
     arguments = parser.parse_args()
-    workers = start_workers(600)
+    workers = init_communicator(600)
     report = work(arguments, workers)
     workers.close()
-    if not workers.is_first:
+    if not workers.is_rank0:
         return
     lines = [
         [name, f"{1e3 * median(own):.0f}", f"{1e3 * min(own):.0f} - {1e3 * max(own):.0f}"]

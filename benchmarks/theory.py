@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
-from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.exchange.protocols import Draw
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.optim.lamb import trust_ratios
@@ -301,7 +301,7 @@ def main() -> None:
     draw(panels, arguments.out / "bounds.png")
     print(f"plot: {arguments.out / 'bounds.svg'}")
     if arguments.json:
-        environment = describe_environment(Workers(), torch.device("cpu"))
+        environment = describe_environment(SingleProcess(), torch.device("cpu"))
         report = {"environment": environment, "panels": panels, "ratios": ratios}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hpcdat.cli.app import app
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.distributed.stop_signals import StopRequest
 
 hypothesis.settings.register_profile("hpcdat", deadline=None, derandomize=True, max_examples=100)
@@ -69,7 +69,7 @@ def trained(tmp_path_factory):
     """Folder of a run of the demo, shortened; not to be written to."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     short = ["epochs=8", "attack.steps=4", "schedule.decay_epochs=[6]", "evaluation.every=0"]
-    train(read_job(DEMO, [f"run_dir={run_dir}", *short]), Workers(), Never())
+    train(read_job(DEMO, [f"run_dir={run_dir}", *short]), SingleProcess(), Never())
     return run_dir
 
 

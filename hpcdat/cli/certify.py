@@ -13,7 +13,7 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
 
 
 def certify(
@@ -42,7 +42,7 @@ def certify(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> str:
+    def work(team: Communicator, stop: StopRequest) -> str:
         from hpcdat.commands.certify import certify
         from hpcdat.report.certified import certified_table, rows_beside
 

@@ -15,7 +15,7 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Exit, InputError
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
     from hpcdat.doctor.examination import Report
 
 
@@ -47,7 +47,7 @@ def doctor(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> Report:
+    def work(team: Communicator, stop: StopRequest) -> Report:
         from hpcdat.doctor.examination import examine
 
         return examine(resolved, team, stop)

@@ -16,7 +16,7 @@ from hpcdat.report.result_table import result_table
 from hpcdat.storage.run_folder import Result, RunFolder
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> dict[Path, Result]:
+    def work(team: Communicator, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.commands.evaluate import evaluate
 
         return {run: evaluate(run, replaced, request, team, stop)}

@@ -17,7 +17,7 @@ from hpcdat.emulation import cluster as box
 from hpcdat.errors import InputError
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
     from hpcdat.performance.calibration import Calibration
 
 
@@ -82,7 +82,7 @@ def plan(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> str:
+    def work(team: Communicator, stop: StopRequest) -> str:
         from hpcdat.performance.forecast import predict_job
 
         return predict_job(resolved, wanted, workers_per_node, images, known, save, team)

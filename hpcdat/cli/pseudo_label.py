@@ -13,7 +13,7 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
 
 
 def pseudo_label(
@@ -40,7 +40,7 @@ def pseudo_label(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> dict[str, int]:
+    def work(team: Communicator, stop: StopRequest) -> dict[str, int]:
         from hpcdat.commands.pseudo_label import pseudo_label
 
         return pseudo_label(run, source, out, replaced, team, stop)

@@ -17,7 +17,7 @@ from hpcdat.slurm.preemption import in_touch
 from hpcdat.storage.run_folder import Result
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
 
 
 def train(
@@ -41,11 +41,11 @@ def train(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Workers, stop: StopRequest) -> dict[Path, Result]:
+    def work(team: Communicator, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.commands.train import train, train_seeds
 
         if seeds == 1:
-            with in_touch(resolved.run_dir, stop) if team.is_first else nullcontext():
+            with in_touch(resolved.run_dir, stop) if team.is_rank0 else nullcontext():
                 return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
         return train_seeds(resolved, seeds, team, stop, overwrite=overwrite)
 

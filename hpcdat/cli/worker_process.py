@@ -19,7 +19,7 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Exit, HpcdatError, InputError
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
 
 
 T = TypeVar("T")
@@ -86,15 +86,15 @@ def _without_np(arguments: list[str]) -> list[str]:
     return kept
 
 
-def as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T | None:
+def as_worker(work: Callable[[Communicator, StopRequest], T], job: Job | None) -> T | None:
     """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
     stop = StopRequest()
     # Before the workers meet: from then on, what one takes longer than the others counts as stalling.
     import hpcdat.commands.train  # noqa: F401
-    from hpcdat.distributed.communicator import start_workers
+    from hpcdat.distributed.initialization import init_communicator
 
     try:
-        team = start_workers(
+        team = init_communicator(
             job.stall_timeout if job else STALL_TIMEOUT,
             divisible=job is not None
             and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
@@ -105,7 +105,7 @@ def as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T |
     try:
         done = work(team, stop)
         team.close()
-        return done if team.is_first else None
+        return done if team.is_rank0 else None
     except HpcdatError as error:
         _end(team, error)
     except KeyboardInterrupt:
@@ -117,14 +117,14 @@ def as_worker(work: Callable[[Workers, StopRequest], T], job: Job | None) -> T |
         os._exit(Exit.FAILURE)
 
 
-def _end(team: Workers, error: HpcdatError) -> NoReturn:
+def _end(team: Communicator, error: HpcdatError) -> NoReturn:
     """Report an expected failure and exit; the launcher then ends the other workers."""
     if not error.everywhere:
         print(f"hpcdat: worker {team.rank} on {team.host}: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
-    if team.is_first:
+    if team.is_rank0:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
     # Launchers kill all workers when the first one exits, so wait until worker 0 has reported the failure.
-    team.gather(None, "the end")
+    team.all_gather_object(None, "the end")
     sys.stdout.flush()
     os._exit(error.exit_code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpcdat.commands.trained_model import find_test_images, load_trained
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.certification.certificates import Certified
 from hpcdat.evaluation.certification.certifier import certify_images
@@ -18,7 +18,7 @@ from hpcdat.storage.folder_lock import locked
 from hpcdat.storage.run_folder import RunFolder
 
 
-def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequest) -> list[Certified]:
+def certify(run_dir: Path, settings: list[str], workers: Communicator, stop: StopRequest) -> list[Certified]:
     """Certify the smoothed classifiers of the latest checkpoint of a finished or interrupted run.
 
     Images that an earlier, possibly interrupted call has sampled are not sampled again.
@@ -34,12 +34,12 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
         InputError, WorkerError, Stopped: as there.
     """
     folder = RunFolder(run_dir)
-    job = workers.together("read the job", lambda: folder.read_job(settings))
-    paper = workers.together("find the paper's rows", lambda: rows_beside(job))
+    job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
+    paper = workers.on_all_ranks("find the paper's rows", lambda: rows_beside(job))
     trained = load_trained(folder, job, workers)
     test_images = find_test_images(job, trained, workers)
     images = ImageBatches(test_images, job.data, 1, trained.device, every=job.certification.every)
-    execution = Execution(workers, Progress(shown=workers.is_first), stop)
+    execution = Execution(workers, Progress(shown=workers.is_rank0), stop)
     counts_folder = folder.certification_folder
     assert job.certification.sigma is not None  # the job is resolved
     with deterministic(trained.device, execution.progress.say), locked(counts_folder, workers):
@@ -48,9 +48,5 @@ def certify(run_dir: Path, settings: list[str], workers: Workers, stop: StopRequ
             for sigma in job.certification.sigma
         ]
 
-    def write() -> None:
-        if workers.is_first:
-            write_certified(certified, paper, counts_folder)
-
-    workers.together("write the certificates", write)
+    workers.on_rank0("write the certificates", lambda: write_certified(certified, paper, counts_folder))
     return certified

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcdat.commands.run_result import conclude_run
 from hpcdat.commands.trained_model import find_test_images, load_trained
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.determinism import deterministic
 from hpcdat.evaluation.request import EvaluationRequest
@@ -20,7 +20,7 @@ from hpcdat.storage.run_folder import Result, RunFolder
 
 
 def evaluate(
-    run_dir: Path, settings: list[str], request: EvaluationRequest, workers: Workers, stop: StopRequest
+    run_dir: Path, settings: list[str], request: EvaluationRequest, workers: Communicator, stop: StopRequest
 ) -> Result:
     """Evaluate the latest checkpoint of a finished or interrupted run.
 
@@ -42,10 +42,10 @@ def evaluate(
         Stopped: a stop was requested; the same command resumes.
     """
     folder = RunFolder(run_dir)
-    job = workers.together("read the job", lambda: folder.read_job(settings))
+    job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
     trained = load_trained(folder, job, workers)
     test_images = find_test_images(job, trained, workers)
-    progress = Progress(shown=workers.is_first)
+    progress = Progress(shown=workers.is_rank0)
     execution = Execution(workers, progress, stop)
     with deterministic(trained.device, progress.say), locked(folder.outcomes_folder, workers):
         results = evaluate_robustness(
@@ -53,8 +53,6 @@ def evaluate(
         )
 
     def write() -> tuple[float, int] | None:
-        if not workers.is_first:
-            return None
         everything = results.merged_with(folder.evaluation_file)
         everything.write(folder.evaluation_file, trained.epoch)
         for file in write_sweeps(everything.sections, folder.path):
@@ -63,5 +61,5 @@ def evaluate(
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         return everything.autoattack(job.evaluation, job.attack.norm)
 
-    aa = workers.gather(workers.together("write the results", write), "AA")[0]
+    aa = workers.on_rank0("write the results", write)
     return conclude_run(folder, job, results.accuracy, trained.epoch, workers, finished=False, aa=aa)

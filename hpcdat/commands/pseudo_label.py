@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from hpcdat.commands.trained_model import load_trained
 from hpcdat.data.pseudo_labelled import find_unlabelled, write_pseudo_labelled
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
 from hpcdat.evaluation.determinism import deterministic
@@ -57,7 +57,7 @@ class Labelling(Measurement[Labels]):
 
 
 def pseudo_label(
-    run_dir: Path, source: Path, out: Path, settings: list[str], workers: Workers, stop: StopRequest
+    run_dir: Path, source: Path, out: Path, settings: list[str], workers: Communicator, stop: StopRequest
 ) -> dict[str, int]:
     """Label images with a run's model, and write images and labels to a file.
 
@@ -78,11 +78,9 @@ def pseudo_label(
         Stopped: a stop was requested; nothing is written.
     """
     folder = RunFolder(run_dir)
-    job = workers.together("read the job", lambda: folder.read_job(settings))
+    job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
 
     def check() -> None:
-        if not workers.is_first:
-            return
         try:
             check_place(out)
         except OSError as error:
@@ -90,23 +88,18 @@ def pseudo_label(
                 f"{out}: cannot be written ({error.strerror}): name a file in an existing, writable folder"
             ) from None
 
-    workers.together("check the output file", check)
+    workers.on_rank0("check the output file", check)
     trained = load_trained(folder, job, workers)
-    images = workers.together(
+    images = workers.on_all_ranks(
         "find the images", lambda: find_unlabelled(source, trained.classes, job.data.channels)
     )
     # Every image needs a label: one that cannot be read ends the command.
     job = job.model_copy(update={"data": job.data.model_copy(update={"corrupt": "stop"})})
     batches = ImageBatches(images, job.data, job.evaluation.batch_size, trained.device)
-    execution = Execution(workers, Progress(shown=workers.is_first), stop)
+    execution = Execution(workers, Progress(shown=workers.is_rank0), stop)
     with deterministic(trained.device, execution.progress.say):
         outcomes = run_sharded(Labelling(), batches, trained.model, job, execution)
     labels = np.array([label for one in outcomes.values() for label in one.labels], dtype=np.int64)
-
-    def write() -> None:
-        if workers.is_first:
-            write_pseudo_labelled(out, images, labels)
-
-    workers.together("write the labels", write)
+    workers.on_rank0("write the labels", lambda: write_pseudo_labelled(out, images, labels))
     counts = np.bincount(labels, minlength=len(trained.classes)).tolist()
     return dict(zip(trained.classes, counts, strict=True))

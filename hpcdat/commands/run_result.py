@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from hpcdat.config.job import Job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.performance.autotune import recall_exchange
 from hpcdat.report.result_table import in_pixel_units, result_table
@@ -18,7 +18,7 @@ def conclude_run(
     job: Job,
     accuracy: Accuracy,
     epoch: int,
-    workers: Workers,
+    workers: Communicator,
     *,
     finished: bool,
     aa: tuple[float, int] | None = None,
@@ -27,13 +27,13 @@ def conclude_run(
 
     def conclude() -> Result:
         result = summarise(folder, job, accuracy, epoch, aa)
-        if workers.is_first:
+        if workers.is_rank0:
             folder.write_result(result, result_table({folder.path: result}))
             if finished:
                 folder.log(event="finished")
         return result
 
-    return workers.together("write the result", conclude)
+    return workers.on_all_ranks("write the result", conclude)
 
 
 def summarise(

@@ -10,7 +10,7 @@ from hpcdat.config.methods import METHODS
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
 from hpcdat.data.pseudo_labelled import joined, read_pseudo_labelled
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.stop_signals import StopRequest
@@ -21,14 +21,14 @@ from hpcdat.performance.autotune import settle
 from hpcdat.progress import Progress
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.atomic_files import write_text
-from hpcdat.storage.run_folder import Result, RunFolder, State
+from hpcdat.storage.run_folder import Result, RunFolder
 from hpcdat.training.roles import assign_roles
 from hpcdat.training.step import Algorithm1
 from hpcdat.training.trainer import Trainer
 from hpcdat.training.validation import hold_out
 
 
-def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = False) -> Result:
+def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool = False) -> Result:
     """Train a job to its end, from the start or from the checkpoint in its run folder.
 
     Args:
@@ -47,27 +47,25 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
         Stopped: a stop was requested.
     """
     check_workers(job, nodes=workers.nodes, size=workers.size)
-    device = workers.together("choose a device", lambda: choose_device(job, workers))
-    train_images, test_images = workers.together("find the images", lambda: find_images(job.data))
-    images = workers.together("hold images out", lambda: hold_out(train_images, test_images, job))
+    device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
+    train_images, test_images = workers.on_all_ranks("find the images", lambda: find_images(job.data))
+    images = workers.on_all_ranks("hold images out", lambda: hold_out(train_images, test_images, job))
     if unlabelled := job.data.unlabelled:
-        mixed = workers.together("read data.unlabelled", lambda: _mixed(unlabelled, images.train))
+        mixed = workers.on_all_ranks("read data.unlabelled", lambda: _mixed(unlabelled, images.train))
         images = images._replace(train=mixed)
     folder = RunFolder(job.run_dir)
     environment = describe_environment(workers, device)
-
-    def begin() -> State | None:
-        return folder.begin(job, environment, overwrite=overwrite) if workers.is_first else None
-
     # Worker 0 decides for all: another node may see the folder a moment later.
-    state = workers.gather(workers.together("make the run folder", begin), "state of the run")[0]
+    state = workers.on_rank0(
+        "make the run folder", lambda: folder.begin(job, environment, overwrite=overwrite)
+    )
     if state == "finished":
-        if workers.is_first:
+        if workers.is_rank0:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
-        return workers.together("read the result", folder.read_result)
+        return workers.on_all_ranks("read the result", folder.read_result)
     with enough_memory(job, "batch_size"):
         model = build_model_for(job, len(images.train.classes)).to(device)
-        progress = Progress(shown=workers.is_first)
+        progress = Progress(shown=workers.is_rank0)
         exchange = settle(job.exchange, workers, model, folder.choice_file, progress)
         trainer = Trainer(Algorithm1(job, model, exchange, workers, device), folder, images, stop)
         if state == "unfinished":
@@ -77,7 +75,7 @@ def train(job: Job, workers: Workers, stop: StopRequest, *, overwrite: bool = Fa
 
 
 def train_seeds(
-    job: Job, count: int, workers: Workers, stop: StopRequest, *, overwrite: bool = False
+    job: Job, count: int, workers: Communicator, stop: StopRequest, *, overwrite: bool = False
 ) -> dict[Path, Result]:
     """Train a job with several seeds, one after the other, each in a run folder of its own.
 
@@ -99,19 +97,15 @@ def train_seeds(
         if RunFolder(job.run_dir).job_file.exists():
             raise InputError(f"run_dir {job.run_dir} holds a run of one seed: choose another folder")
 
-    workers.together("look at run_dir", check)
+    workers.on_rank0("check run_dir", check)
     results = {}
     for seed in range(job.seed, job.seed + count):
         one = job.model_copy(update={"seed": seed, "run_dir": job.run_dir / f"seed-{seed}"})
-        if workers.is_first:
+        if workers.is_rank0:
             print(f"seed {seed} ({one.run_dir})", flush=True)
         results[one.run_dir] = train(one, workers, stop, overwrite=overwrite)
-
-    def write() -> None:
-        if workers.is_first:
-            write_text(job.run_dir / "result.md", result_table(results, mean=True) + "\n")
-
-    workers.together("write the table", write)
+    table = result_table(results, mean=True) + "\n"
+    workers.on_rank0("write the table", lambda: write_text(job.run_dir / "result.md", table))
     return results
 
 

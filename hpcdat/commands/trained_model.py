@@ -9,7 +9,7 @@ import torch
 from hpcdat.config.job import Job
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.errors import InputError
 from hpcdat.models import build_model_for
@@ -33,14 +33,14 @@ class Trained:
     device: torch.device
 
 
-def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
+def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
     """Load the network of a run's latest checkpoint; with early stopping, of the best one.
 
     Raises:
         InputError: there is no checkpoint, or it is not of the job's network.
     """
-    checkpoint = workers.together("read the checkpoint", lambda: folder.checkpoint_of_result(job))
-    device = workers.together("choose a device", lambda: choose_device(job, workers))
+    checkpoint = workers.on_all_ranks("read the checkpoint", lambda: folder.checkpoint_of_result(job))
+    device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
 
     def build() -> torch.nn.Module:
         model = build_model_for(job, len(checkpoint.classes))
@@ -53,11 +53,11 @@ def load_trained(folder: RunFolder, job: Job, workers: Workers) -> Trained:
             ) from None
         return model.to(device).eval()
 
-    model = workers.together("build the model", build)
+    model = workers.on_all_ranks("build the model", build)
     return Trained(model, checkpoint.epoch, checkpoint.classes, device)
 
 
-def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
+def find_test_images(job: Job, trained: Trained, workers: Communicator) -> Images:
     """The test images of a trained network.
 
     Raises:
@@ -70,4 +70,4 @@ def find_test_images(job: Job, trained: Trained, workers: Workers) -> Images:
             raise InputError(f"{job.data.root} holds other classes than those of the training")
         return test_images
 
-    return workers.together("find the images", find)
+    return workers.on_all_ranks("find the images", find)

@@ -7,11 +7,11 @@ import os
 import torch
 
 from hpcdat.config.job import Job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import InputError
 
 
-def choose_device(job: Job, workers: Workers) -> torch.device:
+def choose_device(job: Job, workers: Communicator) -> torch.device:
     """This worker's GPU, or the CPU with its share of the cores.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.emulation.cluster import links_here
 
 PACKAGES = (
@@ -29,7 +29,7 @@ PACKAGES = (
 )
 
 
-def describe_environment(workers: Workers, device: torch.device) -> dict[str, Any]:
+def describe_environment(workers: Communicator, device: torch.device) -> dict[str, Any]:
     """The environment as a JSON value, the same on all workers; all of them call this together."""
     here = {
         "host": workers.host,
@@ -48,7 +48,7 @@ def describe_environment(workers: Workers, device: torch.device) -> dict[str, An
         "transport": workers.transport,
         "nodes": workers.nodes,
         "emulated_links": links_here(),
-        "workers": workers.gather(here, "devices and hosts"),
+        "workers": workers.all_gather_object(here, "devices and hosts"),
         "command": sys.argv,
     }
 

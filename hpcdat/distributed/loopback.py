@@ -1,6 +1,6 @@
 """M workers in one process: the collectives without launcher, network or processes.
 
-For tests of what is written against :class:`Workers`, and for counting what M workers would send. Ranks
+For tests of what is written against :class:`Communicator`, and for counting what M workers would send. Ranks
 may be threads, which wait for each other, or generators that one thread advances in turn: a collective
 is complete as soon as every rank has started it.
 """
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hpcdat.distributed.communicator import Pending, Workers
+from hpcdat.distributed.communicator import Communicator, Pending
 from hpcdat.errors import WorkerError
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class _Started:
         return self._take(outputs[self._workers.rank])
 
 
-class Loopback(Workers):
+class Loopback(Communicator):
     """One rank of M in this process; make all of them by :func:`loopback`.
 
     Float sums are added in the order of ranks.
@@ -134,7 +134,7 @@ class Loopback(Workers):
         collective = self._switchboard.start(self.rank, kind, (name, self._uses[name]), value, combine)
         return _Started(self, collective, name, take)
 
-    def start_sum(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
+    def iall_reduce(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
         def add(inputs: list[list[Tensor]]) -> list[list[Tensor]]:
             totals = [tensor.clone() for tensor in inputs[0]]
             for others in inputs[1:]:
@@ -144,25 +144,25 @@ class Loopback(Workers):
 
         return self._start("sum", name, _copies(tensors), add, lambda totals: _fill(tensors, totals))
 
-    def start_max(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+    def iall_reduce_max(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
         def largest(inputs: list[Tensor]) -> list[Tensor]:
             return [torch.stack(inputs).amax(0) for _ in inputs]
 
         return self._start("max", name, tensor.clone(), largest)
 
-    def start_alltoall(self, rows: Tensor, name: str) -> Pending:  # noqa: D102
-        return self.start_deal(rows, [1] * self.size, name)
+    def iall_to_all(self, rows: Tensor, name: str) -> Pending:  # noqa: D102
+        return self.iall_to_all_v(rows, [1] * self.size, name)
 
-    def start_allgather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
+    def iall_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
         return self._start("allgather", name, row.clone(), lambda rows: [torch.stack(rows) for _ in rows])
 
-    def start_deal(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
+    def iall_to_all_v(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
         def deal(inputs: list[tuple[Tensor, ...]]) -> list[Tensor]:
             return [torch.cat([parts[rank] for parts in inputs]) for rank in range(self.size)]
 
         return self._start("deal", name, rows.clone().split(list(counts)), deal)
 
-    def start_broadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+    def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
         return self._start(
             "broadcast",
             name,
@@ -171,7 +171,7 @@ class Loopback(Workers):
             lambda first: _fill([tensor], first)[0],
         )
 
-    def divided(self, groups: Sequence[int]) -> Workers:  # noqa: D102
+    def split(self, groups: Sequence[int]) -> Communicator:  # noqa: D102
         ranks = [rank for rank, group in enumerate(groups) if group == groups[self.rank]]
         board = self._switchboard
         with board.changed:
@@ -181,13 +181,13 @@ class Loopback(Workers):
         team._switchboard, team._uses = team_board, Counter()
         return team
 
-    def gather(self, value: Any, name: str) -> list[Any]:  # noqa: D102
+    def all_gather_object(self, value: Any, name: str) -> list[Any]:  # noqa: D102
         text = json.dumps(value)
         texts = self._start("gather", name, text, lambda texts: [texts] * self.size).wait()
         return [json.loads(text) for text in texts]
 
     def close(self) -> None:  # noqa: D102
-        self.gather(None, "all have come to the end")
+        self.all_gather_object(None, "all have come to the end")
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

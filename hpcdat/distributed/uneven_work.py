@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from hpcdat.distributed.communicator import Pending, Workers
+from hpcdat.distributed.communicator import Communicator, Pending
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import HpcdatError, Stopped
 
@@ -29,7 +29,7 @@ class _Rounds:
     their shares.
     """
 
-    def __init__(self, workers: Workers, stop: StopRequest | None) -> None:
+    def __init__(self, workers: Communicator, stop: StopRequest | None) -> None:
         self.workers, self.stop = workers, stop
         self.finished = self.failed = False
         self.all_finished = self.any_failed = self.stopping = False
@@ -61,7 +61,7 @@ class _Rounds:
     def _begin(self) -> None:
         wanted = self.stop is not None and self.stop.wanted
         self._flags = torch.tensor([self.finished, self.failed, wanted], dtype=torch.int64)
-        self._pending = self.workers.start_sum([self._flags], "whether all have done their share")
+        self._pending = self.workers.iall_reduce([self._flags], "whether all have done their share")
 
     def _end(self) -> None:
         pending, self._pending = self._pending, None
@@ -74,7 +74,7 @@ class _Rounds:
 
 
 def apart(
-    workers: Workers, what: str, work: Callable[[Callable[[], None]], T], stop: StopRequest | None
+    workers: Communicator, what: str, work: Callable[[Callable[[], None]], T], stop: StopRequest | None
 ) -> T:
     """Do a share of some work on each worker, however long it takes the others.
 
@@ -94,7 +94,7 @@ def apart(
 
     Raises:
         Stopped: on all workers; somebody wants to stop.
-        InputError, WorkerError: as :meth:`Workers.together`.
+        InputError, WorkerError: as :meth:`Communicator.on_all_ranks`.
     """
     rounds = _Rounds(workers, stop)
     results: list[T] = []
@@ -114,5 +114,5 @@ def apart(
 
     if rounds.stopping and not rounds.any_failed:
         raise Stopped(f"stopped; the same command goes on to {what}", everywhere=True)
-    (result,) = workers.together(what, conclude)
+    (result,) = workers.on_all_ranks(what, conclude)
     return result

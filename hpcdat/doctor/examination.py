@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 
 from hpcdat.config.job import Job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.doctor.checks import (
     Finding,
@@ -124,7 +124,7 @@ def _pairs_table(pairs: Sequence[Pair]) -> str:
     )
 
 
-def examine(job: Job | None, workers: Workers, stop: StopRequest) -> Report:
+def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report:
     """Look at all nodes and measure their links; all workers call this together.
 
     Args:

@@ -17,7 +17,7 @@ from torchvision.datasets.folder import find_classes
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.errors import HpcdatError, InputError
 from hpcdat.storage.atomic_files import write_text
@@ -86,7 +86,7 @@ def _gpus() -> list[Any]:
     return [torch.cuda.get_device_properties(number) for number in range(count)]
 
 
-def device_of(job: Job | None, workers: Workers) -> torch.device:
+def device_of(job: Job | None, workers: Communicator) -> torch.device:
     """Where this worker's tensors are, as a run would place them."""
     gpus = len(_gpus())
     if gpus and (job is None or job.device != "cpu"):
@@ -94,12 +94,12 @@ def device_of(job: Job | None, workers: Workers) -> torch.device:
     return torch.device("cpu")
 
 
-def firsts_of(workers: Workers) -> list[int]:
+def firsts_of(workers: Communicator) -> list[int]:
     """The first worker of every node, which speaks for it."""
     return [workers.node_of.index(node) for node in range(len(set(workers.node_of)))]
 
 
-def look_at_nodes(job: Job | None, workers: Workers) -> list[Node]:
+def look_at_nodes(job: Job | None, workers: Communicator) -> list[Node]:
     """Every node as its workers see it, in the order of ranks; the same on all workers."""
     device = device_of(job, workers)
     environment = describe_environment(workers, device)
@@ -115,7 +115,7 @@ def look_at_nodes(job: Job | None, workers: Workers) -> list[Node]:
             seen["node"] = _look_here(job, workers, environment)
         return seen
 
-    every = workers.gather(workers.together("look at its node", look), "what was seen")
+    every = workers.all_gather_object(workers.on_all_ranks("look at its node", look), "what was seen")
     nodes = []
     for number, first in enumerate(firsts_of(workers)):
         members = [seen for seen, node in zip(every, workers.node_of, strict=True) if node == number]
@@ -131,7 +131,7 @@ def look_at_nodes(job: Job | None, workers: Workers) -> list[Node]:
     return nodes
 
 
-def _look_here(job: Job | None, workers: Workers, environment: dict[str, Any]) -> dict[str, Any]:
+def _look_here(job: Job | None, workers: Communicator, environment: dict[str, Any]) -> dict[str, Any]:
     """What of a :class:`Node` one worker can say for all of them."""
     dali, dali_error = None, ""
     try:
@@ -199,9 +199,9 @@ def _complaint(error: Exception) -> str:
     return str(error)
 
 
-def clock_stamps(workers: Workers) -> list[list[float]]:
+def clock_stamps(workers: Communicator) -> list[list[float]]:
     """Every worker's clock at the start of a gathering, for one gathering after the other."""
-    return [workers.gather(time.time(), "clocks") for _ in range(CLOCK_ROUNDS)]
+    return [workers.all_gather_object(time.time(), "clocks") for _ in range(CLOCK_ROUNDS)]
 
 
 def clock_offsets(stamps: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
@@ -221,13 +221,13 @@ def clock_offsets(stamps: Sequence[Sequence[float]]) -> list[tuple[float, float]
     return [(stamp - middle, bound) if rank else (0.0, 0.0) for rank, stamp in enumerate(now)]
 
 
-def look_at_run_dir(run_dir: Path, workers: Workers) -> RunDir:
+def look_at_run_dir(run_dir: Path, workers: Communicator) -> RunDir:
     """Write a file where the run folder will be, see who sees it, and take it away again."""
     path = run_dir.absolute()
     # Counted in parents, since a node may have its own idea of the folder it is in.
     folders = [path, *path.parents]
     file, answer = None, {}
-    if workers.is_first:
+    if workers.is_rank0:
         name, up, error, free = f".hpcdat-doctor-{uuid.uuid4().hex}", 0, "", 0
         try:
             up = next(i for i, folder in enumerate(folders) if folder.is_dir())
@@ -240,9 +240,9 @@ def look_at_run_dir(run_dir: Path, workers: Workers) -> RunDir:
             error = f"{folders[up]}: {failure.strerror or failure}"
         answer = {"name": name, "up": up, "error": error, "free": free}
     try:
-        answer = workers.gather(answer, "the run folder")[0]
+        answer = workers.all_gather_object(answer, "the run folder")[0]
         seen = bool(answer["error"]) or _appears(folders[min(answer["up"], len(folders) - 1)], answer["name"])
-        every = workers.gather([workers.host, seen], "who sees the run folder")
+        every = workers.all_gather_object([workers.host, seen], "who sees the run folder")
     finally:
         if file:
             file.unlink(missing_ok=True)

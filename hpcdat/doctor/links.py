@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Stopped
 
@@ -51,7 +51,11 @@ def pairs_of(nodes: int) -> list[tuple[int, int]]:
 
 
 def measure_pairs(
-    workers: Workers, hosts: Sequence[str], firsts: Sequence[int], device: torch.device, stop: StopRequest
+    workers: Communicator,
+    hosts: Sequence[str],
+    firsts: Sequence[int],
+    device: torch.device,
+    stop: StopRequest,
 ) -> list[Pair]:
     """One pair after the other, so that none disturbs another; the same on all workers.
 
@@ -69,7 +73,7 @@ def measure_pairs(
     places = pairs_of(len(hosts))
 
     def measure(one: int, other: int) -> Pair:
-        if any(workers.gather(stop.wanted, "whether to stop")):
+        if any(workers.all_gather_object(stop.wanted, "whether to stop")):
             raise Stopped("stopped before all links were measured", everywhere=True)
 
         here, there = firsts[one], firsts[other]
@@ -77,17 +81,17 @@ def measure_pairs(
         def one_way(size: int) -> float:
             # One direction at a time: of two, each keeps the other's acknowledgements waiting.
             row = torch.ones(size, dtype=torch.uint8, device=device)
-            workers.gather(None, "links: ready")
+            workers.all_gather_object(None, "links: ready")
             began = time.perf_counter()
-            workers.start_send(row, here, there, "links: there").wait()
-            workers.start_send(row, there, here, "links: back").wait()
-            seconds: float = workers.gather(time.perf_counter() - began, "links: seconds")[here]
+            workers.isend(row, here, there, "links: there").wait()
+            workers.isend(row, there, here, "links: back").wait()
+            seconds: float = workers.all_gather_object(time.perf_counter() - began, "links: seconds")[here]
             return seconds / 2
 
         latency = median(one_way(1) for _ in range(TINY_MESSAGES))
         return Pair(hosts[one], hosts[other], latency, _bandwidth(one_way, latency))
 
-    if workers.is_first and places:
+    if workers.is_rank0 and places:
         print(f"measuring {len(places)} link{'' if len(places) == 1 else 's'}", file=sys.stderr, flush=True)
     pairs = [measure(*place) for place in places]
     # What else a node was busy with at that moment is no reason to accuse its link.

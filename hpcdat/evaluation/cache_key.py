@@ -9,11 +9,11 @@ from torch import nn
 
 from hpcdat.config.job import Job
 from hpcdat.data.images import Images
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.models.fingerprint import fingerprint
 
 
-def cache_key(model: nn.Module, job: Job, images: Images, workers: Workers) -> dict[str, Any]:
+def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator) -> dict[str, Any]:
     """What every result depends on: the network, the images and how they are read.
 
     All workers call this together.
@@ -31,14 +31,11 @@ def cache_key(model: nn.Module, job: Job, images: Images, workers: Workers) -> d
     Raises:
         WorkerError: worker 0 failed.
     """
-    signature = workers.together("read the images' signature", lambda: workers.is_first and images.signature)
+    signature = workers.on_rank0("read the images' signature", lambda: images.signature)
     return {
         "weights": fingerprint(model),
         "model": job.model.model_dump(mode="json", exclude={"pretrained"}),
-        "images": {
-            "count": len(images),
-            "signature": workers.gather(signature, "signature of the images")[0],
-        },
+        "images": {"count": len(images), "signature": signature},
         "data": job.data.model_dump(include={"loader", "image_size", "channels", "augmentation"}),
     }
 

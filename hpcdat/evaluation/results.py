@@ -147,7 +147,7 @@ def evaluate_robustness(
         return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
     # Before anything that takes long, so that wrong input is reported at once.
-    autoattack = workers.together("prepare AutoAttack", prepare)
+    autoattack = workers.on_all_ranks("prepare AutoAttack", prepare)
 
     def measure(measurement: Measurement[Outcomes], batches: ImageBatches = all_images) -> Outcomes:
         store = open_store(folder, measurement, batches, model, job, workers)

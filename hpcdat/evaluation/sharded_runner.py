@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from hpcdat.config.job import Job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.uneven_work import apart
 from hpcdat.errors import InputError
@@ -82,7 +82,7 @@ class Execution:
         stop: request to stop, on any of the workers; None: the measurement cannot be stopped.
     """
 
-    workers: Workers
+    workers: Communicator
     progress: Progress
     stop: StopRequest | None
 
@@ -139,9 +139,10 @@ def run_sharded(
     name, task = measurement.name, measurement.task
 
     def load() -> dict[int, StoredOutcome]:
-        return store.load(progress.say) if store and workers.is_first else {}
+        # Worker 0 alone, for another node may see the files a moment later.
+        return store.load(progress.say) if store and workers.is_rank0 else {}
 
-    stored = workers.together(f"read the outcomes of {name}", load)
+    stored = workers.on_all_ranks(f"read the outcomes of {name}", load)
     skips_images = job.data.corrupt == "skip"
     known = {
         number: stored[number]
@@ -149,8 +150,9 @@ def run_sharded(
         # A batch that lacks an image is complete only if images that cannot be read are skipped.
         if number in stored and (stored[number].images == len(indices) or skips_images)
     }
-    # Worker 0 decides for all: another node may see the files a moment later.
-    missing = workers.gather(sorted(images.batches.keys() - known.keys()), f"missing batches of {name}")[0]
+    missing = workers.all_gather_object(
+        sorted(images.batches.keys() - known.keys()), f"missing batches of {name}"
+    )[0]
     if known:
         progress.say(f"{name}: {len(known)} of {len(images.batches)} batches are already measured")
     own = missing[workers.rank :: workers.size]
@@ -179,7 +181,7 @@ def run_sharded(
         return measured
 
     measured = apart(workers, task, measure_own, execution.stop)
-    shares = workers.gather(
+    shares = workers.all_gather_object(
         [[number, one.images, one.value] for number, one in {**known, **measured}.items()],
         f"outcomes of {name}",
     )
@@ -187,9 +189,7 @@ def run_sharded(
     if store and not everything.keys().isdisjoint(missing):
         # What is stored of batches that were not asked for stays.
         merged = {**stored, **everything}
-        workers.together(
-            f"write the outcomes of {name}", lambda: store.write(merged) if workers.is_first else None
-        )
+        workers.on_rank0(f"write the outcomes of {name}", lambda: store.write(merged))
     if not everything:
         raise InputError(f"{name}: none of the images can be read", everywhere=True)
     return {number: measurement.outcome.from_json(everything[number].value) for number in sorted(everything)}
@@ -201,7 +201,7 @@ def open_store(
     images: ImageBatches,
     model: nn.Module,
     job: Job,
-    workers: Workers,
+    workers: Communicator,
 ) -> OutcomeStore:
     """The store of a measurement of one network on one list of images; all workers call this together.
 

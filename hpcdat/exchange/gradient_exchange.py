@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import synchronize
 from hpcdat.exchange.pipeline import Engine
 from hpcdat.exchange.protocols import Draw, Exchanging, Memory
@@ -87,7 +87,7 @@ class GradientExchange:
         buckets: in the order of their exchange.
     """
 
-    def __init__(self, workers: Workers, named: Named, settings: Exchange, seed: int) -> None:
+    def __init__(self, workers: Communicator, named: Named, settings: Exchange, seed: int) -> None:
         self.workers, self.settings, self.seed = workers, settings, seed
         compiled = pays_to_compile(sum(p.numel() for _, p in named))
         self.plan = make_plan(settings, workers, compiled=compiled)
@@ -169,7 +169,7 @@ class GradientExchange:
         Zeros stand for a worker that keeps none, such as one that is no server.
         """
         own = [bucket.memory.kept if bucket.memory else {} for bucket in self.buckets]
-        shapes = self.workers.gather(
+        shapes = self.workers.all_gather_object(
             [{place: list(kept.shape) for place, kept in memory.items()} for memory in own],
             "shapes of error feedback",
         )
@@ -178,7 +178,7 @@ class GradientExchange:
             wanted = {place: shape for worker in shapes for place, shape in worker[bucket.number].items()}
             gathered.append(
                 {
-                    place: self.workers.start_allgather(
+                    place: self.workers.iall_gather(
                         memory.get(place, bucket.parameters[0].new_zeros(wanted[place])),
                         f"error feedback {bucket.number} {place}",
                     ).wait()
@@ -239,7 +239,7 @@ class GradientExchange:
         self._engine.submit(lambda: exchanging, deliver)
 
     def _exact(self, tensors: list[Tensor], name: str) -> Exchanging:
-        total: Tensor = yield self.workers.start_sum(tensors, name)
+        total: Tensor = yield self.workers.iall_reduce(tensors, name)
         return total
 
     def _coded(self, bucket: Bucket, gradients: list[Tensor], name: str) -> Exchanging:

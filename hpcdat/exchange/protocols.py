@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hpcdat.distributed.communicator import Pending, Workers
+from hpcdat.distributed.communicator import Communicator, Pending
 from hpcdat.exchange.bit_packing import Lanes
 from hpcdat.exchange.codecs import Cast, Codec, Quantized
 from hpcdat.exchange.counter_rng import split_key
@@ -82,7 +82,7 @@ class SumProtocol(Protocol):
     """One way to sum; what is particular to it has been given before."""
 
     def __call__(
-        self, workers: Workers, x: Tensor, draw: Draw, name: str, memory: Memory | None
+        self, workers: Communicator, x: Tensor, draw: Draw, name: str, memory: Memory | None
     ) -> Exchanging:
         """Exchange one vector.
 
@@ -103,7 +103,7 @@ class SumProtocol(Protocol):
 
 
 def ring(
-    workers: Workers, x: Tensor, draw: Draw, name: str, memory: Memory | None, *, codec: Codec
+    workers: Communicator, x: Tensor, draw: Draw, name: str, memory: Memory | None, *, codec: Codec
 ) -> Exchanging:
     """One-sided, by an ordinary all-reduce: codes on one grid, whose sum is the code of the sum.
 
@@ -112,7 +112,7 @@ def ring(
     Floating-point formats are added as they are. For the arguments see :class:`SumProtocol`.
     """
     if isinstance(codec, Cast):
-        (total,) = yield workers.start_sum([x.to(codec.dtype, copy=True)], name)
+        (total,) = yield workers.iall_reduce([x.to(codec.dtype, copy=True)], name)
         rounded: Tensor = total.to(torch.float32)
         return rounded
     assert isinstance(codec, Quantized)
@@ -121,12 +121,12 @@ def ring(
         x = memory.recall("worker", x)
     norms = codec.norms(x)
     # What a maximum makes of NaN depends on the transport.
-    norms = yield workers.start_max(torch.where(norms.isfinite(), norms, torch.inf), f"{name}: norms")
+    norms = yield workers.iall_reduce_max(torch.where(norms.isfinite(), norms, torch.inf), f"{name}: norms")
     lanes = lanes_for(quantizer, workers.size)
     words = codec.to_lanes(x, norms, draw.key("worker", workers.rank), lanes)
     if memory is not None:
         memory.note("worker", x, codec.from_lanes(words, norms, lanes, len(x), 1))
-    (words,) = yield workers.start_sum([words], name)
+    (words,) = yield workers.iall_reduce([words], name)
     return codec.from_lanes(words, norms, lanes, len(x), workers.size)
 
 
@@ -136,19 +136,19 @@ def lanes_for(quantizer: Quantizer, workers: int) -> Lanes:
 
 
 def allgather(
-    workers: Workers, x: Tensor, draw: Draw, name: str, memory: Memory | None, *, codec: Codec
+    workers: Communicator, x: Tensor, draw: Draw, name: str, memory: Memory | None, *, codec: Codec
 ) -> Exchanging:
     """One-sided: every worker receives all codes, as in the paper's public code.
 
     For the arguments see :class:`SumProtocol`.
     """
     (message,) = _encode("worker", workers, x[None], codec, draw, memory)
-    messages = yield workers.start_allgather(message, name)
+    messages = yield workers.iall_gather(message, name)
     return codec.decode_sum(messages, len(x))
 
 
 def parameter_server(
-    workers: Workers,
+    workers: Communicator,
     x: Tensor,
     draw: Draw,
     name: str,
@@ -163,18 +163,18 @@ def parameter_server(
     makes the exchange one-sided, a quantizer two-sided.
     """
     (message,) = _encode("worker", workers, x[None], codec, draw, memory)
-    messages = yield workers.start_gather(message, name)
-    if workers.is_first:
+    messages = yield workers.igather(message, name)
+    if workers.is_rank0:
         total = codec.decode_sum(messages, len(x))
         answer = _encode("server", workers, total[None], back, draw, memory)
     else:
         answer = torch.empty(1, back.message_bytes(len(x)), dtype=torch.uint8, device=x.device)
-    answer = yield workers.start_broadcast(answer, f"{name}: sum")
+    answer = yield workers.ibroadcast(answer, f"{name}: sum")
     return back.decode(answer, len(x))[0]
 
 
 def sharded_server(
-    workers: Workers,
+    workers: Communicator,
     x: Tensor,
     draw: Draw,
     name: str,
@@ -191,22 +191,22 @@ def sharded_server(
     """
     missing = -len(x) % (workers.size * max(_block(codec), _block(back)))
     rows = (pad(x, (0, missing)) if missing else x).view(workers.size, -1)
-    messages = yield workers.start_alltoall(_encode("worker", workers, rows, codec, draw, memory), name)
+    messages = yield workers.iall_to_all(_encode("worker", workers, rows, codec, draw, memory), name)
     total = codec.decode_sum(messages, rows.shape[1])
     (shard,) = _encode("server", workers, total[None], back, draw, memory)
-    shards = yield workers.start_allgather(shard, f"{name}: sum")
+    shards = yield workers.iall_gather(shard, f"{name}: sum")
     return back.decode(shards, rows.shape[1]).flatten()[: len(x)]
 
 
 def hierarchical(
-    workers: Workers,
+    workers: Communicator,
     x: Tensor,
     draw: Draw,
     name: str,
     memory: Memory | None,
     *,
-    node: Workers,
-    leaders: Workers,
+    node: Communicator,
+    leaders: Communicator,
     across: SumProtocol,
 ) -> Exchanging:
     """Full precision inside a node, another protocol among the first workers of the nodes.
@@ -214,15 +214,15 @@ def hierarchical(
     For the arguments see :class:`SumProtocol`; ``node`` are the workers of this node, ``leaders`` the
     first of every node (any team of its size elsewhere), ``across`` is their protocol.
     """
-    (total,) = yield node.start_sum([x.clone()], f"{name}: in the node")
-    if node.is_first:
+    (total,) = yield node.iall_reduce([x.clone()], f"{name}: in the node")
+    if node.is_rank0:
         total = yield from across(leaders, total, draw, f"{name}: across nodes", memory)
-    received: Tensor = yield node.start_broadcast(total, f"{name}: to the node")
+    received: Tensor = yield node.ibroadcast(total, f"{name}: to the node")
     return received
 
 
 def _encode(
-    side: str, workers: Workers, rows: Tensor, codec: Codec, draw: Draw, memory: Memory | None
+    side: str, workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, memory: Memory | None
 ) -> Tensor:
     """Step 4 (``worker``) or step 7 (``server``): messages of rows, with error feedback."""
     if memory is not None:

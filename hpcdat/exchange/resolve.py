@@ -9,7 +9,7 @@ from functools import cache, partial
 import torch
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import InputError
 from hpcdat.exchange.codecs import Cast, Codec, Quantized, can_compile
 from hpcdat.exchange.protocols import (
@@ -81,7 +81,7 @@ def pays_to_compile(count: int) -> bool:
     return count >= COMPILED_FROM and can_compile()
 
 
-def make_plan(settings: Exchange, workers: Workers, *, compiled: bool = False) -> Plan:
+def make_plan(settings: Exchange, workers: Communicator, *, compiled: bool = False) -> Plan:
     """Choose codecs and teams as the settings say; all workers call this together.
 
     Args:
@@ -93,9 +93,9 @@ def make_plan(settings: Exchange, workers: Workers, *, compiled: bool = False) -
         InputError: a lane is too narrow for so many workers.
     """
     if settings.protocol == "hierarchical":
-        node = workers.divided(workers.node_of)
+        node = workers.split(workers.node_of)
         place = [workers.node_of[:rank].count(n) for rank, n in enumerate(workers.node_of)]
-        leaders = workers.divided([min(p, 1) for p in place])
+        leaders = workers.split([min(p, 1) for p in place])
         inner = _plain_plan(settings, settings.across, len(set(workers.node_of)), compiled)
         protocol = partial(hierarchical, node=node, leaders=leaders, across=inner.protocol)
         return Plan(protocol, inner.name, inner.codec, inner.back, inner.senders, inner.remark)

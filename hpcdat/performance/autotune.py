@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import Named, gradients_of, make_buckets
 from hpcdat.exchange.resolve import PROTOCOLS, Plan, make_plan, pays_to_compile
@@ -78,7 +78,7 @@ class Choice(BaseModel):
 
 
 def settle(
-    settings: Exchange, workers: Workers, model: nn.Module, record: Path, progress: Progress
+    settings: Exchange, workers: Communicator, model: nn.Module, record: Path, progress: Progress
 ) -> Exchange:
     """The settings without ``auto``; all workers call this together.
 
@@ -99,25 +99,23 @@ def settle(
     if workers.size == 1:
         return exact(settings)
 
-    def recall() -> Choice | None:
-        return read_choice(record) if workers.is_first and record.exists() else None
+    def read() -> str | None:
+        kept = read_choice(record) if record.exists() else None
+        # Another number of workers goes on from an epoch's start, with sums of its own anyway.
+        return kept.model_dump_json() if kept and kept.workers == workers.size else None
 
-    kept = workers.together("read the chosen exchange", recall)
-    # Another number of workers goes on from an epoch's start, with sums of its own anyway.
-    told = kept.model_dump_json() if kept is not None and kept.workers == workers.size else None
-    told = workers.gather(told, "the chosen exchange")[0]
-    if told is None:
+    text = workers.on_rank0("read the chosen exchange", read)
+    if text is None:
         progress.say("exchange: measuring links and codecs")
         choice = choose(settings, workers, model)
-        # Worker 0's, for nothing says that all processors round alike.
-        told = workers.gather(choice.model_dump_json(), "the choice of an exchange")[0]
 
-        def keep() -> None:
-            if workers.is_first:
-                write_text(record, choice.model_dump_json(indent=2) + "\n")
+        def write() -> str:
+            write_text(record, choice.model_dump_json(indent=2) + "\n")
+            return choice.model_dump_json()
 
-        workers.together("keep the chosen exchange", keep)
-    choice = Choice.model_validate_json(told)
+        # Worker 0's choice, for processors may round differently.
+        text = workers.on_rank0("write the chosen exchange", write)
+    choice = Choice.model_validate_json(text)
     progress.say(f"exchange: {choice.in_words()}")
     return choice.chosen.exchange
 
@@ -151,7 +149,7 @@ def read_choice(record: Path) -> Choice:
         raise InputError(f"{record} cannot be read: {error}; start over with --overwrite") from None
 
 
-def choose(settings: Exchange, workers: Workers, model: nn.Module) -> Choice:
+def choose(settings: Exchange, workers: Communicator, model: nn.Module) -> Choice:
     """Measure, predict, and take the most exact of the fast ones.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import device_name
 from hpcdat.emulation.cluster import links_here
 from hpcdat.errors import InputError
@@ -63,7 +63,7 @@ class Calibration(BaseModel):
             raise InputError(f"{path} is no calibration: {error}") from None
 
 
-def measure_links(workers: Workers, device: torch.device) -> Calibration:
+def measure_links(workers: Communicator, device: torch.device) -> Calibration:
     """Measure the links between two or more workers; all call this together."""
     network = measure_network(workers, KINDS, device)
     links = links_here()

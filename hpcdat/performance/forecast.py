@@ -15,7 +15,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import gradients_of, make_buckets
@@ -78,7 +78,7 @@ def predict_job(
     images: int | None,
     calibration: Calibration | None,
     save: Path | None,
-    workers: Workers,
+    workers: Communicator,
 ) -> str:
     """The output of ``hpcdat plan``.
 
@@ -94,18 +94,18 @@ def predict_job(
     Raises:
         InputError: the images are not there and their number is not given, or a file cannot be written.
     """
-    device = workers.together("choose a device", lambda: choose_device(job, workers))
+    device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     if images is None:
-        found = workers.together("find the images", lambda: _find(job))
+        found = workers.on_all_ranks("find the images", lambda: _find(job))
         images, classes = len(found) - job.early_stopping.held_out, len(found.classes)
     else:
         classes = CLASSES[job.data.source]
     measured = calibration is None and workers.size > 1
     if measured:
         calibration = measure_links(workers, device)
-        keep = partial(calibration.write, save) if save and workers.is_first else bool
-        workers.together("keep the calibration", keep)
-    model, timing, compute = workers.together("time a step", lambda: time_step(job, classes, device))
+        if save:
+            workers.on_rank0("write the calibration", partial(calibration.write, save))
+    model, timing, compute = workers.on_all_ranks("time a step", lambda: time_step(job, classes, device))
     compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
     rate = coding_rate(workers, device, compiled=compiled)
     correction = trials(calibration, model, rate, workers, compute) if measured and calibration else untried
@@ -153,7 +153,7 @@ def trials(
     calibration: Calibration,
     model: nn.Module,
     rate: Rate,
-    workers: Workers,
+    workers: Communicator,
     compute: Callable[[], object],
 ) -> Correction:
     """Factors of measured over predicted time of whole exchanges between these workers.

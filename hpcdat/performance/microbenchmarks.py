@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Done, Pending, Workers
+from hpcdat.distributed.communicator import Communicator, Pending
 from hpcdat.distributed.device import synchronize
+from hpcdat.distributed.single_process import Completed, SingleProcess
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.protocols import Draw
 from hpcdat.exchange.resolve import Plan, make_plan
@@ -36,7 +37,7 @@ Rate = Callable[[Exchange, int], float]
 """Seconds a number that a worker computes, by settings and senders."""
 
 
-def measure_network(workers: Workers, kinds: Iterable[Kind], device: torch.device) -> Network:
+def measure_network(workers: Communicator, kinds: Iterable[Kind], device: torch.device) -> Network:
     """Time every kind of collective, small and large, and what computing beside them costs.
 
     All workers call this together. On one machine every worker is taken for a node of its own.
@@ -56,7 +57,9 @@ def measure_network(workers: Workers, kinds: Iterable[Kind], device: torch.devic
     return Network(nodes=nodes, per_node=per_node, links=links, sharing=sharing)
 
 
-def _measure_sharing(workers: Workers, link: Link, nodes: int, per_node: int, device: torch.device) -> float:
+def _measure_sharing(
+    workers: Communicator, link: Link, nodes: int, per_node: int, device: torch.device
+) -> float:
     """Of computation beside an all-reduce that takes about as long: the share that is not hidden."""
     carried = link.points[-1][0]
     size = max(int(carried / Collective("allreduce", 1).on_card(nodes, per_node)), 4 * workers.size)
@@ -80,7 +83,7 @@ def _measure_sharing(workers: Workers, link: Link, nodes: int, per_node: int, de
     return min(max(1 - hidden / min(wire, computing), 0.0), 1.0)
 
 
-def _measure_link(workers: Workers, kind: Kind, nodes: int, per_node: int, device: torch.device) -> Link:
+def _measure_link(workers: Communicator, kind: Kind, nodes: int, per_node: int, device: torch.device) -> Link:
     # What of a message passes the busiest card.
     share = Collective(kind, 1).on_card(nodes, per_node)
     points: list[tuple[float, float]] = []
@@ -105,31 +108,31 @@ def _measure_link(workers: Workers, kind: Kind, nodes: int, per_node: int, devic
     return Link(points=points)
 
 
-def _start(workers: Workers, kind: Kind, size: int, device: torch.device, number: int = 0) -> Pending:
+def _start(workers: Communicator, kind: Kind, size: int, device: torch.device, number: int = 0) -> Pending:
     name = f"probe of {kind} {number}"
     if kind == "allreduce":
-        return workers.start_sum([torch.zeros(size // 4, device=device)], name)
+        return workers.iall_reduce([torch.zeros(size // 4, device=device)], name)
     row = torch.zeros(size, dtype=torch.uint8, device=device)
     if kind == "alltoall":
-        return workers.start_alltoall(row[: size // workers.size * workers.size].view(workers.size, -1), name)
+        return workers.iall_to_all(row[: size // workers.size * workers.size].view(workers.size, -1), name)
     start = {
-        "allgather": workers.start_allgather,
-        "gather": workers.start_gather,
-        "broadcast": workers.start_broadcast,
+        "allgather": workers.iall_gather,
+        "gather": workers.igather,
+        "broadcast": workers.ibroadcast,
     }[kind]
     return start(row, name)
 
 
-def _seconds(workers: Workers, work: Callable[[], object]) -> float:
+def _seconds(workers: Communicator, work: Callable[[], object]) -> float:
     """Of work that all do at once, on the slowest worker: the median, after one that opens connections."""
 
     def once() -> float:
         began = time.perf_counter()
         work()
         # All are ready for the next one when they know what this one took.
-        return float(max(workers.gather(time.perf_counter() - began, "probe: seconds")))
+        return float(max(workers.all_gather_object(time.perf_counter() - began, "probe: seconds")))
 
-    workers.gather(None, "probe: ready")
+    workers.all_gather_object(None, "probe: ready")
     once()
     first = once()
     return median([first, *(once() for _ in range(repeats_for(first) - 1))])
@@ -140,7 +143,7 @@ def repeats_for(seconds: float, together: float = LONG_ENOUGH, most: int = MOST_
     return min(max(int(together / seconds), REPEATS), most)
 
 
-class Imagined(Workers):
+class Imagined(SingleProcess):
     """One worker of many, to whom the others send what it sends itself, at once.
 
     What a protocol still takes among them is its computation.
@@ -154,14 +157,14 @@ class Imagined(Workers):
         self.size = self.nodes = size
         self.node_of = list(range(size))
 
-    def start_allgather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
-        return Done(row.expand(self.size, *row.shape).contiguous())
+    def iall_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
+        return Completed(row.expand(self.size, *row.shape).contiguous())
 
-    def start_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
-        return self.start_allgather(row, name)
+    def igather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
+        return self.iall_gather(row, name)
 
 
-def coding_rate(workers: Workers, device: torch.device, *, compiled: bool) -> Rate:
+def coding_rate(workers: Communicator, device: torch.device, *, compiled: bool) -> Rate:
     """Seconds a number that a worker computes in an exchange among so many senders, measured once for each.
 
     Args:
@@ -186,7 +189,7 @@ def coding_rate(workers: Workers, device: torch.device, *, compiled: bool) -> Ra
     return rate
 
 
-def _measure_computing(plan: Plan, workers: Workers, device: torch.device) -> float:
+def _measure_computing(plan: Plan, workers: Communicator, device: torch.device) -> float:
     """Seconds a number that a worker, the server where there is one, computes in an exchange.
 
     All workers call this together and compute at the same time, as they will in training.
@@ -202,7 +205,7 @@ def _measure_computing(plan: Plan, workers: Workers, device: torch.device) -> fl
     # Compiled codecs learn one length first, and at the second one all of them.
     for number, count in enumerate((NUMBERS // 2, *[NUMBERS] * (1 + REPEATS))):
         draw = Draw(0, 0, number, 0, device)
-        workers.gather(None, "probe: ready to compute")
+        workers.all_gather_object(None, "probe: ready to compute")
         synchronize(device)
         began = time.perf_counter()
         # As an exchange of gradients does: into one vector, and back into their places.
@@ -210,7 +213,7 @@ def _measure_computing(plan: Plan, workers: Workers, device: torch.device) -> fl
         torch._foreach_copy_([target[:count]], [result])
         synchronize(device)
         times.append(time.perf_counter() - began)
-    every = workers.gather(times[2:], "probe: computing")
+    every = workers.all_gather_object(times[2:], "probe: computing")
     slowest: list[float] = [max(worker[repeat] for worker in every) for repeat in range(REPEATS)]
     return median(slowest) / NUMBERS
 

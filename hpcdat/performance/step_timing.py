@@ -12,8 +12,8 @@ from torch import nn
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Concurrent
-from hpcdat.distributed.communicator import Workers
 from hpcdat.distributed.environment import device_name
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models import build_model_for
 from hpcdat.models.compiled import fastest_convolutions
 from hpcdat.models.losses import Labelled
@@ -83,7 +83,7 @@ def time_step(
 
     def algorithm(attack_steps: int) -> Algorithm1:
         alone = _of_one_worker(job, size, attack_steps)
-        return Algorithm1(alone, model, exact(job.exchange), Workers(), device)
+        return Algorithm1(alone, model, exact(job.exchange), SingleProcess(), device)
 
     def median_of(work: Callable[[], object]) -> float:
         with fastest_convolutions(job.model.compiled):

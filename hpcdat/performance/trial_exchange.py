@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.exchange.gradient_exchange import GradientExchange, Named, grad_of
 from hpcdat.performance.cost_model import Network, predict
 from hpcdat.performance.microbenchmarks import Rate, repeats_for
@@ -25,7 +25,7 @@ def measure_correction(
     rate: Rate,
     named: Named,
     network: Network,
-    workers: Workers,
+    workers: Communicator,
     compute: Callable[[], object] = lambda: None,
 ) -> float:
     """Seconds of a trial over those that are predicted for it; all workers call this together.
@@ -72,7 +72,7 @@ def _stand_in(parameter: Tensor, count: int) -> nn.Parameter:
     return stand_in
 
 
-def _seconds(exchange: GradientExchange, workers: Workers, compute: Callable[[], object]) -> float:
+def _seconds(exchange: GradientExchange, workers: Communicator, compute: Callable[[], object]) -> float:
     """C of an exchange, as training counts it: the median, after one in which codecs are compiled."""
     gradients = [grad_of(p) for bucket in exchange.buckets for p in bucket.parameters]
     riders = torch.zeros(1, device=gradients[0].device)
@@ -86,7 +86,7 @@ def _seconds(exchange: GradientExchange, workers: Workers, compute: Callable[[],
             exchange.settle(counts=True)
             # Sums become means, lest they grow from one to the next.
             torch._foreach_div_(gradients, workers.size)
-        every = workers.gather(exchange.reset().busy, "trial: seconds")
+        every = workers.all_gather_object(exchange.reset().busy, "trial: seconds")
         # The worker that came last has waited for nobody.
         return list(map(min, zip(*every, strict=True)))
 

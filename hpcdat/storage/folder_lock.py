@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from hpcdat.errors import InputError
 
 if TYPE_CHECKING:
-    from hpcdat.distributed.communicator import Workers
+    from hpcdat.distributed.communicator import Communicator
 
 SECONDS_TO_END = 5.0
 """How long to wait for the previous holder to end, as after a kill."""
@@ -67,7 +67,7 @@ def keep_others_out(folder: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, workers: Workers) -> Iterator[None]:
+def locked(folder: Path, workers: Communicator) -> Iterator[None]:
     """Lock a folder inside the block, for all workers of this command, which enter it together.
 
     Args:
@@ -80,8 +80,7 @@ def locked(folder: Path, workers: Workers) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
-            if workers.is_first:
-                held.enter_context(keep_others_out(folder))
+            held.enter_context(keep_others_out(folder))
 
-        workers.together(f"lock {folder}", lock)
+        workers.on_rank0(f"lock {folder}", lock)
         yield

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.config.job import Job
-from hpcdat.distributed.communicator import Pending, Workers
+from hpcdat.distributed.communicator import Communicator, Pending
 from hpcdat.models.losses import Labelled
 from hpcdat.training.roles import Role
 
@@ -65,7 +65,7 @@ class Adversary:
         job: Job,
         model: nn.Module,
         roles: Sequence[Role],
-        workers: Workers,
+        workers: Communicator,
         device: torch.device,
         attack: Callable[[Batch, int], Tensor],
     ) -> None:
@@ -157,7 +157,7 @@ class Adversary:
 
     def _make(self, batch: Batch, entry: _InFlight) -> None:
         # Only worker 0 writes checkpoints.
-        if self.workers.is_first:
+        if self.workers.is_rank0:
             spare = self._spare.pop() if self._spare else []
             entry.weights = spare or [torch.empty_like(p) for p in self._parameters]
             torch._foreach_copy_(entry.weights, [p.detach() for p in self._parameters])
@@ -186,7 +186,7 @@ class Adversary:
         # A slot can be used again when the examples of its step have been taken.
         slot = batch.step % (self.delay + 1)
         return [
-            self.workers.start_deal(torch.cat(rows), counts, f"{what} {slot}")
+            self.workers.iall_to_all_v(torch.cat(rows), counts, f"{what} {slot}")
             for rows, what in ((x, "adversarial examples"), (y, "labels"))
         ]
 

@@ -72,7 +72,7 @@ class EpochLog:
         self.state.totals.total_seconds += now - self._clock
         spent = self.exchange.reset()
         # The worker that came last to an exchange has waited for nobody: its time is the network's.
-        steps = zip(*self.workers.gather(spent.busy, "seconds of exchanges"), strict=True)
+        steps = zip(*self.workers.all_gather_object(spent.busy, "seconds of exchanges"), strict=True)
         self.state.totals.communication_seconds += sum(map(min, steps))
         self.state.totals.waited_seconds += spent.waited
         self._clock = now
@@ -108,7 +108,7 @@ class EpochLog:
         Waits for images and for other workers do not count, so that a slow worker stands out.
         """
         mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
-        medians, longest, hosts = zip(*self.workers.gather(mine, "step times"), strict=True)
+        medians, longest, hosts = zip(*self.workers.all_gather_object(mine, "step times"), strict=True)
         # Compared only with workers of an equal role: an attack worker has less to do.
         works = [(len(role.clean), len(role.adversarial), len(role.attacked)) for role in self.roles]
         usual = [

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import WorkerError
 from hpcdat.models.fingerprint import named_state, tensor_fingerprint
 from hpcdat.models.split_batch_norm import BatchNorm, Branch, branch_of
 
 
-def make_equal(workers: Workers, model: nn.Module) -> None:
+def make_equal(workers: Communicator, model: nn.Module) -> None:
     """Give every worker the parameters and buffers of worker 0."""
     workers.broadcast([t.detach() for t in named_state(model).values()], "initial parameters and buffers")
 
@@ -33,7 +33,7 @@ class BatchNormStatistics:
     """
 
     def __init__(
-        self, model: nn.Module, workers: Workers, trained_by: Mapping[Branch, Sequence[int]]
+        self, model: nn.Module, workers: Communicator, trained_by: Mapping[Branch, Sequence[int]]
     ) -> None:
         self.workers = workers
         layers = [
@@ -70,10 +70,10 @@ class BatchNormStatistics:
             self.statistics, self._trained_here, *(kept[:n] for kept in sets), strict=True
         ):
             statistic.copy_(sum(own[1:], own[0]) if here else torch.zeros_like(statistic))
-        self.workers.sum(self.statistics, "batch-norm statistics")
+        self.workers.all_reduce(self.statistics, "batch-norm statistics")
         torch._foreach_div_(self.statistics, self._trainers)
         largest = torch.stack([torch.stack(kept[n:]) for kept in sets]).amax(0)
-        largest = self.workers.max(largest, "batch-norm counts")
+        largest = self.workers.all_reduce_max(largest, "batch-norm counts")
         torch._foreach_copy_(self.counts, list(largest.unbind()))
         self._sets = [self._copy() for _ in sets]
 
@@ -98,7 +98,7 @@ class BatchNormStatistics:
         ):
             table = torch.zeros(self.workers.size, len(own), dtype=own.dtype)
             table[self.workers.rank] = own.cpu()
-            self.workers.sum([table], f"rows of {own.dtype}")
+            self.workers.all_reduce([table], f"rows of {own.dtype}")
             rows.append(table)
         return rows[0], rows[1]
 
@@ -124,7 +124,7 @@ class BatchNormStatistics:
             torch._foreach_copy_([*self.statistics, *self.counts], kept)
 
 
-def check_equal(workers: Workers, model: nn.Module, *, except_batch_norm: bool = False) -> None:
+def check_equal(workers: Communicator, model: nn.Module, *, except_batch_norm: bool = False) -> None:
     """Compare a hash of every parameter and buffer over the workers.
 
     Args:
@@ -140,7 +140,7 @@ def check_equal(workers: Workers, model: nn.Module, *, except_batch_norm: bool =
         state = dict(model.named_parameters())
     hashes = torch.tensor([tensor_fingerprint(tensor) for tensor in state.values()], dtype=torch.int64)
     # The maximum of (h, ~h) over the workers is (h, ~h) only if all have the same h.
-    largest = workers.max(torch.cat([hashes, ~hashes]), "hashes of parameters and buffers")
+    largest = workers.all_reduce_max(torch.cat([hashes, ~hashes]), "hashes of parameters and buffers")
     same = largest[: len(hashes)] == ~largest[len(hashes) :]
     differing = [name for name, equal in zip(state, same.tolist(), strict=True) if not equal]
     if differing:

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from hpcdat.attacks.pgd import Loss
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Smoothing
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models.losses import Labelled, clean_loss
 from hpcdat.seeds import derive
 
 
-def share_copies(job: Job, workers: Workers) -> NoisyCopies | None:
+def share_copies(job: Job, workers: Communicator) -> NoisyCopies | None:
     """This worker's noisy copies of its batches, None if the job has none; all workers call this together.
 
     Args:
@@ -36,7 +37,9 @@ def share_copies(job: Job, workers: Workers) -> NoisyCopies | None:
     if not job.smoothing.sigma:
         return None
     sharing = job.smoothing.workers
-    team = Workers() if sharing == 1 else workers.divided([rank // sharing for rank in range(workers.size)])
+    team = (
+        SingleProcess() if sharing == 1 else workers.split([rank // sharing for rank in range(workers.size)])
+    )
     return NoisyCopies(job.smoothing, job.seed, team)
 
 
@@ -49,7 +52,7 @@ class NoisyCopies:
         team: the workers that share the batch; each has a range of the copies, in the order of ranks.
     """
 
-    def __init__(self, settings: Smoothing, seed: int, team: Workers) -> None:
+    def __init__(self, settings: Smoothing, seed: int, team: Communicator) -> None:
         self.settings, self.seed, self.team = settings, seed, team
         own = settings.copies // team.size
         self.numbers = range(team.rank * own, (team.rank + 1) * own)
@@ -97,7 +100,7 @@ class NoisyCopies:
         copies = logits.shape[1]
         losses = clean_loss(logits.flatten(0, 1), y.repeat_interleave(copies))
         own = (-losses).view(-1, copies).logsumexp(1)
-        total = self.team.start_allgather(own.detach(), "probabilities of noisy copies").wait().logsumexp(0)
+        total = self.team.iall_gather(own.detach(), "probabilities of noisy copies").wait().logsumexp(0)
         share = (own.detach() - total).exp()
         loss: Tensor = math.log(self.settings.copies) - total - share * (own - own.detach())
         return loss
@@ -106,7 +109,7 @@ class NoisyCopies:
 class _Copied(nn.Module):
     """From images to the logits of their noisy copies, (n, k, classes)."""
 
-    def __init__(self, model: nn.Module, noise: Tensor, team: Workers) -> None:
+    def __init__(self, model: nn.Module, noise: Tensor, team: Communicator) -> None:
         super().__init__()
         self.model, self.noise, self.team = model, noise, team
 
@@ -120,5 +123,5 @@ class _Copied(nn.Module):
 
     def _sum(self, gradient: Tensor) -> Tensor:
         """Of the team's gradients, on its way back to the batch that its copies share."""
-        total: Tensor = self.team.start_sum([gradient.clone()], "input gradients of noisy copies").wait()[0]
+        total: Tensor = self.team.iall_reduce([gradient.clone()], "input gradients of noisy copies").wait()[0]
         return total

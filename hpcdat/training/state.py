@@ -46,12 +46,7 @@ class TrainingState:
         Raises:
             WorkerError: on all workers; it could not be written.
         """
-
-        def write() -> None:
-            if self.workers.is_first:
-                self.folder.log(**metrics)
-
-        self.workers.together("write the metrics", write)
+        self.workers.on_rank0("write the metrics", lambda: self.folder.log(**metrics))
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint; all workers call this together. The state does not change.
@@ -82,12 +77,9 @@ class TrainingState:
             stale=algorithm.adversary.stale() if self.step else [],
             metrics_bytes=self.folder.metrics_bytes(),
         )
-
-        def write() -> None:
-            if self.workers.is_first:
-                self.folder.checkpoints.save(checkpoint, best=best)
-
-        self.workers.together("write the checkpoint", write)
+        self.workers.on_rank0(
+            "write the checkpoint", lambda: self.folder.checkpoints.save(checkpoint, best=best)
+        )
         batch_norm.restore(local)
 
     def resume(self, say: Callable[[str], object]) -> None:
@@ -113,13 +105,10 @@ class TrainingState:
             )
             return False
 
-        def choose() -> str | None:
-            return (
-                str(self.folder.checkpoints.choose(fits, skipped.append)) if self.workers.is_first else None
-            )
-
         # Worker 0 chooses, so that all read the same file.
-        chosen = self.workers.gather(self.workers.together("choose a checkpoint", choose), "checkpoint")[0]
+        chosen = self.workers.on_rank0(
+            "choose a checkpoint", lambda: str(self.folder.checkpoints.choose(fits, skipped.append))
+        )
         self._restore(Path(chosen))
         for line in skipped:
             say(line)
@@ -171,10 +160,10 @@ class TrainingState:
             if checkpoint.workers == self.workers.size:
                 algorithm.exchange.load_state(checkpoint.feedback)
             algorithm.adversary.restore(checkpoint.stale)
-            if cut_metrics and self.workers.is_first:
+            if cut_metrics and self.workers.is_rank0:
                 self.folder.forget_metrics_after(checkpoint.metrics_bytes)
             return checkpoint, totals, history
 
-        checkpoint, self.totals, self.history = self.workers.together("read the checkpoint", load)
+        checkpoint, self.totals, self.history = self.workers.on_all_ranks("read the checkpoint", load)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.skipped_steps = checkpoint.skipped_steps

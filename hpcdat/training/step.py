@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hpcdat.attacks.pgd import PGD, Loss, attacked
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import GradientExchange, grad_of, gradients_of
 from hpcdat.models.compiled import Compiled
@@ -79,7 +79,7 @@ class Algorithm1:
     """
 
     def __init__(
-        self, job: Job, model: nn.Module, exchange: Exchange, workers: Workers, device: torch.device
+        self, job: Job, model: nn.Module, exchange: Exchange, workers: Communicator, device: torch.device
     ) -> None:
         self.job, self.model, self.workers, self.device = job, model, workers, device
         self.network = Compiled(model, job.batch_size * job.passes) if job.model.compiled else model

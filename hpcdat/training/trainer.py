@@ -51,7 +51,7 @@ class Trainer:
         self.algorithm, self.folder, self.images, self.stop = algorithm, folder, images.train, stop
         self.job, self.model = algorithm.job, algorithm.model
         self.workers, self.device = algorithm.workers, algorithm.device
-        self.progress = Progress(shown=self.workers.is_first)
+        self.progress = Progress(shown=self.workers.is_rank0)
         self.loader = open_loader(
             images.train,
             self.job.data,
@@ -88,7 +88,7 @@ class Trainer:
             # Too few images must be found before a checkpoint binds the run to its settings.
             self._shares()
             if pretrained := self.job.model.pretrained:
-                self.workers.together("read model.pretrained", lambda: self._load_pretrained(pretrained))
+                self.workers.on_all_ranks("read model.pretrained", lambda: self._load_pretrained(pretrained))
             make_equal(self.workers, self.model)
             # A run that is killed before its first checkpoint of training has this one.
             self._save()
@@ -116,7 +116,7 @@ class Trainer:
 
     def _load_pretrained(self, pretrained: Path) -> None:
         """Load the weights to start from, on worker 0; the others receive them."""
-        if self.workers.is_first:
+        if self.workers.is_rank0:
             fresh = load_pretrained(self.model, pretrained, self.images.classes)
             new = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
             self.progress.say(f"starting from {pretrained}{new}")
@@ -215,7 +215,7 @@ class Trainer:
     def _requests(self) -> Requests:
         """What this worker asks for; the clock of worker 0 decides when a checkpoint is due."""
         elapsed = time.monotonic() - self._saved
-        due = self.workers.is_first and elapsed > 60 * self.job.checkpoint_minutes
+        due = self.workers.is_rank0 and elapsed > 60 * self.job.checkpoint_minutes
         return Requests(stop=self.stop.wanted, save=due)
 
     def _skip(self, cost: float) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hpcdat.config.job_file import read_job
 from hpcdat.config.sections import Data
 from hpcdat.data.digits import write_digits
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.doctor.checks import (
     check_clocks,
     check_dali,
@@ -159,14 +159,14 @@ def test_one_worker_alone_looks_at_images_and_run_folder(tmp_path):
     folder = ["data.source=folder", f"data.root={tmp_path / 'data'}"]
     run_dir = tmp_path / "file" / "run"
     healthy = read_job(DEMO, [*folder, f"run_dir={tmp_path / 'runs' / 'run'}"])
-    report = examine(healthy, Workers(), SimpleNamespace(wanted=False))
+    report = examine(healthy, SingleProcess(), SimpleNamespace(wanted=False))
     assert report.nodes[0].classes == 10 and report.run_dir.folder == str(tmp_path)
     assert not report.failed and [file.name for file in tmp_path.iterdir()] == ["data"]
 
     shutil.rmtree(tmp_path / "data" / "test")
     run_dir.parent.touch()
     sick = read_job(DEMO, [*folder, f"run_dir={run_dir}"])
-    report = examine(sick, Workers(), SimpleNamespace(wanted=False))
+    report = examine(sick, SingleProcess(), SimpleNamespace(wanted=False))
     failures = {finding.check: finding.found for finding in report.findings if finding.level == "failure"}
     assert failures.keys() == {"images", "run_dir"}
     assert str(tmp_path / "data" / "test") in failures["images"]

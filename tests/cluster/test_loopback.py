@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from hpcdat.distributed.communicator import HorovodWorkers, Workers
-from hpcdat.distributed.loopback import Loopback, loopback, run_in_lockstep, run_threads
+from hpcdat.distributed.communicator import Communicator
+from hpcdat.distributed.loopback import loopback, run_in_lockstep, run_threads
 from hpcdat.errors import WorkerError
 from tests.distributed.checks import check_agreement, check_collectives
 from tests.distributed.programs.collectives import agreement, every_collective
@@ -22,19 +22,19 @@ def test_models_are_made_equal_checked_and_their_batch_norm_averaged(size):
     check_agreement(run_threads(loopback(size), agreement))
 
 
-@pytest.mark.parametrize("implementation", [Loopback, HorovodWorkers])
-def test_no_implementation_inherits_the_single_workers_collectives(implementation):
-    """These are the identity, and nobody would notice; the others are made of these."""
-    derived = {"sum", "max", "broadcast", "start_gather", "start_send", "together", "is_first"}
-    primitives = {name for name in vars(Workers) if not name.startswith("_")} - derived
-    assert "start_sum" in primitives and primitives <= vars(implementation).keys()
+@pytest.mark.parametrize("forgotten", sorted(Communicator.__abstractmethods__))
+def test_a_collective_that_an_implementation_forgets_is_an_error(forgotten):
+    """It must not fall back to the identity of a single process, which nobody would notice."""
+    all_but_one = {name: None for name in Communicator.__abstractmethods__ if name != forgotten}
+    with pytest.raises(TypeError, match=forgotten):
+        type("Forgetful", (Communicator,), all_but_one)("none")
 
 
 def test_a_rank_that_fails_ends_the_waits_of_the_others():
     def program(rank):
         if rank.rank == 1:
             raise ValueError("spoilt")
-        rank.gather(None, "all there")
+        rank.all_gather_object(None, "all there")
 
     with pytest.raises(ValueError, match="spoilt"):
         run_threads(loopback(3, timeout=30), program)
@@ -43,7 +43,7 @@ def test_a_rank_that_fails_ends_the_waits_of_the_others():
 def test_a_rank_that_stays_away_is_named():
     def program(rank):
         if rank.rank != 1:
-            rank.gather(None, "all there")
+            rank.all_gather_object(None, "all there")
 
     with pytest.raises(WorkerError, match=r"all there: ranks \[1\] have not called it: 0.1 s have passed"):
         run_threads(loopback(3, timeout=0.1), program)
@@ -51,14 +51,14 @@ def test_a_rank_that_stays_away_is_named():
 
 def test_different_collectives_by_one_name_are_an_error():
     one, other = loopback(2)
-    one.start_sum([torch.ones(1)], "x")
+    one.iall_reduce([torch.ones(1)], "x")
     with pytest.raises(WorkerError, match="x: rank 1 calls max, another rank sum"):
-        other.start_max(torch.ones(1), "x")
+        other.iall_reduce_max(torch.ones(1), "x")
 
 
 def test_lockstep_ends_where_ranks_wait_for_each_other():
     def exchange(rank):
-        yield rank.start_sum([torch.ones(1)], f"of rank {rank.rank}")
+        yield rank.iall_reduce([torch.ones(1)], f"of rank {rank.rank}")
 
     with pytest.raises(WorkerError, match=r"ranks \[0, 1\] wait for each other"):
         run_in_lockstep([exchange(rank) for rank in loopback(2)])
@@ -69,11 +69,11 @@ def test_nothing_is_shared_between_ranks():
 
     def program(rank):
         row = torch.full((2,), float(rank.rank))
-        everybody = rank.start_allgather(row, "rows").wait()
+        everybody = rank.iall_gather(row, "rows").wait()
         largest = rank.max(row, "largest")
         everybody.add_(100), largest.add_(100)
         together.wait()
-        return rank.start_broadcast(row, "first").wait().tolist(), rank.max(row, "largest").tolist()
+        return rank.ibroadcast(row, "first").wait().tolist(), rank.max(row, "largest").tolist()
 
     together = threading.Barrier(2)
     assert run_threads(loopback(2), program) == [([0.0, 0.0], [0.0, 0.0])] * 2

@@ -9,7 +9,7 @@ from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images
 from hpcdat.data.pseudo_labelled import read_pseudo_labelled, write_pseudo_labelled
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError, Stopped
 from hpcdat.models import build_model_for
 from hpcdat.storage.run_folder import RunFolder
@@ -28,7 +28,7 @@ def source(trained, tmp_path):
 
 
 def test_labels_are_the_models_own(trained, source, tmp_path):
-    found = pseudo_label(trained, source, tmp_path / "out.npz", [], Workers(), Never())
+    found = pseudo_label(trained, source, tmp_path / "out.npz", [], SingleProcess(), Never())
     run = RunFolder(trained)
     checkpoint = run.newest_checkpoint()
     images = read_pseudo_labelled(tmp_path / "out.npz", checkpoint.classes)
@@ -44,17 +44,17 @@ def test_labels_are_the_models_own(trained, source, tmp_path):
 def test_a_file_that_cannot_be_written_is_told_before_the_images_are_read(trained, tmp_path, out):
     missing = tmp_path / "images.npy"
     with pytest.raises(InputError, match=rf"{tmp_path / out}: cannot be written \(.*\): name"):
-        pseudo_label(trained, missing, tmp_path / out, [], Workers(), Never())
+        pseudo_label(trained, missing, tmp_path / out, [], SingleProcess(), Never())
     assert list(tmp_path.iterdir()) == []
 
 
-class OneOfTwo(Workers):
+class OneOfTwo(SingleProcess):
     """The other one, which has nothing left to label, wants to stop."""
 
-    def start_sum(self, tensors, name):
+    def iall_reduce(self, tensors, name):
         if name == "whether all have done their share":
             tensors[0] += torch.tensor([1, 0, 1])
-        return super().start_sum(tensors, name)
+        return super().iall_reduce(tensors, name)
 
 
 def test_a_stop_of_one_worker_ends_all(trained, source, tmp_path):
@@ -75,13 +75,13 @@ def mixed_job(tmp_path, count, *more):
 
 def test_a_job_trains_on_as_many_of_them_as_of_its_own_to_the_image(tmp_path):
     job = mixed_job(tmp_path, 30)
-    train(job, Workers(), Never())
+    train(job, SingleProcess(), Never())
     (epoch,) = RunFolder(job.run_dir).metrics("epoch")
     # 13, 13, 13 and 11 of its own, with 12, 12, 12 and 10 of them: no batch is larger than 25.
     assert epoch["images"] == 96
 
 
-class FirstOfTwoNodes(Workers):
+class FirstOfTwoNodes(SingleProcess):
     """As far as it comes without the other one."""
 
     def __init__(self):
@@ -94,5 +94,5 @@ def test_too_few_for_the_nodes_are_told_before_anything_binds_the_run(tmp_path):
     with pytest.raises(InputError, match="1 images are too few for 2 nodes"):
         train(mixed_job(tmp_path, 1, "data.split=nodes"), FirstOfTwoNodes(), Never())
     job = mixed_job(tmp_path, 1)
-    train(job, Workers(), Never())
+    train(job, SingleProcess(), Never())
     assert RunFolder(job.run_dir).metrics("finished")

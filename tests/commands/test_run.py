@@ -8,7 +8,7 @@ from hpcdat.commands.evaluate import evaluate
 from hpcdat.commands.pseudo_label import pseudo_label
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.report.result_table import in_pixel_units
@@ -26,7 +26,7 @@ def test_trades_whose_divergence_weighs_nothing_is_plain_training(tmp_path):
         "beta = 1": ["attack.steps=1", "objective.regulariser=trades", "objective.beta=1"],
     }.items():
         job = read_job(DEMO, [f"run_dir={tmp_path / name}", "evaluation.every=0", *few, *own])
-        train(job, Workers(), Never())
+        train(job, SingleProcess(), Never())
         states[name] = RunFolder(job.run_dir).newest_checkpoint().model
     plain, nothing, something = (
         torch.cat([t.flatten().double() for t in state.values()]) for state in states.values()
@@ -42,9 +42,11 @@ def test_radii_are_written_as_people_do(eps, text):
 @pytest.mark.parametrize(
     "use",
     [
-        lambda run, settings, place: evaluate(run, settings, EvaluationRequest(), Workers(), Never()),
-        lambda run, settings, place: certify(run, settings, Workers(), Never()),
-        lambda run, settings, place: pseudo_label(run, place, place / "x.npz", settings, Workers(), Never()),
+        lambda run, settings, place: evaluate(run, settings, EvaluationRequest(), SingleProcess(), Never()),
+        lambda run, settings, place: certify(run, settings, SingleProcess(), Never()),
+        lambda run, settings, place: pseudo_label(
+            run, place, place / "x.npz", settings, SingleProcess(), Never()
+        ),
     ],
     ids=["evaluate", "certify", "pseudo-label"],
 )

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcdat.distributed.communicator import Workers, start_workers
+from hpcdat.distributed.initialization import init_communicator
+from hpcdat.distributed.single_process import SingleProcess
 
 OBSERVED = ("hpcdat", "pyautoattack")
 """Packages in which a program may patch something."""
@@ -68,7 +69,7 @@ def find(program):
 def run_alone(program, *arguments):
     """Run a program in this process, as its only worker; the answer, as a rank of a team would give it."""
     with pytest.MonkeyPatch.context() as patch:
-        return json.loads(json.dumps(find(program)(Workers(), patch, *arguments)))
+        return json.loads(json.dumps(find(program)(SingleProcess(), patch, *arguments)))
 
 
 def answer_to(workers, program, arguments):
@@ -87,7 +88,7 @@ def answer_to(workers, program, arguments):
 
 def main():
     address, divisible = sys.argv[1:]
-    workers = start_workers(60, divisible=divisible == "1")
+    workers = init_communicator(60, divisible=divisible == "1")
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         lines = connection.makefile("rw")

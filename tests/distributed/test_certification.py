@@ -10,7 +10,7 @@ from hpcdat.cli.app import app
 from hpcdat.commands.certify import certify
 from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models import build_model_for
 from hpcdat.storage.checkpoint_format import Checkpoint
 from hpcdat.storage.run_folder import RunFolder
@@ -63,7 +63,7 @@ def copied(trained, tmp_path):
 def serial(trained, tmp_path_factory):
     """What one worker leaves, without a break."""
     run = shutil.copytree(trained, tmp_path_factory.mktemp("serial") / "run")
-    certify(run, FEW, Workers(), Never())
+    certify(run, FEW, SingleProcess(), Never())
     return certificates(run)
 
 
@@ -89,9 +89,9 @@ def test_after_a_kill_other_workers_go_on_to_the_same_bytes(copied, serial, team
 
 def test_another_alpha_needs_no_other_samples(copied):
     run = copied("run")
-    certify(run, FEW, Workers(), Never())
+    certify(run, FEW, SingleProcess(), Never())
     before = {file: file.stat().st_mtime_ns for file in (run / "certification").glob("counts-*")}
-    certify(run, [*FEW, "certification.alpha=0.01"], Workers(), Never())
+    certify(run, [*FEW, "certification.alpha=0.01"], SingleProcess(), Never())
     assert len(before) == 2 and all(file.stat().st_mtime_ns == time for file, time in before.items())
     assert "99 %" in (run / "certification" / "certified.md").read_text()
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hpcdat.config.job import Job
 from hpcdat.data import find_images
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.models import build_model_for
 from hpcdat.progress import Progress
@@ -26,7 +26,7 @@ class Loaded(NamedTuple):
 
 def execution(stop=None, workers=None):
     """One worker that shows nothing."""
-    return Execution(workers or Workers(), Progress(shown=False), stop or Never())
+    return Execution(workers or SingleProcess(), Progress(shown=False), stop or Never())
 
 
 @pytest.fixture

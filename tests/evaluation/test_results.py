@@ -10,7 +10,7 @@ import torch
 
 from hpcdat.commands.evaluate import evaluate
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.request import EvaluationRequest
@@ -36,7 +36,7 @@ def test_steps_fit_the_ball_that_is_asked_for(run_dir):
 
 
 def evaluated(run_dir, *settings, **requested):
-    result = evaluate(run_dir, [*FEW, *settings], EvaluationRequest(**requested), Workers(), Never())
+    result = evaluate(run_dir, [*FEW, *settings], EvaluationRequest(**requested), SingleProcess(), Never())
     return result, json.loads(RunFolder(run_dir).evaluation_file.read_text())["sections"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.evaluation.accuracy import PgdAccuracy
 from hpcdat.evaluation.image_batches import ImageBatches
@@ -44,7 +44,7 @@ def batches_of(loaded, images, loader=None):
 
 def store_of(measurement, loaded, images):
     batches = batches_of(loaded, images)
-    return open_store(loaded.folder, measurement, batches, loaded.model, loaded.job, Workers())
+    return open_store(loaded.folder, measurement, batches, loaded.model, loaded.job, SingleProcess())
 
 
 def measured(measurement, loaded, images, *, stop=None, loader=None):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of, make_buckets
 
 
@@ -38,7 +38,7 @@ def test_every_parameter_is_in_one_bucket_and_last_layers_come_first(size, codin
 
 def exchanged(model, settings, seed=0):
     """Gradients after an exchange of one worker, and its riders."""
-    exchange = GradientExchange(Workers(), gradients_of(model), settings, seed)
+    exchange = GradientExchange(SingleProcess(), gradients_of(model), settings, seed)
     model.zero_grad(set_to_none=True)
     exchange.begin(0, 3)
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ def test_beside_the_backward_pass_comes_the_same_as_after_it():
 
 def test_gradients_that_are_not_there_count_as_zero():
     model = net()
-    exchange = GradientExchange(Workers(), gradients_of(model), Exchange(bits=8), 0)
+    exchange = GradientExchange(SingleProcess(), gradients_of(model), Exchange(bits=8), 0)
     exchange.begin(0, 0)
     exchange.finish(torch.zeros(1))
     assert all((p.grad == 0).all() for p in model.parameters())
@@ -81,7 +81,7 @@ def test_error_feedback_telescopes_and_forgets_steps_that_do_not_count():
     """Sum of what arrived = sum of what was sent, less what is still kept."""
     model = nn.Linear(40, 30, bias=False)
     exchange = GradientExchange(
-        Workers(), gradients_of(model), Exchange(bits=2, block=64, error_feedback=True), 0
+        SingleProcess(), gradients_of(model), Exchange(bits=2, block=64, error_feedback=True), 0
     )
     generator = torch.Generator().manual_seed(0)
     sent = arrived = torch.zeros(30, 40, dtype=torch.float64)

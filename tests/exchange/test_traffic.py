@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.exchange.codecs import Cast, Quantized
 from hpcdat.exchange.quantizer import Quantizer
@@ -48,7 +48,7 @@ def test_the_card_of_one_server_carries_what_all_send():
 
 
 def team(size):
-    workers = Workers()
+    workers = SingleProcess()
     workers.size = size
     return workers
 

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from hpcdat.attacks.pgd import PGD
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models import build_model
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.losses import Labelled, clean_loss, local_cost
@@ -66,7 +66,7 @@ def test_a_run_is_trained_by_compiled_code_where_the_job_says_so(tmp_path, monke
     weights = []
     for compiled in ("false", "true"):
         settings = [*short, f"model.compiled={compiled}", f"run_dir={tmp_path / compiled}"]
-        train(read_job(DEMO, settings), Workers(), Never())
+        train(read_job(DEMO, settings), SingleProcess(), Never())
         weights.append(RunFolder(tmp_path / compiled).newest_checkpoint().model)
         assert counter.frame_count == (2 if compiled == "true" else 0)
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)

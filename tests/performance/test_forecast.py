@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.models import build_model_for
 from hpcdat.models.compiled import Compiled
@@ -126,7 +126,7 @@ def test_as_many_images_pass_the_network_as_in_training(monkeypatch, settings):
 
     monkeypatch.setattr(DigitsCNN, "forward", counting)
     job = read_job(DEMO, ["batch_size=6", "attack.steps=1", *settings])
-    algorithm = Algorithm1(job, build_model_for(job, 10), job.exchange, Workers(), torch.device("cpu"))
+    algorithm = Algorithm1(job, build_model_for(job, 10), job.exchange, SingleProcess(), torch.device("cpu"))
     images = Labelled(torch.rand(6, 1, 8, 8), torch.arange(6))
     batch = Batch(0, 0, 6, {0: images})
     algorithm.adversary.begin_epoch([batch] * job.delay)

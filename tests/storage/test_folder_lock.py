@@ -9,7 +9,7 @@ import pytest
 from hpcdat.commands.certify import certify
 from hpcdat.commands.evaluate import evaluate
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.storage import folder_lock
@@ -71,10 +71,10 @@ def test_a_second_command_is_told_and_touches_nothing(run_dir, holder, command):
     if command == "evaluate":
         at, work = (
             folder.outcomes_folder,
-            lambda: evaluate(run_dir, [], EvaluationRequest(), Workers(), Never()),
+            lambda: evaluate(run_dir, [], EvaluationRequest(), SingleProcess(), Never()),
         )
     else:
-        at, work = folder.certification_folder, lambda: certify(run_dir, [], Workers(), Never())
+        at, work = folder.certification_folder, lambda: certify(run_dir, [], SingleProcess(), Never())
     other = holder(at)
     with pytest.raises(InputError, match=f"{at} is in use by process {other.pid}"):
         work()
@@ -82,7 +82,7 @@ def test_a_second_command_is_told_and_touches_nothing(run_dir, holder, command):
 
 
 def test_a_command_that_fails_lets_the_next_one_in(tmp_path):
-    with pytest.raises(KeyboardInterrupt), locked(tmp_path, Workers()):
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path, SingleProcess()):
         raise KeyboardInterrupt
     fork = multiprocessing.get_context("fork")
     other = fork.Process(target=keep_others_out, args=(tmp_path,))

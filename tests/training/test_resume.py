@@ -8,7 +8,7 @@ import torch
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
 from hpcdat.data.digits import write_digits
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError, Stopped, WorkerError
 from hpcdat.storage.checkpoint_format import load_checkpoint, save_checkpoint
 from hpcdat.storage.run_folder import RunFolder
@@ -36,10 +36,10 @@ class AfterLooks:
 
 def test_a_stop_on_the_last_step_of_an_epoch_keeps_that_epoch_the_guard_included(tmp_path):
     peace, stopped = (quick(tmp_path / name, "method=dat-fgsm") for name in ("in peace", "stopped"))
-    train(peace, Workers(), Never())
+    train(peace, SingleProcess(), Never())
     with pytest.raises(Stopped, match="stopped in epoch 2, step 0"):
-        train(stopped, Workers(), AfterLooks(3))
-    train(stopped, Workers(), Never())
+        train(stopped, SingleProcess(), AfterLooks(3))
+    train(stopped, SingleProcess(), Never())
     one, other = (RunFolder(job.run_dir).newest_checkpoint() for job in (peace, stopped))
     assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
     assert one.history == other.history and one.history["guarded"] > 0
@@ -49,26 +49,26 @@ def test_other_images_than_those_of_the_training_are_refused(tmp_path):
     write_digits(tmp_path / "digits")
     job = quick(tmp_path / "run", f"data.root={tmp_path}/digits", "data.train_images=null")
     with pytest.raises(Stopped, match="stopped in epoch 1, step 3"):
-        train(job, Workers(), AfterLooks(2))
+        train(job, SingleProcess(), AfterLooks(2))
     threes = tmp_path / "digits" / "train" / "3"
     next(threes.iterdir()).unlink()
     told = "trained on 1400 images of 10 classes, and now there are 1399 of 10: bring the images back"
     with pytest.raises(InputError, match=told):
-        train(job, Workers(), Never())
+        train(job, SingleProcess(), Never())
     for split in ("train", "test"):
         (tmp_path / "digits" / split / "3").rename(tmp_path / "digits" / split / "three")
     with pytest.raises(InputError, match=r"now there are 1399 of 10 \(others: 3, three\)"):
-        train(job, Workers(), Never())
+        train(job, SingleProcess(), Never())
 
 
 def test_a_step_that_the_epoch_does_not_have_is_refused(tmp_path):
     job = quick(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(job, Workers(), AfterLooks(1))
+        train(job, SingleProcess(), AfterLooks(1))
     kept = RunFolder(job.run_dir).checkpoints
     save_checkpoint(kept.step_file, dataclasses.replace(load_checkpoint(kept.step_file), step=4))
     with pytest.raises(InputError, match="step 4 of an epoch that now has 4"):
-        train(job, Workers(), Never())
+        train(job, SingleProcess(), Never())
 
 
 def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
@@ -77,7 +77,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
     lr += ["optimizer.weight_decay=1e38", "skipped_steps=1000"]
     job = quick(tmp_path / "run", *lr)
     with pytest.raises(WorkerError, match=r"no longer finite in epoch 2, step 0.*\. Lower optimizer.lr"):
-        train(job, Workers(), Never())
+        train(job, SingleProcess(), Never())
     model = RunFolder(job.run_dir).newest_checkpoint().model
     assert all(torch.isfinite(t).all() for t in model.values() if t.is_floating_point())
 
@@ -86,9 +86,9 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
 def test_a_checkpoint_with_other_fields_is_refused(tmp_path, field):
     job = quick(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(job, Workers(), AfterLooks(1))
+        train(job, SingleProcess(), AfterLooks(1))
     file = RunFolder(job.run_dir).checkpoints.step_file
     kept = load_checkpoint(file)
     save_checkpoint(file, dataclasses.replace(kept, **{field: getattr(kept, field) | {"later": 1}}))
     with pytest.raises(InputError, match=rf"^{file}: .* 'later': take the version .* --overwrite$"):
-        train(job, Workers(), Never())
+        train(job, SingleProcess(), Never())

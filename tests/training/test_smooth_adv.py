@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from hpcdat.attacks.pgd import PGD, input_gradient
 from hpcdat.config.job_file import JobError, read_job
 from hpcdat.config.sections import Smoothing
-from hpcdat.distributed.communicator import Done, Workers
+from hpcdat.distributed.single_process import Completed, SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.models.losses import Labelled
 from hpcdat.training.roles import Role, assign_roles, first_workers, trained_by
@@ -21,15 +21,15 @@ PLACE = (2, 3, 1)
 """Epoch, step and batch."""
 
 
-class Member(Workers):
+class Member(SingleProcess):
     """One of a team, whose other members' part of an exchange is given."""
 
     def __init__(self, rank, size, others=()):
         super().__init__()
         self.rank, self.size, self.others = rank, size, others
 
-    def start_allgather(self, row, name):
-        return Done(torch.stack([row, *self.others]))
+    def iall_gather(self, row, name):
+        return Completed(torch.stack([row, *self.others]))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def model():
 
 
 def copies_of(number, sigma=0.25, team=None, seed=0):
-    return NoisyCopies(Smoothing(sigma=sigma, copies=number), seed, team or Workers())
+    return NoisyCopies(Smoothing(sigma=sigma, copies=number), seed, team or SingleProcess())
 
 
 def soft_loss(model, x, y, noise):

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.communicator import Workers
+from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models import build_model_for
 from hpcdat.models.losses import Labelled
 from hpcdat.seeds import derive
@@ -17,7 +17,7 @@ from tests.conftest import DEMO
 
 def make(*settings):
     job = read_job(DEMO, ["attack.steps=1", *settings])
-    return Algorithm1(job, build_model_for(job, 10), job.exchange, Workers(), torch.device("cpu"))
+    return Algorithm1(job, build_model_for(job, 10), job.exchange, SingleProcess(), torch.device("cpu"))
 
 
 @pytest.fixture

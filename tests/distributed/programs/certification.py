@@ -23,7 +23,7 @@ def certify(workers, patch, run_dir, *settings, kill_at=-1):
 
     patch.setattr(SmoothedClassifier, "certify", sample_or_die)
     hpcdat.commands.certify.certify(Path(run_dir), list(settings), workers, Never())
-    workers.gather(None, "written")
+    workers.all_gather_object(None, "written")
     return certificates(Path(run_dir))
 
 

@@ -14,10 +14,10 @@ def every_collective(workers, patch=None):
     """Every collective, with values that tell the ranks apart."""
     rank = workers.rank
     tensors = [torch.full((3,), float(rank + 1)), torch.tensor([rank], dtype=torch.int64)]
-    workers.sum([tensors[0]], "floats")
-    workers.sum([tensors[1]], "integers")
+    workers.all_reduce([tensors[0]], "floats")
+    workers.all_reduce([tensors[1]], "integers")
     rows = torch.arange(2 * workers.size).view(workers.size, 2) + 100 * rank
-    team = workers.divided([r % 2 for r in range(workers.size)])
+    team = workers.split([r % 2 for r in range(workers.size)])
     own = torch.tensor([rank, rank])
     dealt = torch.full(((rank + 1) * workers.size, 1), rank)
     received = torch.full((2,), float(rank))
@@ -30,7 +30,7 @@ def every_collective(workers, patch=None):
             raise InputError("bad folder")
 
     try:
-        workers.together("write", fail)
+        workers.on_all_ranks("write", fail)
         failure = None
     except HpcdatError as error:
         failure = {"kind": type(error).__name__, "text": str(error), "everywhere": error.everywhere}
@@ -40,21 +40,21 @@ def every_collective(workers, patch=None):
         "local": {"rank": workers.local_rank, "size": workers.local_size, "nodes": workers.nodes},
         "transport": workers.transport,
         "sums": {"float32": tensors[0].tolist(), "int64": tensors[1].tolist()},
-        "alltoall": workers.start_alltoall(rows, "rows").wait().tolist(),
-        "allgather": workers.start_allgather(own, "row").wait().tolist(),
-        "gather": workers.start_gather(own, "row to worker 0").wait().tolist(),
-        "deal": workers.start_deal(dealt, [rank + 1] * workers.size, "rows to all").wait().tolist(),
-        "sent": workers.start_send(torch.tensor([7 - rank]), 0, workers.size - 1, "row").wait().tolist(),
+        "alltoall": workers.iall_to_all(rows, "rows").wait().tolist(),
+        "allgather": workers.iall_gather(own, "row").wait().tolist(),
+        "gather": workers.igather(own, "row to worker 0").wait().tolist(),
+        "deal": workers.iall_to_all_v(dealt, [rank + 1] * workers.size, "rows to all").wait().tolist(),
+        "sent": workers.isend(torch.tensor([7 - rank]), 0, workers.size - 1, "row").wait().tolist(),
         "team": {
             "rank": team.rank,
             "size": team.size,
-            "sum": team.start_sum([own.clone()], "sum").wait()[0].tolist(),
-            "first": team.start_broadcast(own.clone(), "first").wait().tolist(),
-            "largest": team.start_max(own, "largest").wait().tolist(),
+            "sum": team.iall_reduce([own.clone()], "sum").wait()[0].tolist(),
+            "first": team.ibroadcast(own.clone(), "first").wait().tolist(),
+            "largest": team.iall_reduce_max(own, "largest").wait().tolist(),
         },
-        "max": workers.max(torch.tensor([rank, -rank]), "max").tolist(),
+        "max": workers.all_reduce_max(torch.tensor([rank, -rank]), "max").tolist(),
         "broadcast": received.tolist(),
-        "gathered": workers.gather({"rank": rank, "é": None}, "gather"),
+        "gathered": workers.all_gather_object({"rank": rank, "é": None}, "gather"),
         "failure": failure,
     }
 
@@ -104,8 +104,8 @@ def agreement(workers, patch=None):
 
 def teams_that_end_apart(workers, patch=None):
     """The second team is still at its last sum when the first has nothing left to do."""
-    team = workers.divided([rank // 2 for rank in range(workers.size)])
+    team = workers.split([rank // 2 for rank in range(workers.size)])
     time.sleep(workers.rank // 2)
     total = torch.ones(3)
-    team.sum([total], "the last sum")
+    team.all_reduce([total], "the last sum")
     return total.tolist()

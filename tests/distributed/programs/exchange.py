@@ -100,12 +100,12 @@ def bytes_on_the_wire(workers, patch):
         "sharded_server in bfloat16": Exchange(protocol="sharded_server", bits=4, sum_format="bfloat16"),
     }.items():
         plan = make_plan(settings, workers)
-        workers.gather(None, "ready")
+        workers.all_gather_object(None, "ready")
         before = sent_bytes()
         run_now(plan.protocol(workers, x, Draw(0, 0, 0, 0, torch.device("cpu")), name, None))
-        workers.gather(None, "done")
+        workers.all_gather_object(None, "done")
         time.sleep(0.1)
-        sent = sum(workers.gather(sent_bytes() - before, "sent"))
+        sent = sum(workers.all_gather_object(sent_bytes() - before, "sent"))
         answers[name] = {"predicted": plan.traffic(count).total, "sent": sent}
     return answers
 
@@ -113,21 +113,21 @@ def bytes_on_the_wire(workers, patch):
 def settled_exchange(workers, patch, record):
     """Protocol auto settled twice, and a third time by a record of other workers."""
     record, model = Path(record), nn.Linear(300, 300)
-    progress, said = Progress(shown=workers.is_first), []
+    progress, said = Progress(shown=workers.is_rank0), []
     progress.say = said.append
     settings = Exchange(protocol="auto", two_sided=True)
     first = settle(settings, workers, model, record, progress)
     written = record.read_text()
     again = settle(settings, workers, model, record, progress)
     assert first == again and record.read_text() == written
-    workers.gather(None, "compared")
-    if workers.is_first:
+    workers.all_gather_object(None, "compared")
+    if workers.is_rank0:
         kept = json.loads(written)
         kept["chosen"]["exchange"]["bits"] = 5
         record.write_text(json.dumps(kept))
     altered = settle(settings, workers, model, record, progress)
-    workers.gather(None, "read")
-    if workers.is_first:
+    workers.all_gather_object(None, "read")
+    if workers.is_rank0:
         record.write_text(json.dumps(kept | {"workers": 17}))
     other = settle(settings, workers, model, record, progress)
     return {

@@ -25,7 +25,7 @@ def spoil(workers, patch, how):
     if how == "hang" and workers.rank == 1:
         time.sleep(600)
     if how != "return":
-        workers.gather(None, "never complete")
+        workers.all_gather_object(None, "never complete")
 
 
 def patch_all(workers, patch):

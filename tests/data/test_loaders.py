@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,6 @@ from hpcdat.data.digits import write_digits
 from hpcdat.data.images import DataError, Images, list_images
 from hpcdat.data.pixels import to_pixels
 from hpcdat.data.torchvision_loader import _Decoded
-from hpcdat.distributed.stop_signals import StopRequest
 from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
@@ -239,7 +239,14 @@ print(len(list(loader.read([np.array([n % 5]) for n in range(200)], seed=0))), f
 """
 
 
-@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.full),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.full),
+    ],
+)
 def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(photos, number):
     """A terminal sends Ctrl-C to them, mpirun SIGUSR2, Slurm SIGTERM."""
     reader = subprocess.Popen(

@@ -32,6 +32,10 @@ def launcher(transport, size):
     return mpirun + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
 
 
-def on(*teams):
-    """Run a test on each of these teams, as ``team``: ``"MPI 2"``, or ``"Gloo 4 divisible"``."""
-    return pytest.mark.parametrize("team", teams, indirect=True)
+def on(*teams, full=()):
+    """Run a test on each of these teams, as ``team``: ``"MPI 2"``, or ``"Gloo 4 divisible"``.
+
+    ``full``: teams of ``make test-full`` alone.
+    """
+    more = [pytest.param(team, marks=pytest.mark.full) for team in full]
+    return pytest.mark.parametrize("team", [*teams, *more], indirect=True)

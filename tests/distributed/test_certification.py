@@ -76,7 +76,7 @@ def test_two_workers_leave_the_same_bytes_however_unlike_their_shares(copied, se
 
 
 @pytest.mark.distributed
-@on("Gloo 3")
+@on(full=["Gloo 3"])
 def test_after_a_kill_other_workers_go_on_to_the_same_bytes(copied, serial, team):
     """Of two workers one is killed at image 390, its seventh."""
     run = copied("run")

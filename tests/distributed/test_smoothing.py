@@ -15,7 +15,9 @@ SMOOTH = [
 
 
 @pytest.mark.parametrize(
-    "team, sharing", [("Gloo 4 divisible", 4), ("MPI 4 divisible", 2)], indirect=["team"]
+    "team, sharing",
+    [pytest.param("Gloo 4 divisible", 4, marks=pytest.mark.full), ("MPI 4 divisible", 2)],
+    indirect=["team"],
 )
 def test_copies_on_one_worker_equal_copies_over_four(tmp_path, digits, team, sharing):
     """Four workers that share one batch, or, two and two, two; 90 images make a short last step.

@@ -9,13 +9,13 @@ from tests.distributed.ranks import on
 
 
 @pytest.mark.distributed
-@on("MPI 4 divisible", "Gloo 4 divisible")
+@on("MPI 4 divisible", "Gloo 3", full=["Gloo 4 divisible"])
 def test_collectives(team):
     check_collectives(team.run("collectives.every_collective"), team.transport)
 
 
 @pytest.mark.distributed
-@on("MPI 4 divisible", "Gloo 4 divisible")
+@on("MPI 4 divisible", full=["Gloo 4 divisible"])
 def test_no_team_ends_while_another_is_at_work(team):
     """A team ends by itself, while the others of its ranks still sum."""
     assert team.run("collectives.teams_that_end_apart") == [[2.0] * 3] * 4
@@ -23,7 +23,7 @@ def test_no_team_ends_while_another_is_at_work(team):
 
 
 @pytest.mark.distributed
-@on("MPI 4", "Gloo 3")
+@on("MPI 4 divisible", "Gloo 3")
 def test_models_are_made_equal_checked_and_their_batch_norm_averaged(team):
     check_agreement(team.run("collectives.agreement"))
 
@@ -58,12 +58,12 @@ def one_worker(tmp_path_factory, digits):
     [
         ("dat-pgd", "MPI 2"),
         ("dat-pgd", "MPI 3"),
-        ("dat-pgd", "MPI 4"),
+        ("dat-pgd", "MPI 4 divisible"),
         ("dat-pgd", "Gloo 3"),
-        ("dat-pgd", "Gloo 4"),
+        pytest.param("dat-pgd", "Gloo 4", marks=pytest.mark.full),
         ("dat-pgd l2, lambda", "MPI 2"),
         ("dat-fgsm-without-lalr", "Gloo 3"),
-        ("plain", "MPI 4"),
+        ("plain", "MPI 4 divisible"),
     ],
     indirect=["team"],
 )
@@ -100,8 +100,16 @@ def four_virtual_workers(tmp_path_factory, digits):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("team", ["MPI 2", "MPI 4"], indirect=True)
-@pytest.mark.parametrize("name", VIRTUAL)
+@pytest.mark.parametrize(
+    "name, team",
+    [
+        ("dat-pgd", "MPI 2"),
+        pytest.param("dat-pgd", "MPI 4 divisible", marks=pytest.mark.full),
+        pytest.param("conadv", "MPI 2", marks=pytest.mark.full),
+        ("conadv", "MPI 4 divisible"),
+    ],
+    indirect=["team"],
+)
 def test_virtual_workers_compute_what_real_ones_do(tmp_path, digits, four_virtual_workers, team, name):
     """Four workers, two of two, and one of four: weights and running statistics to 1e-6 after ten steps."""
     answers = team.run("training.train_virtually", 4 // team.size, digits, tmp_path / "run", *VIRTUAL[name])
@@ -118,7 +126,7 @@ def serial_counts(digits):
 
 
 @pytest.mark.distributed
-@on("MPI 2", "MPI 3", "Gloo 4")
+@on("MPI 3", full=["MPI 2", "Gloo 4"])
 def test_a_sharded_evaluation_gives_the_numbers_of_a_serial_one(digits, serial_counts, team):
     assert serial_counts["images"] == 397
     assert 0 < serial_counts["robust"] < serial_counts["correct"] < 397, "the attack must matter"

@@ -42,15 +42,15 @@ def evaluated(run_dir, *settings, **requested):
 
 def test_aa_is_in_the_result_beside_what_it_was_measured_with(run_dir):
     """The one test with the attacks at full length, on few images."""
-    result, sections = evaluated(run_dir, "evaluation.eps=0.2", autoattack=15)
+    result, sections = evaluated(run_dir, "evaluation.eps=0.2", autoattack=6)
     section = sections["autoattack"]
-    assert (section["images"], section["test_images"], result.aa_images) == (15, 30, 15)
+    assert (section["images"], section["test_images"], result.aa_images) == (6, 30, 6)
     assert section["aa"] == result.aa == section["robust"]["square"] < section["robust"]["correct"]
     assert section["attack"]["package"] == f"pyautoattack {pyautoattack.__version__}"
     assert section["attack"]["attacks"]["square"] == {"queries": 5000, "restarts": 1}
     assert section["warnings"] == []
     table = result_table({run_dir: result})
-    assert f"| {100 * result.aa:.2f}" in table and "AA: under AutoAttack on 15 test images." in table
+    assert f"| {100 * result.aa:.2f}" in table and "AA: under AutoAttack on 6 test images." in table
     # Kept as long as it is of the same weights, and shown beside RA of the same ball.
     result, sections = evaluated(run_dir, "evaluation.eps=0.1")
     assert result.aa is None and sections["autoattack"] == section

@@ -153,6 +153,7 @@ def test_random_numbers_are_uniform_and_streams_are_unlike():
 
 
 @pytest.mark.skipif(not can_compile(), reason="torch.compile finds no C++ compiler here")
+@pytest.mark.full
 def test_compiled_codecs_give_the_same_bytes():
     eager, compiled = (Quantized(Quantizer(4), compiled=c) for c in (False, True))
     for count in (3000, 5000):

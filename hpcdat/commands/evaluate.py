@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from hpcdat.commands.run_result import conclude_run
 from hpcdat.commands.trained_model import find_test_images, load_trained
@@ -52,14 +53,16 @@ def evaluate(
             request, test_images, trained.model, job, execution, folder.outcomes_folder
         )
 
-    def write() -> tuple[float, int] | None:
+    def write() -> list[Any] | None:
         everything = results.merged_with(folder.evaluation_file)
         everything.write(folder.evaluation_file, trained.epoch)
         for file in write_sweeps(everything.sections, folder.path):
             progress.say(f"written: {file}")
         for warning in results.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
-        return everything.autoattack(job.evaluation, job.attack.norm)
+        aa = everything.autoattack(job.evaluation, job.attack.norm)
+        return None if aa is None else list(aa)
 
-    aa = workers.on_rank0("write the results", write)
+    written = workers.on_rank0("write the results", write)
+    aa = (written[0], written[1]) if written else None
     return conclude_run(folder, job, results.accuracy, trained.epoch, workers, finished=False, aa=aa)

@@ -16,6 +16,9 @@ from torch import Tensor
 from hpcdat.errors import HpcdatError, InputError, WorkerError
 
 T = TypeVar("T")
+JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
+"""What can be sent from one worker to another as text."""
+Sendable = TypeVar("Sendable", bound=JSON)
 
 
 class Pending(Protocol):
@@ -107,8 +110,8 @@ class Communicator(ABC):
         """Begin to replace a tensor by worker 0's, in place."""
 
     @abstractmethod
-    def all_gather_object(self, value: Any, name: str) -> list[Any]:
-        """Every worker's value in the order of ranks, on all workers; any JSON value."""
+    def all_gather_object(self, value: JSON, name: str) -> list[Any]:
+        """Every worker's value in the order of ranks, on all workers."""
 
     @abstractmethod
     def split(self, groups: Sequence[int]) -> Communicator:
@@ -176,12 +179,12 @@ class Communicator(ABC):
         (result,) = results
         return result
 
-    def on_rank0(self, what: str, work: Callable[[], T]) -> T:
+    def on_rank0(self, what: str, work: Callable[[], Sendable]) -> Sendable:
         """Call a function on worker 0 only; all workers get its result, or its failure.
 
         Args:
             what: the work, as in "cannot ...".
-            work: returns a JSON value and calls no collective.
+            work: calls no collective.
 
         Raises:
             InputError, WorkerError: as :meth:`on_all_ranks`.
@@ -193,14 +196,14 @@ class Communicator(ABC):
             failure = _Failure.of(error, what, self)
         (of_rank0, failure), *_ = self._outcomes(result, failure, what)
         self._raise_for([failure] if failure else [])
-        answer: T = of_rank0
+        answer: Sendable = of_rank0
         return answer
 
     def _outcomes(
         self, result: Any, failure: _Failure | None, what: str
     ) -> list[tuple[Any, _Failure | None]]:
         """Every worker's result and failure."""
-        own = [result, list(failure) if failure else None]
+        own: JSON = [result, list(failure) if failure else None]
         every = self.all_gather_object(own, f"whether all could {what}")
         return [(result, _Failure(*failure) if failure else None) for result, failure in every]
 

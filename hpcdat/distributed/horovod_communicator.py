@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcdat.distributed.communicator import Communicator, Pending
+from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.srun_rendezvous import meet_under_srun
 from hpcdat.distributed.watchdog import Watchdog
@@ -128,7 +128,7 @@ class HorovodCommunicator(Communicator):
                 team._prefix = f"{self._prefix}of {ranks}: "
         return team
 
-    def all_gather_object(self, value: Any, name: str) -> list[Any]:  # noqa: D102
+    def all_gather_object(self, value: JSON, name: str) -> list[Any]:  # noqa: D102
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         with self._with_the_others(name):
             lengths = self._hvd.allgather(torch.tensor([len(text)]), name=f"{name}.length", **self._where)

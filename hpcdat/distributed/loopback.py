@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hpcdat.distributed.communicator import Communicator, Pending
+from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.errors import WorkerError
 
 T = TypeVar("T")
@@ -181,7 +181,7 @@ class Loopback(Communicator):
         team._switchboard, team._uses = team_board, Counter()
         return team
 
-    def all_gather_object(self, value: Any, name: str) -> list[Any]:  # noqa: D102
+    def all_gather_object(self, value: JSON, name: str) -> list[Any]:  # noqa: D102
         text = json.dumps(value)
         texts = self._start("gather", name, text, lambda texts: [texts] * self.size).wait()
         return [json.loads(text) for text in texts]

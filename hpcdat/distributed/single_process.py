@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from hpcdat.distributed.communicator import Communicator, Pending
+from hpcdat.distributed.communicator import JSON, Communicator, Pending
 
 
 class Completed:
@@ -55,8 +56,9 @@ class SingleProcess(Communicator):
     def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
         return Completed(tensor)
 
-    def all_gather_object(self, value: Any, name: str) -> list[Any]:  # noqa: D102
-        return [value]
+    def all_gather_object(self, value: JSON, name: str) -> list[Any]:  # noqa: D102
+        # As text, so that what several workers could not send fails with one too.
+        return [json.loads(json.dumps(value))]
 
     def split(self, groups: Sequence[int]) -> Communicator:  # noqa: D102
         return self

@@ -77,9 +77,11 @@ class TrainingState:
             stale=algorithm.adversary.stale() if self.step else [],
             metrics_bytes=self.folder.metrics_bytes(),
         )
-        self.workers.on_rank0(
-            "write the checkpoint", lambda: self.folder.checkpoints.save(checkpoint, best=best)
-        )
+
+        def write() -> None:
+            self.folder.checkpoints.save(checkpoint, best=best)
+
+        self.workers.on_rank0("write the checkpoint", write)
         batch_norm.restore(local)
 
     def resume(self, say: Callable[[str], object]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import InputError
-from hpcdat.exchange.gradient_exchange import Named, gradients_of, make_buckets
+from hpcdat.exchange.gradient_exchange import NamedParameters, gradients_of, make_buckets
 from hpcdat.exchange.resolve import PROTOCOLS, Plan, make_plan, pays_to_compile
 from hpcdat.exchange.traffic import Kind
 from hpcdat.performance.cost_model import Network, predict
@@ -173,7 +173,7 @@ def choose(settings: Exchange, workers: Communicator, model: nn.Module) -> Choic
 
 def choose_for(
     settings: Exchange,
-    named: Named,
+    named: NamedParameters,
     network: Network,
     nodes: int,
     per_node: int,
@@ -229,7 +229,7 @@ def choose_for(
 def predicted(
     exchange: Exchange,
     plan: Plan,
-    named: Named,
+    named: NamedParameters,
     network: Network,
     nodes: int,
     per_node: int,

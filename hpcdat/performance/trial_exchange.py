@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.exchange.gradient_exchange import GradientExchange, Named, grad_of
+from hpcdat.exchange.gradient_exchange import GradientExchange, NamedParameters, grad_of
 from hpcdat.performance.cost_model import Network, predict
 from hpcdat.performance.microbenchmarks import Rate, repeats_for
 
@@ -23,7 +23,7 @@ SECONDS, MOST_REPEATS = 3.0, 21
 def measure_correction(
     settings: Exchange,
     rate: Rate,
-    named: Named,
+    named: NamedParameters,
     network: Network,
     workers: Communicator,
     compute: Callable[[], object] = lambda: None,
@@ -51,7 +51,7 @@ def measure_correction(
     return _seconds(exchange, workers, compute) / expected
 
 
-def _stand_ins(named: Named) -> list[tuple[str, nn.Parameter]]:
+def _stand_ins(named: NamedParameters) -> list[tuple[str, nn.Parameter]]:
     """Parameters with gradients of random numbers, first layer first, in place of the last of these."""
     kept: list[tuple[str, nn.Parameter]] = []
     left = TRIAL
@@ -75,15 +75,15 @@ def _stand_in(parameter: Tensor, count: int) -> nn.Parameter:
 def _seconds(exchange: GradientExchange, workers: Communicator, compute: Callable[[], object]) -> float:
     """C of an exchange, as training counts it: the median, after one in which codecs are compiled."""
     gradients = [grad_of(p) for bucket in exchange.buckets for p in bucket.parameters]
-    riders = torch.zeros(1, device=gradients[0].device)
+    scalars = torch.zeros(1, device=gradients[0].device)
 
     def steps(count: int) -> list[float]:
         # Nothing else brings the workers together in between, as nothing does in an epoch.
         for _ in range(count):
             compute()
             exchange.begin(0, 0)
-            exchange.finish(riders)
-            exchange.settle(counts=True)
+            exchange.finish(scalars)
+            exchange.commit(counts=True)
             # Sums become means, lest they grow from one to the next.
             torch._foreach_div_(gradients, workers.size)
         every = workers.all_gather_object(exchange.reset().busy, "trial: seconds")

@@ -11,7 +11,7 @@ from torch import nn
 from hpcdat.config.sections import Exchange
 from hpcdat.errors import InputError
 from hpcdat.exchange.horovod_compression import QuantizedSum
-from hpcdat.exchange.protocols import Draw, Memory
+from hpcdat.exchange.protocols import Draw, ErrorFeedback
 from hpcdat.exchange.resolve import make_plan
 from hpcdat.performance.autotune import settle
 from hpcdat.progress import Progress
@@ -50,15 +50,15 @@ def exchanges(workers, patch=None):
     answers = []
     for number, settings in enumerate(EXCHANGES):
         coded = settings["bits"] not in (32, "float16")
-        memory = Memory() if coded else None
+        feedback = ErrorFeedback() if coded else None
         plan = make_plan(Exchange(**{"block": 64, "error_feedback": coded} | settings), workers)
         answers.append([])
         for step in range(2):
             draw = Draw(5, 1, step, number, torch.device("cpu"))
             x = torch.from_numpy(vector_of(workers.rank, step))
-            total = run_now(plan.protocol(workers, x, draw, f"exchange {number}", memory))
-            if memory:
-                memory.settle(counts=True)
+            total = run_now(plan.protocol(workers, x, draw, f"exchange {number}", feedback))
+            if feedback:
+                feedback.commit(counts=True)
             answers[-1].append(total.numpy().tobytes().hex())
     return answers
 

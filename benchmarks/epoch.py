@@ -43,7 +43,7 @@ from hpcdat.emulation import cluster as box
 from hpcdat.emulation.cluster import links_here
 from hpcdat.exchange.codecs import can_compile
 from hpcdat.performance.calibration import Calibration, measure_links
-from hpcdat.performance.forecast import forecast, trials, untried
+from hpcdat.performance.forecast import forecast, no_correction, trial_corrections
 from hpcdat.performance.microbenchmarks import coding_rate
 from hpcdat.performance.step_timing import time_step
 from hpcdat.storage.run_folder import RunFolder
@@ -83,7 +83,7 @@ def work(
         folder = runs / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name)}"
         job = read_job(JOB, [*always, f"run_dir={folder}", *(f"exchange.{setting}" for setting in settings)])
         model, timing, compute = time_step(job, 10, device)
-        correction = trials(calibration, model, rate, workers, compute)
+        correction = trial_corrections(calibration, model, rate, workers, compute)
         known = forecast(job, images, model, timing, calibration, p, q, rate, correction)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
@@ -97,7 +97,7 @@ def work(
             }
         )
         if other:
-            known = forecast(job, images, model, timing, other, p, q, rate, untried)
+            known = forecast(job, images, model, timing, other, p, q, rate, no_correction)
             rows[name][-1]["predicted_elsewhere"] = known.communication
     report = {
         "environment": describe_environment(workers, device),

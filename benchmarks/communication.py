@@ -166,7 +166,9 @@ class Bench:
             return error, int((off.abs() > bound * self.exact.abs().max()).sum())
         quantizer, size = plan.codec.quantizer, self.workers.size
         step = self.own.abs().max() / quantizer.s
-        bound = size * step + (size * self.own.abs().max() / quantizer.s if plan.sum_codec is plan.codec else 0)
+        bound = size * step + (
+            size * self.own.abs().max() / quantizer.s if plan.sum_codec is plan.codec else 0
+        )
         return error, int((off.abs() > bound + 2**-7 * self.exact.abs().max()).sum())
 
 

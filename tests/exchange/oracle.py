@@ -118,7 +118,9 @@ def expected(settings, vectors, residuals, *, step, bucket, block=64):
     missing = -count % (size * max(send.block or 1, sum_codec.block or 1))
     rows = [np.concatenate([x, np.zeros(missing, F)]).reshape(size, -1) for x in vectors]
     sent = [rounded("worker", rank, row, send) for rank, row in enumerate(rows)]
-    shards = [rounded("server", rank, added([s[rank] for s in sent])[None], sum_codec)[0] for rank in range(size)]
+    shards = [
+        rounded("server", rank, added([s[rank] for s in sent])[None], sum_codec)[0] for rank in range(size)
+    ]
     return np.concatenate(shards)[:count]
 
 

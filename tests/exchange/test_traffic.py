@@ -56,7 +56,8 @@ def workers_of(size):
 def test_lanes_that_do_not_pay_are_reported_with_their_cost():
     assert make_plan(Exchange(bits=8), workers_of(6)).remark == ""
     assert (
-        "takes 16.0 bits each, where sharded_server takes 8" in make_plan(Exchange(bits=8), workers_of(64)).remark
+        "takes 16.0 bits each, where sharded_server takes 8"
+        in make_plan(Exchange(bits=8), workers_of(64)).remark
     )
     narrow = make_plan(Exchange(bits=8, lane_bits=8), workers_of(16))
     assert narrow.codec.quantizer.levels == 7 and "leave 7 levels of 127" in narrow.remark

@@ -8,10 +8,14 @@ from hpcdat.errors import InputError
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.traffic import Collective
 from hpcdat.performance import autotune
-from hpcdat.performance.autotune import COLLECTIVE_KINDS, Candidate, measure_and_choose, most_exact_of_the_fast
+from hpcdat.performance.autotune import (
+    COLLECTIVE_KINDS,
+    Candidate,
+    measure_and_choose,
+    most_exact_of_the_fast,
+)
 from hpcdat.performance.cost_model import Link, Network, predict
 from hpcdat.performance.microbenchmarks import SimulatedCommunicator
-
 
 
 def link(latency, bytes_per_second):
@@ -156,6 +160,8 @@ def test_the_exchange_of_a_run_is_read_from_its_record(tmp_path):
     assert autotune.exchange_of_run(Exchange(bits=4), record).describe() == "ring, 4 bits"
     assert autotune.exchange_of_run(auto, record).describe() == "ring, 32 bits", "one worker chooses nothing"
     chosen = candidate(8, 1.0, two_sided=True)
-    choice = autotune.Choice(workers=2, network=Network(nodes=2, links={}), candidates=[chosen], chosen=chosen)
+    choice = autotune.Choice(
+        workers=2, network=Network(nodes=2, links={}), candidates=[chosen], chosen=chosen
+    )
     record.write_text(choice.model_dump_json())
     assert autotune.exchange_of_run(auto, record).describe() == "sharded_server, 8 bits two-sided"

@@ -34,7 +34,9 @@ def test_a_trial_is_compared_with_the_prediction(feedback, monkeypatch):
     def correction(seconds):
         link = Link(points=[(0, 0), (1, seconds)])
         network = Network(nodes=2, links=dict.fromkeys(("allreduce", "allgather"), link))
-        return measure_correction(settings, lambda *_: 0.0, gradients_of(MODEL), network, SimulatedCommunicator(2))
+        return measure_correction(
+            settings, lambda *_: 0.0, gradients_of(MODEL), network, SimulatedCommunicator(2)
+        )
 
     before = [p.grad for p in MODEL.parameters()]
     assert correction(1e-3) == pytest.approx(1000 * correction(1.0))

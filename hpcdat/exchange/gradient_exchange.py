@@ -15,7 +15,7 @@ from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import synchronize
 from hpcdat.exchange.pipeline import Engine
-from hpcdat.exchange.protocols import Draw, Exchanging, ErrorFeedback
+from hpcdat.exchange.protocols import Draw, ErrorFeedback, Exchanging
 from hpcdat.exchange.resolve import Plan, make_plan, pays_to_compile
 from hpcdat.exchange.traffic import Collective, Traffic, traffic
 

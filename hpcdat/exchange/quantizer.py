@@ -55,7 +55,7 @@ class Quantizer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the codes: uint8, or int32 for 16 bits."""
+        """Dtype of the codes: uint8, or int32 for 16 bits."""
         return torch.uint8 if self.bits <= 8 else torch.int32
 
     def blocks(self, count: int) -> int:

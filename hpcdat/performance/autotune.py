@@ -212,7 +212,7 @@ def choose_for(
                 )
                 for bucket_mb in BUCKET_SIZES_MB
             ]
-            return min(by_size, key=lambda candidate: candidate.seconds)
+            return min(by_size, key=lambda tried: tried.seconds)
 
         candidate = price(0.0)
         if all(candidate.seconds < c.seconds for c in candidates if c.computing is not None):

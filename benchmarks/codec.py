@@ -1,9 +1,9 @@
 """Speed and error of the quantizer: encode and decode, at every number of bits.
 
 ``python benchmarks/codec.py [--json PATH] [--count N] [--rounds N]``: 25.6 million normal numbers
-(ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU if there is one. They are compared
-with formulas (A5) and (A6) written plainly in eager torch, and with a memory copy as the limit. All parts
-run in every round, in rotating order, after a warm-up; medians are compared.
+(ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU if there is one. This is
+compared with formulas (A5) and (A6) written plainly in eager torch, and with a memory copy as the limit. All
+parts run in every round, in rotating order, after a warm-up; medians are compared.
 
 Ratios:
 

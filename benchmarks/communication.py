@@ -145,7 +145,9 @@ class Bench:
         """Seconds of computation in one exchange, without waiting for the network."""
         total, plan = 0.0, self.plans[name]
         for number, source in enumerate(self.own.split(bucket_of(name))):
-            steps = plan.protocol(self.workers, source, Draw(0, 0, 0, number, CPU), f"alone {number}", None)
+            steps = plan.protocol(
+                self.workers, source, Draw(0, 0, 0, number, CPU), f"computation {number}", None
+            )
             result: Any = None
             while True:
                 start = time.perf_counter()

@@ -45,9 +45,7 @@ CIFAR = [
 
 def main() -> None:
     """Train, print the tables and the differences, write the JSON."""
-    parser = argparse.ArgumentParser(
-        description="clean accuracy of ConAdv with a large batch, at a tiny size"
-    )
+    parser = argparse.ArgumentParser(description="clean accuracy of ConAdv with a large batch")
     parser.add_argument("--cifar", type=Path, help="folder that holds cifar-10-batches-py")
     parser.add_argument("--set", nargs="+", default=[], help="other settings of all three jobs")
     parser.add_argument("--json", type=Path, help="write environment, results and ratios here")

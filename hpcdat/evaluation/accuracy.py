@@ -57,8 +57,8 @@ class Accuracy:
 class PgdAccuracy(Measurement[Outcomes]):
     """TA and RA: columns ``correct`` and ``robust``.
 
-    An image is robust if it is classified correctly clean (the centre belongs to the ball) and at the last
-    point of PGD from each of ``settings.restarts`` random starts.
+    An image is robust if it is classified correctly without attack (the centre is a point of the ball) and at
+    the last point of PGD from each of ``settings.restarts`` random starts.
 
     Args:
         settings: of the attack, resolved.

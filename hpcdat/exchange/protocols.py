@@ -108,7 +108,7 @@ def ring(
 ) -> Exchanging:
     """One-sided, by an ordinary all-reduce: codes on a common grid, so that their sum encodes the sum.
 
-    The workers agree on the largest norm of every block (a Max all-reduce, 4 bytes a block). Codes are
+    The workers agree on the largest norm of every block (a Max all-reduce, 4 bytes per block). Codes are
     added exactly, in lanes that cannot carry, by the transport's own ring or tree. Floating-point formats
     are added in their own precision. For the arguments see :class:`SumProtocol`.
     """

@@ -196,7 +196,7 @@ def test_noise_is_a_function_of_seed_image_and_batch():
     others = {smoothed(model).certify(x, n0=10, n=2500, image=image)[1] for image in range(20)}
     others |= {smoothed(model, seed=seed).certify(x, n0=10, n=2500, image=7)[1] for seed in range(1, 20)}
     assert len(others) > 20
-    # As many samples as are asked for, whether or not they fill batches.
+    # Exactly n samples, whether or not they fill batches.
     assert smoothed(model).sample(x, 2500, "estimate", 7).sum() == 2500
     assert smoothed(model).sample(x, 1000, "estimate", 7).sum() == 1000
 

@@ -64,7 +64,7 @@ def test_float32_in_a_ring_takes_its_bytes_and_its_messages():
     assert known.speed_up == pytest.approx(60 * step / known.total)
     # Half of that is hidden where the backward pass is long enough, but never the last bucket.
     hidden = predict([], 6)
-    assert hidden.total == pytest.approx(10 * (step + seconds)), "one bucket alone"
+    assert hidden.total == pytest.approx(10 * (step + seconds)), "a single bucket"
     many = predict(["exchange.bucket_mb=0.001"], 6)
     assert many.total < 10 * (step + many.seconds) - 10 * 0.9 * 2 / 3 * 20 * 0.01
 
@@ -153,8 +153,8 @@ def test_a_single_worker_takes_the_noisy_copies_of_all_that_share_them():
     """Two workers share the four copies of an image: a single one takes twice as long for it."""
     known = predict(["smoothing.sigma=0.1", "smoothing.copies=4", "smoothing.workers=2"], 4)
     assert known.steps == 30
-    alone = 1200 * 2 * (TIMING.attack + TIMING.gradient) + 60 * TIMING.update
-    assert known.speed_up == pytest.approx(alone / known.total)
+    one_worker = 1200 * 2 * (TIMING.attack + TIMING.gradient) + 60 * TIMING.update
+    assert known.speed_up == pytest.approx(one_worker / known.total)
 
 
 def test_a_calibration_is_saved_and_a_damaged_one_reported(tmp_path):

@@ -40,5 +40,5 @@ def test_a_trial_is_compared_with_the_prediction(feedback, monkeypatch):
 
     before = [p.grad for p in MODEL.parameters()]
     assert correction(1e-3) == pytest.approx(1000 * correction(1.0))
-    assert [p.grad for p in MODEL.parameters()] == before, "the model is left alone"
+    assert [p.grad for p in MODEL.parameters()] == before, "the model is not changed"
     assert torch.isfinite(torch.tensor(correction(1.0)))

@@ -89,7 +89,9 @@ class Pgd:
 
 
 PGD_10 = Pgd(eps=8 / 255, step_size=2 / 255, steps=10)
+"""The attack that is timed."""
 LAMB = Optimizer(name="lamb", lr=1e-3)
+"""The update that is timed."""
 
 
 def training_step(

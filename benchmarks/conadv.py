@@ -67,6 +67,7 @@ ONE_WORKER = {
     "DisAdv": ["method=disadv"],
     "ConAdv": ["method=conadv"],
 }
+"""Steps of a single worker, by name, with their settings; likewise the two below."""
 TWO_WORKERS = {
     "vanilla, a batch each": ["method=plain"],
     "DisAdv, a batch each": ["method=disadv"],

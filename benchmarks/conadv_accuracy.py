@@ -30,6 +30,7 @@ from hpcdat.report.result_table import result_table
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
 METHODS = ("vanilla", "disadv", "conadv")
 SEEDS = 3
+"""Number of trainings with each method."""
 MARGIN = 1.0
 """Largest acceptable loss of TA by ConAdv against DisAdv, in points."""
 CIFAR = [

@@ -31,6 +31,7 @@ PROTOCOLS: dict[str, Callable[..., Exchanging]] = {
     "parameter_server": parameter_server,
     "sharded_server": sharded_server,
 }
+"""The protocols between workers or nodes, by the values of ``exchange.protocol`` and ``exchange.across``."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def predict_job(
     model, timing, compute = workers.on_all_ranks("time a step", lambda: time_step(job, classes, device))
     compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
     rate = coding_rate(workers, device, compiled=compiled)
-    correction = no_correction
+    correction: Correction = no_correction
     if measured and calibration:
         correction = trial_corrections(calibration, model, rate, workers, compute)
     rows, links = [], calibration or assume_links(1.0)

@@ -72,8 +72,8 @@ class Choice(BaseModel):
         chosen = self.chosen
         most_exact = min(self.candidates, key=lambda c: (*exactness(c.exchange), c.seconds))
         return (
-            f"{chosen.exchange.describe()}, {chosen.exchange.bucket_mb:g} MiB together: "
-            f"{1e3 * chosen.seconds:.1f} ms an iteration predicted, {1e3 * most_exact.seconds:.1f} ms for "
+            f"{chosen.exchange.describe()}, buckets of {chosen.exchange.bucket_mb:g} MiB: predicted "
+            f"{1e3 * chosen.seconds:.1f} ms per iteration, {1e3 * most_exact.seconds:.1f} ms with "
             f"{most_exact.exchange.describe()}"
         )
 

@@ -114,7 +114,7 @@ def predict_job(
     rows, links = [], calibration or assume_links(1.0)
     for p in nodes:
         known = forecast(job, images, model, timing, links, p, per_node, rate, correction)
-        bucket = f", {known.exchange.bucket_mb:g} MiB together" if p * per_node > 1 else ""
+        bucket = f", buckets of {known.exchange.bucket_mb:g} MiB" if p * per_node > 1 else ""
         rows.append(
             [
                 f"{p} x {per_node}",

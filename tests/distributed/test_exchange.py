@@ -39,7 +39,7 @@ def test_auto_is_chosen_once_for_all_workers_and_for_all_starts(tmp_path, team):
     assert answers[0]["bits with other workers"] in (32, 8), "another number of workers measures again"
     lines = answers[0]["lines"]
     assert [line for line in lines if "measuring" in line] == ["exchange: measuring links and codecs"] * 2
-    assert "ms an iteration predicted" in lines[1]
+    assert "ms per iteration" in lines[1]
 
 
 @on("MPI 2")

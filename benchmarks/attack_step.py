@@ -1,15 +1,15 @@
-"""The time of a PGD-10 training step against its own arithmetic, bfloat16 and foolbox.
+"""The time of a PGD-10 training step, compared with its bare arithmetic, bfloat16 and foolbox.
 
 ``python benchmarks/attack_step.py [--json PATH] [--rounds N]``: preact-resnet18, 64 images of 32x32,
-eps 8/255, one update by LAMB; on the GPU where there is one. All parts are timed in every round, one
-after the other in an order that rotates, and their medians are compared, so that a change of the
-machine's load meets all of them.
+eps 8/255, one update by LAMB; on the GPU if there is one. All parts are timed in every round, one after the
+other in rotating order, and their medians are compared, so that a change of the machine's load affects all
+of them.
 
 Ratios:
 
 - ``pgd10_fp32_efficiency``: ideal over measured time, where ideal is 10 (forward + input gradient)
-  + (forward + backward) in plain torch, timed in one piece. 1: attack and update cost
-  nothing but the network's arithmetic.
+  + (forward + backward) in plain torch, timed in one piece. 1: attack and update take no time beyond the
+  arithmetic of the model.
 - ``pgd10_bf16_over_fp32``: time with ``precision: bfloat16`` and ``channels_last: true`` over that with
   the defaults; null where the device has no bfloat16 arithmetic.
 - ``over_foolbox``: our time over that of the same step with foolbox's LinfPGD as the attack.
@@ -41,17 +41,18 @@ from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.optim import build_optimizer
 
 BATCH, SIZE, CLASSES = 64, 32, 10
+"""Images in a batch, their height and width, and the number of classes."""
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Pgd:
-    """The same attack by several hands, from model, images and labels to perturbed images.
+    """Several implementations of the same attack, from model, images and labels to perturbed images.
 
     Attributes:
         eps, step_size: [0, 1] units, linf.
-        steps: after a random start.
+        steps: number of steps after a random start.
     """
 
     eps: float
@@ -64,7 +65,7 @@ class Pgd:
         return attack(model, partial(clean_loss, y=y), x, torch.Generator(x.device).manual_seed(0))
 
     def plain(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """As it stands in the papers, in eager torch."""
+        """As written in the papers, in eager torch."""
         model.eval()
         delta = (2 * torch.rand_like(x) - 1) * self.eps
         for _ in range(self.steps):
@@ -75,26 +76,28 @@ class Pgd:
         return (x + delta).clamp(0, 1)
 
     def by_foolbox(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Foolbox's, without its evaluation of success afterwards.
+        """The attack of foolbox, without its evaluation of success.
 
         Raises:
             ImportError: foolbox is not installed.
         """
         import foolbox
 
-        seen = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
+        wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
         attack = foolbox.attacks.LinfPGD(abs_stepsize=self.step_size, steps=self.steps, random_start=True)
-        return attack.run(seen, x, foolbox.criteria.Misclassification(y), epsilon=self.eps)
+        return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=self.eps)
 
 
 PGD_10 = Pgd(eps=8 / 255, step_size=2 / 255, steps=10)
+"""The attack that is timed."""
 LAMB = Optimizer(name="lamb", lr=1e-3)
+"""The update that is timed."""
 
 
 def training_step(
     model: nn.Module, attack: Attack, x: Tensor, y: Tensor, settings: Optimizer
 ) -> Callable[[], None]:
-    """Attack, cost, gradient and update."""
+    """A function that does attack, cost, gradient and update."""
     optimizer = build_optimizer(model, settings)
 
     def step() -> None:
@@ -110,7 +113,7 @@ def training_step(
 
 
 def arithmetic_alone(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """What a training step cannot do without: 10 (forward + input gradient) + (forward + backward)."""
+    """The minimum of a training step: 10 (forward + input gradient) + (forward + backward)."""
     model.eval()
     for _ in range(PGD_10.steps):
         pixels = x.detach().requires_grad_()
@@ -121,7 +124,7 @@ def arithmetic_alone(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 numbers itself."""
+    """Whether the device has bfloat16 arithmetic in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     processor = Path("/proc/cpuinfo")
@@ -156,7 +159,7 @@ def compare(medians: dict[str, float]) -> tuple[dict[str, float | None], dict[st
         "pgd10_bf16_over_fp32": None if reduced is None else reduced / step,
         "over_foolbox": step / medians["PGD-10 step, foolbox"],
     }
-    missing = "this device has no bfloat16 arithmetic; it would only be imitated"
+    missing = "this device would only emulate bfloat16 arithmetic"
     return ratios, {name: missing for name, ratio in ratios.items() if ratio is None}
 
 

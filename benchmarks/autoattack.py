@@ -1,15 +1,15 @@
-"""AA of our sharded evaluation beside the package's own, image by image.
+"""AA of the sharded evaluation compared with the package's own, image by image.
 
 ``mpirun -np M python benchmarks/autoattack.py --cifar ROOT [--images N] [--json PATH]``: the plainly trained
 ResNet-18 among pyautoattack's examples on N test images of CIFAR-10 (ROOT holds cifar-10-batches-py), at
-linf, eps 1/255, where some survive. The workers share the batches, as in ``hpcdat evaluate``; then the first
-one calls the package's standard evaluation on all the images at once. Seeds differ between the two, so an
-image on the very edge may.
+linf, eps 1/255, where some are robust. The workers divide the batches, as in ``hpcdat evaluate``; then the
+first one calls the package's standard evaluation on all images at once. Seeds differ between the two, so an
+image very close to the boundary may differ.
 
 Ratios:
 
-- ``same_images``: share of the images that end alike in both.
-- ``seconds_over_package``: time of ours with M workers over the package's on one.
+- ``same_images``: share of images with the same outcome in both.
+- ``seconds_over_package``: time of the sharded evaluation with M workers over the package's on one.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ from hpcdat.progress import Progress
 EXAMPLES = Path(pyautoattack.__file__).parent / "examples"
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "cifar10-dat-pgd.yaml"
 EPS, BATCH = 1 / 255, 2
+"""Radius, linf, and images in a batch."""
 
 
-def shipped_network() -> nn.Module:
-    """The package's ResNet-18, in evaluation mode."""
-    net = runpy.run_path(str(EXAMPLES / "resnet.py"))["ResNet18"]()
-    net.load_state_dict(torch.load(EXAMPLES / "model_test.pt", map_location="cpu", weights_only=True))
-    return net.eval()
+def example_model() -> nn.Module:
+    """The ResNet-18 of the package's examples, in evaluation mode."""
+    model = runpy.run_path(str(EXAMPLES / "resnet.py"))["ResNet18"]()
+    model.load_state_dict(torch.load(EXAMPLES / "model_test.pt", map_location="cpu", weights_only=True))
+    return model.eval()
 
 
 class PackageEvaluation(Measurement[Outcomes]):
@@ -71,7 +72,7 @@ class PackageEvaluation(Measurement[Outcomes]):
 
 def compare(images: Images, workers: Communicator, folder: Path) -> dict[str, Any]:
     """Both evaluations, on all workers."""
-    stop, net = StopRequest(), shipped_network()
+    stop, model = StopRequest(), example_model()
     device, progress = torch.device("cpu"), Progress(shown=workers.is_rank0)
     job = read_job(JOB, ["data.source=cifar10", "data.augmentation=none"])
     batches = ImageBatches(images, job.data, BATCH, device)
@@ -79,12 +80,12 @@ def compare(images: Images, workers: Communicator, folder: Path) -> dict[str, An
     execution = Execution(workers, progress, stop)
     with deterministic(device, progress.say):
         began = time.perf_counter()
-        store = open_store(folder, attack, batches, net, job, workers)
-        ours = merge(run_sharded(attack, batches, net, job, execution, store=store))
+        store = open_store(folder, attack, batches, model, job, workers)
+        ours = merge(run_sharded(attack, batches, model, job, execution, store=store))
         done = time.perf_counter()
         whole = ImageBatches(images, job.data, len(images), device)
-        package = merge(run_sharded(PackageEvaluation(), whole, net, job, execution))
-    spent = {"ours": done - began, "package": time.perf_counter() - done}
+        package = merge(run_sharded(PackageEvaluation(), whole, model, job, execution))
+    seconds = {"ours": done - began, "package": time.perf_counter() - done}
     last = ours.columns[list(attack.settings["attacks"])[-1]]
     return {
         "environment": describe_environment(workers, torch.device("cpu")),
@@ -93,17 +94,17 @@ def compare(images: Images, workers: Communicator, folder: Path) -> dict[str, An
         "left": {name: int(flags.sum()) for name, flags in ours.columns.items()},
         "left_by_package": package.count("robust"),
         "images": len(images),
-        "seconds": spent,
+        "seconds": seconds,
         "ratios": {
             "same_images": float(np.mean(last == package.columns["robust"])),
-            "seconds_over_package": spent["ours"] / spent["package"],
+            "seconds_over_package": seconds["ours"] / seconds["package"],
         },
     }
 
 
 def main() -> None:
     """Attack twice, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="AutoAttack, sharded, beside the package's own evaluation")
+    parser = argparse.ArgumentParser(description="sharded AutoAttack compared with the package's evaluation")
     parser.add_argument("--cifar", type=Path, required=True, help="folder that holds cifar-10-batches-py")
     parser.add_argument("--images", type=int, default=20, help="of the test images (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write environment, counts, seconds and ratios here")

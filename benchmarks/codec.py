@@ -1,9 +1,9 @@
 """Speed and error of the quantizer: encode and decode, at every number of bits.
 
 ``python benchmarks/codec.py [--json PATH] [--count N] [--rounds N]``: 25.6 million normal numbers
-(ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU where there is one; beside
-them formulas (A5) and (A6) written plainly in eager torch, and a copy of memory as the limit. All parts
-run in every round after one that warms up, in an order that rotates; medians are compared.
+(ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU if there is one. This is
+compared with formulas (A5) and (A6) written plainly in eager torch, and with a memory copy as the limit. All
+parts run in every round, in rotating order, after a warm-up; medians are compared.
 
 Ratios:
 
@@ -35,18 +35,16 @@ from hpcdat.exchange.counter_rng import split_key
 from hpcdat.exchange.quantizer import Quantizer
 
 BITS = (1, 2, 4, 8, 16)
-
-
 S = 127
-"""Levels at 8 bits."""
+"""Number of levels s at 8 bits."""
 
 
 def plain_encode(g: Tensor, draw: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """(A5), (A6) as they stand: the norm, and a byte of twice the level of |g| and its sign's bit.
+    """(A5), (A6) as written: the norm, and bytes of twice the level of |g| plus a sign bit.
 
     Args:
         g: the gradient.
-        draw: of ones with given probabilities.
+        draw: draws ones with given probabilities, otherwise zeros.
     """
     norm = g.norm()
     place = g.abs() / norm * S
@@ -56,7 +54,7 @@ def plain_encode(g: Tensor, draw: Callable[[Tensor], Tensor]) -> tuple[Tensor, T
 
 
 def plain_decode(norm: Tensor, code: Tensor) -> Tensor:
-    """(A5) of the above."""
+    """(A5): the inverse of :func:`plain_encode`."""
     sign = 2 * (code % 2).float() - 1
     return norm * sign * (code // 2).float() / S
 
@@ -67,12 +65,12 @@ def by_binomial(p: Tensor) -> Tensor:
 
 
 def by_comparison(p: Tensor) -> Tensor:
-    """The quicker way: uniform numbers, compared."""
+    """The faster way: by comparison with uniform numbers."""
     return (torch.rand_like(p) < p).float()
 
 
 def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """What is timed, by name, and the relative l2 error of each codec."""
+    """The functions to time, by name, and the relative l2 error of each codec."""
     key, count = split_key(1, x.device), x.shape[1]
     target = torch.empty_like(x)
     coded = plain_encode(x, by_comparison)
@@ -107,7 +105,7 @@ def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
     plain, quicker = (
         medians[f"{name}: encode"] + decode for name in ("plain formula", "plain formula, uniform numbers")
     )
-    # Each way four bytes and one byte a number.
+    # Encoding and decoding each move four bytes and one byte per number.
     moved = 2 * count * 5 / ours
     ratios = {
         "error_8bit": errors[best],

@@ -1,21 +1,22 @@
-"""Time, bytes and error of the exchange protocols over real links, with peers in the same run.
+"""Time, bytes and error of the exchange protocols over real links, compared with other all-reduces.
 
-``python benchmarks/communication.py [--rates 100mbit,1gbit] [--nodes 6] [--count N] [--json PATH]`` makes a
-cluster in a box for every rate (root) and starts one worker a node, one thread each; under mpirun, horovodrun
-or srun the workers and their network are taken as they are (``--rates`` then names the rate of a card).
+``python benchmarks/communication.py [--rates 100mbit,1gbit] [--nodes 6] [--count N] [--json PATH]`` creates
+emulated nodes for every rate (root) and starts one worker per node, with one thread each; under mpirun,
+horovodrun or srun it uses the workers and the network as they are (``--rates`` then is the rate of a card).
 
-Every protocol sums the same gradient over all workers, in buckets as in training, encode and decode
-included. After a round that warms up all of them run in every round; a run lasts from a common start until
-its slowest worker is done, medians are compared. MiB are predicted from the messages and measured at the
-network cards.
+Every protocol sums the same gradient over all workers, in buckets as in training, including encode and
+decode. After a warm-up all protocols run in every round; a run lasts from a common start until the slowest
+worker is done, and medians are compared. MiB are predicted from the messages and measured at the network
+cards.
 
-Ratios (with the rate behind the name for all rates but the first):
+Ratios (for all rates but the first, with the rate as a suffix):
 
 - ``fp32_of_limit``: 2 (M - 1) / M of the gradient's bytes over the rate, over the time of our float32.
-- ``int8_one_sided_over_fp32``, ``int8_two_sided_over_fp32``, ``int4_two_sided_over_fp32``: of our float32.
-- ``overlap_over_max``: step time with an exchange beside a backward pass that takes as long, over the
-  longer of the two.
-- ``bytes_measured_over_predicted``: the one farthest from 1.
+- ``int8_one_sided_over_fp32``, ``int8_two_sided_over_fp32``, ``int4_two_sided_over_fp32``: time over that of
+  our float32.
+- ``overlap_over_max``: time of a step with an exchange that overlaps a backward pass of the same duration,
+  over the longer of the two.
+- ``bytes_measured_over_predicted``: the value farthest from 1.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ OURS = {
     ),
     "int8, all-gather": Exchange(protocol="allgather", bits=8, bucket_mb=4),
 }
-"""In an all-to-all of long messages streams collide on their way: small buckets suit the servers."""
+"""The exchanges; server protocols have small buckets, since long messages of an all-to-all collide."""
 
 CPU = torch.device("cpu")
 
 
 def bucket_of(name: str) -> int:
-    """Numbers that this exchange of ours takes together."""
+    """Size of a bucket of this exchange, in numbers."""
     return int(OURS[name].bucket_mb * 2**18)
 
 
@@ -79,18 +80,18 @@ class Bench:
 
     def __init__(self, workers: Communicator, count: int) -> None:
         self.workers, self.count = workers, count
-        base = torch.randn(count, generator=torch.Generator().manual_seed(0))
+        gradient = torch.randn(count, generator=torch.Generator().manual_seed(0))
         # Few bits, so that float32 sums are exact in any order.
-        base = (base * 2**10).round() / 2**10
+        gradient = (gradient * 2**10).round() / 2**10
         shifts = [1009 * rank for rank in range(workers.size)]
-        self.own = base.roll(shifts[workers.rank])
-        self.exact = sum(base.roll(shift) for shift in shifts)
+        self.own = gradient.roll(shifts[workers.rank])
+        self.exact = sum(gradient.roll(shift) for shift in shifts)
         self.engine = Engine()
         self.plans = {name: make_plan(s, workers, compiled=can_compile()) for name, s in OURS.items()}
         self.result = torch.empty(count)
 
     def ours(self, name: str) -> Callable[[], None]:
-        """One exchange of ours, in buckets."""
+        """A function that runs one of our exchanges, in buckets."""
         plan, size = self.plans[name], bucket_of(name)
 
         def run() -> None:
@@ -109,7 +110,7 @@ class Bench:
         return run
 
     def peers(self) -> dict[str, Callable[[], None]]:
-        """Other people's all-reduces of the same gradient."""
+        """All-reduces of the same gradient by other libraries."""
         import horovod.torch as hvd
         import torch.distributed as dist
 
@@ -135,16 +136,18 @@ class Bench:
         sent, start = sent_bytes(), time.perf_counter()
         run()
         spent = time.perf_counter() - start
-        # The last packets may still be on their way out.
+        # The last packets may not have been sent yet.
         time.sleep(0.05)
         answers = self.workers.all_gather_object([spent, sent_bytes() - sent], "times")
         return max(answer[0] for answer in answers), sum(answer[1] for answer in answers)
 
     def codec_seconds(self, name: str) -> float:
-        """Computation of one exchange, by itself: what is left when nothing travels."""
+        """Seconds of computation in one exchange, without waiting for the network."""
         total, plan = 0.0, self.plans[name]
         for number, source in enumerate(self.own.split(bucket_of(name))):
-            steps = plan.protocol(self.workers, source, Draw(0, 0, 0, number, CPU), f"alone {number}", None)
+            steps = plan.protocol(
+                self.workers, source, Draw(0, 0, 0, number, CPU), f"computation {number}", None
+            )
             result: Any = None
             while True:
                 start = time.perf_counter()
@@ -158,7 +161,7 @@ class Bench:
         return total
 
     def check(self, plan: Plan | None) -> tuple[float, int]:
-        """Relative l2 error of the last result, and numbers beyond what rounding can explain."""
+        """Relative l2 error of the last result, and how many numbers exceed the bound of rounding."""
         off = self.result - self.exact
         error = (off.norm() / self.exact.norm()).item()
         if plan is None or not isinstance(plan.codec, Quantized):
@@ -166,12 +169,14 @@ class Bench:
             return error, int((off.abs() > bound * self.exact.abs().max()).sum())
         quantizer, size = plan.codec.quantizer, self.workers.size
         step = self.own.abs().max() / quantizer.s
-        bound = size * step + (size * self.own.abs().max() / quantizer.s if plan.back is plan.codec else 0)
+        bound = size * step + (
+            size * self.own.abs().max() / quantizer.s if plan.sum_codec is plan.codec else 0
+        )
         return error, int((off.abs() > bound + 2**-7 * self.exact.abs().max()).sum())
 
 
 class Computing(torch.autograd.Function):
-    """A layer whose backward pass takes a given time and no core, as on a GPU."""
+    """A layer whose backward pass takes a given time without using a core, as on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, seconds: float) -> Tensor:  # noqa: D102
@@ -187,7 +192,7 @@ class Computing(torch.autograd.Function):
 
 
 def measure_overlap(bench: Bench, rounds: int) -> dict[str, float]:
-    """Seconds of computation alone, exchange alone, and of both in a training step."""
+    """Seconds of computation, of an exchange, and of both in a training step."""
     layers = 24
     model = nn.ParameterList([nn.Parameter(torch.zeros(bench.count // layers, 1)) for _ in range(layers)])
     settings = OURS["float32, sharded server"].model_copy(
@@ -220,7 +225,7 @@ def measure_overlap(bench: Bench, rounds: int) -> dict[str, float]:
 
 
 def sent_bytes() -> int:
-    """By all network cards but the loopback, of this process's node."""
+    """Bytes sent by all network cards of this node but the loopback."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
     fields = [line.replace(":", " ").split() for line in lines]
     return sum(int(f[9]) for f in fields if f[0] != "lo")
@@ -261,7 +266,7 @@ def work(count: int, rounds: int, rate: str | None) -> dict[str, Any]:
 
 
 def ratios_of(report: dict[str, Any]) -> dict[str, float]:
-    """What the table is read for."""
+    """The ratios of a report."""
     medians = {name: median(values) for name, values in report["seconds"].items()}
     ours = min(medians["float32, ring"], medians["float32, sharded server"])
     size, rate = report["settings"]["workers"], report["settings"]["rate"]
@@ -284,7 +289,7 @@ def ratios_of(report: dict[str, Any]) -> dict[str, float]:
 
 
 def table_of(report: dict[str, Any]) -> str:
-    """In the manner of nccl-tests: bandwidths in MB/s; effective: of the float32 it stands for."""
+    """A table like that of nccl-tests, bandwidths in MB/s; effective: of the float32 numbers it replaces."""
     settings, lines = report["settings"], []
     size, count = settings["workers"], settings["count"]
     for name, row in report["rows"].items():

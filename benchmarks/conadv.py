@@ -1,18 +1,17 @@
-"""The throughput of concurrent adversarial learning, with workers at the limit: one core each.
+"""Throughput of concurrent adversarial learning, with one core per worker.
 
-``python benchmarks/conadv.py [--json PATH]`` starts two workers (with three cores or more also three) by
+``python benchmarks/conadv.py [--json PATH]`` starts two workers (with three or more cores also three) with
 mpirun, each bound to a core, and times iterations of the trainer on images in memory: vanilla training,
-DisAdv and ConAdv in every placement, and their parts, one after the other in every round. What one worker
-does by itself is timed with the other cores idle. ``--device cuda`` does the same with a GPU a worker; on one
-GPU with one worker: ConAdv in streams, and a variant that shares one forward pass between the update and the
+DisAdv and ConAdv in every placement, and their parts, one after the other in every round. Steps of a single
+worker are timed while the other cores are idle. ``--device cuda`` does the same with one GPU per worker; with
+one GPU: one worker, ConAdv in streams, and a variant that shares one forward pass between the update and the
 attack.
 
-Where there is no third core, three workers cannot be timed side by side. They then take turns on one core
-(over Gloo, which sleeps while it waits), as do the two that they are compared with and the parts, and a step
-of theirs is the processor time of the worker that needs most: what it would take with a core each, but for
-waiting.
+Without a third core, three workers cannot run concurrently. They then take turns on one core (over Gloo,
+which sleeps while it waits), as do the two workers that they are compared with, and the parts. The time of a
+step is then the processor time of the worker that needs most: the time with a core each, except for waiting.
 
-Ratios, of throughput, each the median of the rounds' own:
+Ratios of throughput; each is the median over the rounds:
 
 - ``pair_of_limit``: an update and an attack worker over DisAdv on one worker, divided by the limit
   (attack + update) / max(attack, update).
@@ -45,7 +44,7 @@ from torch import Tensor, nn
 
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed import communicator as collectives
+from hpcdat.distributed import horovod_communicator
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
@@ -59,29 +58,33 @@ from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
-ALWAYS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
-ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "exchange.overlap=true", "data.loader=device"]
-ATTACK_WORKER, APART = ["concurrent.place=workers"], ["concurrent.halves=apart"]
-ALONE = {
+COMMON_SETTINGS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
+COMMON_SETTINGS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]"]
+COMMON_SETTINGS += ["exchange.overlap=true", "data.loader=device"]
+ATTACK_WORKER, SEPARATE_HALVES = ["concurrent.place=workers"], ["concurrent.halves=apart"]
+ONE_WORKER = {
     "vanilla": ["method=plain"],
     "DisAdv": ["method=disadv"],
     "ConAdv": ["method=conadv"],
 }
-OF_TWO = {
+"""Steps of a single worker, by name, with their settings; likewise the two below."""
+TWO_WORKERS = {
     "vanilla, a batch each": ["method=plain"],
     "DisAdv, a batch each": ["method=disadv"],
     "ConAdv, a batch each": ["method=conadv"],
-    "DisAdv, halves apart": ["method=disadv", *APART],
+    "DisAdv, halves apart": ["method=disadv", *SEPARATE_HALVES],
     "ConAdv, update and attack worker": ["method=conadv", *ATTACK_WORKER],
 }
-OF_THREE = {
+THREE_WORKERS = {
     "vanilla, three batches": ["method=plain"],
-    "ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *APART],
+    "ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *SEPARATE_HALVES],
 }
 BY_TURNS = "by turns: "
-ROUNDS_OF_A_START = 2
-"""Of workers that take turns, before they are started again."""
+"""Prefix of the names of what workers do that take turns on one core."""
+ROUNDS_PER_START = 2
+"""Rounds of workers that take turns, before they are started again."""
 CLASSES = 10
+"""Number of classes of the random images."""
 
 
 def algorithm_of(job: Job, workers: Communicator, device: torch.device) -> Algorithm1:
@@ -91,7 +94,7 @@ def algorithm_of(job: Job, workers: Communicator, device: torch.device) -> Algor
 
 
 class Bench:
-    """All setups, with images in memory."""
+    """The steps and parts that are timed, on images in memory."""
 
     def __init__(self, arguments: argparse.Namespace, workers: Communicator, device: torch.device) -> None:
         self.arguments, self.workers, self.device = arguments, workers, device
@@ -108,7 +111,7 @@ class Bench:
         given = self.arguments
         model = [f"model.name={given.model}", f"model.width={given.width}"]
         sizes = [f"batch_size={given.batch}", f"data.image_size={given.size}"]
-        job = read_job(JOB, [*ALWAYS, *model, *sizes, *given.set, *settings])
+        job = read_job(JOB, [*COMMON_SETTINGS, *model, *sizes, *given.set, *settings])
         return algorithm_of(job, workers, self.device)
 
     def add_steps(self, name: str, settings: Sequence[str], workers: Communicator) -> None:
@@ -121,7 +124,7 @@ class Bench:
             return Batch(0, step, self.arguments.batch * algorithm.batches, images)
 
         def steps() -> None:
-            # What is in flight at the end is the next round's.
+            # Examples in flight at the end are used in the next round.
             for step in range(count):
                 algorithm.step(batch(step), batch(step + delay) if delay else None)
 
@@ -129,8 +132,8 @@ class Bench:
         self.work[name], self.divisor[name] = steps, count
 
     def add_parts(self, how: str) -> None:
-        """Time the parts of a ConAdv step by themselves; ``how`` stands in front of their names."""
-        algorithm = self.algorithm(ALONE["ConAdv"], SingleProcess())
+        """Time the parts of a ConAdv step separately; ``how`` is a prefix of their names."""
+        algorithm = self.algorithm(ONE_WORKER["ConAdv"], SingleProcess())
         images = Labelled(self.x, self.y)
 
         def gradient(*parts: Labelled | None) -> None:
@@ -148,7 +151,7 @@ class Bench:
 
     def add_shared_forward(self) -> None:
         """Time ConAdv's step with one forward pass over both halves and the next batch."""
-        algorithm = self.algorithm(ALONE["ConAdv"], SingleProcess())
+        algorithm = self.algorithm(ONE_WORKER["ConAdv"], SingleProcess())
         layers = [m for m in algorithm.model.modules() if isinstance(m, SplitBatchNorm)]
         for layer in layers:
             layer.forward = partial(_in_three, layer)
@@ -169,9 +172,9 @@ class Bench:
         self.work["ConAdv, one forward pass"] = step
 
     def measure(self) -> dict[str, list[float]]:
-        """Seconds of a step of each, of the slowest worker, in every round but the first.
+        """Seconds of each step on the slowest worker, in every round but the first.
 
-        Of workers that take turns: processor seconds, of the worker that needs most.
+        For workers that take turns: processor seconds of the worker that needs most.
         """
         times: dict[str, list[float]] = {name: [] for name in self.work}
         for number in range(self.arguments.rounds + 1):
@@ -179,21 +182,23 @@ class Bench:
                 self.workers.all_gather_object(None, "ready")
                 works = self.workers.is_rank0 or name not in self.of_first
                 before = time.process_time()
-                spent = seconds(work, self.device) if works else 0.0
+                duration = seconds(work, self.device) if works else 0.0
                 if self.arguments.by_turns:
-                    spent = time.process_time() - before
-                slowest = max(self.workers.all_gather_object(spent / self.divisor.get(name, 1), "seconds"))
+                    duration = time.process_time() - before
+                slowest = max(self.workers.all_gather_object(duration / self.divisor.get(name, 1), "seconds"))
                 if number:
                     times[name].append(slowest)
         return times
 
 
 def _in_three(layer: SplitBatchNorm, x: Tensor) -> Tensor:
-    """Clean and adversarial images each through their branch, attacked ones by their own statistics."""
+    """Normalise clean and adversarial images with their branches, attacked ones with batch statistics."""
     clean, adversarial, attacked = x.chunk(3)
     auxiliary = layer.auxiliary
-    seen = nn.functional.batch_norm(attacked, None, None, auxiliary.weight, auxiliary.bias, training=True)
-    return torch.cat([layer.main(clean), auxiliary(adversarial), seen])
+    normalised = nn.functional.batch_norm(
+        attacked, None, None, auxiliary.weight, auxiliary.bias, training=True
+    )
+    return torch.cat([layer.main(clean), auxiliary(adversarial), normalised])
 
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -206,19 +211,19 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         device = torch.device("cuda", workers.local_rank)
         torch.cuda.set_device(device)
     if arguments.by_turns:
-        # Looks at a collective under way cost processor time, too, in waits that only taking turns makes.
-        collectives.LONGEST_PAUSE = 10e-3
+        # Polling a collective takes processor time, in waits that occur only because workers take turns.
+        horovod_communicator.LONGEST_PAUSE = 10e-3
     bench = Bench(arguments, workers, device)
     how = BY_TURNS if arguments.by_turns else ""
     if workers.size < 3:
         if not how:
-            for name, settings in ALONE.items():
+            for name, settings in ONE_WORKER.items():
                 bench.add_steps(name, settings, SingleProcess())
             bench.add_shared_forward()
         bench.add_parts(how)
-        # Those that take turns do so in the parts, too.
+        # Workers that take turns all run the parts; otherwise only the first one does.
         bench.of_first = set() if how else set(bench.work)
-    for name, settings in {1: {}, 2: OF_TWO, 3: OF_THREE}[workers.size].items():
+    for name, settings in {1: {}, 2: TWO_WORKERS, 3: THREE_WORKERS}[workers.size].items():
         bench.add_steps(how + name, settings, workers)
     times = bench.measure()
     report = {"environment": describe_environment(workers, device), "seconds": times}
@@ -227,7 +232,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(step: dict[str, float]) -> dict[str, float]:
-    """The ratios that the seconds of one round allow."""
+    """The ratios that can be computed from the seconds of one round."""
     ratios = {
         "beside_over_disadv": step["DisAdv"] / step["ConAdv"],
         "shared_forward_over_beside": step["ConAdv"] / step["ConAdv, one forward pass"],
@@ -249,24 +254,24 @@ def compare(step: dict[str, float]) -> dict[str, float]:
         step[f"{how}part: {part}"] for part in ("attack", "clean half", "adversarial half")
     )
     limit = (attack + adversarial) / max(attack, clean, adversarial)
-    split, apart, vanilla = (
+    split, halves, vanilla = (
         step[how + name] for name in (three, "DisAdv, halves apart", "vanilla, three batches")
     )
-    ratios |= {"split_over_disadv_in_halves": apart / split, "split_limit": limit}
+    ratios |= {"split_over_disadv_in_halves": halves / split, "split_limit": limit}
     ratios["split_of_limit"] = ratios["split_over_disadv_in_halves"] / limit
     ratios["split_over_vanilla"] = vanilla / split
     return ratios
 
 
-def in_words(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
-    """How the ratios of two and three workers came about."""
+def describe(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
+    """Lines that explain the ratios of two and three workers."""
     if "pair_limit" not in ratios:
         return []
     notes = [
         f"a pair over DisAdv on one worker: {ratios['pair_over_disadv']:.3f}, its limit "
         f"{ratios['pair_limit']:.3f} (the paper's figure 4a: about 1.5)",
         f"two workers, a batch each: ConAdv over DisAdv {ratios['a_batch_each_over_disadv']:.3f}; a vanilla "
-        f"step with the other worker beside it takes {ratios['beside_another_worker']:.3f} of one without",
+        f"step while the other worker runs takes {ratios['beside_another_worker']:.3f} of one without it",
     ]
     if "split_limit" in ratios:
         turns = ", by turns" if by_turns else ""
@@ -281,7 +286,7 @@ def in_words(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
 def launch(
     size: int, arguments: argparse.Namespace, rounds: int, *, by_turns: bool = False
 ) -> dict[str, Any]:
-    """Start so many workers, each with a core or GPU of its own or all by turns on one; worker 0's report."""
+    """Start workers, each with its own core or GPU, or taking turns on one core; return worker 0's report."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "report.json"
         passed = ("device", "model", "width", "size", "batch", "steps")
@@ -293,29 +298,30 @@ def launch(
             horovodrun = str(Path(sys.executable).parent / "horovodrun")
             command = [horovodrun, "--gloo", "-np", str(size), "-H", f"localhost:{size}", *program]
             command.append("--by-turns")
-        # Horovod asks every millisecond what is to be sent, in processor time that counts here: of the waits
-        # of those that take turns, which have no such waits with a core each.
-        seldom = {"HOROVOD_CYCLE_TIME": "10"} if by_turns else {}
-        code = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **seldom}).returncode
+        # Horovod polls every millisecond, which takes processor time in the waits that occur only because
+        # workers take turns.
+        longer_cycle = {"HOROVOD_CYCLE_TIME": "10"} if by_turns else {}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **longer_cycle}
+        code = subprocess.run(command, env=environment).returncode
         if code:
             raise SystemExit(f"a worker ended with code {code}")
         return json.loads(answer.read_text())
 
 
 def on_one_worker(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The report of this process alone, on the device that is asked for."""
+    """The report of a single worker in this process."""
     return work(argparse.Namespace(**{**vars(arguments), "workers": 1, "by_turns": False}))
 
 
 def taking_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of two workers and of three that take turns on one core.
+    """Seconds of two and of three workers that take turns on one core.
 
-    They are started again and again, so that two and three are timed within the same minute.
+    They are started several times in alternation, so that both are timed within the same minute.
     """
     times: dict[str, list[float]] = {}
     left = arguments.rounds
     while left:
-        rounds = min(left, ROUNDS_OF_A_START)
+        rounds = min(left, ROUNDS_PER_START)
         for size in (2, 3):
             report = launch(size, arguments, rounds, by_turns=True)
             for name, each in report["seconds"].items():
@@ -325,16 +331,16 @@ def taking_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def concluded(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """What follows from the seconds of a report: medians, ratios, how they came about; and the settings.
+    """Settings, medians, ratios and their explanation, for a report.
 
-    A ratio is the median of the rounds' own, since a machine may be slower in one than in another.
+    A ratio is the median over the rounds, since the machine may be slower in some rounds than in others.
     """
     times = report["seconds"]
     medians = {name: median(rounds) for name, rounds in times.items()}
     number = min(map(len, times.values()))
     compared = [compare({name: rounds[r] for name, rounds in times.items()}) for r in range(number)]
     ratios = {name: median(ratios[name] for ratios in compared) for name in compared[0]}
-    notes = in_words(ratios, by_turns=BY_TURNS + "vanilla, a batch each" in times)
+    notes = describe(ratios, by_turns=BY_TURNS + "vanilla, a batch each" in times)
     keys = ("model", "width", "size", "batch", "steps", "set")
     settings = {key: getattr(arguments, key) for key in keys}
     return {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
@@ -368,7 +374,7 @@ def main() -> None:
     on_cpu = arguments.device == "cpu"
     places = len(os.sched_getaffinity(0)) if on_cpu else torch.cuda.device_count()
     if places < (2 if on_cpu else 1):
-        raise SystemExit("two workers need two cores" if on_cpu else "there is no GPU here")
+        raise SystemExit("two workers need two cores" if on_cpu else "this machine has no GPU")
     if places == 1:
         report = on_one_worker(arguments)
     else:

@@ -1,13 +1,13 @@
-"""The clean accuracy of vanilla training, DisAdv and ConAdv at a large batch, in miniature.
+"""Clean accuracy of vanilla training, DisAdv and ConAdv with a large batch, at a tiny size.
 
 ``python benchmarks/conadv_accuracy.py [--cifar ROOT] [--json PATH]`` trains jobs/miniature/vanilla.yaml,
 disadv.yaml and conadv.yaml with three seeds each: batches of 280 of the 1,400 training digits. ``--cifar``
-takes 2,500 images of CIFAR-10 in batches of 250, and a pre-activation ResNet-18 of a quarter of its width.
+uses 2,500 images of CIFAR-10 in batches of 250, and a pre-activation ResNet-18 of a quarter of its width.
 
 Ratios, here differences in points of TA between means over the seeds:
 
-- ``conadv_minus_disadv``: what stale weights cost. Expected: at least -MARGIN, which was set beforehand.
-- ``conadv_minus_vanilla``, ``disadv_minus_vanilla``: what adversarial learning brings, whichever way.
+- ``conadv_minus_disadv``: the effect of stale weights. Expected: at least -MARGIN, which was set beforehand.
+- ``conadv_minus_vanilla``, ``disadv_minus_vanilla``: the effect of adversarial learning.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ from hpcdat.report.result_table import result_table
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
 METHODS = ("vanilla", "disadv", "conadv")
 SEEDS = 3
+"""Number of trainings with each method."""
 MARGIN = 1.0
-"""Points of TA."""
+"""Largest acceptable loss of TA by ConAdv against DisAdv, in points."""
 CIFAR = [
     *("data.source=cifar10", "data.image_size=32", "data.channels=3", "data.augmentation=pad-crop"),
     *("data.train_images=2500", "data.test_images=2000", "batch_size=250", "epochs=8"),
     *("model.name=preact-resnet18", "model.width=0.25", "attack.eps=3/255", "evaluation.steps=1"),
-    # At the digits' rate of 20 vanilla training diverges here.
+    # With the digits' rate of 20, vanilla training diverges on CIFAR-10.
     *("optimizer.lr=8", "schedule.warmup_epochs=2"),
     *("model.mean=[0.49,0.48,0.45]", "model.std=[0.25,0.24,0.26]"),
 ]
+"""Settings with ``--cifar``, in place of the digits'."""
 
 
 def main() -> None:
     """Train, print the tables and the differences, write the JSON."""
-    parser = argparse.ArgumentParser(description="clean accuracy of ConAdv at a large batch, in miniature")
+    parser = argparse.ArgumentParser(description="clean accuracy of ConAdv with a large batch")
     parser.add_argument("--cifar", type=Path, help="folder that holds cifar-10-batches-py")
     parser.add_argument("--set", nargs="+", default=[], help="other settings of all three jobs")
     parser.add_argument("--json", type=Path, help="write environment, results and ratios here")
@@ -65,8 +67,8 @@ def main() -> None:
     }
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:+.2f}")
-    kept = ratios["conadv_minus_disadv"] >= -MARGIN
-    print(f"ConAdv is {'' if kept else 'NOT '}at least DisAdv less {MARGIN:g} points")
+    expected = ratios["conadv_minus_disadv"] >= -MARGIN
+    print(f"ConAdv is {'' if expected else 'NOT '}at least DisAdv minus {MARGIN:g} points")
     if arguments.json:
         environment = describe_environment(workers, torch.device("cpu"))
         report = {"environment": environment, "ta": accuracy, "margin": MARGIN, "ratios": ratios}

@@ -1,20 +1,20 @@
-"""Epochs of training over p x q nodes, beside what ``hpcdat plan`` predicts for them.
+"""Epochs of training on p x q workers, compared with the predictions of ``hpcdat plan``.
 
 ``mpirun -np M python benchmarks/epoch.py [--json PATH]`` (or ``srun``, ``horovodrun``) calibrates the cost
-model on the links between the workers, and trains a third of pre-activation ResNet-18's width on digits with
-every protocol: DAT-FGSM, four steps an epoch. Exchanges follow the backward pass. There are several rounds,
-for a machine's speed drifts: in each, every protocol is predicted and then trained with. C and T are medians
-over the epochs after each round's first, in which codecs are compiled.
+model on the links between the workers, and trains a pre-activation ResNet-18 of a third of its width on
+digits with every protocol: DAT-FGSM, four steps per epoch, without overlap of exchanges and backward pass.
+There are several rounds, since a machine's speed drifts; in each, every protocol is predicted and then used
+in training. C and T are medians over the epochs after each round's first, in which codecs are compiled.
 
-``python benchmarks/epoch.py [--rates R,R] [--shapes PxQ,...]`` does so in a box of emulated nodes for every
-rate and shape (root, iproute2), which all share this machine's cores.
+``python benchmarks/epoch.py [--rates R,R] [--shapes PxQ,...]`` does the same on emulated nodes for every rate
+and shape (root, iproute2), which all share this machine's cores.
 
 Ratios:
 
-- ``plan_error_max``: largest relative error of the predicted C, calibrated on the same links and workers, a
-  trial of up to two million numbers' exchange included; of each protocol the median over the rounds.
-- ``plan_error_elsewhere_max``: the same, calibrated on the first shape alone, with other workers at the same
-  rate, and without a trial.
+- ``plan_error_max``: largest relative error over the protocols of the predicted C, calibrated on the same
+  links and workers, with a trial exchange of up to two million numbers; median over the rounds.
+- ``plan_error_elsewhere_max``: the same, calibrated on the first shape, which has other numbers of workers at
+  the same rate, and without a trial.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from hpcdat.emulation import cluster as box
 from hpcdat.emulation.cluster import links_here
 from hpcdat.exchange.codecs import can_compile
 from hpcdat.performance.calibration import Calibration, measure_links
-from hpcdat.performance.forecast import forecast, trials, untried
+from hpcdat.performance.forecast import forecast, no_correction, trial_corrections
 from hpcdat.performance.microbenchmarks import coding_rate
 from hpcdat.performance.step_timing import time_step
 from hpcdat.storage.run_folder import RunFolder
@@ -61,29 +61,42 @@ EXCHANGES = {
     ],
 }
 STEPS = 4
+"""Steps in an epoch."""
 
 
 def work(
-    batch: int, epochs: int, rounds: int, runs: Path, elsewhere: Path | None, keep: Path
+    batch: int, epochs: int, rounds: int, runs: Path, elsewhere: Path | None, save: Path
 ) -> dict[str, Any]:
-    """A worker's whole part; the report, the same on all workers."""
+    """Measure on all workers.
+
+    Args:
+        batch: images of a worker in a step.
+        epochs: of each round.
+        rounds: repetitions.
+        runs: folder for the runs.
+        elsewhere: calibration of another shape, to predict from as well.
+        save: file for this shape's calibration.
+
+    Returns:
+        The report, the same on all workers.
+    """
     workers = init_communicator(600)
     device = choose_device(read_job(JOB), workers)
     images = STEPS * batch * workers.size
-    always = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
-    always += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
+    common = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
+    common += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
     calibration = measure_links(workers, device)
     if workers.is_rank0:
-        calibration.write(keep)
+        calibration.write(save)
     other = Calibration.read(elsewhere) if elsewhere else None
     p, q = workers.nodes, workers.size // workers.nodes
     rate = coding_rate(workers, device, compiled=can_compile())
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in EXCHANGES}
     for turn, (name, settings) in product(range(rounds), EXCHANGES.items()):
         folder = runs / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name)}"
-        job = read_job(JOB, [*always, f"run_dir={folder}", *(f"exchange.{setting}" for setting in settings)])
+        job = read_job(JOB, [*common, f"run_dir={folder}", *(f"exchange.{setting}" for setting in settings)])
         model, timing, compute = time_step(job, 10, device)
-        correction = trials(calibration, model, rate, workers, compute)
+        correction = trial_corrections(calibration, model, rate, workers, compute)
         known = forecast(job, images, model, timing, calibration, p, q, rate, correction)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
@@ -97,7 +110,7 @@ def work(
             }
         )
         if other:
-            known = forecast(job, images, model, timing, other, p, q, rate, untried)
+            known = forecast(job, images, model, timing, other, p, q, rate, no_correction)
             rows[name][-1]["predicted_elsewhere"] = known.communication
     report = {
         "environment": describe_environment(workers, device),
@@ -132,7 +145,7 @@ def in_a_box(
 
 
 def in_boxes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every rate and shape, one after the other, with their tables; the first shape calibrates the others."""
+    """Reports of every rate and shape, in order; the first shape's calibration is used for the others."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", arguments.shapes):
         raise SystemExit(f"--shapes {arguments.shapes}: expected nodes x workers a node, as in 6x1,3x2")
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes.split(",")]
@@ -152,7 +165,7 @@ def in_boxes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def of_measured(rounds: list[dict[str, Any]], key: str = "predicted") -> float | None:
-    """A predicted C over the measured one: the median over the rounds; None: nothing was predicted."""
+    """Predicted over measured C, median over the rounds; None without a prediction."""
     if key not in rounds[0]:
         return None
     return median(row[key] / median(row["communication"]) for row in rounds)
@@ -165,7 +178,7 @@ def error_max(reports: list[dict[str, Any]], key: str = "predicted") -> float | 
 
 
 def table_of(report: dict[str, Any]) -> str:
-    """A row for each protocol."""
+    """A table with a row for each protocol."""
     lines = []
     for name, rounds in report["rows"].items():
         c, total = ([seconds for row in rounds for seconds in row[key]] for key in ("communication", "total"))
@@ -194,7 +207,7 @@ def table_of(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Train and predict, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(description="epochs over p x q nodes, and the plan's prediction")
+    parser = argparse.ArgumentParser(description="epochs on p x q workers compared with their prediction")
     parser.add_argument("--rates", default="100mbit,1gbit", help="rates of the links (default: %(default)s)")
     parser.add_argument(
         "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
@@ -217,15 +230,15 @@ def main() -> None:
     amounts = (arguments.batch, arguments.epochs, arguments.rounds)
     if arguments.worker_report:
         answer = arguments.worker_report
-        keep, runs = answer.with_suffix(".calibration"), answer.with_suffix(".runs")
-        report = work(*amounts, runs, arguments.elsewhere, keep)
+        save, runs = answer.with_suffix(".calibration"), answer.with_suffix(".runs")
+        report = work(*amounts, runs, arguments.elsewhere, save)
         if launched().rank == 0:
             answer.write_text(json.dumps(report))
         return
     if launched().size > 1:
-        keep = arguments.runs / "calibration.json"
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        reports = [work(*amounts, arguments.runs, None, keep)]
+        save = arguments.runs / "calibration.json"
+        save.parent.mkdir(parents=True, exist_ok=True)
+        reports = [work(*amounts, arguments.runs, None, save)]
         if launched().rank > 0:
             return
         print(table_of(reports[0]))

@@ -1,15 +1,15 @@
 """Figure 4 of the DAT paper: robust pre-training and fine-tuning against training from scratch.
 
-``python benchmarks/finetune.py [--set KEY=VALUE ...] [--seeds N] [--out FOLDER] [--json PATH]`` trains in
-miniature, on one worker (under mpirun on several, whose batches add up): a small net on the digits 0 to 4,
-then, from its weights and with a new head, on 100 of the digits 5 to 9, and the same from scratch; DAT-PGD in
-both phases, three seeds of all. Either has the rate of ``--rates`` that ends with the best RA with another
-seed. ``--set`` changes the second job, as in ``data.train_images=400``. ``--source JOB --target JOB`` take
-two jobs of one's own, such as ImageNet and CIFAR-10 with ``data.image_size: 224``, to which its images are
-then up-sampled.
+``python benchmarks/finetune.py [--set KEY=VALUE ...] [--seeds N] [--out FOLDER] [--json PATH]`` trains at a
+tiny size, on one worker (under mpirun on several, whose batches add up): a small model on the digits 0 to 4;
+then, from its weights and with a new head, on 100 of the digits 5 to 9; and the latter also from scratch. All
+use DAT-PGD and three seeds. Both variants of the second phase use the learning rate of ``--rates`` that gives
+the best final RA with another seed. ``--set`` changes the second job, as in ``data.train_images=400``.
+``--source JOB --target JOB`` use other jobs, such as ImageNet and CIFAR-10 with ``data.image_size: 224``, to
+which its images are then up-sampled.
 
-Ratios: ``ra_gain_3`` and ``ta_gain_3``, points that pre-training is ahead by after three epochs (the paper:
-three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the last one; means over the seeds.
+Ratios: ``ra_gain_3`` and ``ta_gain_3``, the advantage of pre-training in points after three epochs (the
+paper: three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the last one; means over seeds.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from hpcdat.storage.run_folder import RunFolder
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
 EARLY, CHOOSING_SEED = 3, 100
+"""Epochs after which the variants are compared, and the seed with which rates are chosen."""
 KEYS = ("ta", "ra")
 
 Curve = dict[str, list[list[float]]]
-"""Percent by ``ta`` and ``ra``: after every epoch that of every seed."""
+"""Percentages by ``ta`` and ``ra``: for every epoch, those of all seeds."""
 
 
 def write_halves(root: Path) -> None:
-    """The digits 0 to 4 and 5 to 9, as two image folders of links."""
+    """Write the digits 0 to 4 and 5 to 9 as two image folders of links."""
     write_digits(root / "digits")
     for name, classes in (("low", range(5)), ("high", range(5, 10))):
         for split in ("train", "test"):
@@ -54,13 +55,13 @@ def write_halves(root: Path) -> None:
 
 
 def curve(jobs: list[Job], workers: Communicator, stop: StopRequest) -> Curve:
-    """TA and RA after every epoch of a job's trainings, one a seed; one that was begun is gone on with."""
+    """TA and RA after every epoch of a job, trained with every seed; unfinished runs are resumed."""
     evaluations = []
     for job in jobs:
         train(job, workers, stop)
-        # Another node may see the lines a moment later.
-        seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_rank0 else []
-        evaluations.append(workers.all_gather_object(seen, "evaluations")[0])
+        # Only worker 0 reads, since another node may see the lines later.
+        own = RunFolder(job.run_dir).metrics("evaluation") if workers.is_rank0 else []
+        evaluations.append(workers.all_gather_object(own, "evaluations")[0])
     return {key: [[100 * e[key] for e in epoch] for epoch in zip(*evaluations, strict=True)] for key in KEYS}
 
 
@@ -70,7 +71,7 @@ def spread(values: list[float]) -> float:
 
 
 def draw(curves: dict[str, Curve], file: Path) -> None:
-    """TA and RA over the epochs, with and without pre-training."""
+    """Plot TA and RA over the epochs, with and without pre-training."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for place, key in enumerate(KEYS, start=1):
         axes = figure.add_subplot(1, 2, place)
@@ -117,7 +118,7 @@ def main() -> None:
         return read(target_job, f"{name}/rate-{rate}", seed, *own)
 
     def chosen(*settings: str, name: str) -> str:
-        """The rate that ends with the best RA."""
+        """The rate that gives the best final RA."""
         jobs = {
             rate: target(CHOOSING_SEED, rate, "evaluation.every=0", *settings, name=name)
             for rate in arguments.rates.split(",")

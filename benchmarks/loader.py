@@ -2,12 +2,12 @@
 
 ``python benchmarks/loader.py [--images ROOT] [--cifar ROOT] [--json PATH] [--rounds N]``: JPEGs of
 500x375 are decoded, cropped at random, resized to 224x224 and mirrored, as for training on ImageNet,
-with as many threads for both loaders as this process has cores. The JPEGs are made here from noise
-with the spectrum of photographs, or are those of ROOT/train/CLASS. Both loaders read the same list in every
-round, after a round that warms up, and their medians are compared.
+with one thread per core of this process for both loaders. The JPEGs are generated from noise with the
+spectrum of photographs, or are those of ROOT/train/CLASS. Both loaders read the same list in every round,
+after a warm-up, and their medians are compared.
 
-Then two jobs train for an epoch each with two workers: the demo, and jobs/cifar10-slice.yaml (where
-ROOT holds cifar-10-batches-py) on 2,000 images.
+Then two jobs train for an epoch each with two workers: the demo, and, with ``--cifar``,
+jobs/cifar10-slice.yaml on 2,000 images.
 
 Ratios:
 
@@ -41,11 +41,12 @@ from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.storage.run_folder import RunFolder
 
 COUNT, WIDTH, HEIGHT, BATCH, PASSES = 400, 500, 375, 50, 3
+"""Number of generated images, their size, images in a batch, and passes over the list in a round."""
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 
 
 def make_photographs(root: Path) -> None:
-    """Colour noise whose amplitude falls as 1/f, as in photographs: JPEGs of about 100 KB."""
+    """Write JPEGs of about 100 KB: colour noise whose amplitude falls as 1/f, as in photographs."""
     generator = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None])
     frequency[0, 0] = 1.0
@@ -60,7 +61,7 @@ def make_photographs(root: Path) -> None:
 
 
 def images_per_second(loader: Loader, images: Images, seed: int) -> float:
-    """Of PASSES over the list, one behind the other as in a long epoch."""
+    """Images per second in PASSES over the list, without a pause as in a long epoch."""
     indices = np.tile(np.arange(len(images)), PASSES)
     batches = np.array_split(indices, -(-len(indices) // BATCH))
     start = time.perf_counter()
@@ -86,12 +87,12 @@ def compare_loaders(root: Path, rounds: int, threads: int, device: torch.device)
 
 
 def data_wait(job: Path, *settings: str) -> float:
-    """Share of an epoch that worker 0 of two waits for images."""
+    """Share of an epoch's time that worker 0 of two waits for images."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        always = [f"run_dir={run_dir}", "epochs=2", "evaluation.steps=1", "evaluation.every=0"]
+        common = [f"run_dir={run_dir}", "epochs=2", "evaluation.steps=1", "evaluation.every=0"]
         command = [sys.executable, "-m", "hpcdat", "train", str(job), "-np", "2"]
-        subprocess.run([*command, *always, *settings], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, *common, *settings], check=True, stdout=subprocess.DEVNULL)
         epoch = RunFolder(run_dir).metrics("epoch")[-1]
         return epoch["data_seconds"] / epoch["total_seconds"]
 
@@ -128,7 +129,7 @@ def main() -> None:
     if arguments.json:
         report = {
             "environment": describe_environment(SingleProcess(), device),
-            "images": str(arguments.images or f"{COUNT} made ones, {WIDTH}x{HEIGHT}"),
+            "images": str(arguments.images or f"{COUNT} generated, {WIDTH}x{HEIGHT}"),
             "images_per_second": speeds,
             "ratios": ratios,
         }

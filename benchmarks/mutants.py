@@ -1,16 +1,16 @@
-"""How many mistakes in the code the tests notice.
+"""Mutation testing: how many mistakes in the code the tests detect.
 
 ``python benchmarks/mutants.py [--only NAME ...] [--jobs N] [--full] [--json PATH]``: every mutant of
-``mutants.yaml`` is made alone in a copy of the checkout, and the tests named for its file run there; it is
-killed if one of them fails. First those that start no workers, about half a minute a mutant; with ``--full``
-the distributed ones too, until three have failed, for the mutants that have survived. PATH keeps what it has
-of other mutants, so that survivors can be run again with ``--full``.
+``mutants.yaml`` is applied by itself in a copy of the checkout, and the tests listed for its file run there;
+it is killed if one of them fails. Tests that start no workers run first, about half a minute per mutant; with
+``--full`` the distributed ones run for the survivors, until three have failed. PATH preserves the results of
+other mutants, so that survivors can be run again with ``--full``.
 
-``python benchmarks/mutants.py --compare BEFORE AFTER``: the mutants that were killed in one JSON and not in
-the other; exit code 1 if there are any.
+``python benchmarks/mutants.py --compare BEFORE AFTER``: the mutants that were killed in BEFORE and not in
+AFTER; exit code 1 if there are any.
 
-All these tests must pass without a mutant first, for a kill would mean nothing otherwise. Exit codes: 0 even
-where mutants survive, 1 if tests fail without a mutant, 2 if a mutant's text is not in its file exactly once.
+All these tests must first pass without a mutant. Exit codes: 0 even if mutants survive, 1 if tests fail
+without a mutant, 2 if a mutant's text is not in its file exactly once.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from hpcdat.storage.atomic_files import write_text
 ROOT = Path(__file__).resolve().parents[1]
 LISTED = ROOT / "benchmarks" / "mutants.yaml"
 KINDS = {"serial": ["-m", "not distributed", "--timeout=60"], "distributed": ["--maxfail=3"]}
-"""Of tests, by the key of mutants.yaml, with their options of pytest."""
-LONGEST = {"serial": 600, "distributed": 3600}
-"""Seconds until tests that do not end are ended; to the mutant that is a kill."""
+"""Kinds of tests, by their key in mutants.yaml, with their options for pytest."""
+MAX_SECONDS = {"serial": 600, "distributed": 3600}
+"""Time limit of the tests of one mutant; exceeding it counts as a kill."""
 
 Results = dict[str, dict[str, Any]]
-"""By the mutant's name, its ``file``, what it ``breaks``, the tests it is ``killed_by``, and the ``kinds`` of
+"""By the mutant's name: its ``file``, what it ``breaks``, the tests it is ``killed_by``, and the ``kinds`` of
 tests that have run."""
 
 
@@ -54,11 +54,11 @@ class Mutant:
     """A mistake in one place.
 
     Attributes:
-        name: by which results are compared.
-        breaks: what is wrong with it, in a sentence.
-        file: from the root of the checkout.
-        text: what stands there, exactly once.
-        becomes: what is put in its place.
+        name: identifies it in results.
+        breaks: the mistake, in one sentence.
+        file: path from the root of the checkout.
+        text: occurs exactly once in the file.
+        becomes: replaces the text.
     """
 
     name: str
@@ -71,22 +71,22 @@ class Mutant:
         """The file's contents with the mistake.
 
         Raises:
-            InputError: the text is not there exactly once.
+            InputError: the text does not occur exactly once.
         """
         found = source.count(self.text)
         if found != 1:
-            raise InputError(f"{self.name}: {self.file} has {found} times, not once:\n{self.text}")
+            raise InputError(f"{self.name}: found {found} times, not once, in {self.file}:\n{self.text}")
         return source.replace(self.text, self.becomes)
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What mutants.yaml says.
+    """The contents of mutants.yaml.
 
     Attributes:
         mutants: by name.
-        tests: by the mutants' file and the kind of tests, their files.
-        left_out: tests in these files that do not run.
+        tests: files of tests, by the mutants' file and the kind of tests.
+        left_out: tests in these files that are not run.
     """
 
     mutants: dict[str, Mutant]
@@ -101,10 +101,10 @@ class Listed:
         return Listed(mutants, listed["tests"], listed["left_out"])
 
     def failing(self, copy: Path, kind: str, mutants: Iterable[Mutant]) -> list[str]:
-        """The tests named for some mutants' files that fail in a copy of the checkout.
+        """The failing tests, in a copy of the checkout, among those listed for the files of some mutants.
 
         Raises:
-            HpcdatError: pytest was ended by a signal, or says of no test that it failed.
+            HpcdatError: pytest was ended by a signal, or failed without reporting a failed test.
         """
         files = sorted({file for mutant in mutants for file in self.tests[mutant.file][kind]})
         if not files:
@@ -119,15 +119,15 @@ class Listed:
                 env=os.environ | variables,
                 capture_output=True,
                 text=True,
-                timeout=LONGEST[kind],
+                timeout=MAX_SECONDS[kind],
             )
         except subprocess.TimeoutExpired:
-            return [f"no end within {LONGEST[kind]} s"]
+            return [f"not finished within {MAX_SECONDS[kind]} s"]
         if done.returncode == 0:
             return []
         failed = failed_in(done.stdout)
         if done.returncode < 0 or not failed:
-            # Not what the mutant did: somebody has ended pytest, or its files are not there.
+            # Not caused by the mutant: pytest was killed, or its files are missing.
             raise HpcdatError(
                 f"pytest ended with code {done.returncode} in {copy}:\n{done.stdout}{done.stderr}"
             )
@@ -135,13 +135,13 @@ class Listed:
 
 
 def failed_in(summary: str) -> list[str]:
-    """The names of tests that pytest's summary calls failed or in error."""
+    """The names of failed tests and errors in pytest's summary."""
     found = re.findall(r"(?m)^(?:FAILED|ERROR) (\S+\.py(?:::.+?)?)(?: - .*)?$", summary)
     return list(dict.fromkeys(found))
 
 
 def copy_checkout(folder: Path) -> Path:
-    """A copy of all files that git tracks or would."""
+    """Copy all files that git tracks or does not ignore."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for file in filter(None, files.split("\0")):
@@ -152,16 +152,16 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def try_all(
-    listed: Listed, kind: str, mutants: Sequence[Mutant], jobs: int, keep: Callable[[Mutant, list[str]], None]
+    listed: Listed, kind: str, mutants: Sequence[Mutant], jobs: int, save: Callable[[Mutant, list[str]], None]
 ) -> None:
     """Run the tests of one kind against every mutant.
 
     Args:
-        listed: knows the tests.
-        kind: of these.
+        listed: has the lists of tests.
+        kind: of tests.
         mutants: one or more.
-        jobs: mutants at a time, each in a copy of its own.
-        keep: receives each mutant with the tests that kill it, when they have run.
+        jobs: number of mutants at a time, each in its own copy.
+        save: called with each mutant and the tests that kill it, once they have run.
 
     Raises:
         HpcdatError: tests fail without any mutant.
@@ -186,19 +186,19 @@ def try_all(
         broken = listed.failing(Path(folder) / "0", kind, mutants)
         if broken:
             raise HpcdatError("these tests fail without any mutant:\n" + "\n".join(broken))
-        say(f"without a mutant the {kind} tests pass ({time.monotonic() - began:.0f} s)")
+        log(f"without a mutant the {kind} tests pass ({time.monotonic() - began:.0f} s)")
         running = {pool.submit(attempt, mutant): mutant for mutant in mutants}
         for done in as_completed(running):
             killers = done.result()
-            say(f"{running[done].name}: {f'killed by {len(killers)}' if killers else 'survives'}")
-            keep(running[done], killers)
+            log(f"{running[done].name}: {f'killed by {len(killers)}' if killers else 'survives'}")
+            save(running[done], killers)
 
 
 def measure(listed: Listed, names: Sequence[str], jobs: int, full: bool, path: Path | None) -> Results:
-    """Results of some mutants beside those that the file at ``path`` has of others.
+    """Results of some mutants, and those of other mutants in the file at ``path``.
 
     Raises:
-        InputError: an unknown name, or a mutant's text is not in its file exactly once.
+        InputError: an unknown name, or a mutant's text does not occur exactly once in its file.
         HpcdatError: tests fail without any mutant.
     """
     unknown = sorted(set(names) - set(listed.mutants))
@@ -214,21 +214,21 @@ def measure(listed: Listed, names: Sequence[str], jobs: int, full: bool, path: P
 
     for kind in KINDS if full else ["serial"]:
 
-        def keep(mutant: Mutant, killers: list[str], kind: str = kind) -> None:
+        def save(mutant: Mutant, killers: list[str], kind: str = kind) -> None:
             kinds = [*results.get(mutant.name, {}).get("kinds", []), kind]
-            said = {"file": mutant.file, "breaks": mutant.breaks}
-            results[mutant.name] = {**said, "killed_by": killers, "kinds": kinds}
+            about = {"file": mutant.file, "breaks": mutant.breaks}
+            results[mutant.name] = {**about, "killed_by": killers, "kinds": kinds}
             if path:
                 write_text(path, json.dumps(results, indent=2) + "\n")
 
         left = [m for m in chosen if m.name not in results or not results[m.name]["killed_by"]]
         if left:
-            try_all(listed, kind, left, jobs, keep)
+            try_all(listed, kind, left, jobs, save)
     return {name: results[name] for name in listed.mutants if name in results}
 
 
 def lost_kills(before: Results, after: Results) -> list[str]:
-    """Names of mutants that were killed before and are not now, be it that they did not run."""
+    """Names of mutants that were killed before and are not now, including those that did not run."""
     killed = [
         {name for name, result in results.items() if result["killed_by"]} for results in (before, after)
     ]
@@ -236,7 +236,7 @@ def lost_kills(before: Results, after: Results) -> list[str]:
 
 
 def report(results: Results) -> str:
-    """A table of all, and the survivors with what they break."""
+    """A table of all mutants, and a list of the survivors."""
     rows = [
         [name, r["file"], len(r["killed_by"]), "\n".join(r["killed_by"][:2])] for name, r in results.items()
     ]
@@ -245,8 +245,8 @@ def report(results: Results) -> str:
     return tabulate(rows, ["mutant", "file", "killed by", "among them"]) + "\n\n" + "\n".join(end)
 
 
-def say(line: str) -> None:
-    """To the user, while tests run."""
+def log(line: str) -> None:
+    """Print progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -269,7 +269,7 @@ def main() -> None:
     try:
         results = measure(Listed.read(), arguments.only, arguments.jobs, arguments.full, arguments.json)
     except HpcdatError as error:
-        say(str(error))
+        log(str(error))
         raise SystemExit(int(error.exit_code)) from None
     print(report(results))
 

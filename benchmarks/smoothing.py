@@ -1,13 +1,13 @@
-"""What the noisy copies of Smooth-AT cost a worker that shares them with others.
+"""The cost of Smooth-AT's noisy copies for workers that share them.
 
-``mpirun -np M python benchmarks/smoothing.py [--json PATH]``: a step of DAT-PGD on half of ResNet-18's width
-with N = 2 M copies spread over all M workers, against one with N = 2 that every worker takes by itself,
-all beside each other, so that both have as many cores. They take turns, in an order that rotates; the slowest
-worker counts, and medians are compared.
+``mpirun -np M python benchmarks/smoothing.py [--json PATH]``: a step of DAT-PGD on a ResNet-18 of half its
+width with N = 2 M copies distributed over M workers, against a step with N = 2 on every worker independently,
+all workers at the same time, so that both use the same cores. The two alternate; the slowest worker counts,
+and medians are compared.
 
 Ratio:
 
-- ``shared_over_alone``: 1 where ten times the workers make N = 20 as cheap for each as N = 2.
+- ``shared_over_alone``: 1 if N = 2 M copies on M workers take no longer than N = 2 on each.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from hpcdat.training.step import Algorithm1
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "cifar10-smooth-dat.yaml"
 COPIES = 2
-"""Of each image, that a worker holds."""
+"""Noisy copies of each image on a worker."""
 
 
-def of_a_step(algorithm: Algorithm1, images: Labelled, workers: Communicator) -> Callable[[], None]:
-    """A step on one batch, begun together by all workers."""
+def step_of(algorithm: Algorithm1, images: Labelled, workers: Communicator) -> Callable[[], None]:
+    """A function that runs a step on one batch, started together by all workers."""
     batch = Batch(0, 0, len(images.y) * algorithm.batches, dict.fromkeys(algorithm.role.reads, images))
 
     def step() -> None:
@@ -60,27 +60,27 @@ def work(arguments: argparse.Namespace, workers: Communicator) -> dict[str, Any]
     generator, steps = torch.Generator().manual_seed(0), {}
     x = torch.rand(arguments.batch, 3, 32, 32, generator=generator)
     y = torch.randint(CLASSES, (arguments.batch,), generator=generator)
-    for name, (team, copies) in jobs.items():
-        job = read_job(JOB, [*size, f"smoothing.copies={copies}", f"smoothing.workers={team.size}"])
+    for name, (sharing, copies) in jobs.items():
+        job = read_job(JOB, [*size, f"smoothing.copies={copies}", f"smoothing.workers={sharing.size}"])
         device = choose_device(job, workers)
         images = Labelled(x.to(device), y.to(device))
-        steps[name] = of_a_step(algorithm_of(job, team, device), images, workers)
+        steps[name] = step_of(algorithm_of(job, sharing, device), images, workers)
     times = in_turns(steps, arguments.rounds, device)
     slowest = {
         name: list(map(max, zip(*workers.all_gather_object(own, "seconds"), strict=True)))
         for name, own in times.items()
     }
-    alone, shared = (median(own) for own in slowest.values())
+    independent, shared = (median(own) for own in slowest.values())
     return {
         "environment": describe_environment(workers, device),
         "seconds": slowest,
-        "ratios": {"shared_over_alone": shared / alone},
+        "ratios": {"shared_over_alone": shared / independent},
     }
 
 
 def main() -> None:
     """Time both, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="noisy copies spread over workers, and two by oneself")
+    parser = argparse.ArgumentParser(description="noisy copies shared by workers, and independent ones")
     parser.add_argument("--batch", type=int, default=16, help="images of a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratio here")

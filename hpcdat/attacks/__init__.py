@@ -1,1 +1,1 @@
-"""The inner maximisation of adversarial training, (A1): PGD and the balls that perturbations come from."""
+"""The inner maximisation of adversarial training, (A1): PGD and the balls that bound its perturbations."""

@@ -1,7 +1,7 @@
-"""The l-inf and l2 balls around images, intersected with [0, 1]: the sets perturbed images come from.
+"""The l-inf and l2 balls around images, intersected with [0, 1]: the feasible sets of attacks.
 
-A ball gives attacks a uniform sample, the direction of steepest ascent, the projection, and rounding that
-never leaves the set.
+A ball provides a uniform sample, the direction of steepest ascent, the projection, and a rounding that stays
+inside the set.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ class LinfBall:
         return (2 * noise - 1) * self.eps
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """sign(g): the unit step that raises a linear function most; 0 where g is 0 or NaN."""
+        """sign(g): the unit step of steepest ascent; 0 where g is 0 or NaN."""
         return gradient.nan_to_num(nan=0.0).sign()
 
     def project(self, x: Tensor) -> Tensor:
-        """The nearest point of the set."""
+        """The nearest point of the set to x."""
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
     def round_inside(self, x: Tensor) -> Tensor:
-        """Return x: the bounds were rounded inwards when they were computed."""
+        """Return x, since the bounds that it was projected onto are rounded inwards."""
         return x
 
 
 class L2Ball:
-    """{x + d : ||d||_2 <= eps} intersected with [0, 1], each sample for itself.
+    """{x + d : ||d||_2 <= eps} intersected with [0, 1], for each sample.
 
     Args:
         x: centres (N, ...), floating point in [0, 1].
         eps: radius, [0, 1] units.
     """
 
-    ROUNDS = 5
-    """Iterations of the projection; the last ones change only the last digits of t."""
+    PROJECTION_ITERATIONS = 5
+    """Fixed-point iterations for t; the last ones change only its last digits."""
 
     def __init__(self, x: Tensor, eps: float) -> None:
         self.x = x
@@ -69,47 +69,47 @@ class L2Ball:
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """G / ||g||_2 for each sample; 0 where g is 0 or not finite."""
-        # Scaled by the largest entry first: squares of very small or large entries would vanish
-        # or overflow.
+        # Scaled by the largest entry first, since squares of tiny or huge entries underflow or overflow.
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         largest = _per_sample(gradient.flatten(1).abs().amax(1), gradient)
         scaled = torch.where(largest > 0, gradient / largest, 0)
         return scaled / _norm(scaled).clamp(min=0.5).to(scaled.dtype)
 
     def project(self, x: Tensor) -> Tensor:
-        """The nearest point of the set, or one a little short of it.
+        """The nearest point of the set to x, or one slightly closer to the centre.
 
-        It is clip(centre + t * delta, 0, 1) with the largest t <= 1 that stays in the ball. Given
-        which pixels are clipped, t has a closed form; starting with none clipped, t grows with
-        every pixel that is, so a few rounds suffice and none leaves the ball. Scaling first and
-        clipping afterwards, as is often done, would waste a part of the radius.
+        It is clip(centre + t * delta, 0, 1) with the largest t <= 1 that stays in the ball. Given the clipped
+        pixels, t has a closed form. The iteration starts with none clipped; t grows with every pixel that is,
+        so a few iterations suffice and none leaves the ball. Scaling first and clipping afterwards, as is
+        common, would use only a part of the radius.
         """
         delta = x - self.x
         wide = torch.promote_types(delta.dtype, torch.float32)
         room = torch.where(delta > 0, 1 - self.x, self.x).to(wide)
         length = delta.abs().to(wide)
         t = torch.zeros(1, dtype=wide, device=x.device)
-        for _ in range(self.ROUNDS):
+        for _ in range(self.PROJECTION_ITERATIONS):
             clipped = t * length >= room
             clipped_square = _per_sample((room.square() * clipped).flatten(1).sum(1), delta)
             free_square = _per_sample((length.square() * ~clipped).flatten(1).sum(1), delta)
             t = (((self.eps**2 - clipped_square).clamp(min=0)) / free_square).sqrt().clamp(max=1)
-            # 0 / 0: nothing is free, or nothing is left to move.
+            # 0 / 0: every pixel is clipped, or delta is 0.
             t = t.nan_to_num(nan=1.0)
         return (self.x + delta * t.to(delta.dtype)).clamp(0, 1)
 
     def round_inside(self, x: Tensor) -> Tensor:
-        """Move x towards its centre where rounding has pushed it out of the ball."""
+        """Move x towards its centre where rounding has moved it out of the ball."""
         for shrink in (2**-20, 2**-12, 2**-6, 1.0):
             delta = x.double() - self.x.double()
             norm = _norm(delta)
             drawn = (self.x.double() + delta * (self.eps / norm * (1 - shrink))).to(x.dtype)
-            # Always, not only if any sample is outside: the test would wait for the GPU.
+            # Unconditional, since testing whether any sample is outside would synchronise with the GPU.
             x = torch.where(norm > self.eps, drawn, x)
         return x
 
 
 BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"linf": LinfBall, "l2": L2Ball}
+"""The balls by the name of their norm."""
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def _norm(delta: Tensor) -> Tensor:
 
 
 def _inside(x: Tensor, bound: Tensor, eps: float) -> Tensor:
-    """The bound, float64, in x's dtype: rounded, and one float nearer to x where that is beyond eps."""
+    """The float64 bound rounded to x's dtype, or the next float towards x where that exceeds eps."""
     rounded = bound.to(x.dtype)
     outside = (rounded.double() - x.double()).abs() > eps
     return torch.where(outside, torch.nextafter(rounded, x), rounded)

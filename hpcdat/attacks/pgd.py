@@ -20,8 +20,8 @@ from hpcdat.models.split_batch_norm import Branch, routed
 if TYPE_CHECKING:
     from hpcdat.config.sections import Attack, Evaluation, Norm
 
-LARGEST = 1e4
-"""Upper bound of eps and step_size, beyond the diameter of any image: what is larger has wrong units."""
+MAX_EPS_AND_STEP = 1e4
+"""Upper bound of eps and step_size, larger than any image's diameter; larger values have wrong units."""
 
 Loss = Callable[[Tensor], Tensor]
 """Loss of each sample, (N,), as a function of the model's outputs (N, ...): phi of DAT's eq. (2)."""
@@ -45,7 +45,7 @@ class PGD:
         random_start: start uniformly in the ball, clipped to [0, 1], instead of at the image.
         batch_norm: statistics the attacked model's batch norm uses: ``eval`` the running ones, ``train``
             those of the attacked batch. Everything else is in evaluation mode.
-        branch: of split batch norm that the attacked images pass.
+        branch: of split batch norm, for the attacked images.
 
     Raises:
         ValueError: eps, step size or number of steps out of range; an unknown norm or batch-norm mode.
@@ -65,19 +65,20 @@ class PGD:
             raise ValueError(f"norm {self.norm!r} is unknown; one of {', '.join(BALLS)}")
         if self.batch_norm not in ("eval", "train"):
             raise ValueError(f"batch-norm mode {self.batch_norm!r} is unknown; one of eval, train")
-        if not (0 <= self.eps <= LARGEST and 0 <= self.step_size <= LARGEST and self.steps >= 1):
+        in_range = all(0 <= length <= MAX_EPS_AND_STEP for length in (self.eps, self.step_size))
+        if not in_range or self.steps < 1:
             raise ValueError(
-                f"eps {self.eps} and step_size {self.step_size} must lie in [0, {LARGEST:g}] ([0, 1] pixel "
-                f"units) and steps {self.steps} be at least 1"
+                f"eps {self.eps} and step_size {self.step_size} must lie in [0, {MAX_EPS_AND_STEP:g}] "
+                f"([0, 1] pixel units) and steps {self.steps} must be at least 1"
             )
 
     @classmethod
     def from_settings(cls, settings: Attack | Evaluation, norm: Norm | None = None) -> PGD:
-        """The attack that a section of a job describes; what the section does not set has its default.
+        """The attack that a section of a job describes, with defaults for what the section does not set.
 
         Args:
             settings: ``attack`` or ``evaluation``, resolved.
-            norm: of the ball; for ``evaluation``, which sets none, that of the job's ``attack``.
+            norm: of the ball; for ``evaluation``, which has none, that of the job's ``attack``.
         """
         given = settings.model_dump(include={field.name for field in fields(cls)})
         return cls(**given | ({"norm": norm} if norm else {}))
@@ -94,22 +95,21 @@ class PGD:
         """Perturbed images that (nearly) maximise the loss in the ball around each image, (A1).
 
         Each step moves by ``step_size`` along ``direction`` and projects onto the ball and [0, 1]. A sample
-        whose gradient is zero or not finite stays where it is for that step.
+        whose gradient is zero or not finite does not move in that step.
 
-        The model is left as it was: mode, buffers, parameter gradients and ``requires_grad``. Random
-        numbers come from ``generator`` alone; torch's global random state is not touched.
+        The model's modes, buffers, parameter gradients and ``requires_grad`` are restored. Random numbers
+        come only from ``generator``; torch's global random state is not used.
 
         Args:
-            model: from images to outputs; normalisation, if any, inside.
-            loss: from outputs to one value a sample.
+            model: from images to outputs, including any normalisation.
+            loss: from outputs to one value per sample.
             x: images (N, C, H, W), floating point in [0, 1].
             generator: source of the random start, on x's device; not needed without one.
-            start: points to start from instead, like x, without a random start; those outside the ball are
-                projected onto it.
+            start: starting points, like x, in place of a random start; projected onto the ball.
 
         Returns:
-            Images of x's shape and dtype in [0, 1], no farther than eps from x (never, also not by
-            rounding), without gradient history.
+            Images of x's shape and dtype in [0, 1], no farther than eps from x even after rounding, without
+            gradient history.
 
         Raises:
             ValueError: x is not floating point or leaves [0, 1]; a random start without a generator.
@@ -136,8 +136,8 @@ class PGD:
 def input_gradient(model: nn.Module, loss: Loss, x: Tensor) -> Tensor:
     """Gradient (N, C, H, W) of each sample's loss with respect to its own pixels.
 
-    Taken with ``torch.autograd.grad``: no parameter gradient is computed and no hook that waits
-    for one (Horovod's, DDP's) fires.
+    It uses ``torch.autograd.grad``, so no parameter gradient is computed and no parameter hook (Horovod's,
+    DDP's) is called.
     """
     x = x.detach().requires_grad_()
     return torch.autograd.grad(loss(model(x)).sum(), x)[0]
@@ -145,16 +145,16 @@ def input_gradient(model: nn.Module, loss: Loss, x: Tensor) -> Tensor:
 
 def _finite(gradient: Tensor) -> Tensor:
     """The gradient, or 0 for a sample where it is not finite."""
-    whole = gradient.isfinite().flatten(1).all(1).view(-1, *[1] * (gradient.dim() - 1))
-    return torch.where(whole, gradient, 0)
+    finite = gradient.isfinite().flatten(1).all(1).view(-1, *[1] * (gradient.dim() - 1))
+    return torch.where(finite, gradient, 0)
 
 
 @contextmanager
 def attacked(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator[None]:
-    """Put the model in the attack's mode inside the block; its running statistics do not change.
+    """Put the model in the attack's mode inside the block, without updates of running statistics.
 
-    Gradients of the weights are turned off: what only they need is neither kept nor, by a compiled model,
-    computed.
+    Parameters do not require gradients in the block: activations needed only for them are not saved, nor, in
+    a compiled model, computed.
     """
     training = [(module, module.training) for module in model.modules()]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

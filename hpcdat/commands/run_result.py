@@ -7,7 +7,7 @@ from statistics import median
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.evaluation.accuracy import Accuracy
-from hpcdat.performance.autotune import recall_exchange
+from hpcdat.performance.autotune import exchange_of_run
 from hpcdat.report.result_table import in_pixel_units, result_table
 from hpcdat.storage.run_folder import Result, RunFolder
 from hpcdat.training.roles import assign_roles, first_workers
@@ -67,7 +67,7 @@ def summarise(
         attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.resolved_eps)}",
         communication=median(e["communication_seconds"] for e in whole) if whole else None,
         total=median(e["total_seconds"] for e in whole) if whole else None,
-        exchange=recall_exchange(job.exchange, folder.choice_file).in_words(),
+        exchange=exchange_of_run(job.exchange, folder.choice_file).describe(),
         megabytes=epochs[-1]["megabytes"] if epochs else None,
         epoch=epoch,
         aa=aa[0] if aa else None,

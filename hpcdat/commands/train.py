@@ -17,7 +17,7 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
 from hpcdat.models import build_model_for
 from hpcdat.out_of_memory import enough_memory
-from hpcdat.performance.autotune import settle
+from hpcdat.performance.autotune import choose_exchange
 from hpcdat.progress import Progress
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.atomic_files import write_text
@@ -66,7 +66,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     with enough_memory(job, "batch_size"):
         model = build_model_for(job, len(images.train.classes)).to(device)
         progress = Progress(shown=workers.is_rank0)
-        exchange = settle(job.exchange, workers, model, folder.choice_file, progress)
+        exchange = choose_exchange(job.exchange, workers, model, folder.choice_file, progress)
         trainer = Trainer(Algorithm1(job, model, exchange, workers, device), folder, images, stop)
         if state == "unfinished":
             trainer.resume()

@@ -246,7 +246,7 @@ class Exchange(Settings):
     overlap: bool = True
     """exchange buckets while the backward pass still computes others"""
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Protocol and bits: ``ring, 32 bits`` or ``sharded_server, 8 bits two-sided``."""
         protocol: str = self.protocol
         if protocol == "hierarchical":

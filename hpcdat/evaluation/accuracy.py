@@ -57,8 +57,8 @@ class Accuracy:
 class PgdAccuracy(Measurement[Outcomes]):
     """TA and RA: columns ``correct`` and ``robust``.
 
-    An image is robust if it is classified correctly as it is (the centre is in the ball, too) and at the
-    last point of PGD from each of ``settings.restarts`` random starts.
+    An image is robust if it is classified correctly without attack (the centre is a point of the ball) and at
+    the last point of PGD from each of ``settings.restarts`` random starts.
 
     Args:
         settings: of the attack, resolved.
@@ -90,9 +90,9 @@ class PgdAccuracy(Measurement[Outcomes]):
 
 
 class CheckedAccuracy(PgdAccuracy):
-    """TA, RA, and what :mod:`~hpcdat.evaluation.sanity_checks` needs in order to check them.
+    """TA, RA, and the columns that :mod:`~hpcdat.evaluation.sanity_checks` needs to check them.
 
-    More columns: ``steady`` (also classified correctly at random points of the sphere) and ``gradient`` (the
+    These are ``steady`` (also classified correctly at random points of the sphere) and ``gradient`` (the
     gradient of the loss is not zero).
     """
 
@@ -117,14 +117,14 @@ class CheckedAccuracy(PgdAccuracy):
 def measure_accuracy(
     measurement: PgdAccuracy, images: ImageBatches, model: nn.Module, job: Job, execution: Execution
 ) -> Accuracy:
-    """TA and RA of a network, which is left in the mode it was in.
+    """TA and RA of a model in evaluation mode; its own mode is restored.
 
     Args:
         measurement, images, job, execution: as for :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
         model: the same on all workers.
 
     Raises:
-        Stopped, InputError, WorkerError: as there.
+        Stopped, InputError, WorkerError: as for :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
     """
     was_training = model.training
     model.eval()

@@ -20,6 +20,7 @@ from hpcdat.evaluation.sharded_runner import Measurement
 from hpcdat.seeds import derive
 
 NORMS = {"linf": "Linf", "l2": "L2"}
+"""The package's names of the norms."""
 STANDARD = {
     "apgd-ce": {"iterations": 100, "restarts": 1, "averaged_gradients": 1},
     "apgd-t": {"iterations": 100, "restarts": 1, "averaged_gradients": 1, "targets": 9},
@@ -28,14 +29,14 @@ STANDARD = {
 }
 """The four attacks of the standard version in order, with their settings. Only this is called AA."""
 MIN_CLASSES = 10
-"""The targeted attacks take 9 targets besides the image's own class."""
+"""The targeted attacks take 9 targets in addition to the image's own class."""
 
 
 class AutoAttack(Measurement[Outcomes]):
-    """The four attacks one after the other, each on the images that are still robust after those before it.
+    """The four attacks one after the other, each on the images that are robust to the attacks before it.
 
-    Columns: ``correct``, and for each attack whether the image is robust to it and to all before it. That is
-    the package's own evaluation, applied to each of our batches as a whole.
+    Columns: ``correct``, and for each attack whether the image is robust to it and to all before it. This is
+    the package's own evaluation, applied to each batch as a whole.
 
     Args:
         eps: radius, [0, 1] units, > 0.
@@ -69,7 +70,7 @@ class AutoAttack(Measurement[Outcomes]):
 
     @property
     def is_standard(self) -> bool:
-        """Whether the attacks are those that AA is named after, none left out, weakened or added."""
+        """Whether the attacks are those of the standard version, none missing, weakened or added."""
         return bool(self.settings["attacks"] == STANDARD)
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
@@ -87,7 +88,7 @@ class AutoAttack(Measurement[Outcomes]):
         return Outcomes.from_tensors(columns, sorted(warnings))
 
     def _adversary(self, model: nn.Module, device: torch.device, seed: int, only: str | None = None) -> Any:
-        """The package's standard version, restricted to one of its attacks if one is named."""
+        """The package's standard version, or only one of its attacks."""
         import pyautoattack
 
         adversary = pyautoattack.AutoAttack(
@@ -126,7 +127,7 @@ def settings_of(adversary: Any) -> dict[str, dict[str, int]]:
 
 @contextmanager
 def _logged_warnings() -> Iterator[set[str]]:
-    """Collect what the package's own checks log inside the block, without numbers."""
+    """Collect the warnings that the package's own checks log inside the block, without numbers."""
     warnings: set[str] = set()
 
     class Collect(logging.Handler):
@@ -146,7 +147,7 @@ def _logged_warnings() -> Iterator[set[str]]:
 
 @contextmanager
 def _globals_preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep torch's global random state, and parameters without gradients: the package touches both."""
+    """Preserve what the package changes: torch's global random state, and gradients of the parameters."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Cache keys of evaluations: network, images and settings on which outcomes depend."""
+"""Cache keys of evaluations: model, images and settings on which outcomes depend."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hpcdat.models.fingerprint import fingerprint
 
 
 def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator) -> dict[str, Any]:
-    """What every result depends on: the network, the images and how they are read.
+    """The part of the key common to all measurements: the model, the images and how they are read.
 
     All workers call this together.
 
     Args:
         model: the same on all workers.
         job: resolved.
-        images: the test images. Worker 0 reads their sizes and times for all: another node may see other
-            copies of the files.
-        workers: all of them.
+        images: the test images. Worker 0 reads file sizes and times for all, since another node may see
+            different copies of the files.
+        workers: all workers.
 
     Returns:
         A JSON value, the same on all workers.
@@ -41,5 +41,5 @@ def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator)
 
 
 def numerics_key(model: nn.Module) -> dict[str, str]:
-    """What decides how sums are rounded and random numbers drawn: kind of device and torch's version."""
+    """The part of the key that determines rounding and random numbers: kind of device, version of torch."""
     return {"device": next(model.parameters()).device.type, "torch": torch.__version__}

@@ -1,4 +1,4 @@
-"""Numerics that do not depend on who measures: threads, cuDNN's algorithms and precision."""
+"""Numerics that do not depend on the process: number of threads, cuDNN's algorithms, precision."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import torch
 
 
 @contextmanager
-def deterministic(device: torch.device, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside the block, round sums alike in every process that computes on such a device.
+def deterministic(device: torch.device, log: Callable[[str], None]) -> Iterator[None]:
+    """Inside the block, compute bit-identical results in every process on the same kind of device.
 
-    On a CPU the process computes with one thread, since threads divide sums among them. On a GPU cuDNN always
-    takes the same algorithm, and float32 has its full precision (no TF32). Afterwards all is as before.
+    This is needed because outcomes of batches are stored, and must not depend on which worker of which start
+    measured them. On a CPU the process uses one thread, since the number of threads determines how sums are
+    split. On a GPU cuDNN always uses the same algorithm, and float32 has full precision (no TF32). torch has
+    only global settings for this; they are restored afterwards, also after an exception.
 
     Args:
-        device: where this worker computes.
-        say: called with a line of text if cores are idle because of that.
+        device: of this worker.
+        log: called with a line of text if cores are idle as a result.
     """
     if device.type == "cuda":
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -30,7 +32,7 @@ def deterministic(device: torch.device, say: Callable[[str], None]) -> Iterator[
         return
     threads = torch.get_num_threads()
     if threads > 1:
-        say(
+        log(
             "each worker computes with one thread, so that results do not depend on the number of threads; "
             f"start {threads} times as many workers to use all cores"
         )

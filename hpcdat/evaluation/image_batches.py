@@ -18,10 +18,10 @@ class ImageBatches:
     The batches do not depend on the number of workers.
 
     Args:
-        images: all images; positions count from 0 in this list.
+        images: all images; batches hold positions in this list, from 0.
         data: the job's ``data`` section.
-        batch_size: images of a batch, >= 1; the last one may be shorter.
-        device: where the images are needed.
+        batch_size: images in a batch, >= 1; the last one may be shorter.
+        device: on which the images are returned.
         every: take only batches 0, ``every``, 2 ``every``, ...
     """
 
@@ -37,10 +37,10 @@ class ImageBatches:
 
     @cached_property
     def loader(self) -> Loader:
-        """Opened when it is first used, then kept.
+        """The loader, opened on first use.
 
         Raises:
-            DataError: images cannot be read, or the loader does not take them.
+            DataError: images cannot be read, or the loader does not support them.
         """
         return open_loader(
             self.images, self.data, training=False, batch_size=self.batch_size, device=self.device

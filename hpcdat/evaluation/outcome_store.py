@@ -1,4 +1,4 @@
-"""Outcomes of batches on disk, so that a measurement that was interrupted resumes where it ended."""
+"""Outcomes of batches on disk, so that an interrupted measurement can be resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from hpcdat.storage.atomic_files import append_text, digest, write_text
 
 FORMAT = 1
-"""Version of the file format, a part of every key: outcomes in another format are never read."""
+"""Version of the file format. It is part of every key, so outcomes in another format are never read."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class StoredOutcome:
     """The outcome of one batch.
 
     Attributes:
-        images: images that were measured; those that cannot be read are not among them.
+        images: number of measured images; those that cannot be read are not among them.
         value: the outcome, a JSON value.
     """
 
@@ -29,17 +29,16 @@ class StoredOutcome:
 
 
 class OutcomeStore:
-    """A JSON-lines file: the key on the first line, then one line per batch, in the order of their numbers.
+    """A JSON-lines file: the key on the first line, then one line per batch, ordered by number.
 
-    Every worker appends the batches that it completes to a part file of its own, so that ``kill -9`` costs
-    no more than the batches at hand. Worker 0 merges the parts into the file, which holds the same bytes
-    however many workers measured the batches and however often they were interrupted. A line carries a
-    checksum; the batch of a damaged line counts as not measured.
+    Every worker appends completed batches to its own part file, so that ``kill -9`` loses only the batches
+    in progress. Worker 0 merges the parts into the file, whose bytes do not depend on the number of workers
+    or on interruptions. Each line has a checksum; the batch of a damaged line counts as not measured.
 
     Args:
         folder: of the file, ``name-DIGEST.jsonl`` with a digest of the key.
         name: of the measurement.
-        key: everything that the outcomes depend on, a JSON value.
+        key: all that the outcomes depend on, a JSON value.
     """
 
     def __init__(self, folder: Path, name: str, key: Mapping[str, Any]) -> None:
@@ -52,20 +51,20 @@ class OutcomeStore:
         Only one process may call this, and none may append at the same time.
 
         Args:
-            warn: called with a line of text if outcomes had to be discarded.
+            warn: called with a line of text if stored outcomes cannot be used.
 
         Returns:
             The outcomes by number of the batch.
 
         Raises:
-            OSError: the file could not be read or written; names it.
+            OSError: the file could not be read or written; names the file.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         parts, is_new = self._parts(), not self.path.exists()
         if is_new and not parts and any(self.folder.glob(f"{glob.escape(self.name)}-*")):
             warn(
                 f"{self.name}: the outcomes in {self.folder} are of other weights, images, settings or "
-                "versions; measuring all"
+                "versions; measuring all batches"
             )
         outcomes: dict[int, StoredOutcome] = {}
         damaged = 0
@@ -74,7 +73,7 @@ class OutcomeStore:
             lines = [line for line in lines if line]
             damaged = _read(lines, outcomes) if _parse(first) == self.key else 1 + len(lines)
         for part in parts:
-            # Behind the last line break is what a killed process had written of its last line.
+            # After the last line break there may be an incomplete line of a killed process.
             damaged += _read(part.read_bytes().split(b"\n")[:-1], outcomes)
         if damaged:
             warn(f"{self.path}: {damaged} lines are damaged; measuring their batches again")
@@ -83,7 +82,7 @@ class OutcomeStore:
         return outcomes
 
     def append(self, number: int, outcome: StoredOutcome, rank: int) -> None:
-        """Add a batch to the part file of a worker; it is on disk when this returns.
+        """Append a batch to the part file of a worker; it is on disk when this returns.
 
         Raises:
             OSError: it could not be written; names the file.
@@ -114,7 +113,7 @@ def _line(number: int, outcome: StoredOutcome) -> str:
 
 
 def _read(lines: list[bytes], outcomes: dict[int, StoredOutcome]) -> int:
-    """Add the outcomes of these lines; the number of damaged ones."""
+    """Add the outcomes of some lines; return the number of damaged lines."""
     damaged = 0
     for line in lines:
         fields = _parse(line)

@@ -16,10 +16,10 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The outcomes of some images, one column per question.
+    """The outcomes of N images, one column per property.
 
     Attributes:
-        columns: by name, (N,) bool each, such as ``correct`` or ``robust``.
+        columns: by name, such as ``correct`` or ``robust``, (N,) bool each.
         warnings: of a library about the model, without duplicates.
     """
 
@@ -41,11 +41,11 @@ class Outcomes:
         return int(self.columns[column].sum())
 
     def share(self, column: str) -> float:
-        """The same as a fraction of the images, in [0, 1]."""
+        """Fraction of images for which a column is true, in [0, 1]."""
         return self.count(column) / self.images
 
     def to_json(self) -> dict[str, object]:
-        """As a JSON value: a column is a string of 0 and 1."""
+        """As a JSON value; a column becomes a string of 0 and 1."""
         columns = {
             name: "".join("1" if flag else "0" for flag in flags) for name, flags in self.columns.items()
         }

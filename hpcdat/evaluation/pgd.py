@@ -29,16 +29,19 @@ def pgd(
     generator: torch.Generator,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Attack the cross entropy by PGD; adversarial images, like x.
+    """Attack the cross entropy by PGD.
 
     Args:
-        model: the network.
+        model: from images to logits.
         x: images (N, C, H, W) in [0, 1].
         y: labels (N,), int64.
         settings: of the attack, resolved.
         norm: of the ball.
         generator: of the random start.
         start: continue from these points, like x, instead of a random start.
+
+    Returns:
+        Adversarial images, like x.
     """
     return PGD.from_settings(settings, norm)(model, partial(clean_loss, y=y), x, generator, start=start)
 

@@ -1,4 +1,4 @@
-"""The measurements that an evaluation is asked for."""
+"""The measurements requested of an evaluation."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Section = dict[str, Any]
 
 
 class _Section(BaseModel):
-    """What every section has."""
+    """The fields of every section."""
 
     images: int
     warnings: list[str]
@@ -52,7 +52,7 @@ class _AutoAttack(_Section):
 
 
 SCHEMAS: dict[str, type[_Section]] = {"autoattack": _AutoAttack, "sweep-eps": _Sweep, "sweep-steps": _Sweep}
-"""Of sections that have more than :class:`_Section`."""
+"""Schemas of sections that have more fields than :class:`_Section`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Results:
     """The results of one model.
 
     Attributes:
-        key: network and images, see :func:`~hpcdat.evaluation.cache_key.cache_key`.
+        key: of model and images, see :func:`~hpcdat.evaluation.cache_key.cache_key`.
         accuracy: TA and RA.
         sections: by measurement.
     """
@@ -71,31 +71,31 @@ class Results:
 
     @property
     def warnings(self) -> list[str]:
-        """Of all sections."""
+        """The warnings of all sections."""
         return [warning for section in self.sections.values() for warning in section["warnings"]]
 
     def merged_with(self, file: Path) -> Results:
-        """These results, and those sections of a file that were not measured again.
+        """These results, and the sections of a file that were not measured again.
 
-        If the file is damaged or of another network or other images, none of it is taken; nor is a section
-        that lacks something.
+        A file that is damaged, or of another model or other images, is ignored; so is a section that lacks a
+        field.
 
         Args:
             file: written by :meth:`write`; need not exist.
         """
         try:
-            before = json.loads(file.read_text())
-            same = all(before[name] == value for name, value in self.key.items())
-            sections = before["sections"].items() if same else ()
-            kept = {name: section for name, section in sections if _is_complete(name, section)}
-            return Results(self.key, self.accuracy, {**kept, **self.sections})
+            stored = json.loads(file.read_text())
+            same = all(stored[name] == value for name, value in self.key.items())
+            sections = stored["sections"].items() if same else ()
+            complete = {name: section for name, section in sections if _is_complete(name, section)}
+            return Results(self.key, self.accuracy, {**complete, **self.sections})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return self
 
     def autoattack(self, settings: Evaluation, norm: Norm) -> tuple[float, int] | None:
-        """AA in [0, 1] and its number of images, if it was measured in the ball of this evaluation.
+        """AA in [0, 1] and its number of images.
 
-        None, too, if the attacks were not those of the standard version.
+        None if it was not measured in the ball of this evaluation, or not with the standard version.
         """
         section = self.sections.get("autoattack")
         if not section or section["aa"] is None:
@@ -104,11 +104,11 @@ class Results:
         return (section["aa"], section["images"]) if same else None
 
     def write(self, file: Path, epoch: int) -> None:
-        """Write them as JSON.
+        """Write the results as JSON.
 
         Args:
-            file: to be replaced.
-            epoch: epochs for which the model was trained.
+            file: is replaced.
+            epoch: number of epochs for which the model was trained.
 
         Raises:
             OSError: it could not be written; names the file.
@@ -120,7 +120,7 @@ class Results:
 def evaluate_robustness(
     request: EvaluationRequest, images: Images, model: nn.Module, job: Job, execution: Execution, folder: Path
 ) -> Results:
-    """Measure TA, RA and what else is requested; all workers call this together.
+    """Measure TA, RA and the requested measurements; all workers call this together.
 
     Args:
         request: in addition to TA and RA.
@@ -128,10 +128,10 @@ def evaluate_robustness(
         model: the same on all workers, in evaluation mode.
         job: resolved.
         execution: workers, progress and stop.
-        folder: where outcomes are kept.
+        folder: for stored outcomes.
 
     Returns:
-        The same on all workers.
+        The results, the same on all workers.
 
     Raises:
         Stopped, InputError, WorkerError: as :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
@@ -146,7 +146,7 @@ def evaluate_robustness(
         some = images if request.autoattack == "all" else images.equal_part(request.autoattack)
         return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
-    # Before anything that takes long, so that wrong input is reported at once.
+    # First, so that wrong input is reported before anything that takes long.
     autoattack = workers.on_all_ranks("prepare AutoAttack", prepare)
 
     def measure(measurement: Measurement[Outcomes], batches: ImageBatches = all_images) -> Outcomes:
@@ -175,7 +175,7 @@ def evaluate_robustness(
 
 
 def _is_complete(name: str, section: Any) -> bool:
-    """Whether a section of a file has everything that is read from it."""
+    """Whether a section of a file has all required fields."""
     try:
         SCHEMAS.get(name, _Section).model_validate(section)
         return True
@@ -221,7 +221,7 @@ def _autoattack_section(attack: AutoAttack, outcomes: Outcomes, test_images: int
     return {
         "images": outcomes.images,
         "test_images": test_images,
-        # Robust accuracy under anything less is not AA.
+        # Robust accuracy under fewer or weaker attacks must not be called AA.
         "aa": robust["square"] if attack.is_standard else None,
         "attack": attack.settings,
         "robust": robust,

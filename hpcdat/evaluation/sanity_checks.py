@@ -1,7 +1,7 @@
 """Sanity checks of robustness evaluations: signs that an attack failed rather than that a model is robust.
 
 After Athalye et al. 2018 (obfuscated gradients), Carlini et al. 2019 (On Evaluating Adversarial Robustness,
-Sec. 4) and AutoAttack's own checks. Each function is pure and returns its warnings, none if all is well.
+Sec. 4) and AutoAttack's own checks. Each function is pure and returns a list of warnings.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import nn
 from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.evaluation.outcomes import Flags, Outcomes
 
-LUCKY_IMAGES = 0.002
-"""Fraction of the images that a weaker attack may break and a stronger one not; AutoAttack's value."""
-ZERO_GRADIENTS = 0.01
-"""Fraction of the correctly classified images whose loss may have zero gradient, the model being so sure."""
-SMALLEST_FALL = 0.01
-"""By how much RA must fall over a sweep that reaches the radius of the evaluation, unless it is nearly 0."""
+BLACK_BOX_TOLERANCE = 0.002
+"""Fraction of images that a weaker attack may break though a stronger one does not; AutoAttack's value."""
+MAX_ZERO_GRADIENTS = 0.01
+"""Fraction of correctly classified images whose loss may have zero gradient without a warning."""
+MIN_FALL = 0.01
+"""Smallest plausible fall of RA over a sweep that reaches the evaluation's radius, unless RA is nearly 0."""
 
 
 def pixels_out_of_range(low: float, high: float) -> list[str]:
-    """Images must lie in [0, 1], or a radius means nothing.
+    """Images must lie in [0, 1], otherwise eps has no meaning.
 
     Args:
         low, high: smallest and largest value of a pixel.
     """
-    # NaN is neither.
+    # False for NaN.
     if low >= 0 and high <= 1:
         return []
     return [
@@ -38,7 +38,7 @@ def pixels_out_of_range(low: float, high: float) -> list[str]:
 
 
 def batch_norm_in_train_mode(model: nn.Module) -> list[str]:
-    """Batch norm with the statistics of the batch: an image's outcome depends on the others of its batch."""
+    """With batch norm in train mode, an image's outcome depends on the other images in its batch."""
     layers = [
         name
         for name, module in model.named_modules()
@@ -49,7 +49,7 @@ def batch_norm_in_train_mode(model: nn.Module) -> list[str]:
         return []
     return [
         f"batch norm is in train mode ({len(layers)} layers, the first is {layers[0]}): the outcome of an "
-        "image depends on the others of its batch, which helps or hinders attacks"
+        "image depends on the others in its batch, which helps or hinders attacks"
     ]
 
 
@@ -76,7 +76,7 @@ def zero_gradients(correct: Flags, gradient: Flags) -> list[str]:
         gradient: images where the gradient of the loss is not zero, (N,).
     """
     count = int((correct & ~gradient).sum())
-    if count <= ZERO_GRADIENTS * correct.sum():
+    if count <= MAX_ZERO_GRADIENTS * correct.sum():
         return []
     return [
         f"zero gradients: on {count} of {int(correct.sum())} correctly classified images the gradient of the "
@@ -85,14 +85,14 @@ def zero_gradients(correct: Flags, gradient: Flags) -> list[str]:
 
 
 def black_box_beats_white_box(white: Flags, black: Flags, *, names: tuple[str, str]) -> list[str]:
-    """An attack without gradients must not break what one with gradients leaves robust.
+    """An attack without gradients should not break images that one with gradients does not.
 
     Args:
         white, black: images that are robust to the attack with gradients, and to the one without, (N,).
         names: of the two attacks.
     """
     count = int((white & ~black).sum())
-    if count <= max(1, LUCKY_IMAGES * len(white)):
+    if count <= max(1, BLACK_BOX_TOLERANCE * len(white)):
         return []
     return [
         f"black box beats white box: {names[1]} breaks {count} of the {int(white.sum())} images that "
@@ -103,20 +103,20 @@ def black_box_beats_white_box(white: Flags, black: Flags, *, names: tuple[str, s
 def does_not_fall(
     curve: Mapping[float, float], *, eps: float, norm: Norm, pixels: int, most_frequent: float
 ) -> list[str]:
-    """RA must fall with the radius, and to chance where the ball makes all images alike.
+    """RA must fall with the radius, and to chance where the balls of all images share a point.
 
     Args:
         curve: RA in [0, 1] by radius in [0, 1] units.
         eps: radius of the evaluation.
         norm: of the balls.
-        pixels: numbers in an image.
-        most_frequent: fraction of the images that are of the most frequent class.
+        pixels: number of values in an image, channels included.
+        most_frequent: fraction of images in the most frequent class.
     """
     warnings = []
     radii = sorted(radius for radius in curve if radius > 0)
     if len(radii) > 1 and radii[-1] >= eps:
         first, last = curve[radii[0]], curve[radii[-1]]
-        if last > 5 * SMALLEST_FALL and first - last < SMALLEST_FALL:
+        if last > 5 * MIN_FALL and first - last < MIN_FALL:
             warnings.append(
                 f"RA does not fall with eps: {100 * first:.1f} % at {radii[0]:.3g}, {100 * last:.1f} % at "
                 f"{radii[-1]:.3g}: the attack does not work"

@@ -1,4 +1,4 @@
-"""The loop over test images that all measurements share: batches divided among the workers, kept on disk."""
+"""The loop over test images that all measurements share: batches divided among workers and stored on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hpcdat.progress import Progress
 
 
 class Outcome(Protocol):
-    """What a measurement found in one batch."""
+    """The result of a measurement on one batch."""
 
     def to_json(self) -> Any:
         """As a JSON value."""
@@ -41,13 +41,13 @@ OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 class Measurement(ABC, Generic[OutcomeT]):
-    """A function of a network and a batch of images.
+    """A function of a model and a batch of images.
 
     Attributes:
         name: for messages, and the stem of the store's file.
-        settings: what the outcomes depend on beside network, images, batch size and seed; a JSON value.
+        settings: all that outcomes depend on besides model, images, batch size and seed; a JSON value.
         outcome: the type of an outcome.
-        batch_size_setting: the setting of the job to lower if memory does not suffice.
+        batch_size_setting: the job's setting to lower when memory runs out.
     """
 
     name: str
@@ -57,15 +57,15 @@ class Measurement(ABC, Generic[OutcomeT]):
 
     @property
     def task(self) -> str:
-        """What is done, as in "cannot ..."."""
+        """The task as a phrase for messages such as "cannot ..."."""
         return f"measure {self.name}"
 
     @abstractmethod
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> OutcomeT:
-        """Measure one batch; random numbers depend on the job's seed and the batch's number alone.
+        """Measure one batch; random numbers depend only on the job's seed and the batch's number.
 
         Args:
-            model: in evaluation mode, and left so.
+            model: in evaluation mode; must be left in it.
             x: images (N, C, H, W) in [0, 1], N >= 1.
             y: labels (N,), int64.
             number: of the batch.
@@ -74,12 +74,12 @@ class Measurement(ABC, Generic[OutcomeT]):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a measurement is run: its workers, its progress bar, and what stops it.
+    """How a measurement is run: its workers, progress bar and stop request.
 
     Attributes:
-        workers: all of them run it together.
+        workers: all workers, which run it together.
         progress: shows worker 0's share.
-        stop: request to stop, on any of the workers; None: the measurement cannot be stopped.
+        stop: request to stop, on any worker; None: the measurement cannot be stopped.
     """
 
     workers: Communicator
@@ -88,9 +88,10 @@ class Execution:
 
 
 class _Polled(nn.Module):
-    """A network that calls a function before each forward pass.
+    """A model that calls a function before each forward pass.
 
-    An attack on one batch may take minutes, and all of them consist of forward passes.
+    An attack on one batch may take minutes, during which the worker must answer the others and notice a stop
+    request; every attack, also one of another package, consists of forward passes.
     """
 
     def __init__(self, model: nn.Module, poll: Callable[[], None]) -> None:
@@ -114,12 +115,12 @@ def run_sharded(
 ) -> dict[int, OutcomeT]:
     """Measure all batches of a list of images, divided among the workers.
 
-    Neither the batches nor their random numbers depend on the number of workers. With a store, a batch is on
-    disk as soon as it is measured, and only batches that are not there are measured: an evaluation that was
-    stopped or killed resumes with any number of workers, and ends with the same outcomes.
+    Neither the batches nor their random numbers depend on the number of workers. With a store, a batch is
+    written as soon as it is measured, and only missing batches are measured: an evaluation that was stopped
+    or killed resumes with any number of workers, with the same outcomes.
 
     Args:
-        measurement: what is done with each batch.
+        measurement: is called with each batch.
         images: the batches.
         model: the same on all workers, in evaluation mode.
         job: resolved.
@@ -127,19 +128,19 @@ def run_sharded(
         store: worker 0 reads and merges it, every worker appends to it.
 
     Returns:
-        The outcomes by number of the batch, in order, on all workers. Batches of which no image can be read
-        are missing.
+        The outcomes by number of the batch, in order, the same on all workers. Batches without a readable
+        image are missing.
 
     Raises:
-        Stopped: a stop was requested; with a store, what was measured is kept.
+        Stopped: a stop was requested; with a store, measured batches are stored.
         InputError: an image lies outside [0, 1], or none can be read.
-        WorkerError: something failed on a worker.
+        WorkerError: a worker failed.
     """
     workers, progress = execution.workers, execution.progress
     name, task = measurement.name, measurement.task
 
     def load() -> dict[int, StoredOutcome]:
-        # Worker 0 alone, for another node may see the files a moment later.
+        # Only worker 0, since another node may see the files later.
         return store.load(progress.say) if store and workers.is_rank0 else {}
 
     stored = workers.on_all_ranks(f"read the outcomes of {name}", load)
@@ -187,7 +188,7 @@ def run_sharded(
     )
     everything = {number: StoredOutcome(count, value) for share in shares for number, count, value in share}
     if store and not everything.keys().isdisjoint(missing):
-        # What is stored of batches that were not asked for stays.
+        # Stored batches that were not requested now are preserved.
         merged = {**stored, **everything}
         workers.on_rank0(f"write the outcomes of {name}", lambda: store.write(merged))
     if not everything:
@@ -203,13 +204,13 @@ def open_store(
     job: Job,
     workers: Communicator,
 ) -> OutcomeStore:
-    """The store of a measurement of one network on one list of images; all workers call this together.
+    """The store of a measurement of one model on one list of images; all workers call this together.
 
-    Other weights, images or settings, and another kind of device or version of torch, which round
-    differently, have another file.
+    Each combination of weights, images and settings has its own file; so has each kind of device and version
+    of torch, since rounding depends on them.
 
     Args:
-        folder: of such files; all workers see it.
+        folder: of the files; shared by all workers.
         measurement, images, model, job, workers: as for :func:`run_sharded`.
     """
     key = {

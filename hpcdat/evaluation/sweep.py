@@ -17,13 +17,13 @@ class Sweep(Measurement[Outcomes]):
     """RA over radii or over numbers of steps.
 
     One column per value: whether the image is robust at this value and at all smaller ones, so RA cannot
-    rise. Over radii, the attack continues from the points where it ended in the smaller ball, which lie in
-    the larger one; over steps, each number of steps is an attack of its own. Steps are 2.5 eps / steps long.
+    rise. Over radii, the attack continues from its last points in the smaller ball, which lie in the larger
+    one; over steps, each number of steps is a separate attack. Steps are 2.5 eps / steps long.
 
     Args:
-        over: what varies.
+        over: the setting that varies.
         values: radii in [0, 1] units, or numbers of steps, in increasing order.
-        settings: what does not vary, resolved.
+        settings: all other settings, resolved.
         norm: of the ball.
         seed: the job's.
     """

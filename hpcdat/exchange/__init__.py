@@ -1,1 +1,1 @@
-"""Worker-server communication of Algorithm 1: gradients of the workers in, their sum out."""
+"""The gradient exchange: worker-server communication of Algorithm 1, steps 4 to 7."""

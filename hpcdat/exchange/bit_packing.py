@@ -1,7 +1,7 @@
-"""Codes of fewer than eight bits in bytes, and codes whose sums do not carry in lanes of a word.
+"""Packing of codes: of fewer than eight bits into bytes, and into lanes of words that can be added.
 
-Both lay out a vector in equal chunks, one behind the other: coordinate i of every chunk goes into
-word i. So no element moves within a register, and all work is on contiguous memory.
+Both split a vector into equal, contiguous chunks; word i holds coordinate i of every chunk. So all
+operations run on contiguous memory, and no element moves within a register.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that :func:`pack` makes of so many codes of 1 to 8 bits."""
+    """Bytes into which :func:`pack` packs ``count`` codes of 1 to 8 bits."""
     chunks = _chunks(bits)
     return -(-count // chunks) * chunks * bits // 8
 
@@ -23,7 +23,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes (..., n), uint8 below 2^bits, as bytes (..., packed_bytes(n, bits)).
 
     Args:
-        codes: along the last dimension they are packed.
+        codes: packed along the last dimension.
         bits: 1 to 8.
     """
     if bits == 8:
@@ -37,7 +37,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The codes (..., count), uint8, of what :func:`pack` made."""
+    """The inverse of :func:`pack`: codes (..., count), uint8."""
     if bits == 8:
         return packed
     chunks = _chunks(bits)
@@ -51,7 +51,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def _chunks(bits: int) -> int:
-    """Codes that share a byte, or eight that share ``bits`` bytes."""
+    """Number of chunks: the codes in a byte or, where none fit exactly, eight codes in ``bits`` bytes."""
     return 8 // bits if bits in (1, 2, 4, 8) else 8
 
 
@@ -69,14 +69,14 @@ def _joined(parts: list[Tensor], bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Non-negative codes in the lanes of integer words, so that adding words adds codes.
+    """A layout of non-negative codes in the lanes of integer words, so that adding words adds codes.
 
-    A lane of w bits holds a sum of at most 2^w - 1, which the codes of all workers together do not
-    exceed: no lane carries into the next, in whatever order the words are added.
+    A lane of w bits holds sums up to 2^w - 1, and the codes of all workers together do not exceed that: no
+    lane carries into the next, in any order of addition.
 
     Attributes:
         width: bits of a lane.
-        word: int32 or int64, which Horovod's all-reduce can add.
+        word: dtype, int32 or int64, which Horovod's all-reduce can add.
     """
 
     width: int
@@ -84,19 +84,19 @@ class Lanes:
 
     @staticmethod
     def for_sums_up_to(largest: int) -> Lanes:
-        """The lanes that hold such sums, below 2^31, in the fewest bits a code."""
+        """The lanes for sums up to ``largest`` < 2^31, in the word that takes the fewest bits per code."""
         width = largest.bit_length()
         candidates = [Lanes(width, word) for word in (torch.int32, torch.int64) if width <= 8 * word.itemsize]
         return min(candidates, key=lambda lanes: lanes.bits_per_code)
 
     @property
     def count(self) -> int:
-        """Lanes of a word."""
+        """Number of lanes in a word."""
         return 8 * self.word.itemsize // self.width
 
     @property
     def bits_per_code(self) -> float:
-        """What a code costs on the wire."""
+        """Bits on the wire per code."""
         return 8 * self.word.itemsize / self.count
 
     def pack(self, codes: Tensor) -> Tensor:
@@ -117,5 +117,5 @@ class Lanes:
 
     @property
     def is_view(self) -> bool:
-        """Whether packing moves nothing: lanes of a byte lie in memory as the bytes of the word do."""
+        """Whether packing is a view: lanes of 8 bits are the bytes of the word."""
         return self.width == 8

@@ -1,4 +1,4 @@
-"""What a worker's numbers become on the wire: bytes, and numbers again."""
+"""Codecs: float32 numbers to bytes on the wire and back."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hpcdat.exchange.quantizer import Quantizer
 
 
 class Codec(Protocol):
-    """Turns float32 numbers into bytes and back; what comes back is what the receiver adds."""
+    """Encodes float32 numbers as bytes; the receiver adds the decoded numbers."""
 
     def encode(self, x: Tensor, key: Tensor) -> Tensor:
-        """Numbers (rows, n), float32, as bytes (rows, k), uint8; k depends on n alone.
+        """Numbers (rows, n), float32, as bytes (rows, k), uint8; k depends only on n.
 
         Args:
-            x: each row is a message of its own.
+            x: each row becomes one message.
             key: of the random numbers, int32 (2,).
         """
         ...
@@ -34,16 +34,16 @@ class Codec(Protocol):
         ...
 
     def decode_sum(self, messages: Tensor, count: int) -> Tensor:
-        """The numbers of messages (M, k), added one after the other in float32: (count,)."""
+        """The sum over messages (M, k), added in order in float32: (count,)."""
         ...
 
     def message_bytes(self, count: int) -> int:
-        """k: bytes of a message of so many numbers."""
+        """k: bytes of a message of ``count`` numbers."""
         ...
 
 
 class Cast:
-    """A floating-point format: float32 (nothing is lost), float16 or bfloat16, rounded to nearest.
+    """A floating-point format: float32 (lossless), float16 or bfloat16, rounded to nearest.
 
     Args:
         dtype: of the numbers on the wire.
@@ -70,14 +70,14 @@ class Cast:
 
 
 class Quantized:
-    """Codes of the quantizer, behind the norms of their blocks.
+    """Messages of a quantizer: the norms of all blocks, then the packed codes.
 
-    Compiled or not, the bytes are the same: compiling fuses passes over memory. Packing is a step of
-    its own, for the compiler would round once for every part of a word.
+    Compiling fuses passes over memory and does not change a byte. Packing is compiled separately: fused with
+    the rounding, the compiler would compute the codes again for every part of a word.
 
     Args:
-        quantizer: makes the codes.
-        compiled: whether by torch.compile, which takes some seconds once.
+        quantizer: computes norms and codes.
+        compiled: whether to use torch.compile, which takes a few seconds on first use.
     """
 
     def __init__(self, quantizer: Quantizer, *, compiled: bool = False) -> None:
@@ -115,9 +115,9 @@ class Quantized:
         return self._total(*self._parts(messages, count))
 
     def _merged(self, x: Tensor) -> Tensor:
-        """Rows that end with a block, one behind the other, which is the same to the quantizer.
+        """Rows of whole blocks as one vector, whose blocks are the same.
 
-        For blocks in rows the compiler makes loops without vector instructions.
+        For rows of blocks the compiler generates loops without vector instructions.
         """
         block = self.quantizer.block
         return x.flatten() if block and x.shape[-1] % block == 0 else x
@@ -133,25 +133,25 @@ class Quantized:
         return codes, messages[:, :at].view(torch.float32)
 
     def _sum_of_rows(self, codes: Tensor, norms: Tensor) -> Tensor:
-        """The sum over the rows, in their order."""
+        """The sum over the rows, in order."""
         total = self.quantizer.decode(codes[0], norms[0])
         for row in range(1, len(codes)):
             total = total + self.quantizer.decode(codes[row], norms[row])
         return total
 
     def message_bytes(self, count: int) -> int:  # noqa: D102
-        # In whole words of four bytes, so that messages one behind the other are aligned.
+        # A multiple of four bytes, so that the rows of a matrix of messages are aligned.
         return 4 * (self.quantizer.blocks(count) + -(-self._code_bytes(count) // 4))
 
     def _code_bytes(self, count: int) -> int:
         return 2 * count if self.quantizer.bits == 16 else packed_bytes(count, self.quantizer.bits)
 
     def to_lanes(self, x: Tensor, norms: Tensor, key: Tensor, lanes: Lanes) -> Tensor:
-        """The codes of a vector (n,) as words whose sums do not carry.
+        """The codes of a vector (n,) as words that can be added.
 
         Args:
             x: float32.
-            norms: (blocks,), which all workers agree on.
+            norms: (blocks,), the same on all workers.
             key: of the random numbers, int32 (2,).
             lanes: wide enough for the sum of all workers' codes.
         """
@@ -160,12 +160,12 @@ class Quantized:
         return words
 
     def from_lanes(self, words: Tensor, norms: Tensor, lanes: Lanes, count: int, workers: int) -> Tensor:
-        """The numbers (count,) of sums of so many workers' words."""
+        """The numbers (count,) that the sum of the words of ``workers`` workers encodes."""
         _, unpack = self._packing(lanes)
         return self._numbers(unpack(words, count), norms, workers)
 
     def _packing(self, lanes: Lanes) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-        # torch.compile makes mistakes where only the type of the elements changes.
+        # torch.compile miscompiles a view with another dtype.
         if self._compiled and not lanes.is_view:
             return _compiled_packing(lanes)
         return lanes.pack, lanes.unpack
@@ -177,10 +177,12 @@ def _compiled_packing(lanes: Lanes) -> tuple[Callable[..., Tensor], Callable[...
 
 
 def _compiled(method: Any, constants: object) -> Callable[..., Tensor]:
-    """The bound method compiled for one quantizer or kind of lanes: for one length, then for any.
+    """The bound method compiled for one quantizer or one layout of lanes.
 
-    The compiler keeps what it has learnt by the name of the code: with one name for all of them it would
-    take bits and levels for variables when it meets a second one.
+    torch.compile records which inputs vary by file, line and name of the code object. After a second
+    quantizer under the same name it would treat bits and levels as variables too, not only the length, and
+    generate slower code. So each quantizer compiles a copy of the method under a name of its own; the method
+    itself is not changed.
     """
     code = method.__func__.__code__
     name = re.sub(r"\W", "_", f"{code.co_name}_{constants}")
@@ -190,5 +192,5 @@ def _compiled(method: Any, constants: object) -> Callable[..., Tensor]:
 
 
 def can_compile() -> bool:
-    """Whether there is what torch.compile needs on this machine: a C++ compiler."""
+    """Whether this machine has the C++ compiler that torch.compile needs."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "c++", "clang++"))

@@ -1,9 +1,8 @@
-"""Random numbers for the quantizer: a pure function of a key and a coordinate's place.
+"""Counter-based random numbers for the quantizer: a pure function of a key and a coordinate's index.
 
-torch's own generator takes as long for 25 million numbers as all the rest of the quantizer, and
-cannot be told to give worker 3 of step 7 the same numbers again. Here a number is a keyed hash of
-its index (two multiplications, three xor-shifts, as in Wellons' ``lowbias32``), computed in registers
-where it is needed.
+For 25 million numbers, torch's own generator takes as long as the rest of the quantizer, and it cannot
+reproduce the numbers of, say, worker 3 in step 7 alone. Here a number is a keyed hash of its index (two
+multiplications, three xor-shifts, as in Wellons' ``lowbias32``), computed in registers where it is used.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_M1 = 0x7FEB352D
-_M2 = 0x846CA68B - 2**32
+_MULTIPLIER_1 = 0x7FEB352D
+_MULTIPLIER_2 = 0x846CA68B - 2**32
+"""The multipliers of ``lowbias32``, as int32."""
 
 
 def split_key(key: int, device: torch.device) -> Tensor:
@@ -27,15 +27,15 @@ def uniform(count: int, key: Tensor) -> Tensor:
 
     Args:
         count: how many, at most 2^31.
-        key: int32 (2,), of :func:`split_key`.
+        key: int32 (2,), from :func:`split_key`.
     """
     x = torch.arange(count, dtype=torch.int32, device=key.device) + key[0]
-    x = (x ^ _shift(x, 16)) * _M1
-    x = (x ^ _shift(x, 15) ^ key[1]) * _M2
+    x = (x ^ _shift(x, 16)) * _MULTIPLIER_1
+    x = (x ^ _shift(x, 15) ^ key[1]) * _MULTIPLIER_2
     x = x ^ _shift(x, 16)
     return _shift(x, 8).to(torch.float32) * 2.0**-24
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; torch's of int32 copies the sign."""
+    """Logical right shift; torch's ``>>`` of int32 is arithmetic."""
     return (x >> bits) & ((1 << (32 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Steps 4 to 7 of Algorithm 1 for all gradients of a model, beside its backward pass."""
+"""Steps 4 to 7 of Algorithm 1 for all gradients of a model, overlapping its backward pass."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import synchronize
 from hpcdat.exchange.pipeline import Engine
-from hpcdat.exchange.protocols import Draw, Exchanging, Memory
+from hpcdat.exchange.protocols import Draw, ErrorFeedback, Exchanging
 from hpcdat.exchange.resolve import Plan, make_plan, pays_to_compile
 from hpcdat.exchange.traffic import Collective, Traffic, traffic
 
-Named = Sequence[tuple[str, nn.Parameter]]
-"""Parameters with their names."""
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
+"""Parameters with their names, first layer first."""
 
 
 def grad_of(parameter: nn.Parameter) -> Tensor:
@@ -34,36 +34,36 @@ class Bucket:
     """Parameters whose gradients are exchanged together.
 
     Attributes:
-        number: place in the order of exchanges.
-        parameters: in the order in which the backward pass comes to them.
+        number: position in the order of exchanges.
+        parameters: in the order of the backward pass.
         coded: whether their gradients are quantised.
-        memory: of error feedback.
-        missing: gradients of this step that are not there yet.
+        feedback: error feedback, if the job uses it.
+        missing: number of gradients of this step that have not been computed yet.
     """
 
     number: int
     parameters: list[nn.Parameter]
     coded: bool
-    memory: Memory | None = None
+    feedback: ErrorFeedback | None = None
     missing: int = 0
 
     @property
     def count(self) -> int:
-        """Numbers in the vector."""
+        """Number of elements."""
         return sum(p.numel() for p in self.parameters)
 
     def collectives(self, plan: Plan) -> list[Collective]:
-        """What crosses the network for it."""
+        """The collectives of its exchange."""
         return plan.collectives(self.count) if self.coded else [Collective("allreduce", 4 * self.count)]
 
 
 @dataclass
-class Spent:
+class ExchangeSeconds:
     """Seconds of exchanges.
 
     Attributes:
-        busy: in which one was under way, of each step.
-        waited: of these, those in which nothing else could be done.
+        busy: for each step, the time during which an exchange was in progress.
+        waited: the part of it, over all steps, that did not overlap with computation.
     """
 
     busy: list[float] = field(default_factory=list)
@@ -71,133 +71,134 @@ class Spent:
 
 
 class GradientExchange:
-    """Sums gradients over the workers, as the job says.
+    """Sums gradients over the workers, by the protocol that the job names.
 
-    Biases and batch norm (tensors of one dimension) are exact always: they are few, and most of
-    what rounding harms.
+    Biases and batch norm (tensors of one dimension) are always summed exactly: they are few, and the most
+    sensitive to rounding.
 
     Args:
-        workers: who take part.
+        workers: all workers that take part.
         named: parameters whose ``.grad`` are exchanged, first layer first.
-        settings: the job's ``exchange`` section.
+        settings: the job's ``exchange`` section, without ``auto``.
         seed: the job's.
 
     Attributes:
         plan: how coded buckets are exchanged.
         buckets: in the order of their exchange.
+        seconds: of the steps since the last :meth:`reset`.
     """
 
-    def __init__(self, workers: Communicator, named: Named, settings: Exchange, seed: int) -> None:
+    def __init__(self, workers: Communicator, named: NamedParameters, settings: Exchange, seed: int) -> None:
         self.workers, self.settings, self.seed = workers, settings, seed
         compiled = pays_to_compile(sum(p.numel() for _, p in named))
         self.plan = make_plan(settings, workers, compiled=compiled)
         self.buckets = make_buckets(named, settings, coding=not self.plan.is_exact)
-        self.spent = Spent()
-        self._alone = workers.size == 1 and self.plan.is_exact
+        self.seconds = ExchangeSeconds()
+        self._is_identity = workers.size == 1 and self.plan.is_exact
         self._engine: Engine | None = None
-        self._active, self._next, self._place = False, 0, (0, 0)
+        self._active, self._next, self._epoch_step = False, 0, (0, 0)
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
-        if settings.overlap and not self._alone:
+        if settings.overlap and not self._is_identity:
             for parameter in self._bucket_of:
-                parameter.register_post_accumulate_grad_hook(self._arrived)
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def begin(self, epoch: int, step: int) -> None:
-        """Expect the gradients of a step; with overlap, each bucket starts when its last one is there.
+        """Prepare for a step; with overlap, a bucket's exchange starts once all its gradients are computed.
 
         Args:
-            epoch, step: which, the same on all workers: random numbers depend on them.
+            epoch, step: the same on all workers; the quantizer's random numbers depend on them.
         """
-        self._active, self._next, self._place = True, 0, (epoch, step)
+        self._active, self._next, self._epoch_step = True, 0, (epoch, step)
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
-    def contribute_nothing(self) -> None:
+    def contribute_zeros(self) -> None:
         """Exchange zeros: this worker has no gradients in this step."""
         self._zero_missing()
-        while self.settings.overlap and not self._alone and self._next < len(self.buckets) - 1:
+        while self.settings.overlap and not self._is_identity and self._next < len(self.buckets) - 1:
             self._submit(self.buckets[self._next])
 
-    def finish(self, riders: Tensor) -> None:
+    def finish(self, scalars: Tensor) -> None:
         """Replace all gradients by their sums over the workers.
 
-        The mean over the samples of (A3) comes from a loss that was divided by the size of the
-        global batch: with equal shares that is 1/M sum_i g_i, and it stays the mean over samples
-        where the shares of a short batch are unequal. A gradient that is not there counts as zero.
+        (A3) takes the mean over the samples: the loss must have been divided by the size of the global
+        batch. With equal shares the sum is then 1/M sum_i g_i, and it remains the mean over the samples
+        where the shares of a short batch are unequal. A missing gradient counts as zero.
 
         Args:
-            riders: a few float32 numbers that are summed exactly in the same exchange, such as the
-                cost and the wish to stop.
+            scalars: a few float32 numbers, (n,), that are summed exactly in the same exchange and replaced by
+                their sums, such as the cost and a stop request.
 
         Raises:
             WorkerError: the other workers are lost.
         """
         self._active = False
         self._zero_missing()
-        if self._alone:
+        if self._is_identity:
             return
-        synchronize(riders.device)
+        synchronize(scalars.device)
         start = time.perf_counter()
         while self._next < len(self.buckets):
-            self._submit(self.buckets[self._next], riders)
+            self._submit(self.buckets[self._next], scalars)
         engine = self._engine
-        assert engine is not None  # there is at least the bucket of the riders
+        assert engine is not None  # the last bucket, which carries the scalars, always exists
         engine.wait()
-        synchronize(riders.device)
-        self.spent.waited += time.perf_counter() - start
-        self.spent.busy.append(engine.busy_seconds)
+        synchronize(scalars.device)
+        self.seconds.waited += time.perf_counter() - start
+        self.seconds.busy.append(engine.busy_seconds)
         engine.busy_seconds = 0.0
 
-    def settle(self, *, counts: bool) -> None:
-        """Tell error feedback whether the step counts or was left out."""
+    def commit(self, *, counts: bool) -> None:
+        """Store the step's residuals of error feedback, or discard them if the update was skipped."""
         for bucket in self.buckets:
-            if bucket.memory is not None:
-                bucket.memory.settle(counts=counts)
+            if bucket.feedback is not None:
+                bucket.feedback.commit(counts=counts)
 
-    def reset(self) -> Spent:
-        """The seconds of the steps since the last reset."""
-        spent, self.spent = self.spent, Spent()
-        return spent
+    def reset(self) -> ExchangeSeconds:
+        """Return the seconds of the steps since the last reset, and start again from zero."""
+        seconds, self.seconds = self.seconds, ExchangeSeconds()
+        return seconds
 
     def traffic(self) -> Traffic:
-        """Bytes of one iteration on the network, computed from the messages."""
+        """Bytes sent in one iteration, computed from the messages."""
         crossing = [collective for bucket in self.buckets for collective in bucket.collectives(self.plan)]
         return traffic(crossing, self.plan.senders)
 
     def gather_state(self) -> list[dict[str, Tensor]]:
-        """All workers' error feedback, on all of them: by bucket and place, (M, n) float32.
+        """The residuals of all workers: for each bucket, by side, (M, ...) float32; all call this together.
 
-        Zeros stand for a worker that keeps none, such as one that is no server.
+        Zeros stand for a worker that has none, such as one that is no server.
         """
-        own = [bucket.memory.kept if bucket.memory else {} for bucket in self.buckets]
-        shapes = self.workers.all_gather_object(
-            [{place: list(kept.shape) for place, kept in memory.items()} for memory in own],
+        own = [bucket.feedback.residuals if bucket.feedback else {} for bucket in self.buckets]
+        all_shapes = self.workers.all_gather_object(
+            [{side: list(residual.shape) for side, residual in residuals.items()} for residuals in own],
             "shapes of error feedback",
         )
         gathered = []
-        for bucket, memory in zip(self.buckets, own, strict=True):
-            wanted = {place: shape for worker in shapes for place, shape in worker[bucket.number].items()}
+        for bucket, residuals in zip(self.buckets, own, strict=True):
+            shapes = {side: shape for worker in all_shapes for side, shape in worker[bucket.number].items()}
             gathered.append(
                 {
-                    place: self.workers.iall_gather(
-                        memory.get(place, bucket.parameters[0].new_zeros(wanted[place])),
-                        f"error feedback {bucket.number} {place}",
+                    side: self.workers.iall_gather(
+                        residuals.get(side, bucket.parameters[0].new_zeros(shapes[side])),
+                        f"error feedback {bucket.number} {side}",
                     ).wait()
-                    for place in sorted(wanted)
+                    for side in sorted(shapes)
                 }
             )
         return gathered
 
     def load_state(self, gathered: list[dict[str, Tensor]]) -> None:
-        """Take back this worker's rows of what :meth:`gather_state` gave to as many workers."""
-        for bucket, kept in zip(self.buckets, gathered, strict=False):
-            if bucket.memory is not None:
-                bucket.memory.kept = {
-                    place: rows[self.workers.rank].to(bucket.parameters[0].device)
-                    for place, rows in kept.items()
+        """Restore this worker's rows of a state that :meth:`gather_state` returned to as many workers."""
+        for bucket, rows_by_side in zip(self.buckets, gathered, strict=False):
+            if bucket.feedback is not None:
+                bucket.feedback.residuals = {
+                    side: rows[self.workers.rank].to(bucket.parameters[0].device)
+                    for side, rows in rows_by_side.items()
                 }
 
     def close(self) -> None:
-        """End the thread of the exchanges; there can be no more of them."""
+        """End the thread of the exchanges; no gradients can be exchanged afterwards."""
         if self._engine is not None:
             self._engine.close()
 
@@ -206,10 +207,10 @@ class GradientExchange:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def _arrived(self, parameter: nn.Parameter) -> None:
-        """A gradient is there: start every bucket whose turn it is and that has all of its own.
+    def _on_gradient(self, parameter: nn.Parameter) -> None:
+        """Called when a gradient has been computed: start the next buckets, in order, that are complete.
 
-        The last one waits for the riders: it is ready when the backward pass is over.
+        The last bucket waits for the scalars, which are known after the backward pass.
         """
         if not self._active:
             return
@@ -217,13 +218,13 @@ class GradientExchange:
         while self._next < len(self.buckets) - 1 and self.buckets[self._next].missing == 0:
             self._submit(self.buckets[self._next])
 
-    def _submit(self, bucket: Bucket, riders: Tensor | None = None) -> None:
+    def _submit(self, bucket: Bucket, scalars: Tensor | None = None) -> None:
         self._next += 1
         gradients = [grad_of(p) for p in bucket.parameters]
         name = f"gradients {bucket.number}"
         if not bucket.coded:
-            if riders is not None and bucket is self.buckets[-1]:
-                gradients.append(riders)
+            if scalars is not None and bucket is self.buckets[-1]:
+                gradients.append(scalars)
             self._run(self._exact(gradients, name), lambda _: None)
             return
 
@@ -244,24 +245,24 @@ class GradientExchange:
 
     def _coded(self, bucket: Bucket, gradients: list[Tensor], name: str) -> Exchanging:
         vector = torch.cat([g.flatten() for g in gradients]).to(torch.float32)
-        draw = Draw(self.seed, *self._place, bucket.number, vector.device)
-        return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.memory))
+        draw = Draw(self.seed, *self._epoch_step, bucket.number, vector.device)
+        return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.feedback))
 
 
-def gradients_of(model: nn.Module) -> Named:
-    """The parameters that have gradients, with their names, first layer first."""
+def gradients_of(model: nn.Module) -> NamedParameters:
+    """The parameters that require gradients, with their names, first layer first."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def make_buckets(named: Named, settings: Exchange, *, coding: bool) -> list[Bucket]:
-    """Divide parameters into buckets, last layers first, as the backward pass comes to them.
+def make_buckets(named: NamedParameters, settings: Exchange, *, coding: bool) -> list[Bucket]:
+    """Divide parameters into buckets, last layers first, in the order of the backward pass.
 
-    The last bucket is an exact one, if need be an empty one.
+    The last bucket is always exact; it may be empty.
 
     Args:
         named: parameters with their names, first layer first.
-        settings: sizes, blocks and the names of those that stay exact.
-        coding: whether the others are quantised.
+        settings: sizes of buckets and blocks, and patterns for the names of exact parameters.
+        coding: whether the other parameters are quantised.
     """
     buckets: list[Bucket] = []
     size = settings.bucket_mb * 2**20
@@ -269,14 +270,14 @@ def make_buckets(named: Named, settings: Exchange, *, coding: bool) -> list[Buck
     for name, parameter in reversed(named):
         exact = parameter.dim() <= 1 or any(fnmatchcase(name, pattern) for pattern in settings.exact)
         coded = coding and not exact
-        alone = coded and settings.block == "tensor"
+        own_bucket = coded and settings.block == "tensor"
         bucket = filling.get(coded)
-        if bucket is None or alone or 4 * (bucket.count + parameter.numel()) > size:
-            memory = Memory() if coded and settings.error_feedback else None
-            bucket = filling[coded] = Bucket(len(buckets), [], coded, memory)
+        if bucket is None or own_bucket or 4 * (bucket.count + parameter.numel()) > size:
+            feedback = ErrorFeedback() if coded and settings.error_feedback else None
+            bucket = filling[coded] = Bucket(len(buckets), [], coded, feedback)
             buckets.append(bucket)
         bucket.parameters.append(parameter)
-    # Small exact tensors are ready when the first layer is: they come last, and riders with them.
+    # The exact bucket includes the first layer's biases, so it is complete last; the scalars go with it.
     buckets.sort(key=lambda bucket: not bucket.coded)
     if not buckets or buckets[-1].coded:
         buckets.append(Bucket(len(buckets), [], coded=False))

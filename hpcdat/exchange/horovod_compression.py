@@ -1,4 +1,4 @@
-"""The quantizer for any Horovod script: ``hvd.DistributedOptimizer(..., compression=...)``."""
+"""The quantizer as a compressor for any Horovod script: ``DistributedOptimizer(..., compression=...)``."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from hpcdat.seeds import derive
 
 
 class QuantizedSum:
-    """Codes of few bits that Horovod's own all-reduce adds: the protocol ``ring``, one-sided.
+    """Sends gradients as codes of few bits that Horovod's all-reduce adds: the protocol ``ring``, one-sided.
 
-    Follows Horovod's ``compress``/``decompress`` interface, and has a state, unlike its own compressors::
+    It implements Horovod's ``compress``/``decompress`` interface; unlike Horovod's compressors it is an
+    instance, since it has state::
 
         optimizer = hvd.DistributedOptimizer(
             optimizer, named_parameters=model.named_parameters(), op=hvd.Sum, compression=QuantizedSum(bits=8)
         )
 
-    ``op=hvd.Sum`` is needed, for Horovod would divide the codes; the mean is taken here, of the decoded sum.
-    Tensors of one dimension (biases, batch norm) are added as they are. The backward pass must come to
-    the parameters in the same order on all workers, since their norms are agreed on as they come.
+    ``op=hvd.Sum`` is required, since Horovod would otherwise divide the codes; the decoded sum is divided
+    here. Tensors of one dimension (biases, batch norm) are summed without compression. The backward pass
+    must reach the parameters in the same order on all workers, since workers agree on norms in that order.
 
     Args:
         bits: of a code, 1 to 8 or 16.
-        norm, block: of the quantizer.
-        seed: of the random numbers, with rank and number of the call.
+        norm, block: of the :class:`~hpcdat.exchange.quantizer.Quantizer`.
+        seed: of the random numbers, combined with the rank and the number of the call.
         average: whether to divide by the number of workers.
+
+    Raises:
+        ImportError: Horovod is not installed.
     """
 
     def __init__(
@@ -59,10 +63,11 @@ class QuantizedSum:
         """A gradient as integer words; all workers call this for the same parameter.
 
         Args:
-            tensor: float32, any shape.
+            tensor: floating point, any shape.
 
         Returns:
-            Words (n,), int32 or int64, that may be added, and what :meth:`decompress` needs.
+            Words (n,), int32 or int64, to be summed over the workers, and the context for
+            :meth:`decompress`.
         """
         if tensor.dim() <= 1:
             return tensor, None
@@ -78,11 +83,11 @@ class QuantizedSum:
         lanes = lanes_for(codec.quantizer, self._hvd.size())
         key = split_key(derive(self.seed, "compression", self._calls, self._hvd.rank()), tensor.device)
         words = codec.to_lanes(vector, norms, key, lanes)
-        # One more word tells whether the words were added or something else was done to them.
+        # The extra word is M after a sum, so that decompress notices any other operation.
         return torch.cat([words, words.new_ones(1)]), (codec, norms, lanes, tensor)
 
     def decompress(self, words: Tensor, context: Any) -> Tensor:
-        """The mean (or sum) over the workers of the gradient, of the shape and type it had.
+        """The gradient's mean (or sum) over the workers, in its original shape and dtype.
 
         Raises:
             InputError: the words were not summed over all workers.

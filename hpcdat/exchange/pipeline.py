@@ -1,4 +1,4 @@
-"""Runs exchanges beside the computation: one thread, several buckets on their way at once."""
+"""Runs exchanges concurrently with the computation: one thread, several buckets in flight."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from hpcdat.distributed.communicator import Pending
 
 IN_FLIGHT = 4
-"""Exchanges that may be on their way at once."""
+"""Largest number of exchanges in progress at once."""
 
 Deliver = Callable[[Any], object]
 Steps = Generator[Pending, Any, Any]
-"""An exchange: yields collectives that are under way and takes their results."""
+"""An exchange: yields started collectives and receives their results."""
 
 
 @dataclass
@@ -28,13 +28,13 @@ class _Running:
 
 
 class Engine:
-    """Takes exchanges in order and carries each through its collectives.
+    """Starts exchanges in order and runs each one's collectives.
 
-    While one waits for the network, the next one computes its codes. Horovod puts the collectives of
-    all workers into one order by their names, so it does not matter that workers differ in speed.
+    While one exchange waits for the network, the next one computes its codes. Horovod matches the
+    collectives of the workers by name, so workers may differ in speed.
 
     Attributes:
-        busy_seconds: time in which any exchange was under way, since the last reset.
+        busy_seconds: time during which any exchange was in progress, since the caller last reset it.
     """
 
     def __init__(self) -> None:
@@ -47,20 +47,20 @@ class Engine:
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     def submit(self, begin: Callable[[], Steps], deliver: Deliver) -> None:
-        """Start an exchange as soon as there is room.
+        """Start an exchange as soon as fewer than IN_FLIGHT are in progress.
 
         Args:
-            begin: makes the generator of a protocol; called in the thread.
-            deliver: takes its result there.
+            begin: returns the generator of a protocol; called in the engine's thread.
+            deliver: receives its result, in the engine's thread.
         """
         self._submitted += 1
         self._new.put((begin, deliver))
 
     def wait(self) -> None:
-        """Wait for all that was submitted.
+        """Wait for all submitted exchanges.
 
         Raises:
-            Exception: what an exchange ended with; those after it are not done.
+            Exception: the first error of an exchange; exchanges submitted after it were not started.
         """
         for _ in range(self._submitted):
             self._done.acquire()
@@ -70,7 +70,7 @@ class Engine:
             raise error
 
     def close(self) -> None:
-        """End the thread; nothing can be submitted any more."""
+        """End the thread without waiting for exchanges in progress; nothing can be submitted afterwards."""
         self._new.put(None)
 
     def _work(self) -> None:
@@ -89,19 +89,19 @@ class Engine:
 
     def _start(self, begin: Callable[[], Steps], deliver: Deliver, running: deque[_Running]) -> None:
         steps = None if self._error else begin()
-        self._go_on(steps, None, deliver, running)
+        self._resume(steps, None, deliver, running)
 
     def _advance(self, running: deque[_Running]) -> None:
-        """Wait for the collective that was started first, and let its exchange go on."""
+        """Wait for the oldest collective and resume its exchange."""
         exchange = running.popleft()
         try:
             result = exchange.pending.wait()
         except BaseException as error:
             self._fail(error, running)
             return
-        self._go_on(exchange.steps, result, exchange.deliver, running)
+        self._resume(exchange.steps, result, exchange.deliver, running)
 
-    def _go_on(self, steps: Steps | None, value: Any, deliver: Deliver, running: deque[_Running]) -> None:
+    def _resume(self, steps: Steps | None, value: Any, deliver: Deliver, running: deque[_Running]) -> None:
         if steps is None:
             self._end_one(running)
             return

@@ -1,11 +1,11 @@
-"""How gradients reach all workers: worker-server communication, steps 4 to 7 of Algorithm 1.
+"""Protocols of the gradient exchange: worker-server communication, steps 4 to 7 of Algorithm 1.
 
-A protocol takes one worker's vector and gives every worker the same sum, bit for bit. It is written
-as a generator that yields each collective when it is under way and goes on with its result, so that
-several buckets can be exchanged at once while each protocol reads from top to bottom.
+A protocol takes one worker's vector and gives every worker the same sum, bit for bit. It is a generator
+that yields each collective once it is started and receives its result, so that several buckets can be
+exchanged at once while each protocol reads from top to bottom.
 
-One-sided: the workers quantise what they send (step 4). Two-sided: the server, or each server of a
-shard, quantises the sum as well (step 7), and all workers, the server among them, decode the same bytes.
+One-sided: only the workers quantise what they send (step 4). Two-sided: the server, or each server of a
+shard, quantises the sum as well (step 7); all workers, including the server, decode the same bytes.
 """
 
 from __future__ import annotations
@@ -26,44 +26,45 @@ from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.seeds import derive
 
 Exchanging = Generator[Pending, Any, Tensor]
+"""A running protocol: yields started collectives, receives their results, returns the sum."""
 
 
 @dataclass
-class Memory:
-    """Error feedback: what a sender's rounding left out is added to what it sends next, in float32.
+class ErrorFeedback:
+    """Error feedback: the rounding error of a message is added to the next one, in float32.
 
     Attributes:
-        kept: by place, what was left out last time.
-        staged: by place, what is left out this time; kept once the step counts.
+        residuals: rounding error of the last committed step, by side (``worker``, ``server``).
+        staged: rounding error of the current step, by side.
     """
 
-    kept: dict[str, Tensor] = field(default_factory=dict)
+    residuals: dict[str, Tensor] = field(default_factory=dict)
     staged: dict[str, Tensor] = field(default_factory=dict)
 
-    def recall(self, place: str, x: Tensor) -> Tensor:
-        """The vector and what was left out of it last time."""
-        return x + self.kept[place] if place in self.kept else x
+    def add_residual(self, side: str, x: Tensor) -> Tensor:
+        """The vector plus the residual, if there is one."""
+        return x + self.residuals[side] if side in self.residuals else x
 
-    def note(self, place: str, x: Tensor, sent: Tensor) -> None:
-        """Note that of the vector only ``sent`` will arrive."""
-        self.staged[place] = x - sent
+    def stage(self, side: str, x: Tensor, sent: Tensor) -> None:
+        """Record that ``sent`` was sent in place of the vector."""
+        self.staged[side] = x - sent
 
-    def settle(self, *, counts: bool) -> None:
-        """Keep what was noted since the last time, or forget it where the step was left out."""
+    def commit(self, *, counts: bool) -> None:
+        """Make the staged errors the residuals, or discard them if the step was skipped."""
         if counts:
-            self.kept.update(self.staged)
+            self.residuals.update(self.staged)
         self.staged.clear()
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Whose random numbers: a function of the seed, the step, the bucket, the sender and the side.
+    """Source of random numbers: a function of the seed, the step, the bucket, the sender and the side.
 
     Attributes:
         seed: the job's.
         epoch, step: of the training.
         bucket: number of the vector.
-        device: where the numbers are wanted.
+        device: where the numbers are used.
     """
 
     seed: int
@@ -79,22 +80,22 @@ class Draw:
 
 
 class SumProtocol(Protocol):
-    """One way to sum; what is particular to it has been given before."""
+    """A protocol whose own arguments, such as codecs, are already bound."""
 
     def __call__(
-        self, workers: Communicator, x: Tensor, draw: Draw, name: str, memory: Memory | None
+        self, workers: Communicator, x: Tensor, draw: Draw, name: str, feedback: ErrorFeedback | None
     ) -> Exchanging:
         """Exchange one vector.
 
         Args:
-            workers: all that take part.
+            workers: all workers that take part.
             x: this worker's vector, float32 (n,).
-            draw: of the random numbers.
-            name: of the collectives, the same on all workers and of no other exchange under way.
-            memory: of error feedback, or None.
+            draw: source of the random numbers.
+            name: of the collectives; the same on all workers, and unique among running exchanges.
+            feedback: error feedback, or None.
 
         Yields:
-            Collectives under way, and takes their results.
+            Started collectives; receives their results.
 
         Returns:
             The sum over the workers, float32 (n,), the same bits on all of them.
@@ -103,13 +104,13 @@ class SumProtocol(Protocol):
 
 
 def ring(
-    workers: Communicator, x: Tensor, draw: Draw, name: str, memory: Memory | None, *, codec: Codec
+    workers: Communicator, x: Tensor, draw: Draw, name: str, feedback: ErrorFeedback | None, *, codec: Codec
 ) -> Exchanging:
-    """One-sided, by an ordinary all-reduce: codes on one grid, whose sum is the code of the sum.
+    """One-sided, by an ordinary all-reduce: codes on a common grid, so that their sum encodes the sum.
 
-    The workers agree on the largest norm of every block (a Max all-reduce, 4 bytes a block). Codes
-    are added in lanes that cannot carry, by whatever ring or tree the transport prefers, exactly.
-    Floating-point formats are added as they are. For the arguments see :class:`SumProtocol`.
+    The workers agree on the largest norm of every block (a Max all-reduce, 4 bytes per block). Codes are
+    added exactly, in lanes that cannot carry, by the transport's own ring or tree. Floating-point formats
+    are added in their own precision. For the arguments see :class:`SumProtocol`.
     """
     if isinstance(codec, Cast):
         (total,) = yield workers.iall_reduce([x.to(codec.dtype, copy=True)], name)
@@ -117,32 +118,32 @@ def ring(
         return rounded
     assert isinstance(codec, Quantized)
     quantizer = codec.quantizer
-    if memory is not None:
-        x = memory.recall("worker", x)
+    if feedback is not None:
+        x = feedback.add_residual("worker", x)
     norms = codec.norms(x)
-    # What a maximum makes of NaN depends on the transport.
+    # The maximum of NaN depends on the transport.
     norms = yield workers.iall_reduce_max(torch.where(norms.isfinite(), norms, torch.inf), f"{name}: norms")
     lanes = lanes_for(quantizer, workers.size)
     words = codec.to_lanes(x, norms, draw.key("worker", workers.rank), lanes)
-    if memory is not None:
-        memory.note("worker", x, codec.from_lanes(words, norms, lanes, len(x), 1))
+    if feedback is not None:
+        feedback.stage("worker", x, codec.from_lanes(words, norms, lanes, len(x), 1))
     (words,) = yield workers.iall_reduce([words], name)
     return codec.from_lanes(words, norms, lanes, len(x), workers.size)
 
 
 def lanes_for(quantizer: Quantizer, workers: int) -> Lanes:
-    """The lanes in which the codes of so many workers are added."""
+    """The lanes for the sum of the codes of so many workers."""
     return Lanes.for_sums_up_to(workers * quantizer.largest)
 
 
 def allgather(
-    workers: Communicator, x: Tensor, draw: Draw, name: str, memory: Memory | None, *, codec: Codec
+    workers: Communicator, x: Tensor, draw: Draw, name: str, feedback: ErrorFeedback | None, *, codec: Codec
 ) -> Exchanging:
-    """One-sided: every worker receives all codes, as in the paper's public code.
+    """One-sided: every worker receives the codes of all workers, as in the paper's public code.
 
     For the arguments see :class:`SumProtocol`.
     """
-    (message,) = _encode("worker", workers, x[None], codec, draw, memory)
+    (message,) = encode_worker(workers, x[None], codec, draw, feedback)
     messages = yield workers.iall_gather(message, name)
     return codec.decode_sum(messages, len(x))
 
@@ -152,25 +153,25 @@ def parameter_server(
     x: Tensor,
     draw: Draw,
     name: str,
-    memory: Memory | None,
+    feedback: ErrorFeedback | None,
     *,
     codec: Codec,
-    back: Codec,
+    sum_codec: Codec,
 ) -> Exchanging:
-    """Algorithm 1 as written: all send to one server (worker 0), which sends the sum back.
+    """Algorithm 1 as written: all workers send to one server (worker 0), which broadcasts the sum.
 
-    For the arguments see :class:`SumProtocol`; ``back`` is the format of the sum: a floating-point one
-    makes the exchange one-sided, a quantizer two-sided.
+    For the arguments see :class:`SumProtocol`; ``sum_codec`` encodes the sum: a floating-point format makes
+    the exchange one-sided, a quantizer two-sided.
     """
-    (message,) = _encode("worker", workers, x[None], codec, draw, memory)
+    (message,) = encode_worker(workers, x[None], codec, draw, feedback)
     messages = yield workers.igather(message, name)
     if workers.is_rank0:
         total = codec.decode_sum(messages, len(x))
-        answer = _encode("server", workers, total[None], back, draw, memory)
+        answer = encode_server(workers, total[None], sum_codec, draw, feedback)
     else:
-        answer = torch.empty(1, back.message_bytes(len(x)), dtype=torch.uint8, device=x.device)
+        answer = torch.empty(1, sum_codec.message_bytes(len(x)), dtype=torch.uint8, device=x.device)
     answer = yield workers.ibroadcast(answer, f"{name}: sum")
-    return back.decode(answer, len(x))[0]
+    return sum_codec.decode(answer, len(x))[0]
 
 
 def sharded_server(
@@ -178,24 +179,24 @@ def sharded_server(
     x: Tensor,
     draw: Draw,
     name: str,
-    memory: Memory | None,
+    feedback: ErrorFeedback | None,
     *,
     codec: Codec,
-    back: Codec,
+    sum_codec: Codec,
 ) -> Exchanging:
     """Every worker is the server of a shard: codes by all-to-all, sums of shards by all-gather.
 
-    Each worker sends and receives 2 (M - 1) / M vectors, as in a ring, but of codes with all their
-    levels, rounded once or, two-sided, twice whatever M is. For the arguments see
-    :class:`SumProtocol` and :func:`parameter_server`.
+    Each worker sends and receives 2 (M - 1) / M vectors, as in a ring. But codes keep all their levels, and
+    numbers are rounded once (two-sided: twice) for any M. For the arguments see :class:`SumProtocol` and
+    :func:`parameter_server`.
     """
-    missing = -len(x) % (workers.size * max(_block(codec), _block(back)))
+    missing = -len(x) % (workers.size * max(_block(codec), _block(sum_codec)))
     rows = (pad(x, (0, missing)) if missing else x).view(workers.size, -1)
-    messages = yield workers.iall_to_all(_encode("worker", workers, rows, codec, draw, memory), name)
+    messages = yield workers.iall_to_all(encode_worker(workers, rows, codec, draw, feedback), name)
     total = codec.decode_sum(messages, rows.shape[1])
-    (shard,) = _encode("server", workers, total[None], back, draw, memory)
+    (shard,) = encode_server(workers, total[None], sum_codec, draw, feedback)
     shards = yield workers.iall_gather(shard, f"{name}: sum")
-    return back.decode(shards, rows.shape[1]).flatten()[: len(x)]
+    return sum_codec.decode(shards, rows.shape[1]).flatten()[: len(x)]
 
 
 def hierarchical(
@@ -203,7 +204,7 @@ def hierarchical(
     x: Tensor,
     draw: Draw,
     name: str,
-    memory: Memory | None,
+    feedback: ErrorFeedback | None,
     *,
     node: Communicator,
     leaders: Communicator,
@@ -211,28 +212,42 @@ def hierarchical(
 ) -> Exchanging:
     """Full precision inside a node, another protocol among the first workers of the nodes.
 
-    For the arguments see :class:`SumProtocol`; ``node`` are the workers of this node, ``leaders`` the
-    first of every node (any team of its size elsewhere), ``across`` is their protocol.
+    For the arguments see :class:`SumProtocol`; ``node`` holds the workers of this node, ``leaders`` the first
+    worker of every node (on other workers it is not used), ``across`` is the protocol of the leaders.
     """
     (total,) = yield node.iall_reduce([x.clone()], f"{name}: in the node")
     if node.is_rank0:
-        total = yield from across(leaders, total, draw, f"{name}: across nodes", memory)
+        total = yield from across(leaders, total, draw, f"{name}: across nodes", feedback)
     received: Tensor = yield node.ibroadcast(total, f"{name}: to the node")
     return received
 
 
-def _encode(
-    side: str, workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, memory: Memory | None
+def encode_worker(
+    workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, feedback: ErrorFeedback | None
 ) -> Tensor:
-    """Step 4 (``worker``) or step 7 (``server``): messages of rows, with error feedback."""
-    if memory is not None:
-        rows = memory.recall(side, rows)
+    """Step 4: a worker's messages, uint8 (rows, k), of its gradient, float32 (rows, n)."""
+    return _encode("worker", workers, rows, codec, draw, feedback)
+
+
+def encode_server(
+    workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, feedback: ErrorFeedback | None
+) -> Tensor:
+    """Step 7: a server's messages, uint8 (rows, k), of the sum, float32 (rows, n)."""
+    return _encode("server", workers, rows, codec, draw, feedback)
+
+
+def _encode(
+    side: str, workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, feedback: ErrorFeedback | None
+) -> Tensor:
+    """Encode rows, with error feedback if given; each side has its own random numbers and residual."""
+    if feedback is not None:
+        rows = feedback.add_residual(side, rows)
     messages = codec.encode(rows, draw.key(side, workers.rank))
-    if memory is not None:
-        memory.note(side, rows, codec.decode(messages, rows.shape[1]))
+    if feedback is not None:
+        feedback.stage(side, rows, codec.decode(messages, rows.shape[1]))
     return messages
 
 
 def _block(codec: Codec) -> int:
-    """Numbers that share a norm, which a shard must not divide."""
+    """Number of coordinates that share a norm; a shard holds whole blocks."""
     return (codec.quantizer.block or 1) if isinstance(codec, Quantized) else 1

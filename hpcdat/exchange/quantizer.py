@@ -5,13 +5,13 @@ it is rounded to the upper one with the probability that makes the mean right:
 
     Q(g) = ||g|| xi,  xi = (l + 1)/s with probability s g/||g|| - l, else l/s      (A5), (A6)
 
-(the paper rounds |g| and puts the sign back, which is the same distribution). Sign and levels fit in
-b bits with s = 2^(b-1) - 1: 127 levels at 8 bits. (The s = 2^b of the paper's text makes 2^b + 1
-magnitudes; its Table 4 counts one bit of sign and seven of levels.) With one bit there is no zero: the
-levels are -1 and 1.
+(The paper rounds |g| and then restores the sign, which gives the same distribution.) Sign and levels fit in
+b bits with s = 2^(b-1) - 1: 127 levels at 8 bits. (The paper's text has s = 2^b, which gives 2^b + 1
+magnitudes; its Table 4 counts one bit for the sign and seven for the levels.) With one bit there is no
+zero: the levels are -1 and 1.
 
-Blocks that are all zero decode to exact zeros, denormal ones to their values, and a block that holds NaN
-or infinity to numbers that are not finite, on every worker that decodes it.
+A block of zeros decodes to exact zeros, a block of denormal numbers to its values, and a block that contains
+NaN or infinity to non-finite numbers, on every worker that decodes it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Quantizer:
 
     Attributes:
         bits: b, 1 to 8 or 16.
-        norm: of a block: ``max`` (every level is used) or the paper's ``l2``, which leaves most levels
-            to coordinates as large as the whole block's norm.
-        block: coordinates with a norm of their own; None for all that are given at once.
-        levels: s, if fewer than b bits allow.
+        norm: of a block: ``max``, or the paper's ``l2``, with which most levels are rarely used, since a
+            coordinate is seldom as large as the norm of its block.
+        block: number of coordinates that share a norm; None: all coordinates of a call.
+        levels: s, if smaller than b bits allow.
     """
 
     bits: int
@@ -55,17 +55,17 @@ class Quantizer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the codes: uint8, or int32 for 16 bits."""
+        """Dtype of the codes: uint8, or int32 for 16 bits."""
         return torch.uint8 if self.bits <= 8 else torch.int32
 
     def blocks(self, count: int) -> int:
-        """Blocks, and so norms, of so many coordinates."""
+        """Number of blocks, each with one norm, of ``count`` coordinates."""
         return 1 if self.block is None else -(-count // self.block)
 
     def norms(self, x: Tensor) -> Tensor:
         """The norm of every block: (..., n) float32 to (..., blocks(n)).
 
-        Where all coordinates given at once are one block, rows of a matrix have the same norm.
+        With ``block=None`` all rows of a matrix have the same norm.
         """
         if self.block is None:
             whole = _norm(x.flatten(), self.norm)
@@ -76,8 +76,8 @@ class Quantizer:
         """The codes of (..., n) float32 numbers.
 
         Args:
-            x: what is rounded; within the norms.
-            norms: (..., blocks(n)), of these numbers or larger.
+            x: the numbers to round, no larger in magnitude than their norm.
+            norms: (..., blocks(n)), those of x or larger.
             key: of the random numbers, int32 (2,).
         """
         blocks = self._in_blocks(x)
@@ -85,18 +85,18 @@ class Quantizer:
         return codes.flatten(-2)[..., : x.shape[-1]]
 
     def decode(self, codes: Tensor, norms: Tensor, workers: int = 1) -> Tensor:
-        """The numbers that codes stand for, float32 (..., n).
+        """The numbers that codes represent, float32 (..., n).
 
         Args:
-            codes: (..., n), or sums of as many codes as there are workers.
+            codes: (..., n), or the sum of the codes of several workers.
             norms: (..., blocks(n)).
-            workers: summands.
+            workers: number of summands.
         """
         blocks = self._in_blocks(codes)
         return from_codes(blocks, norms[..., None], self.s, workers).flatten(-2)[..., : codes.shape[-1]]
 
     def _in_blocks(self, x: Tensor) -> Tensor:
-        """(..., n) as (..., blocks, block), with zeros behind the last coordinate."""
+        """(..., n) as (..., blocks, block), padded with zeros."""
         size = self.block or max(x.shape[-1], 1)
         missing = -x.shape[-1] % size
         blocks: Tensor = (pad(x, (0, missing)) if missing else x).unflatten(-1, (-1, size))
@@ -104,29 +104,29 @@ class Quantizer:
 
 
 def _norm(x: Tensor, name: str) -> Tensor:
-    """Over the last dimension; NaN or infinity where there is any."""
+    """The norm over the last dimension; not finite if an element is not."""
     if name == "max":
-        # One pass; an empty tensor has no largest element.
+        # amax fails on an empty dimension.
         return x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
     return norm
 
 
 def round_at_random(x: Tensor, norms: Tensor, key: Tensor, s: float) -> Tensor:
-    """(A6): the grid point below each number, or the one above with the probability of the rest.
+    """(A6): stochastic rounding to the grid point below each number or the one above, without bias.
 
     Args:
         x: float32.
-        norms: broadcast to it.
+        norms: broadcast to x.
         key: of the random numbers.
         s: half the width of the grid, in steps.
 
     Returns:
         Codes 0, ..., 2 s, float32.
     """
-    # Where the norm is zero, all numbers are: x / inf = 0.
+    # A norm of zero means that all numbers are zero: x / inf = 0.
     scale = torch.where(norms > 0, norms, torch.inf)
-    # In this order no denormal norm overflows.
+    # Dividing first: s / scale would overflow for a denormal norm.
     place = x / scale * s
     if s == 0.5:
         place = place + 0.5
@@ -139,5 +139,5 @@ def round_at_random(x: Tensor, norms: Tensor, key: Tensor, s: float) -> Tensor:
 
 
 def from_codes(codes: Tensor, norms: Tensor, s: float, workers: int) -> Tensor:
-    """(A5): norm times level, of sums over so many workers."""
+    """(A5): norm times level, for sums of the codes of ``workers`` workers."""
     return (codes.to(torch.float32) - workers * s) * (norms / s)

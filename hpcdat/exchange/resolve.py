@@ -1,4 +1,4 @@
-"""The exchange that a job asks for, made ready for its workers."""
+"""From the ``exchange`` section of a job to a protocol with its codecs and communicators."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ PROTOCOLS: dict[str, Callable[..., Exchanging]] = {
     "parameter_server": parameter_server,
     "sharded_server": sharded_server,
 }
+"""The protocols between workers or nodes, by the values of ``exchange.protocol`` and ``exchange.across``."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ class Plan:
     """How one vector is exchanged.
 
     Attributes:
-        protocol: carries it out.
-        name: of the protocol that crosses the network.
-        codec: of what is sent.
-        back: of a server's sum.
-        senders: workers that cross the network: M, or the number of nodes.
-        remark: what the user should know about it, or nothing.
+        protocol: with its codecs bound.
+        name: of the protocol between nodes.
+        codec: encodes what workers send.
+        sum_codec: encodes the sum that a server sends.
+        senders: workers that send over the network: M, or the number of nodes for ``hierarchical``.
+        remark: a note for the user; empty if there is none.
     """
 
     protocol: SumProtocol
     name: str
     codec: Codec
-    back: Codec
+    sum_codec: Codec
     senders: int
     remark: str = ""
 
@@ -64,51 +65,51 @@ class Plan:
         )
 
     def collectives(self, count: int) -> list[Collective]:
-        """What crosses the network for a vector of so many numbers."""
-        return collectives(self.name, count, self.senders, self.codec, self.back)
+        """The collectives between nodes for a vector of ``count`` numbers."""
+        return collectives(self.name, count, self.senders, self.codec, self.sum_codec)
 
     def traffic(self, count: int) -> Traffic:
-        """Bytes on the network for it."""
+        """Bytes on the network for a vector of ``count`` numbers."""
         return traffic(self.collectives(count), self.senders)
 
 
-COMPILED_FROM = 2**20
-"""Numbers from which on it pays to compile the codec."""
+MIN_COUNT_TO_COMPILE = 2**20
+"""Smallest model, in numbers, for which compiling the codec saves more time than it takes."""
 
 
 def pays_to_compile(count: int) -> bool:
-    """Whether codecs of so many numbers are compiled, where they can be."""
-    return count >= COMPILED_FROM and can_compile()
+    """Whether to compile the codec for ``count`` numbers; False without a C++ compiler."""
+    return count >= MIN_COUNT_TO_COMPILE and can_compile()
 
 
 def make_plan(settings: Exchange, workers: Communicator, *, compiled: bool = False) -> Plan:
-    """Choose codecs and teams as the settings say; all workers call this together.
+    """Build the codecs and communicators of an exchange; all workers call this together.
 
     Args:
-        settings: of the exchange.
-        workers: who take part.
-        compiled: whether the codec is, by torch.compile.
+        settings: of the exchange, without ``auto``.
+        workers: all workers that take part.
+        compiled: whether to compile the codec with torch.compile.
 
     Raises:
-        InputError: a lane is too narrow for so many workers.
+        InputError: ``lane_bits`` is too narrow for so many workers.
     """
     if settings.protocol == "hierarchical":
         node = workers.split(workers.node_of)
         place = [workers.node_of[:rank].count(n) for rank, n in enumerate(workers.node_of)]
         leaders = workers.split([min(p, 1) for p in place])
-        inner = _plain_plan(settings, settings.across, len(set(workers.node_of)), compiled)
+        inner = _flat_plan(settings, settings.across, len(set(workers.node_of)), compiled)
         protocol = partial(hierarchical, node=node, leaders=leaders, across=inner.protocol)
-        return Plan(protocol, inner.name, inner.codec, inner.back, inner.senders, inner.remark)
-    return _plain_plan(settings, settings.protocol, workers.size, compiled)
+        return Plan(protocol, inner.name, inner.codec, inner.sum_codec, inner.senders, inner.remark)
+    return _flat_plan(settings, settings.protocol, workers.size, compiled)
 
 
-def _plain_plan(settings: Exchange, name: str, senders: int, compiled: bool) -> Plan:
+def _flat_plan(settings: Exchange, name: str, senders: int, compiled: bool) -> Plan:
     codec, remark = _codec(settings, name, senders, compiled)
-    back = codec if settings.two_sided else Cast(getattr(torch, settings.sum_format))
+    sum_codec = codec if settings.two_sided else Cast(getattr(torch, settings.sum_format))
     protocol = partial(PROTOCOLS[name], codec=codec)
     if name in ("parameter_server", "sharded_server"):
-        protocol = partial(protocol, back=back)
-    return Plan(protocol, name, codec, back, senders, remark)
+        protocol = partial(protocol, sum_codec=sum_codec)
+    return Plan(protocol, name, codec, sum_codec, senders, remark)
 
 
 def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple[Codec, str]:
@@ -134,12 +135,12 @@ def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple
 
 @cache
 def _quantized(quantizer: Quantizer, *, compiled: bool) -> Quantized:
-    """One for all plans, so that it is compiled once."""
+    """Shared by all plans, so that it is compiled once."""
     return Quantized(quantizer, compiled=compiled)
 
 
 def _remark_on(quantizer: Quantizer, senders: int) -> str:
-    """Where lanes no longer pay, with the numbers."""
+    """A note for the user where lanes of a ring cost more than another protocol; otherwise empty."""
     cost = lanes_for(quantizer, senders).bits_per_code
     if cost >= 2 * quantizer.bits:
         return (

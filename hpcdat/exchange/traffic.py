@@ -1,8 +1,8 @@
-"""Bytes that an exchange puts on the network, counted from its messages.
+"""Bytes that an exchange sends over the network, counted from its messages.
 
-As the DAT paper counts them ("MB per iteration": MiB that all workers together send), and for the
-busiest network card. Frames, headers and acknowledgements of the transport are not counted: they add
-0.6 to 3.3 % of large messages, measured on Ethernet.
+Counted as in the DAT paper ("MB per iteration": MiB that all workers together send), and for the busiest
+network card. Frames, headers and acknowledgements of the transport are not included; measured on Ethernet,
+they add 0.6 to 3.3 % to large messages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Traffic:
 
     Attributes:
         total: sent by all workers together.
-        sent, received: by the worker that sends and receives most.
+        sent, received: by the busiest worker.
     """
 
     total: float
@@ -42,19 +42,19 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of a protocol, as the workers call it.
+    """One collective of a protocol.
 
     Attributes:
-        kind: which.
-        size: bytes of the vector that is reduced or broadcast, of one worker's row that is gathered, or
-            of all rows that one worker sends to all.
+        kind: of collective.
+        size: bytes of the vector (all-reduce, broadcast), of one worker's row (gather, all-gather), or of
+            all rows that one worker sends (all-to-all).
     """
 
     kind: Kind
     size: float
 
     def traffic(self, workers: int) -> Traffic:
-        """Of so many workers; a reduction or gathering to all is a ring's, a broadcast a tree's."""
+        """Bytes among ``workers`` workers; all-reduce and all-gather run in a ring, broadcast in a tree."""
         others, size = workers - 1, self.size
         match self.kind:
             case "allreduce":
@@ -70,10 +70,14 @@ class Collective:
         return Traffic(total, total / workers, total / workers)
 
     def on_card(self, nodes: int, per_node: int) -> float:
-        """Bytes through the busiest card, in its busier direction, of nodes with so many workers each.
+        """Bytes through the busiest card, in its busier direction.
 
-        Rings and trees cross from node to node once; in an all-to-all every worker of a node sends to all
-        others.
+        A ring or tree passes through each node once; in an all-to-all every worker of a node sends to every
+        worker of other nodes.
+
+        Args:
+            nodes: number of nodes, each with one card.
+            per_node: workers on each node.
         """
         workers = nodes * per_node
         if nodes == 1:
@@ -88,7 +92,7 @@ class Collective:
         return self.traffic(workers).busiest
 
     def rounds(self, workers: int) -> int:
-        """Messages that follow each other."""
+        """Number of messages that have to be sent one after the other."""
         match self.kind:
             case "allreduce":
                 return max(2 * (workers - 1), 1)
@@ -97,17 +101,17 @@ class Collective:
         return max(workers - 1, 1)
 
 
-def collectives(protocol: str, count: int, workers: int, codec: Codec, back: Codec) -> list[Collective]:
+def collectives(protocol: str, count: int, workers: int, codec: Codec, sum_codec: Codec) -> list[Collective]:
     """The collectives of the exchange of one vector, in their order.
 
     Args:
         protocol: ``ring``, ``allgather``, ``parameter_server`` or ``sharded_server``.
         count: numbers in the vector.
         workers: M.
-        codec: of what the workers send.
-        back: of the sum, where a server sends it.
+        codec: encodes what workers send.
+        sum_codec: encodes the sum, where a server sends it.
     """
-    sent, returned = codec.message_bytes(count), back.message_bytes(count)
+    sent, returned = codec.message_bytes(count), sum_codec.message_bytes(count)
     if protocol == "ring":
         if isinstance(codec, Cast):
             return [Collective("allreduce", sent)]
@@ -123,5 +127,5 @@ def collectives(protocol: str, count: int, workers: int, codec: Codec, back: Cod
 
 
 def traffic(crossing: Iterable[Collective], workers: int) -> Traffic:
-    """Of several collectives of so many workers."""
+    """Bytes of several collectives among ``workers`` workers."""
     return sum((collective.traffic(workers) for collective in crossing), start=Traffic(0, 0, 0))

@@ -1,4 +1,4 @@
-"""The networks, by name; normalisation is their first layer."""
+"""The models by name; their first layer normalises the pixels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hpcdat.seeds import derive
 def _resnet50(channels: int, num_classes: int) -> nn.Module:
     from torchvision.models import resnet50
 
-    net: nn.Module = resnet50(weights=None, num_classes=num_classes)
+    model: nn.Module = resnet50(weights=None, num_classes=num_classes)
     if channels != 3:
-        net.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    return net
+        model.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    return model
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -32,6 +32,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wide-resnet28-10": wide_resnet28_10,
     "resnet50": _resnet50,
 }
+"""Constructors by the values of ``model.name``; each takes channels and number of classes."""
 
 
 def build_model(
@@ -46,29 +47,28 @@ def build_model(
     precision: Precision = "float32",
     channels_last: bool = False,
 ) -> nn.Module:
-    """A freshly initialised network that takes pixels.
+    """A freshly initialised model of pixels.
 
     Args:
         name: a key of :data:`MODELS`.
         channels: 1 or 3.
         num_classes: number of logits.
         mean, std: statistics of the normalisation layer, one per channel, [0, 1] units.
-        seed: of the initial weights; the caller's random state is left as it was.
-        width: factor of the channels, for nets that take one.
-        precision, channels_last: of the arithmetic behind the normalisation, see
-            :class:`~hpcdat.models.pixel_model.PixelModel`.
+        seed: of the initial weights; torch's global random state is preserved.
+        width: factor of the channels, for models that have one.
+        precision, channels_last: see :class:`~hpcdat.models.pixel_model.PixelModel`.
 
     Returns:
         A module from images (N, channels, H, W), float in [0, 1], to logits (N, num_classes).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = MODELS[name](channels, num_classes, **({} if width == 1 else {"width": width}))
-    return PixelModel(Normalization(mean, std), net, precision, channels_last)
+        model = MODELS[name](channels, num_classes, **({} if width == 1 else {"width": width}))
+    return PixelModel(Normalization(mean, std), model, precision, channels_last)
 
 
 def build_model_for(job: Job, classes: int) -> nn.Module:
-    """The network of a job, freshly initialised, with split batch norm if its method has it.
+    """The model of a job, freshly initialised, with split batch norm if its method uses it.
 
     Args:
         job: its model, data and seed.

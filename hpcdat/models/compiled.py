@@ -1,4 +1,4 @@
-"""A network whose full batches pass code that torch.compile made for them."""
+"""A model that runs compiled code on full batches."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class Compiled(nn.Module):
-    """A model with compiled code for batches of one size; any other passes it as it is.
+    """A wrapper that runs code compiled for one batch size, and the model itself on any other batch.
 
-    The compiler makes code for every way the model is used: in the attack without gradients of the weights,
-    in training with them, by mode of batch norm and branch. That takes about a minute on a GPU, so the short
-    last batch of an epoch, evaluations and guards are left to the model itself.
+    The compiler generates code for every use of the model: without gradients of the weights in the attack,
+    with them in training, and for each mode of batch norm and branch. That takes about a minute on a GPU, so
+    the short last batch of an epoch, evaluations and guards are not compiled.
 
     Args:
-        model: from images to logits; its weights and its state stay where they are.
-        batch_size: images of a full batch.
+        model: from images to logits; the wrapper shares its parameters and buffers.
+        batch_size: images in a full batch.
         backend: of torch.compile.
     """
 
@@ -28,20 +28,20 @@ class Compiled(nn.Module):
         self._full = torch.compile(model.forward, backend=backend, dynamic=False, fullgraph=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The model's logits (N, classes) of images (N, C, H, W), but for rounding."""
+        """The model's logits (N, classes), up to rounding, of images (N, C, H, W)."""
         logits: Tensor = self._full(x) if len(x) == self.batch_size else self.model(x)
         return logits
 
 
 @contextmanager
-def fastest_convolutions(wanted: bool) -> Iterator[None]:
-    """Have cuDNN try its algorithms on every new shape, which pays where shapes come again and again.
+def fastest_convolutions(enabled: bool) -> Iterator[None]:
+    """Let cuDNN benchmark its algorithms on every new shape inside the block; the setting is restored.
 
     Args:
-        wanted: whether it shall; if not, it goes on as it does.
+        enabled: if False, the setting is not changed.
     """
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or wanted
+    torch.backends.cudnn.benchmark = before or enabled
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A small convolutional net for 8x8 digits."""
+"""A small convolutional network for 8x8 digits."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of all parameters and buffers, by which to tell one model from another."""
+    """A hash of all parameters and buffers: 16 hexadecimal digits."""
     text = "".join(f"{name}:{tensor_fingerprint(tensor)};" for name, tensor in named_state(model).items())
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

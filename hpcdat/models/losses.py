@@ -1,7 +1,7 @@
 """The local cost: f_i of DAT's eq. (2), and the clean and adversarial halves of ConAdv's eq. (2) and (4).
 
 The robustness regulariser phi of DAT's eq. (2) is the loss of the perturbed image (case 1), or the TRADES
-regulariser (Zhang et al. 2019, eq. (5)): the divergence between what the net says of an image and of its
+regulariser (Zhang et al. 2019, eq. (5)): the divergence between the predictions for an image and for its
 perturbation, which needs no label.
 """
 
@@ -25,11 +25,11 @@ class Labelled(NamedTuple):
 
 
 class LocalCost(NamedTuple):
-    """What a worker's part of a batch costs.
+    """The cost of a worker's part of a batch.
 
     Attributes:
-        total: summed over the samples, with its gradient history.
-        correct: clean images that were classified right on the way, (); 0 where none was looked at.
+        total: summed over the samples, (), with gradient history.
+        correct: number of correctly classified clean images, (); 0 if no clean image was evaluated.
     """
 
     total: Tensor
@@ -42,10 +42,10 @@ def clean_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tenso
     Args:
         logits: (N, classes).
         y: labels (N,), int64.
-        label_smoothing: share of the target given to all classes alike, in [0, 1).
+        label_smoothing: share of the target that is distributed evenly over all classes, in [0, 1).
 
     Returns:
-        One loss a sample, (N,).
+        One loss per sample, (N,).
     """
     return cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
 
@@ -55,10 +55,10 @@ def divergence(logits: Tensor, clean_logits: Tensor) -> Tensor:
 
     Args:
         logits: of the perturbed images, (N, classes).
-        clean_logits: of the images as they are, (N, classes).
+        clean_logits: of the clean images, (N, classes).
 
     Returns:
-        One divergence a sample, (N,), >= 0 but for rounding.
+        One divergence per sample, (N,), >= 0 up to rounding.
     """
     clean, perturbed = log_softmax(clean_logits, 1), log_softmax(logits, 1)
     return kl_div(perturbed, clean, reduction="none", log_target=True).sum(1)
@@ -80,15 +80,15 @@ def local_cost(
 
     Args:
         model: from images to logits (N, classes).
-        clean: images as they are, or None where another worker sees to them.
-        adversarial: the perturbed images that the oracle (A1) found, or None likewise.
-        weights: of the two, >= 0; what has weight 0 does not pass the model.
-        phi: ``loss``, or ``trades``, whose gradient goes through clean and perturbed images alike.
+        clean: clean images, or None if another worker processes them.
+        adversarial: the perturbed images from the oracle (A1), or None likewise.
+        weights: of the two, >= 0; images with weight 0 are not evaluated.
+        phi: ``loss``, or ``trades``, whose gradient includes that through the clean images.
         label_smoothing: of the losses, in [0, 1).
 
     Returns:
-        The cost. Clean and perturbed images pass the model one after the other, each normalised with
-        its own batch statistics and, with split batch norm, through its own branch.
+        The cost. Clean and perturbed images are evaluated one after the other, each with their own batch
+        statistics and, with split batch norm, their own branch.
     """
     costs, clean_logits, correct = [], None, None
     if adversarial is not None and weights[1]:
@@ -106,5 +106,5 @@ def local_cost(
         else:
             regulariser = clean_loss(logits, adversarial.y, label_smoothing)
         costs.append(weights[1] * regulariser.sum())
-    nothing = next(model.parameters()).new_zeros(())
-    return LocalCost(sum(costs[1:], costs[0]) if costs else nothing, nothing if correct is None else correct)
+    zero = next(model.parameters()).new_zeros(())
+    return LocalCost(sum(costs[1:], costs[0]) if costs else zero, zero if correct is None else correct)

@@ -1,4 +1,4 @@
-"""Input normalisation as a layer, so that attacks and their balls live in pixel space."""
+"""Input normalisation as a layer, so that attacks and their balls are defined on pixels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Pre-activation residual nets for small images (He et al. 2016b): ResNet-18 and Wide ResNet-28-10.
+"""Pre-activation residual networks for small images (He et al. 2016b): ResNet-18 and Wide ResNet-28-10.
 
-Both are one family: a 3x3 convolution, stages of residual blocks, batch norm and ReLU, the mean over
-the pixels, a linear layer. Wide ResNets (Zagoruyko and Komodakis 2016) have fewer, wider stages.
+Both consist of a 3x3 convolution, stages of residual blocks, batch norm and ReLU, the mean over the pixels,
+and a linear layer. Wide ResNets (Zagoruyko and Komodakis 2016) have fewer, wider stages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import relu
 class PreActBlock(nn.Module):
     """x + conv(relu(bn(conv(relu(bn(x)))))), both convolutions 3x3.
 
-    Where the shape changes, the sum takes a 1x1 convolution of relu(bn(x)) in place of x.
+    Where the shape changes, the shortcut is a 1x1 convolution of relu(bn(x)) in place of x.
 
     Args:
         inputs, outputs: channels.
@@ -41,7 +41,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A pre-activation residual net; every stage after the first halves height and width.
+    """A pre-activation residual network; every stage after the first halves height and width.
 
     Args:
         channels: of the input.
@@ -75,13 +75,13 @@ class PreActResNet(nn.Module):
 
 
 def preact_resnet18(channels: int, num_classes: int, width: float = 1.0) -> PreActResNet:
-    """Pre-activation ResNet-18, the DAT paper's net for CIFAR: 11.2 million parameters at width 1."""
+    """Pre-activation ResNet-18, used for CIFAR in the DAT paper: 11.2 million parameters at width 1."""
     stem, *widths = _scaled(width, 64, 64, 128, 256, 512)
     return PreActResNet(channels, num_classes, stem=stem, widths=widths, blocks=2)
 
 
 def wide_resnet28_10(channels: int, num_classes: int, width: float = 1.0) -> PreActResNet:
-    """Wide ResNet-28-10, of Carmon et al. 2019 and the DAT paper's Table 3: 36.5 million parameters."""
+    """Wide ResNet-28-10 (Carmon et al. 2019; Table 3 of the DAT paper): 36.5 million parameters."""
     stem, *widths = _scaled(width, 16, 160, 320, 640)
     return PreActResNet(channels, num_classes, stem=stem, widths=widths, blocks=4)
 

@@ -1,4 +1,4 @@
-"""Split batch norm: clean and adversarial images each with statistics and weights of their own.
+"""Split batch norm: separate statistics and weights for clean and adversarial images.
 
 Sources: Xie et al. 2020 (AdvProp); ConAdv paper, Sec. 3.2 and Algorithm 1: main BN and adversarial BN.
 """
@@ -17,11 +17,10 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class SplitBatchNorm(nn.Module):
-    """Two batch norms in the place of one; the branch says which one an image passes.
+    """Two batch norms in place of one; the current branch selects which one is used.
 
     Args:
-        main: the layer for clean images, and for everything that does not say otherwise; the one for
-            adversarial images begins as its copy.
+        main: the layer for clean images; the layer for adversarial images is initialised as its copy.
 
     Attributes:
         main, auxiliary: the two layers.
@@ -34,13 +33,13 @@ class SplitBatchNorm(nn.Module):
         self.branch: Branch = "clean"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise features by the branch's statistics; in training they are the branch's alone to learn."""
+        """Normalise features with the branch's layer; training updates the statistics of this branch only."""
         normalised: Tensor = (self.main if self.branch == "clean" else self.auxiliary)(x)
         return normalised
 
 
 def split_batch_norm(model: nn.Module) -> None:
-    """Put a :class:`SplitBatchNorm` in the place of every batch norm of a model."""
+    """Replace every batch norm of a model by a :class:`SplitBatchNorm`, in place; idempotent."""
     for name, child in model.named_children():
         if isinstance(child, BatchNorm):
             setattr(model, name, SplitBatchNorm(child))
@@ -50,7 +49,7 @@ def split_batch_norm(model: nn.Module) -> None:
 
 @contextmanager
 def routed(model: nn.Module, branch: Branch) -> Iterator[None]:
-    """Send what passes the model through one branch; a model without split batch norm has but one."""
+    """Select the branch of split batch norm inside the block; no effect on a model without it."""
     layers = [module for module in model.modules() if isinstance(module, SplitBatchNorm)]
     before = [layer.branch for layer in layers]
     for layer in layers:
@@ -63,5 +62,5 @@ def routed(model: nn.Module, branch: Branch) -> Iterator[None]:
 
 
 def branch_of(name: str) -> Branch:
-    """The branch that a layer trains with, by its name in the model."""
+    """The branch in which a layer is trained, by its name in the model."""
     return "adversarial" if name.endswith(".auxiliary") else "clean"

@@ -1,4 +1,4 @@
-"""The links between nodes, measured or assumed, as a forecast needs them."""
+"""The links between nodes, measured or assumed, for a forecast."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hpcdat.emulation.cluster import links_here
 from hpcdat.errors import InputError
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.traffic import Collective
-from hpcdat.performance.autotune import KINDS
+from hpcdat.performance.autotune import COLLECTIVE_KINDS
 from hpcdat.performance.cost_model import Link, Network
 from hpcdat.performance.microbenchmarks import measure_network
 from hpcdat.storage.atomic_files import write_text
 
 MESSAGE_SECONDS = 2e-4
-"""Seconds that an empty message is assumed to take over a link that was not measured."""
+"""Assumed time of an empty message over a link that was not measured, seconds."""
 
 
 class Calibration(BaseModel):
-    """The links that a forecast is for; saved in a file, it serves for any job and number of nodes.
+    """The links of a forecast; saved in a file, it can be used for any job and number of nodes.
 
     Attributes:
         network: the links.
-        measured_on: where and when they were measured, in words.
+        measured_on: description of where and when they were measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,14 +49,14 @@ class Calibration(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
-        """Read a file that :meth:`write` has written.
+        """Read a file written by :meth:`write`.
 
         Raises:
             InputError: it cannot be read.
         """
         try:
             read = cls.model_validate_json(path.read_text())
-            if missing := set(KINDS) - set(read.network.links):
+            if missing := set(COLLECTIVE_KINDS) - set(read.network.links):
                 raise ValueError(f"links of {', '.join(sorted(missing))} are missing")
             return read
         except (OSError, ValueError) as error:
@@ -65,7 +65,7 @@ class Calibration(BaseModel):
 
 def measure_links(workers: Communicator, device: torch.device) -> Calibration:
     """Measure the links between two or more workers; all call this together."""
-    network = measure_network(workers, KINDS, device)
+    network = measure_network(workers, COLLECTIVE_KINDS, device)
     links = links_here()
     where = (
         f"emulated {links}" if links else "one machine, memory for links" if workers.nodes == 1 else "links"
@@ -77,13 +77,13 @@ def measure_links(workers: Communicator, device: torch.device) -> Calibration:
 
 
 def assume_links(rate: float) -> Calibration:
-    """Links that nothing was measured of.
+    """Links with an assumed rate.
 
     Args:
-        rate: bytes a second each way.
+        rate: bytes per second in each direction.
     """
     links = {}
-    for kind in KINDS:
+    for kind in COLLECTIVE_KINDS:
         latency = Collective(kind, 0).rounds(2) * MESSAGE_SECONDS / IN_FLIGHT
         links[kind] = Link(points=[(0.0, latency), (rate, latency + 1.0)])
     bits = f"{8e-9 * rate:g} Gbit/s" if 8 * rate >= 1e9 else f"{8e-6 * rate:g} Mbit/s"

@@ -1,4 +1,4 @@
-"""Wall-clock time of work whose end a GPU would not wait for."""
+"""Wall-clock time of work that may be queued on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcdat.distributed.device import synchronize
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of the work in seconds, what it has queued on the device included."""
+    """Wall-clock time of the work, seconds, including what it has queued on the device."""
     synchronize(device)
     start = time.perf_counter()
     work()

@@ -1,10 +1,10 @@
-"""Seconds of an exchange, predicted from a few measured numbers.
+"""The cost model: seconds of an exchange, predicted from a few measurements.
 
-A collective takes the time that was measured for as many bytes through the busiest card; coding and
-adding take a time in proportion to the numbers. The network carries one collective at a time, the workers
-agree at once on all that are under way, and codes are computed beside them. So several buckets take as
-long as the longer of the two sums, and of the shorter one what cannot be hidden: the part of one bucket,
-in which the other has nothing to do, and what both lose by sharing processors.
+A collective takes the time measured for as many bytes through the busiest card. Coding and adding take a
+time proportional to the count of numbers. The network carries one collective at a time, the workers agree
+at once on all collectives in progress, and codes are computed concurrently. So several buckets take as long
+as the longer of the two sums, network and computation, plus the part of the shorter one that does not
+overlap: one bucket's share, and what both lose by sharing processors.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.traffic import Collective, Kind
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A finite, non-negative number of bytes or seconds."""
 
 
 class Link(BaseModel):
-    """The network as one kind of collective finds it.
+    """The time of one kind of collective by its size.
 
     Attributes:
-        points: bytes through the busiest card and the seconds they took with as many collectives under way
-            as in an exchange, each; two or more, bytes rising.
+        points: bytes through the busiest card and the seconds per collective, measured with as many in
+            progress as in an exchange; two or more, with increasing bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,25 +44,24 @@ class Link(BaseModel):
 
     @property
     def latency(self) -> float:
-        """Seconds of a collective that carries next to nothing, agreement included."""
+        """Seconds of the smallest measured collective, including the workers' agreement."""
         return self.points[0][1]
 
     def seconds(self, carried: float) -> float:
-        """Of a collective with so many bytes through the busiest card, on the line through its neighbours."""
+        """Seconds for ``carried`` bytes through the busiest card, by linear interpolation."""
         right = bisect_left(self.points, (carried, 0.0), lo=1, hi=len(self.points) - 1)
         (less, sooner), (more, later) = self.points[right - 1 : right + 1]
         return sooner + max(later - sooner, 0.0) * (carried - less) / (more - less)
 
 
 class Network(BaseModel):
-    """Links as they were measured, and what becomes of them among other numbers of workers.
+    """Measured links, and their extrapolation to other numbers of workers.
 
     Attributes:
-        nodes, per_node: workers that it was measured among: on so many nodes, so many on each.
-        links: of every kind of collective that was measured.
-        sharing: of what could run beside each other, network and computation, the share that does not,
-            because they share processors: 0 on nodes of their own with cards that work by themselves, 1
-            where nothing is gained.
+        nodes, per_node: the workers among which the links were measured.
+        links: by kind of collective.
+        sharing: fraction of the possible overlap of network and computation that is lost because both use
+            the same processors: 0 if they overlap fully, 1 if not at all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,15 +72,15 @@ class Network(BaseModel):
     sharing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def latency(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
-        """Seconds of a collective that carries nothing, among so many workers on each of so many nodes.
+        """Seconds of an empty collective among nodes x per_node workers.
 
-        Where these are not the measured ones, it grows with the messages that have to follow each other.
+        For other numbers of workers than measured, it is proportional to the number of consecutive messages.
         """
         rounds = collective.rounds(nodes * per_node) / collective.rounds(self.nodes * self.per_node)
         return rounds * self.links[collective.kind].latency
 
     def transfer(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
-        """Seconds that its bytes add to that; those on the busiest card follow from the algorithm."""
+        """Seconds that the bytes of a collective add to its latency."""
         link = self.links[collective.kind]
         return max(link.seconds(collective.on_card(nodes, per_node)) - link.latency, 0.0)
 
@@ -95,15 +95,15 @@ def predict(
     """Seconds of one exchange of all buckets.
 
     Args:
-        buckets: the collectives of each.
-        computing: seconds that a worker computes for all of them.
-        network: as it was measured.
-        nodes, per_node: the workers that exchange: on so many nodes, so many on each.
+        buckets: the collectives of each bucket.
+        computing: seconds that a worker spends on the codes of all buckets.
+        network: the measured links.
+        nodes, per_node: the workers that exchange.
     """
     crossing = [collective for bucket in buckets for collective in bucket]
     latency = sum(network.latency(c, nodes, per_node) for c in crossing)
     wire = sum(network.transfer(c, nodes, per_node) for c in crossing)
-    # With fewer under way each waits longer.
+    # Latencies were measured with IN_FLIGHT collectives in progress; with fewer, each one waits longer.
     wire += latency * IN_FLIGHT / max(min(len(buckets), IN_FLIGHT), 1)
-    alone = 1 / max(len(buckets), 1)
-    return max(wire, computing) + min(wire, computing) * (alone + (1 - alone) * network.sharing)
+    one_bucket = 1 / max(len(buckets), 1)
+    return max(wire, computing) + min(wire, computing) * (one_bucket + (1 - one_bucket) * network.sharing)

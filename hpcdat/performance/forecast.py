@@ -1,4 +1,4 @@
-"""What a job will cost on so many nodes: C, T, bytes and speed-up, before it runs."""
+"""Forecast of a job on p x q workers before it runs: C, T, bytes and speed-up."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from hpcdat.exchange.resolve import make_plan, pays_to_compile
 from hpcdat.exchange.traffic import Traffic, traffic
 from hpcdat.performance.autotune import Correction, choose_for, predicted
 from hpcdat.performance.calibration import Calibration, assume_links, measure_links
-from hpcdat.performance.microbenchmarks import Imagined, Rate, coding_rate
+from hpcdat.performance.microbenchmarks import Rate, SimulatedCommunicator, coding_rate
 from hpcdat.performance.step_timing import StepTiming, time_step
 from hpcdat.performance.trial_exchange import measure_correction
 from hpcdat.training.roles import assign_roles, first_workers
 
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
-"""Classes of a data source whose images are not here to be counted."""
-BACKWARD = 2 / 3
-"""Share of the backward pass in the time of a local gradient: what exchanges can overlap with."""
+DEFAULT_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
+"""Number of classes of each ``data.source``, used where the images are not on this machine."""
+BACKWARD_FRACTION = 2 / 3
+"""Fraction of a local gradient's time that is the backward pass, with which exchanges overlap."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Forecast:
 
     Attributes:
         nodes, per_node: p and q.
-        steps: iterations of an epoch.
-        exchange: settings of the exchange that it is predicted for.
+        steps: iterations per epoch.
+        exchange: settings of the exchange; never ``auto`` with several workers.
         seconds: of one exchange.
-        communication, total: C and T, seconds an epoch.
-        speed_up: T of one worker with the same images over T.
-        traffic: bytes of an iteration; of an exchange through nodes, those that cross the network.
+        communication, total: C and T, seconds per epoch.
+        speed_up: T of one worker on the same images, divided by T.
+        traffic: bytes per iteration between nodes (``hierarchical``) or workers (other protocols).
     """
 
     nodes: int
@@ -60,10 +60,10 @@ class Forecast:
 
 
 def read_nodes(text: str) -> list[int]:
-    """Numbers of nodes from a text such as ``1,6,100``.
+    """Parse numbers of nodes such as ``1,6,100``.
 
     Raises:
-        InputError: the text is no list of numbers.
+        InputError: the text is not a list of positive numbers.
     """
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
@@ -84,22 +84,22 @@ def predict_job(
 
     Args:
         job: resolved.
-        nodes: numbers p to predict for.
+        nodes: the values of p.
         per_node: q.
-        images: of an epoch; None: count those of the job.
+        images: images per epoch; None: count those of the job.
         calibration: the links; None: measure those between the workers.
-        save: file to write the measured links to.
-        workers: all call this together, and measure.
+        save: file for the measured links.
+        workers: all workers of this process group; they call this together.
 
     Raises:
-        InputError: the images are not there and their number is not given, or a file cannot be written.
+        InputError: the images cannot be found and their number is not given, or a file cannot be written.
     """
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     if images is None:
         found = workers.on_all_ranks("find the images", lambda: _find(job))
         images, classes = len(found) - job.early_stopping.held_out, len(found.classes)
     else:
-        classes = CLASSES[job.data.source]
+        classes = DEFAULT_CLASSES[job.data.source]
     measured = calibration is None and workers.size > 1
     if measured:
         calibration = measure_links(workers, device)
@@ -108,16 +108,18 @@ def predict_job(
     model, timing, compute = workers.on_all_ranks("time a step", lambda: time_step(job, classes, device))
     compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
     rate = coding_rate(workers, device, compiled=compiled)
-    correction = trials(calibration, model, rate, workers, compute) if measured and calibration else untried
+    correction: Correction = no_correction
+    if measured and calibration:
+        correction = trial_corrections(calibration, model, rate, workers, compute)
     rows, links = [], calibration or assume_links(1.0)
     for p in nodes:
         known = forecast(job, images, model, timing, links, p, per_node, rate, correction)
-        bucket = f", {known.exchange.bucket_mb:g} MiB together" if p * per_node > 1 else ""
+        bucket = f", buckets of {known.exchange.bucket_mb:g} MiB" if p * per_node > 1 else ""
         rows.append(
             [
                 f"{p} x {per_node}",
                 known.steps,
-                "" if p * per_node == 1 else known.exchange.in_words() + bucket,
+                "" if p * per_node == 1 else known.exchange.describe() + bucket,
                 f"{known.traffic.total / 2**20:.4g}",
                 f"{1e3 * known.seconds:.4g}",
                 f"{known.communication:.4g}",
@@ -131,12 +133,12 @@ def predict_job(
         [
             table,
             "",
-            f"C, T: predicted seconds an epoch of {images:,} images, {job.batch_size} a worker in a step,",
-            "without reading them, waiting for slower workers, and evaluation. Inside a node messages take",
-            "no time but their agreement. Speed-up: of T, over one worker.",
-            f"Computation: measured on {timing.measured_on}; an image takes "
-            f"{1e3 * timing.attack:.4g} ms of attack and {1e3 * timing.gradient:.4g} ms of gradient, "
-            f"with {classes} classes.",
+            f"C, T: predicted seconds per epoch of {images:,} images, {job.batch_size} per worker and step;",
+            "not included: reading images, waiting for slower workers, evaluation, and transfers inside a",
+            "node. Speed-up: T of one worker over T.",
+            f"Computation: measured on {timing.measured_on}; per image "
+            f"{1e3 * timing.attack:.4g} ms for the attack and {1e3 * timing.gradient:.4g} ms for the "
+            f"gradient, with {classes} classes.",
             f"Links: {calibration.measured_on if calibration else 'none needed'}.",
         ]
     )
@@ -146,25 +148,25 @@ def _find(job: Job) -> Images:
     try:
         return find_images(job.data)[0]
     except InputError as error:
-        raise InputError(f"{error}; --images N says how many there are, without them") from None
+        raise InputError(f"{error}; --images N gives their number without reading them") from None
 
 
-def trials(
+def trial_corrections(
     calibration: Calibration,
     model: nn.Module,
     rate: Rate,
     workers: Communicator,
     compute: Callable[[], object],
 ) -> Correction:
-    """Factors of measured over predicted time of whole exchanges between these workers.
+    """Measured over predicted time of whole exchanges between these workers, as a function of the settings.
 
-    Each exchange is tried once, when its factor is first asked for.
+    Each exchange is measured once, at the first call with its settings.
 
     Args:
         calibration: of the links between the workers.
-        model: its gradients are exchanged, on its device.
-        rate: of the codecs.
-        workers: two or more; all call this together.
+        model: on the device; exchanges of its gradients are measured.
+        rate: of the codecs, from :func:`~hpcdat.performance.microbenchmarks.coding_rate`.
+        workers: two or more; all call the function together.
         compute: a worker's computation before each exchange.
     """
     known: dict[str, float] = {}
@@ -179,8 +181,8 @@ def trials(
     return correction
 
 
-def untried(exchange: Exchange) -> float:
-    """The factor where no exchange can be tried, since the links are elsewhere."""
+def no_correction(exchange: Exchange) -> float:
+    """The correction, 1, where no exchange can be measured because the links are not available here."""
     return 1.0
 
 
@@ -197,18 +199,18 @@ def forecast(
 ) -> Forecast:
     """Predict a job on p x q workers.
 
-    Not in it: reading images, waiting for slower workers, evaluation, and what workers that share noisy
-    copies send each other while attacking.
+    Not included: reading images, waiting for slower workers, evaluation, and the communication of workers
+    that share noisy copies during the attack.
 
     Args:
         job: resolved; with ``exchange.protocol: auto`` the exchange is chosen here.
-        images: of an epoch, with labels of their own.
-        model: its network.
+        images: labelled images per epoch.
+        model: of the job.
         timing: of a worker's computation.
         calibration: of the links.
         nodes, per_node: p and q.
-        rate: of the codecs, as :func:`~hpcdat.performance.microbenchmarks.coding_rate` gives it.
-        correction: factor of the exchange's time, as a trial gives it.
+        rate: of the codecs, from :func:`~hpcdat.performance.microbenchmarks.coding_rate`.
+        correction: measured over predicted time of an exchange.
     """
     workers = nodes * per_node
     named = gradients_of(model)
@@ -219,28 +221,29 @@ def forecast(
     exchange = job.exchange
     if exchange.protocol == "auto" and workers > 1:
         network = calibration.network
-        chosen = choose_for(exchange, named, network, nodes, per_node, rate, correction, compiled=compiled)
-        exchange = chosen.chosen.exchange
-    # Inside a node float32 costs next to nothing beside the network's time.
+        choice = choose_for(exchange, named, network, nodes, per_node, rate, correction, compiled=compiled)
+        exchange = choice.chosen.exchange
+    # The exchange inside a node is negligible compared with the network.
     across = exchange.protocol == "hierarchical"
     crossing = (nodes, 1) if across else (nodes, per_node)
     flat = exchange.model_copy(update={"protocol": exchange.across}) if across else exchange
     senders = crossing[0] * crossing[1]
-    spent, sent, buckets = 0.0, Traffic(0, 0, 0), []
+    seconds, sent, buckets = 0.0, Traffic(0, 0, 0), []
     if senders > 1:
-        plan = make_plan(flat, Imagined(senders), compiled=compiled)
+        plan = make_plan(flat, SimulatedCommunicator(senders), compiled=compiled)
         coding = rate(flat, senders)
-        spent = predicted(flat, plan, named, calibration.network, *crossing, coding).seconds
-        spent *= correction(flat)
+        seconds = predicted(flat, plan, named, calibration.network, *crossing, coding).seconds
+        seconds *= correction(flat)
         buckets = make_buckets(named, flat, coding=not plan.is_exact)
         sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
     share = images / steps / batches * job.batch_size / job.labelled_batch
-    hidden = BACKWARD * timing.gradient * share if exchange.overlap else 0.0
+    hidden = BACKWARD_FRACTION * timing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += timing.attack * share
-    # Of the last bucket nothing is hidden.
-    waited = max(spent - hidden, spent / max(len(buckets), 1))
+    # The last bucket's exchange overlaps with nothing.
+    waited = max(seconds - hidden, seconds / max(len(buckets), 1))
     total = steps * (timing.step(share, set(roles)) + waited)
     per_image = job.copies // job.passes * (timing.attack + timing.gradient)
-    alone = images * per_image + math.ceil(images / job.batch_size) * timing.update
-    return Forecast(nodes, per_node, steps, exchange, spent, steps * spent, total, alone / total, sent)
+    one_worker = images * per_image + math.ceil(images / job.batch_size) * timing.update
+    speed_up = one_worker / total
+    return Forecast(nodes, per_node, steps, exchange, seconds, steps * seconds, total, speed_up, sent)

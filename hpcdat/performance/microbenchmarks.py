@@ -1,4 +1,4 @@
-"""What the cost model is fed with: a short measurement of the real links and of the codecs."""
+"""Short measurements of the links and the codecs, the inputs of the cost model."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from hpcdat.exchange.resolve import Plan, make_plan
 from hpcdat.exchange.traffic import Collective, Kind
 from hpcdat.performance.cost_model import Link, Network
 
-REPEATS, MOST_REPEATS = 3, 11
-"""How often something is timed at least and at most: the more often, the shorter it takes."""
-SIZES = [2**16, 2**18, 2**20, 2**22, 2**24]
-"""Bytes through the busiest card, tried until a series of them takes long enough."""
-SERIES = 2**21
-"""Bytes of a series, if IN_FLIGHT messages are not more: switches let the first ones pass at once."""
-LONG_ENOUGH = 0.5
-"""Seconds."""
-NUMBERS = 2**19
-"""In the vector that the computation is timed with."""
-MOST_SENDERS = 64
-"""Whose codes a worker is made to decode in a measurement; for more it is extrapolated."""
+MIN_REPEATS, MAX_REPEATS = 3, 11
+"""Number of repetitions of a measurement; short ones are repeated more often."""
+MESSAGE_SIZES = [2**16, 2**18, 2**20, 2**22, 2**24]
+"""Bytes through the busiest card; larger ones are not measured once a series takes MEASURING_SECONDS."""
+MIN_SERIES_BYTES = 2**21
+"""Smallest volume of a series of messages: the buffers of switches let the first messages pass at once."""
+MEASURING_SECONDS = 0.5
+"""Time for which one measurement is repeated."""
+VECTOR_LENGTH = 2**19
+"""Numbers in the vector with which computation is timed."""
+MAX_SIMULATED_SENDERS = 64
+"""Largest number of senders whose codes are decoded in a measurement; times for more are extrapolated."""
 Rate = Callable[[Exchange, int], float]
-"""Seconds a number that a worker computes, by settings and senders."""
+"""Seconds per number that a worker spends on codes, by settings and number of senders."""
 
 
 def measure_network(workers: Communicator, kinds: Iterable[Kind], device: torch.device) -> Network:
-    """Time every kind of collective, small and large, and what computing beside them costs.
+    """Time every kind of collective, small and large, and how much computation slows them down.
 
-    All workers call this together. On one machine every worker is taken for a node of its own.
+    All workers call this together. On one machine every worker counts as a node.
 
     Args:
-        workers: who take part, two or more.
+        workers: two or more.
         kinds: of collectives.
-        device: where the messages lie.
+        device: of the messages.
 
     Returns:
-        The same on all workers: medians of the slowest worker's times.
+        Medians of the slowest worker's times, the same on all workers.
     """
     nodes = workers.nodes if workers.nodes > 1 else workers.size
     per_node = -(-workers.size // nodes)
@@ -60,10 +60,10 @@ def measure_network(workers: Communicator, kinds: Iterable[Kind], device: torch.
 def _measure_sharing(
     workers: Communicator, link: Link, nodes: int, per_node: int, device: torch.device
 ) -> float:
-    """Of computation beside an all-reduce that takes about as long: the share that is not hidden."""
+    """Fraction of a computation that does not overlap with an all-reduce of about the same duration."""
     carried = link.points[-1][0]
     size = max(int(carried / Collective("allreduce", 1).on_card(nodes, per_node)), 4 * workers.size)
-    vector = torch.randn(NUMBERS, device=device, generator=torch.Generator(device).manual_seed(0))
+    vector = torch.randn(VECTOR_LENGTH, device=device, generator=torch.Generator(device).manual_seed(0))
     turns = 1
 
     def compute() -> None:
@@ -84,15 +84,15 @@ def _measure_sharing(
 
 
 def _measure_link(workers: Communicator, kind: Kind, nodes: int, per_node: int, device: torch.device) -> Link:
-    # What of a message passes the busiest card.
+    # The fraction of a message that passes through the busiest card.
     share = Collective(kind, 1).on_card(nodes, per_node)
     points: list[tuple[float, float]] = []
-    for carried in (0, *SIZES):
+    for carried in (0, *MESSAGE_SIZES):
         size = max(int(carried / share), 4 * workers.size)
-        count = max(IN_FLIGHT, SERIES // carried if carried else 0)
+        count = max(IN_FLIGHT, MIN_SERIES_BYTES // carried if carried else 0)
 
         def series(size: int = size, count: int = count) -> None:
-            """As many under way as in an exchange."""
+            """Messages with as many in progress as in an exchange."""
             waiting: deque[Pending] = deque()
             for number in range(count):
                 if len(waiting) == IN_FLIGHT:
@@ -101,9 +101,9 @@ def _measure_link(workers: Communicator, kind: Kind, nodes: int, per_node: int, 
             for pending in waiting:
                 pending.wait()
 
-        spent = _seconds(workers, series)
-        points.append((carried, spent / count))
-        if spent > LONG_ENOUGH and carried:
+        duration = _seconds(workers, series)
+        points.append((carried, duration / count))
+        if duration > MEASURING_SECONDS and carried:
             break
     return Link(points=points)
 
@@ -124,12 +124,12 @@ def _start(workers: Communicator, kind: Kind, size: int, device: torch.device, n
 
 
 def _seconds(workers: Communicator, work: Callable[[], object]) -> float:
-    """Of work that all do at once, on the slowest worker: the median, after one that opens connections."""
+    """Median time on the slowest worker of work that all do at once, after one run to open connections."""
 
     def once() -> float:
         began = time.perf_counter()
         work()
-        # All are ready for the next one when they know what this one took.
+        # Gathering the times also synchronises the workers for the next run.
         return float(max(workers.all_gather_object(time.perf_counter() - began, "probe: seconds")))
 
     workers.all_gather_object(None, "probe: ready")
@@ -138,15 +138,21 @@ def _seconds(workers: Communicator, work: Callable[[], object]) -> float:
     return median([first, *(once() for _ in range(repeats_for(first) - 1))])
 
 
-def repeats_for(seconds: float, together: float = LONG_ENOUGH, most: int = MOST_REPEATS) -> int:
-    """How often something is timed that takes so long, to last so long together, and at most so often."""
-    return min(max(int(together / seconds), REPEATS), most)
+def repeats_for(seconds: float, together: float = MEASURING_SECONDS, most: int = MAX_REPEATS) -> int:
+    """Number of repetitions of a measurement.
+
+    Args:
+        seconds: duration of one repetition.
+        together: duration of all repetitions.
+        most: upper bound; the lower one is MIN_REPEATS.
+    """
+    return min(max(int(together / seconds), MIN_REPEATS), most)
 
 
-class Imagined(SingleProcess):
-    """One worker of many, to whom the others send what it sends itself, at once.
+class SimulatedCommunicator(SingleProcess):
+    """One worker of M, all of which send the same as this one; every collective completes at once.
 
-    What a protocol still takes among them is its computation.
+    The time of a protocol on it is that of its computation.
 
     Args:
         size: M.
@@ -165,61 +171,63 @@ class Imagined(SingleProcess):
 
 
 def coding_rate(workers: Communicator, device: torch.device, *, compiled: bool) -> Rate:
-    """Seconds a number that a worker computes in an exchange among so many senders, measured once for each.
+    """Seconds per number that a worker spends on codes, as a function of settings and number of senders.
+
+    It is measured at the first call with given arguments.
 
     Args:
-        workers: who all measure at once, as they will compute.
-        device: where.
-        compiled: whether codecs are.
+        workers: all measure at the same time, as they will compute in training.
+        device: to compute on.
+        compiled: whether codecs are compiled.
     """
     known: dict[str, float] = {}
 
     def rate(exchange: Exchange, senders: int) -> float:
-        played = min(senders, MOST_SENDERS)
-        plan = make_plan(exchange, Imagined(played), compiled=compiled)
+        simulated = min(senders, MAX_SIMULATED_SENDERS)
+        plan = make_plan(exchange, SimulatedCommunicator(simulated), compiled=compiled)
         if plan.is_exact:
             return 0.0
-        key = f"{played} {exchange.model_dump_json(exclude={'bucket_mb', 'overlap'})}"
+        key = f"{simulated} {exchange.model_dump_json(exclude={'bucket_mb', 'overlap'})}"
         if key not in known:
             known[key] = _measure_computing(plan, workers, device)
-        # Where one decodes all codes of all, it takes as many times as long for as many times the senders.
-        grows = plan.name in ("allgather", "parameter_server")
-        return known[key] * (senders / played if grows else 1.0)
+        # Where one worker decodes the codes of all, the time is proportional to the number of senders.
+        proportional = plan.name in ("allgather", "parameter_server")
+        return known[key] * (senders / simulated if proportional else 1.0)
 
     return rate
 
 
 def _measure_computing(plan: Plan, workers: Communicator, device: torch.device) -> float:
-    """Seconds a number that a worker, the server where there is one, computes in an exchange.
+    """Seconds per number that a worker (the server, if there is one) spends on codes in an exchange.
 
-    All workers call this together and compute at the same time, as they will in training.
+    All workers call this together and compute at the same time, as in training.
 
     Args:
-        plan: made for :class:`Imagined` workers, as many as there are.
-        workers: who take part.
-        device: where the vector lies.
+        plan: for a :class:`SimulatedCommunicator`.
+        workers: all workers.
+        device: of the vector.
     """
-    vector = torch.randn(NUMBERS, device=device, generator=torch.Generator(device).manual_seed(0))
+    vector = torch.randn(VECTOR_LENGTH, device=device, generator=torch.Generator(device).manual_seed(0))
     target = torch.empty_like(vector)
     times = []
-    # Compiled codecs learn one length first, and at the second one all of them.
-    for number, count in enumerate((NUMBERS // 2, *[NUMBERS] * (1 + REPEATS))):
+    # A compiled codec is compiled for the first length, and at the second one for all lengths.
+    for number, count in enumerate((VECTOR_LENGTH // 2, *[VECTOR_LENGTH] * (1 + MIN_REPEATS))):
         draw = Draw(0, 0, number, 0, device)
         workers.all_gather_object(None, "probe: ready to compute")
         synchronize(device)
         began = time.perf_counter()
-        # As an exchange of gradients does: into one vector, and back into their places.
-        result = _play(plan, torch.cat([vector[:count]]), draw)
+        # As in an exchange of gradients: copy them into a vector, and the sum back into the gradients.
+        result = _run_simulated(plan, torch.cat([vector[:count]]), draw)
         torch._foreach_copy_([target[:count]], [result])
         synchronize(device)
         times.append(time.perf_counter() - began)
     every = workers.all_gather_object(times[2:], "probe: computing")
-    slowest: list[float] = [max(worker[repeat] for worker in every) for repeat in range(REPEATS)]
-    return median(slowest) / NUMBERS
+    slowest: list[float] = [max(worker[repeat] for worker in every) for repeat in range(MIN_REPEATS)]
+    return median(slowest) / VECTOR_LENGTH
 
 
-def _play(plan: Plan, vector: Tensor, draw: Draw) -> Tensor:
-    steps = plan.protocol(Imagined(plan.senders), vector, draw, "imagined", None)
+def _run_simulated(plan: Plan, vector: Tensor, draw: Draw) -> Tensor:
+    steps = plan.protocol(SimulatedCommunicator(plan.senders), vector, draw, "simulated", None)
     result: Any = None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The time of a worker's computation in a training step, measured with the trainer's own step."""
+"""The time of a worker's computation in a training step, measured with the step of the trainer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from hpcdat.training.roles import Role
 from hpcdat.training.step import Algorithm1
 
 REPEATS = 3
-CPU_IMAGES = 16
-"""Largest number of images that a step is timed with on a CPU; on a GPU it is the whole batch."""
+"""Repetitions of each measurement, after a warm-up."""
+MAX_CPU_IMAGES = 16
+"""Largest batch with which a step is timed on a CPU; on a GPU the job's batch size is used."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class StepTiming:
     """Seconds of a worker's computation, measured without exchanges.
 
     Attributes:
-        attack: of the inner maximisation, for an image with all noisy copies that one worker has of it.
+        attack: of the inner maximisation, per image, including a worker's noisy copies of it.
         gradient: of the local gradient, likewise.
         update: of the optimiser's step.
-        measured_on: device and batch, in words.
+        measured_on: description of device and batch.
     """
 
     attack: float
@@ -45,7 +46,7 @@ class StepTiming:
     measured_on: str
 
     def step(self, batch: float, roles: Iterable[Role]) -> float:
-        """Seconds of a training step, of the worker with the most to do.
+        """Seconds of a training step on the worker with the most work.
 
         Args:
             batch: images in a batch.
@@ -66,15 +67,15 @@ def time_step(
 
     Args:
         job: resolved.
-        classes: of its images.
+        classes: number of classes.
         device: to compute on.
 
     Returns:
-        The network, for its shapes; the seconds, medians of a few repetitions; and a function that computes
-        one step with a single attack step.
+        The model, for its shapes; the seconds, medians of REPEATS repetitions; and a function that computes a
+        training step with a single attack step.
     """
     model = build_model_for(job, classes).to(device).train()
-    size = job.batch_size if device.type == "cuda" else min(job.batch_size, CPU_IMAGES)
+    size = job.batch_size if device.type == "cuda" else min(job.batch_size, MAX_CPU_IMAGES)
     generator = torch.Generator(device).manual_seed(0)
     shape = (size, job.data.channels, job.data.image_size, job.data.image_size)
     x = torch.rand(shape, device=device, generator=generator)
@@ -82,8 +83,8 @@ def time_step(
     batch = Batch(0, 0, size, {0: images})
 
     def algorithm(attack_steps: int) -> Algorithm1:
-        alone = _of_one_worker(job, size, attack_steps)
-        return Algorithm1(alone, model, exact(job.exchange), SingleProcess(), device)
+        one_worker = _single_worker_job(job, size, attack_steps)
+        return Algorithm1(one_worker, model, exact(job.exchange), SingleProcess(), device)
 
     def median_of(work: Callable[[], object]) -> float:
         with fastest_convolutions(job.model.compiled):
@@ -101,8 +102,8 @@ def time_step(
     return model, timing, partial(brief.step, batch, None)
 
 
-def _of_one_worker(job: Job, batch_size: int, attack_steps: int) -> Job:
-    """The job with one worker, which attacks and trains on one batch with its share of the noisy copies."""
+def _single_worker_job(job: Job, batch_size: int, attack_steps: int) -> Job:
+    """The job for one worker, which attacks and trains on one batch with its share of the noisy copies."""
     return job.model_copy(
         update={
             "batch_size": batch_size,
@@ -115,6 +116,6 @@ def _of_one_worker(job: Job, batch_size: int, attack_steps: int) -> Job:
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median of a few repetitions, after one that warms up."""
+    """Median of REPEATS repetitions, after a warm-up."""
     times = [seconds(work, device) for _ in range(1 + REPEATS)]
     return median(times[1:])

@@ -1,4 +1,4 @@
-"""What a whole exchange of gradients takes between the workers, over what is predicted for it."""
+"""Trial of a whole gradient exchange between the workers: its measured over its predicted time."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from torch import Tensor, nn
 
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.exchange.gradient_exchange import GradientExchange, Named, grad_of
+from hpcdat.exchange.gradient_exchange import GradientExchange, NamedParameters, grad_of
 from hpcdat.performance.cost_model import Network, predict
 from hpcdat.performance.microbenchmarks import Rate, repeats_for
 
-TRIAL = 2**21
-"""Numbers of an exchange that is tried."""
-SECONDS, MOST_REPEATS = 3.0, 21
-"""For how long it is tried again, and how often at most: workers come to it at other moments every time."""
+TRIAL_LENGTH = 2**21
+"""Largest number of gradient elements that are exchanged in a trial."""
+TRIAL_SECONDS, MAX_REPEATS = 3.0, 21
+"""Duration and largest number of repetitions; the workers' arrival times differ in each."""
 
 
 def measure_correction(
     settings: Exchange,
     rate: Rate,
-    named: Named,
+    named: NamedParameters,
     network: Network,
     workers: Communicator,
     compute: Callable[[], object] = lambda: None,
 ) -> float:
-    """Seconds of a trial over those that are predicted for it; all workers call this together.
+    """Measured over predicted seconds of an exchange; all workers call this together.
 
-    The gradients of the last layers are exchanged, of as many as make TRIAL numbers.
+    The trial exchanges gradients shaped like those of the last layers, TRIAL_LENGTH numbers in all.
 
     Args:
         settings: of the exchange.
-        rate: as :func:`~hpcdat.performance.microbenchmarks.coding_rate` gives it.
+        rate: from :func:`~hpcdat.performance.microbenchmarks.coding_rate`.
         named: the parameters, first layer first.
-        network: as it was measured between these workers.
+        network: measured between these workers.
         workers: two or more.
-        compute: what a worker does before its gradients are there; then workers come to the exchange one
-            after the other, as in training, and the first ones code beside the others' computation.
+        compute: a worker's computation before its gradients are available. It makes workers arrive at the
+            exchange one after the other, as in training, and the first ones encode while others compute.
     """
-    exchange = GradientExchange(workers, _stand_ins(named), settings, 0)
+    exchange = GradientExchange(workers, _placeholders(named), settings, 0)
     coded = sum(bucket.count for bucket in exchange.buckets if bucket.coded)
     expected = predict(
         [bucket.collectives(exchange.plan) for bucket in exchange.buckets],
@@ -51,47 +51,47 @@ def measure_correction(
     return _seconds(exchange, workers, compute) / expected
 
 
-def _stand_ins(named: Named) -> list[tuple[str, nn.Parameter]]:
-    """Parameters with gradients of random numbers, first layer first, in place of the last of these."""
-    kept: list[tuple[str, nn.Parameter]] = []
-    left = TRIAL
+def _placeholders(named: NamedParameters) -> list[tuple[str, nn.Parameter]]:
+    """Parameters with random gradients in the shapes of the last parameters, first layer first."""
+    placeholders: list[tuple[str, nn.Parameter]] = []
+    left = TRIAL_LENGTH
     for name, parameter in reversed(named):
         if not left:
             break
-        kept.append((name, _stand_in(parameter, min(parameter.numel(), left))))
-        left -= kept[-1][1].numel()
-    return kept[::-1]
+        placeholders.append((name, _placeholder(parameter, min(parameter.numel(), left))))
+        left -= placeholders[-1][1].numel()
+    return placeholders[::-1]
 
 
-def _stand_in(parameter: Tensor, count: int) -> nn.Parameter:
-    # A vector stays exact, as does what stands for it.
+def _placeholder(parameter: Tensor, count: int) -> nn.Parameter:
+    # A whole vector keeps its one dimension, so that it is exchanged exactly.
     shape = parameter.shape if count == parameter.numel() else (count, 1)
-    stand_in = nn.Parameter(torch.zeros(shape, device=parameter.device))
+    placeholder = nn.Parameter(torch.zeros(shape, device=parameter.device))
     generator = torch.Generator(parameter.device).manual_seed(0)
-    stand_in.grad = torch.randn(shape, device=parameter.device, generator=generator)
-    return stand_in
+    placeholder.grad = torch.randn(shape, device=parameter.device, generator=generator)
+    return placeholder
 
 
 def _seconds(exchange: GradientExchange, workers: Communicator, compute: Callable[[], object]) -> float:
-    """C of an exchange, as training counts it: the median, after one in which codecs are compiled."""
+    """Median communication time of an exchange, as training counts it, after one that compiles codecs."""
     gradients = [grad_of(p) for bucket in exchange.buckets for p in bucket.parameters]
-    riders = torch.zeros(1, device=gradients[0].device)
+    scalars = torch.zeros(1, device=gradients[0].device)
 
     def steps(count: int) -> list[float]:
-        # Nothing else brings the workers together in between, as nothing does in an epoch.
+        # No other collective synchronises the workers between exchanges, as in an epoch.
         for _ in range(count):
             compute()
             exchange.begin(0, 0)
-            exchange.finish(riders)
-            exchange.settle(counts=True)
-            # Sums become means, lest they grow from one to the next.
+            exchange.finish(scalars)
+            exchange.commit(counts=True)
+            # Dividing keeps the gradients from growing from one exchange to the next.
             torch._foreach_div_(gradients, workers.size)
         every = workers.all_gather_object(exchange.reset().busy, "trial: seconds")
-        # The worker that came last has waited for nobody.
+        # The last worker to arrive has not waited for others.
         return list(map(min, zip(*every, strict=True)))
 
     steps(1)
     (first,) = steps(1)
-    times = steps(repeats_for(first, SECONDS, MOST_REPEATS))
+    times = steps(repeats_for(first, TRIAL_SECONDS, MAX_REPEATS))
     exchange.close()
     return median(times)

@@ -46,9 +46,9 @@ class EpochLog:
     @contextmanager
     def stepping(self) -> Iterator[None]:
         """Count the time inside the block as a step, without waiting for the other workers."""
-        began, waited = time.perf_counter(), self.exchange.spent.waited
+        began, waited = time.perf_counter(), self.exchange.seconds.waited
         yield
-        self._step_seconds.append(time.perf_counter() - began - (self.exchange.spent.waited - waited))
+        self._step_seconds.append(time.perf_counter() - began - (self.exchange.seconds.waited - waited))
 
     def count(self, outcome: StepOutcome, global_size: int) -> None:
         """Add a step to the totals.
@@ -70,11 +70,11 @@ class EpochLog:
         """Add the seconds since the last call, or since :meth:`begin`; all workers call this together."""
         now = time.perf_counter()
         self.state.totals.total_seconds += now - self._clock
-        spent = self.exchange.reset()
+        seconds = self.exchange.reset()
         # The worker that came last to an exchange has waited for nobody: its time is the network's.
-        steps = zip(*self.workers.all_gather_object(spent.busy, "seconds of exchanges"), strict=True)
+        steps = zip(*self.workers.all_gather_object(seconds.busy, "seconds of exchanges"), strict=True)
         self.state.totals.communication_seconds += sum(map(min, steps))
-        self.state.totals.waited_seconds += spent.waited
+        self.state.totals.waited_seconds += seconds.waited
         self._clock = now
 
     def record(self, rate: float) -> None:

@@ -123,16 +123,16 @@ class Algorithm1:
         self.adversary.finish()
         # Block 2, of which the exchange has done what it could beside block 1
         counts = torch.tensor([self._images(now), *map(float, requests())], device=self.device)
-        riders = torch.cat([torch.stack([own_cost, own_correct]), counts])
-        self.exchange.finish(riders)  # steps 4 to 7: (A3)
+        scalars = torch.cat([torch.stack([own_cost, own_correct]), counts])
+        self.exchange.finish(scalars)  # steps 4 to 7: (A3)
         gradients = [grad_of(p) for p in self.parameters]
         # Block 3, on every worker i
-        finite = all_finite([*gradients, riders])
+        finite = all_finite([*gradients, scalars])
         # One wait for the device, not one for each number.
-        cost, correct, images, stop, save, finite = torch.cat([riders, finite[None]]).tolist()
+        cost, correct, images, stop, save, finite = torch.cat([scalars, finite[None]]).tolist()
         if images != now.global_size:
             cost *= _rescale(gradients, int(images), now.global_size)
-        self.exchange.settle(counts=bool(finite))
+        self.exchange.commit(counts=bool(finite))
         if finite:
             self.optimizer.step()  # step 9: (A4)
         else:
@@ -208,7 +208,7 @@ class Algorithm1:
             total, correct = total + loss.detach(), correct + cost.correct
         if not batches:
             self.exchange.begin(now.epoch, now.step)
-            self.exchange.contribute_nothing()
+            self.exchange.contribute_zeros()
         return total, correct
 
     def _images(self, now: Batch) -> int:

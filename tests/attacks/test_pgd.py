@@ -1,4 +1,4 @@
-"""The inner maximisation oracle against closed forms, another library, and all kinds of inputs."""
+"""The inner maximisation oracle against closed forms, another library, and extreme inputs."""
 
 from functools import partial
 
@@ -183,7 +183,7 @@ def test_the_random_start_is_uniform_in_the_ball(norm, spread):
         assert abs(share - expected) < 5 * (expected * (1 - expected) / 20000) ** 0.5
 
 
-def small_net(seed=0):
+def small_model(seed=0):
     return build_model("digits-cnn", channels=1, num_classes=10, mean=[0.5], std=[0.25], seed=seed)
 
 
@@ -191,14 +191,14 @@ def small_net(seed=0):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("training", [True, False])
 def test_an_attack_leaves_no_trace(generator, batch_norm, norm, training):
-    model = small_net().train(training)
+    model = small_model().train(training)
     model[1].features[0].weight.requires_grad_(False)
     model[1].classifier.weight.grad = torch.ones_like(model[1].classifier.weight)
     model[1].features[1].eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     tracked = [getattr(module, "track_running_stats", None) for module in model.modules()]
-    wanted = [p.requires_grad for p in model.parameters()]
+    requires_grad = [p.requires_grad for p in model.parameters()]
     x, y = images(generator, shape=(4, 1, 8, 8)), torch.arange(4)
     x_before, state = x.clone(), torch.get_rng_state()
     PGD(eps=0.1, step_size=0.03, steps=3, norm=norm, batch_norm=batch_norm)(
@@ -208,27 +208,27 @@ def test_an_attack_leaves_no_trace(generator, batch_norm, norm, training):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert [getattr(module, "track_running_stats", None) for module in model.modules()] == tracked
-    assert [p.requires_grad for p in model.parameters()] == wanted
+    assert [p.requires_grad for p in model.parameters()] == requires_grad
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert list(grads) == ["1.classifier.weight"] and (grads["1.classifier.weight"] == 1).all()
     assert torch.equal(x, x_before) and not x.requires_grad and x.grad is None
 
 
 def test_no_gradient_of_the_weights_is_computed(w, generator):
-    asked = []
+    required = []
 
     class Watched(Linear):
         def forward(self, x):
-            asked.append(any(p.requires_grad for p in self.parameters()))
+            required.append(any(p.requires_grad for p in self.parameters()))
             return super().forward(x)
 
     x = images(generator)
     PGD(eps=0.1, step_size=0.1, steps=2)(Watched(w), loss_of_zero, x, generator)
-    assert asked == [False, False]
+    assert required == [False, False]
 
 
 def test_a_failing_model_is_put_back_too(generator):
-    model = small_net().train()
+    model = small_model().train()
 
     def fail(logits):
         raise RuntimeError("no loss today")
@@ -246,10 +246,10 @@ def test_the_batch_norm_mode_decides_which_statistics_are_attacked(generator):
     phi = partial(clean_loss, y=y)
     moved = {}
     for mode in ("eval", "train"):
-        model = small_net()
+        model = small_model()
         expected = input_gradient(model.train(mode == "train"), phi, x).sign()
         moved[mode] = PGD(eps=0.1, step_size=0.1, steps=1, random_start=False, batch_norm=mode)(
-            small_net(), phi, x
+            small_model(), phi, x
         )
         torch.testing.assert_close(moved[mode], (x + 0.1 * expected).clamp(0, 1))
     assert not torch.equal(moved["eval"], moved["train"])
@@ -276,12 +276,12 @@ def test_the_same_generator_state_gives_the_same_attack(w, generator):
     "norm, attack, eps", [("linf", foolbox.attacks.LinfPGD, 0.1), ("l2", foolbox.attacks.L2PGD, 0.25)]
 )
 def test_agreement_with_foolbox(generator, norm, attack, eps):
-    """The same iterates as foolbox's PGD on a fixed net, without a random start.
+    """The same iterates as foolbox's PGD on a fixed model, without a random start.
 
     Pixels stay away from 0 and 1 in the l2 case: there foolbox scales and then clips, which is not
     the projection onto ball and box.
     """
-    model = small_net(3).double().eval()
+    model = small_model(3).double().eval()
     x = images(generator, 0.3, 0.7, (16, 1, 8, 8), torch.float64)
     y = torch.arange(16) % 10
     theirs = attack(abs_stepsize=0.02, steps=10, random_start=False)
@@ -315,7 +315,7 @@ def test_wrong_arguments_are_refused(w, generator, change, message):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_an_attack_goes_on_from_given_points_brought_into_the_ball(generator, w, norm):
+def test_an_attack_starts_from_given_points_projected_onto_the_ball(generator, w, norm):
     x, start = images(generator, 0.3, 0.6), images(generator)
     settings = {"eps": 0.1, "steps": 1, "norm": norm}
     still = PGD(step_size=0.0, **settings)(Linear(w), loss_of_zero, x, start=start)

@@ -1,4 +1,4 @@
-"""What benchmarks/mutants.py changes, reads of pytest, and concludes; it starts no tests here."""
+"""The mutants, the parser of pytest's summary, and the comparison of results; no mutant is tested here."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_the_tests_named_for_the_mutants_are_there(mutants):
     assert all(f"def {test}(" in (CHECKOUT / file).read_text() for file, _, test in left_out)
 
 
-def test_a_text_that_is_gone_is_an_error_with_file_and_text(mutants):
+def test_a_missing_text_is_an_error_with_file_and_text(mutants):
     mutant = mutants.Mutant("name", "It breaks.", "hpcdat/seeds.py", "a + b", "a - b")
     assert mutant.applied("c = a + b\n") == "c = a - b\n"
     for source in ("c = b + a", "c = a + b + a + b"):
@@ -59,7 +59,7 @@ def test_failing_tests_are_read_from_the_summary(mutants):
     ]
 
 
-def test_a_lost_kill_is_found_be_it_that_the_mutant_did_not_run(mutants):
+def test_a_lost_kill_is_reported_also_if_the_mutant_did_not_run(mutants):
     def results(**killers):
         return {name: {"killed_by": tests} for name, tests in killers.items()}
 

@@ -29,17 +29,17 @@ def test_inside_a_node_nothing_is_rounded(team):
 
 
 @on("MPI 3", full=["Gloo 3"])
-def test_auto_is_settled_once_for_all_workers_and_for_all_starts(tmp_path, team):
-    answers = team.run("exchange.settled_exchange", tmp_path / "exchange.json")
+def test_auto_is_chosen_once_for_all_workers_and_for_all_starts(tmp_path, team):
+    answers = team.run("exchange.chosen_exchange", tmp_path / "exchange.json")
     for answer in answers:
-        assert {**answer, "said": None} == {**answers[0], "said": None}
+        assert {**answer, "lines": None} == {**answers[0], "lines": None}
     settings = answers[0]["first"]
     assert settings["protocol"] != "auto" and settings["bits"] in (32, 8) and answers[0]["links"] == 5
     assert answers[0]["altered bits"] == 5, "the record counts"
-    assert answers[0]["bits with other workers"] in (32, 8), "another number of workers measures anew"
-    said = answers[0]["said"]
-    assert [line for line in said if "measuring" in line] == ["exchange: measuring links and codecs"] * 2
-    assert "ms an iteration predicted" in said[1]
+    assert answers[0]["bits with other workers"] in (32, 8), "another number of workers measures again"
+    lines = answers[0]["lines"]
+    assert [line for line in lines if "measuring" in line] == ["exchange: measuring links and codecs"] * 2
+    assert "ms per iteration" in lines[1]
 
 
 @on("MPI 2")

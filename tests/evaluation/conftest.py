@@ -25,13 +25,13 @@ class Loaded(NamedTuple):
 
 
 def execution(stop=None, workers=None):
-    """One worker that shows nothing."""
+    """One worker, without progress output."""
     return Execution(workers or SingleProcess(), Progress(shown=False), stop or Never())
 
 
 @pytest.fixture
 def load(trained, tmp_path):
-    """Loads the trained model and some test images of each class, with settings of one's own."""
+    """Loads the trained model and some test images of each class, with the given settings."""
 
     def load(*settings, images=40):
         job = RunFolder(trained).read_job([f"data.test_images={images}", *settings])

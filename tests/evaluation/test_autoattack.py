@@ -1,4 +1,4 @@
-"""AutoAttack by batch, and what may be called AA."""
+"""AutoAttack batch by batch, and which result is called AA."""
 
 import os
 import runpy
@@ -22,7 +22,7 @@ TWO = ["apgd-ce", "square"]
 
 
 class Quick(pyautoattack.AutoAttack):
-    """The same attacks, too short to be believed."""
+    """The same attacks with far fewer iterations."""
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
@@ -66,18 +66,18 @@ def test_the_packages_own_network_ends_as_in_its_own_evaluation(quick):
         _, images = read_cifar("cifar10", CIFAR, download=False)
     except DataError as error:
         pytest.skip(f"without CIFAR-10 AutoAttack was not compared on its package's own network: {error}")
-    net = runpy.run_path(str(examples / "resnet.py"))["ResNet18"]()
-    net.load_state_dict(torch.load(examples / "model_test.pt", map_location="cpu", weights_only=True))
-    net.eval()
+    model = runpy.run_path(str(examples / "resnet.py"))["ResNet18"]()
+    model.load_state_dict(torch.load(examples / "model_test.pt", map_location="cpu", weights_only=True))
+    model.eval()
     x = torch.from_numpy(images.pixels[:8]).permute(0, 3, 1, 2) / 255
     y = torch.tensor(images.labels[:8])
     eps = 1 / 255
-    own = pyautoattack.AutoAttack(net, norm="Linf", eps=eps, seed=derive(0, "autoattack", 0))
+    own = pyautoattack.AutoAttack(model, norm="Linf", eps=eps, seed=derive(0, "autoattack", 0))
     own.attacks_to_run = TWO
     _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
     ours = AutoAttack(eps, "linf", 10, seed=0)
     ours.settings["attacks"] = TWO
-    found = ours.measure(net, x, y, 0)
+    found = ours.measure(model, x, y, 0)
     assert found.columns["square"].tolist() == (answers == y).tolist()
     assert 0 < found.count("square") < found.count("correct")
 
@@ -109,7 +109,7 @@ def test_only_the_standard_version_is_standard(monkeypatch):
         assert not AutoAttack(0.1, "linf", 10, seed=0).is_standard
 
 
-def test_warnings_of_the_package_are_kept(quick, load):
+def test_warnings_of_the_package_are_recorded(quick, load):
     loaded, images = load()
     x, y = batch(loaded, images)
 

@@ -1,4 +1,4 @@
-"""Certificates where the exact radius is known, their coverage, and the file they are kept in."""
+"""Certificates where the exact radius is known, their coverage, and the file that stores them."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ from tests.conftest import DEMO, Never
 from tests.evaluation.conftest import execution
 
 ERROR = 1e-6
-"""Probability with which a test of random numbers may fail though all is right, were they drawn anew."""
+"""Probability that a test of random numbers would fail by chance if they were drawn again."""
 
 
 class Linear(nn.Module):
@@ -115,8 +115,8 @@ def test_sampling_around_a_linear_classifier_finds_its_radius(margin):
     assert abs(margin) - 0.02 < radius < abs(margin) + 0.005
 
 
-def test_certificates_cover_the_truth_as_often_as_they_say():
-    """1,500 certificates of the same image with alpha = 0.1: how many go beyond its exact radius."""
+def test_certificates_cover_the_exact_radius_with_the_promised_probability():
+    """1,500 certificates of the same image with alpha = 0.1: how many exceed its exact radius."""
     model, sigma, margin, n, alpha, runs = Linear(), 0.25, 0.15, 60, 0.1, 1500
     x = model.at(margin)
     found = [smoothed(model, sigma).certify(x, n0=12, n=n, image=run) for run in range(runs)]
@@ -125,7 +125,7 @@ def test_certificates_cover_the_truth_as_often_as_they_say():
     # Where class 1 was chosen it must not go beyond its radius; nothing can be certified of class 0.
     wrong = sum(r > margin if top == 1 else not np.isnan(r) for (top, _), r in zip(found, radii, strict=True))
     assert wrong <= binom.isf(ERROR, runs, alpha)
-    # Nor is it by luck: the share is the exact one, which is computed from all counts.
+    # The share of wrong certificates is the exact one, which is computed from all counts.
     counts = np.arange(n + 1)
     beyond = binom.pmf(counts, n, true)[lower_bound(counts, n, alpha) > true].sum()
     chosen = binom.sf(6, 12, true)
@@ -134,8 +134,8 @@ def test_certificates_cover_the_truth_as_often_as_they_say():
     assert binom.ppf(ERROR, runs, share) <= wrong <= binom.isf(ERROR, runs, share + 0.01)
 
 
-def test_selection_and_estimate_are_of_different_noise():
-    """Else the estimate of the class chosen would be too high: here, 1/2 on the average is right."""
+def test_selection_and_estimate_use_different_noise():
+    """Otherwise the estimate for the chosen class would be biased; here its mean must be 1/2."""
     model, n, runs = Linear(), 11, 800
     x = model.at(0.0)
     counts = [smoothed(model).certify(x, n0=n, n=n, image=run)[1] for run in range(runs)]
@@ -186,7 +186,7 @@ def test_accuracy_counts_what_is_right_and_certified_so_far():
     assert one.average_radius == pytest.approx(radii.sum() / 5)
 
 
-def test_noise_is_a_function_of_seed_image_and_batch_alone():
+def test_noise_is_a_function_of_seed_image_and_batch():
     model = Linear()
     x = model.at(0.1)
     one = smoothed(model).certify(x, n0=10, n=2500, image=7)
@@ -196,13 +196,13 @@ def test_noise_is_a_function_of_seed_image_and_batch_alone():
     others = {smoothed(model).certify(x, n0=10, n=2500, image=image)[1] for image in range(20)}
     others |= {smoothed(model, seed=seed).certify(x, n0=10, n=2500, image=7)[1] for seed in range(1, 20)}
     assert len(others) > 20
-    # As many samples as are asked for, whether or not they fill batches.
+    # Exactly n samples, whether or not they fill batches.
     assert smoothed(model).sample(x, 2500, "estimate", 7).sum() == 2500
     assert smoothed(model).sample(x, 1000, "estimate", 7).sum() == 1000
 
 
 class Points:
-    """A loader of images so far from a linear classifier's boundary; position 5 cannot be read."""
+    """A loader of images at given margins from a linear classifier; position 5 cannot be read."""
 
     def __init__(self, model, margins):
         self.x = torch.stack([model.at(margin) for margin in margins])
@@ -212,8 +212,8 @@ class Points:
     def read(self, batches, seed):
         for indices in batches:
             self.read_images += indices.tolist()
-            keep = [i for i in indices.tolist() if i != 5]
-            yield self.x[keep], self.y[keep]
+            readable = [i for i in indices.tolist() if i != 5]
+            yield self.x[readable], self.y[readable]
 
 
 PIXELS = np.zeros((12, 2, 2, 1), np.uint8)
@@ -241,29 +241,29 @@ def test_a_kill_leaves_what_the_same_command_completes_to_the_same_bytes(tmp_pat
     whole, read = certify_points(tmp_path)
     assert read == list(range(12)) and [c.image for c in whole.counts] == [*range(5), *range(6, 12)]
     file = counts_file(tmp_path)
-    held = file.read_bytes()
+    contents = file.read_bytes()
     again, read = certify_points(tmp_path)
-    assert again == whole and read == [5] and file.read_bytes() == held
-    key, *lines = held.splitlines(keepends=True)
+    assert again == whole and read == [5] and file.read_bytes() == contents
+    key, *lines = contents.splitlines(keepends=True)
     for size in range(0, len(b"".join(lines[:8])), 97):
         file.write_bytes(key + b"".join(lines[8:]))
         for rank in (0, 1):
             Path(f"{file}.part-{rank}").write_bytes(b"".join(lines[rank:8:2])[: size // 2])
         resumed, read = certify_points(tmp_path)
-        assert resumed == whole and file.read_bytes() == held
+        assert resumed == whole and file.read_bytes() == contents
         assert list(tmp_path.iterdir()) == [file]
         done = sum(b"".join(lines[rank:8:2])[: size // 2].count(b"\n") for rank in (0, 1))
         assert len(read) == 1 + 8 - done
 
 
-def test_a_stop_takes_effect_within_an_image_and_keeps_those_that_are_done(tmp_path):
+def test_a_stop_takes_effect_within_an_image_and_preserves_completed_ones(tmp_path):
     class Soon(Never):
         pass
 
     stop = Soon()
 
     class Slow(Points):
-        """Somebody wants to stop when image 3 is at hand, whose samples take half a second."""
+        """A stop is requested during image 3, whose samples take half a second each."""
 
         def __init__(self, model, margins):
             super().__init__(model, margins)
@@ -281,11 +281,11 @@ def test_a_stop_takes_effect_within_an_image_and_keeps_those_that_are_done(tmp_p
 
 
 def test_images_left_out_before_are_added(tmp_path):
-    """The first of every four, then of every two: with the certificates they would have had by themselves."""
+    """The first of every four, then of every two; the certificates are the same as without the first run."""
     certify_points(tmp_path / "one", every=4)
     some, read = certify_points(tmp_path / "one", every=2)
     assert read == [2, 6, 10] and some == certify_points(tmp_path / "other", every=2)[0]
-    # What is not asked for is kept.
+    # Counts that are not requested are preserved.
     certify_points(tmp_path / "one", every=3)
     _, read = certify_points(tmp_path / "one", every=2)
     assert read == []
@@ -305,24 +305,24 @@ def test_images_left_out_before_are_added(tmp_path):
         ('"image"', "\x80"),
     ],
 )
-def test_damaged_counts_are_sampled_again_which_is_said(tmp_path, capsys, was, is_now):
+def test_damaged_counts_are_reported_and_sampled_again(tmp_path, was, is_now):
     whole, _ = certify_points(tmp_path, every=4)
     file = counts_file(tmp_path)
-    held = file.read_bytes()
-    damaged = held.decode().replace(was, is_now, 1)
-    assert damaged != held.decode()
+    contents = file.read_bytes()
+    damaged = contents.decode().replace(was, is_now, 1)
+    assert damaged != contents.decode()
     file.write_text(damaged, encoding="latin1")
-    said = []
-    store = OutcomeStore(tmp_path, "counts-0.25", _key_of(held))
-    assert len(store.load(said.append)) < 3 and "damaged" in said[0]
+    warnings = []
+    store = OutcomeStore(tmp_path, "counts-0.25", _key_of(contents))
+    assert len(store.load(warnings.append)) < 3 and "damaged" in warnings[0]
     file.write_text(damaged, encoding="latin1")
     again, read = certify_points(tmp_path, every=4)
-    assert again == whole and file.read_bytes() == held
+    assert again == whole and file.read_bytes() == contents
     assert set(read) <= {0, 4, 8} and 0 in read
 
 
-def _key_of(held):
-    key = json.loads(held.splitlines()[0])
+def _key_of(contents):
+    key = json.loads(contents.splitlines()[0])
     return {name: value for name, value in key.items() if name != "format"}
 
 
@@ -354,6 +354,6 @@ def test_what_is_written_is_what_is_printed(tmp_path):
     assert plot.startswith("<svg") and "sigma 0.25" in plot
 
 
-def test_a_row_that_the_paper_does_not_have_is_told_before_anything_is_sampled():
+def test_a_row_that_the_paper_does_not_have_is_refused_before_anything_is_sampled():
     with pytest.raises(InputError, match="dat-2/dat-50 is no row of Table 2; they are dat-2/baseline-12"):
         rows_beside(read_job(DEMO, ["reproduces=[dat-2/dat-50]"]))

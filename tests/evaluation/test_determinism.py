@@ -1,4 +1,4 @@
-"""Numerics while measuring, and after."""
+"""Settings of deterministic numerics, and their restoration."""
 
 import pytest
 import torch
@@ -16,12 +16,12 @@ def _threads():
 @pytest.mark.parametrize("threads", [1, 3])
 def test_on_a_cpu_one_thread_computes_and_idle_cores_are_mentioned(threads):
     torch.set_num_threads(threads)
-    said = []
-    with pytest.raises(KeyboardInterrupt), deterministic(torch.device("cpu"), said.append):
+    lines = []
+    with pytest.raises(KeyboardInterrupt), deterministic(torch.device("cpu"), lines.append):
         assert torch.get_num_threads() == 1
         raise KeyboardInterrupt
     assert torch.get_num_threads() == threads
-    assert len(said) == (threads > 1) and all("start 3 times as many workers" in line for line in said)
+    assert len(lines) == (threads > 1) and all("start 3 times as many workers" in line for line in lines)
 
 
 def test_on_a_gpu_convolutions_are_exact_and_settings_are_restored():

@@ -1,4 +1,4 @@
-"""What an evaluation writes, and what it keeps of earlier ones."""
+"""The files of an evaluation, and results preserved from earlier ones."""
 
 import csv
 import json
@@ -21,11 +21,11 @@ from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 from tests.evaluation.test_autoattack import Quick
 
-FEW = ["data.test_images=30", "evaluation.batch_size=15"]
+FEW_IMAGES = ["data.test_images=30", "evaluation.batch_size=15"]
 
 
-def test_steps_fit_the_ball_that_is_asked_for(run_dir):
-    """A run's job holds the length of a step for its own radius and steps."""
+def test_the_step_size_follows_a_changed_radius(run_dir):
+    """The stored job has the step size of its own radius and number of steps."""
     folder = RunFolder(run_dir)
     assert folder.read_job([]).evaluation.step_size == pytest.approx(2.5 * 0.2 / 20)
     other = folder.read_job(["evaluation.eps=0.01", "evaluation.steps=50"]).evaluation
@@ -36,11 +36,13 @@ def test_steps_fit_the_ball_that_is_asked_for(run_dir):
 
 
 def evaluated(run_dir, *settings, **requested):
-    result = evaluate(run_dir, [*FEW, *settings], EvaluationRequest(**requested), SingleProcess(), Never())
+    result = evaluate(
+        run_dir, [*FEW_IMAGES, *settings], EvaluationRequest(**requested), SingleProcess(), Never()
+    )
     return result, json.loads(RunFolder(run_dir).evaluation_file.read_text())["sections"]
 
 
-def test_aa_is_in_the_result_beside_what_it_was_measured_with(run_dir):
+def test_aa_is_in_the_result_with_the_settings_of_its_measurement(run_dir):
     """The one test with the attacks at full length, on few images."""
     result, sections = evaluated(run_dir, "evaluation.eps=0.2", autoattack=6)
     section = sections["autoattack"]
@@ -51,7 +53,7 @@ def test_aa_is_in_the_result_beside_what_it_was_measured_with(run_dir):
     assert section["warnings"] == []
     table = result_table({run_dir: result})
     assert f"| {100 * result.aa:.2f}" in table and "AA: under AutoAttack on 6 test images." in table
-    # Kept as long as it is of the same weights, and shown beside RA of the same ball.
+    # Preserved while the weights are the same, and shown next to RA of the same ball.
     result, sections = evaluated(run_dir, "evaluation.eps=0.1")
     assert result.aa is None and sections["autoattack"] == section
     result, _ = evaluated(run_dir, "evaluation.eps=0.2")
@@ -121,7 +123,7 @@ WHOLE = {
 
 
 def test_sections_of_a_file_that_lack_something_are_left_out(tmp_path):
-    """A file of an older version, or one that somebody has edited."""
+    """A file of an older version, or one that was edited."""
     file, key = tmp_path / "evaluation.json", {"weights": "abc"}
     damaged = [(name, field, None) for name, section in WHOLE.items() for field in section]
     damaged += [
@@ -136,7 +138,7 @@ def test_sections_of_a_file_that_lack_something_are_left_out(tmp_path):
         )
         file.write_text(json.dumps({**key, "sections": {**WHOLE, name: section, "list": []}}))
         found = Results(key, Accuracy(9, 5, 5), {}).merged_with(file)
-        assert found.sections == {other: kept for other, kept in WHOLE.items() if other != name}
+        assert found.sections == {other: section for other, section in WHOLE.items() if other != name}
         found.autoattack(read_job(DEMO, ["evaluation.eps=0.2"]).evaluation, "linf")
         found.write(file, epoch=1)
     for sections in ([], None, "sections"):

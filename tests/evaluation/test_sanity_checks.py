@@ -18,14 +18,14 @@ def flags(text):
 
 
 class Masked(nn.Module):
-    """A net whose logits are so large that the softmax is exactly 0 or 1 and the loss has no gradient."""
+    """A model whose logits are so large that the softmax is exactly 0 or 1 and the loss has no gradient."""
 
-    def __init__(self, net, factor=1e6):
+    def __init__(self, model, factor=1e6):
         super().__init__()
-        self.net, self.factor = net, factor
+        self.model, self.factor = model, factor
 
     def forward(self, x):
-        return self.factor * self.net(x)
+        return self.factor * self.model(x)
 
 
 def warnings_of(loaded, images, **requested):
@@ -70,7 +70,7 @@ def test_a_black_box_that_beats_the_white_box():
     assert len(check(np.ones(2000, bool), np.arange(2000) >= 5)) == 1
 
 
-def test_zero_gradients_count_on_correct_images_alone():
+def test_zero_gradients_count_only_on_correct_images():
     assert sanity_checks.zero_gradients(flags("0011"), flags("0011")) == []
     assert "on 1 of 2 correctly" in sanity_checks.zero_gradients(flags("0011"), flags("1110"))[0]
 
@@ -82,18 +82,18 @@ def test_steps_too_short_for_the_ball(load):
     )
 
 
-def without_statistics(net):
-    net[1].running_mean = net[1].running_var = None
+def without_statistics(model):
+    model[1].running_mean = model[1].running_var = None
 
 
 @pytest.mark.parametrize("spoil", [nn.Module.train, without_statistics])
 def test_batch_norm_in_train_mode(spoil):
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
-    assert sanity_checks.batch_norm_in_train_mode(net) == []
-    spoil(net)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
+    assert sanity_checks.batch_norm_in_train_mode(model) == []
+    spoil(model)
     assert (
         "batch norm is in train mode (1 layers, the first is 1)"
-        in sanity_checks.batch_norm_in_train_mode(net)[0]
+        in sanity_checks.batch_norm_in_train_mode(model)[0]
     )
 
 

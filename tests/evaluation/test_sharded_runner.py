@@ -1,4 +1,4 @@
-"""A measurement that is interrupted and resumed."""
+"""Measurements that are interrupted and resumed."""
 
 import json
 
@@ -21,7 +21,7 @@ SMALL = ("evaluation.batch_size=8", "evaluation.eps=0.2", "evaluation.steps=3")
 
 
 class Counting(PgdAccuracy):
-    """Notes which batches are measured, and is interrupted after so many."""
+    """Records which batches are measured, and is interrupted after ``interrupt_after`` of them."""
 
     def __init__(self, loaded, interrupt_after=None):
         super().__init__(loaded.job.evaluation, "linf", loaded.job.seed)
@@ -83,7 +83,7 @@ def test_without_a_store_all_batches_are_measured_each_time(load):
         assert counting.numbers == [0, 1, 2, 3, 4] and not loaded.folder.exists()
 
 
-def test_outcomes_of_something_else_are_not_taken(load):
+def test_outcomes_of_other_settings_images_or_weights_are_not_used(load):
     loaded, images = load(*SMALL)
     measured(Counting(loaded), loaded, images)
     for settings in (
@@ -126,18 +126,18 @@ def test_a_batch_that_lacks_an_image_is_measured_again_unless_images_may_be_skip
 
 
 def test_batches_do_not_depend_on_each_other(load):
-    """A batch measured alone has the same outcome as among the others: random numbers are its own."""
+    """A batch measured by itself has the same outcome as among the others."""
     loaded, images = load(*SMALL)
     sweep = Sweep("eps", [0.0, 0.1, 0.3], loaded.job.evaluation, "linf", loaded.job.seed)
     whole = measured(sweep, loaded, images)
     store = store_of(sweep, loaded, images)
-    kept = store.load(pytest.fail)
-    store.write({number: outcome for number, outcome in kept.items() if number != 3})
+    outcomes = store.load(pytest.fail)
+    store.write({number: outcome for number, outcome in outcomes.items() if number != 3})
     assert measured(sweep, loaded, images).to_json() == whole.to_json()
-    assert store.load(pytest.fail) == kept
+    assert store.load(pytest.fail) == outcomes
 
 
-def test_a_stop_takes_effect_within_a_batch_and_keeps_the_others(load):
+def test_a_stop_takes_effect_within_a_batch_and_preserves_the_others(load):
     loaded, images = load(*SMALL)
 
     class Soon(Never):
@@ -173,7 +173,7 @@ def test_a_failure_is_reported_in_a_line(load):
 
 
 def test_images_out_of_range_are_refused(load):
-    """Standardised images, as a loader of one's own may give them."""
+    """Standardised images, as a custom loader may return them."""
     loaded, images = load(*SMALL)
     real = batches_of(loaded, images).loader
 

@@ -35,7 +35,7 @@ class WeakSpot(nn.Module):
 
 
 def test_what_was_broken_once_stays_broken():
-    """At the largest radius the attack runs past the weak spot; alone it finds nothing there."""
+    """At the largest radius the attack runs past the weak spot; by itself this radius finds nothing."""
     x, y = torch.full((4, 1, 2, 2), 0.5), torch.ones(4, dtype=torch.int64)
 
     def found(*radii):
@@ -46,7 +46,7 @@ def test_what_was_broken_once_stays_broken():
 
 
 @pytest.mark.parametrize("over, values", [("eps", [0.0, 0.05, 0.1, 0.2, 0.3]), ("steps", [1, 2, 5, 10])])
-def test_curves_of_a_trained_net_never_rise(load, over, values):
+def test_curves_of_a_trained_model_never_rise(load, over, values):
     loaded, images = load()
     loader = open_loader(images, loaded.job.data, training=False, batch_size=40, device=torch.device("cpu"))
     ((x, y),) = loader.read([list(range(40))], seed=0)

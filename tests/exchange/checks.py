@@ -1,4 +1,4 @@
-"""What must hold of exchanged sums, whatever carries them."""
+"""Checks of exchanged sums, for any transport."""
 
 import numpy as np
 
@@ -10,17 +10,17 @@ def check_against_numpy(sums, size):
     """Compare two steps of every exchange with the oracle.
 
     Args:
-        sums: by exchange and step, the bytes that one rank got.
+        sums: by exchange and step, the bytes that one rank received.
         size: number of workers M.
     """
     for number, settings in enumerate(EXCHANGES):
-        memories = [{} for _ in range(size)]
+        residuals = [{} for _ in range(size)]
         for step in range(2):
             total = np.frombuffer(sums[number][step], dtype=np.float32)
             vectors = [vector_of(rank, step) for rank in range(size)]
-            expected = oracle.expected(settings, vectors, memories, step=step, bucket=number)
+            expected = oracle.expected(settings, vectors, residuals, step=step, bucket=number)
             if settings["protocol"] == "ring" and settings["bits"] in (32, "float16"):
-                # Transports add floating-point numbers in orders of their own.
+                # The order in which floating-point numbers are added depends on the transport.
                 scale = np.abs(vectors).sum(0) * (1e-6 if settings["bits"] == 32 else 4e-3) + 1e-30
                 assert (np.abs(total - expected) <= scale).all(), settings
             else:

@@ -1,4 +1,4 @@
-"""The quantizer and every protocol again, in NumPy, by their definitions: no packing, no network."""
+"""The quantizer and every protocol in NumPy, by their definitions: no packing, no network."""
 
 import numpy as np
 
@@ -67,13 +67,13 @@ class Float:
         return x.astype(self.name).astype(F)
 
 
-def expected(settings, vectors, memories, *, step, bucket, block=64):
-    """The sum that every worker must have.
+def expected(settings, vectors, residuals, *, step, bucket, block=64):
+    """The sum that every worker must receive.
 
     Args:
         settings: of the exchange.
         vectors: of the workers.
-        memories: of the workers' error feedback, dictionaries that are brought up to date.
+        residuals: of the workers' error feedback, dictionaries by side; updated.
         step, bucket: of the draw, with seed 5 and epoch 1.
     """
     size, count, bits = len(vectors), len(vectors[0]), settings["bits"]
@@ -83,18 +83,18 @@ def expected(settings, vectors, memories, *, step, bucket, block=64):
     if "lane_bits" in settings:
         levels = min((2 ** settings["lane_bits"] - 1) // (2 * size), 2 ** (bits - 1) - 1)
     send = Grid(bits, block, levels) if coded else Float("float32" if bits == 32 else "float16")
-    back = send if settings.get("two_sided") else Float(settings.get("sum_format", "float32"))
+    sum_codec = send if settings.get("two_sided") else Float(settings.get("sum_format", "float32"))
 
     def key(side, rank):
         return derive(5, f"quantizer {side}", 1, step, bucket, rank)
 
     def rounded(side, rank, x, codec):
-        """What arrives of x, with error feedback."""
-        if side in memories[rank]:
-            x = x + memories[rank][side]
+        """What the receiver decodes of x, with error feedback."""
+        if side in residuals[rank]:
+            x = x + residuals[rank][side]
         sent = codec.rounded(x, key(side, rank))
         if coded:
-            memories[rank][side] = x - sent
+            residuals[rank][side] = x - sent
         return sent
 
     protocol = settings["protocol"]
@@ -104,21 +104,23 @@ def expected(settings, vectors, memories, *, step, bucket, block=64):
             for x in vectors[1:]:
                 total = send.rounded(total + send.rounded(x, 0), 0)
             return total
-        fed = [x + memories[rank].get("worker", F(0)) for rank, x in enumerate(vectors)]
+        fed = [x + residuals[rank].get("worker", F(0)) for rank, x in enumerate(vectors)]
         norms = np.max([send.norms(x) for x in fed], axis=0)
         codes = [send.codes(x, norms, key("worker", rank)) for rank, x in enumerate(fed)]
         for rank, (x, code) in enumerate(zip(fed, codes, strict=True)):
-            memories[rank]["worker"] = x - send.values(code, norms, count=count)
+            residuals[rank]["worker"] = x - send.values(code, norms, count=count)
         return send.values(np.sum(codes, axis=0), norms, size, count)
     if protocol == "allgather":
         return added([rounded("worker", rank, x[None], send)[0] for rank, x in enumerate(vectors)])
     if protocol == "parameter_server":
         total = added([rounded("worker", rank, x[None], send)[0] for rank, x in enumerate(vectors)])
-        return rounded("server", 0, total[None], back)[0]
-    missing = -count % (size * max(send.block or 1, back.block or 1))
+        return rounded("server", 0, total[None], sum_codec)[0]
+    missing = -count % (size * max(send.block or 1, sum_codec.block or 1))
     rows = [np.concatenate([x, np.zeros(missing, F)]).reshape(size, -1) for x in vectors]
     sent = [rounded("worker", rank, row, send) for rank, row in enumerate(rows)]
-    shards = [rounded("server", rank, added([s[rank] for s in sent])[None], back)[0] for rank in range(size)]
+    shards = [
+        rounded("server", rank, added([s[rank] for s in sent])[None], sum_codec)[0] for rank in range(size)
+    ]
     return np.concatenate(shards)[:count]
 
 

@@ -38,5 +38,5 @@ def test_lanes_that_are_full_do_not_carry(workers, largest):
 @pytest.mark.parametrize(
     "workers, bits, cost", [(4, 4, 6.4), (16, 4, 8.0), (64, 4, 32 / 3), (8, 8, 12.8), (2, 8, 64 / 7)]
 )
-def test_what_a_code_costs_in_lanes(workers, bits, cost):
+def test_bits_per_code_in_lanes(workers, bits, cost):
     assert Lanes.for_sums_up_to(workers * 2 * (2 ** (bits - 1) - 1)).bits_per_code == pytest.approx(cost)

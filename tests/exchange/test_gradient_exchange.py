@@ -1,4 +1,4 @@
-"""Which gradients travel together, in which order, and what they become."""
+"""Buckets of gradients, their order, and their sums."""
 
 import torch
 from hypothesis import given
@@ -10,7 +10,7 @@ from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of, make_buckets
 
 
-def net():
+def small_model():
     return nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 20), nn.Linear(20, 5)
     )
@@ -18,13 +18,13 @@ def net():
 
 @given(st.sampled_from([1e-5, 1e-3, 25.0]), st.booleans(), st.sampled_from([64, "bucket", "tensor"]))
 def test_every_parameter_is_in_one_bucket_and_last_layers_come_first(size, coding, block):
-    model = net()
+    model = small_model()
     settings = Exchange(bucket_mb=size, block=block, exact=["4.*"])
     buckets = make_buckets(list(model.named_parameters()), settings, coding=coding)
     placed = [p for bucket in buckets for p in bucket.parameters]
     assert len(placed) == len(set(placed)) == len(list(model.parameters()))
     assert [bucket.number for bucket in buckets] == list(range(len(buckets)))
-    assert not buckets[-1].coded, "riders go with the last one, exactly"
+    assert not buckets[-1].coded, "scalars go with the last one, exactly"
     for bucket in buckets:
         for parameter in bucket.parameters:
             name = next(n for n, p in model.named_parameters() if p is parameter)
@@ -37,31 +37,31 @@ def test_every_parameter_is_in_one_bucket_and_last_layers_come_first(size, codin
 
 
 def exchanged(model, settings, seed=0):
-    """Gradients after an exchange of one worker, and its riders."""
+    """Gradients before and after an exchange of one worker, and the exchange."""
     exchange = GradientExchange(SingleProcess(), gradients_of(model), settings, seed)
     model.zero_grad(set_to_none=True)
     exchange.begin(0, 3)
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model(x).square().sum().backward()
     before = [p.grad.clone() for p in model.parameters()]
-    riders = torch.tensor([1.5, 0.0])
-    exchange.finish(riders)
-    assert riders.tolist() == [1.5, 0.0]
+    scalars = torch.tensor([1.5, 0.0])
+    exchange.finish(scalars)
+    assert scalars.tolist() == [1.5, 0.0]
     return before, [p.grad for p in model.parameters()], exchange
 
 
 def test_biases_and_batch_norm_stay_exact_and_weights_are_rounded():
     torch.manual_seed(0)
-    model = net()
+    model = small_model()
     before, after, _ = exchanged(model, Exchange(bits=8, block=64, exact=["3.*"], overlap=False))
     for (name, p), old, new in zip(model.named_parameters(), before, after, strict=True):
         assert torch.equal(old, new) == (p.dim() == 1 or name.startswith("3.")), name
         assert torch.allclose(old, new, atol=(2 * old.abs().max() / 127).item())
 
 
-def test_beside_the_backward_pass_comes_the_same_as_after_it():
+def test_overlapping_the_backward_pass_does_not_change_the_sums():
     torch.manual_seed(0)
-    model = net()
+    model = small_model()
     after = [
         [g.clone() for g in exchanged(model, Exchange(bits=4, bucket_mb=1e-3, overlap=overlap))[1]]
         for overlap in (False, True)
@@ -69,8 +69,8 @@ def test_beside_the_backward_pass_comes_the_same_as_after_it():
     assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
 
 
-def test_gradients_that_are_not_there_count_as_zero():
-    model = net()
+def test_missing_gradients_count_as_zero():
+    model = small_model()
     exchange = GradientExchange(SingleProcess(), gradients_of(model), Exchange(bits=8), 0)
     exchange.begin(0, 0)
     exchange.finish(torch.zeros(1))
@@ -78,7 +78,7 @@ def test_gradients_that_are_not_there_count_as_zero():
 
 
 def test_error_feedback_telescopes_and_forgets_steps_that_do_not_count():
-    """Sum of what arrived = sum of what was sent, less what is still kept."""
+    """The sum of what arrived is the sum of what was sent, less the last residual."""
     model = nn.Linear(40, 30, bias=False)
     exchange = GradientExchange(
         SingleProcess(), gradients_of(model), Exchange(bits=2, block=64, error_feedback=True), 0
@@ -91,8 +91,8 @@ def test_error_feedback_telescopes_and_forgets_steps_that_do_not_count():
         sent = sent + (model.weight.grad.double() if counts else 0)
         exchange.begin(0, step)
         exchange.finish(torch.zeros(1))
-        exchange.settle(counts=counts)
+        exchange.commit(counts=counts)
         arrived = arrived + (model.weight.grad.double() if counts else 0)
-    (kept,) = [rows["worker"][0] for rows in exchange.gather_state() if rows]
-    assert torch.allclose(sent, arrived + kept.view(30, 40), atol=1e-4)
+    (residual,) = [rows["worker"][0] for rows in exchange.gather_state() if rows]
+    assert torch.allclose(sent, arrived + residual.view(30, 40), atol=1e-4)
     assert (sent - arrived).abs().max() > 0.1

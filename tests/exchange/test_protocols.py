@@ -6,7 +6,7 @@ import torch
 
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.loopback import loopback, run_in_lockstep, run_threads
-from hpcdat.exchange.protocols import Draw, Memory
+from hpcdat.exchange.protocols import Draw, ErrorFeedback
 from hpcdat.exchange.resolve import make_plan
 from tests.distributed.programs.exchange import EXCHANGES, exchanges, nodes_of_two, vector_of
 from tests.exchange.checks import check_against_numpy
@@ -18,7 +18,7 @@ def test_every_worker_gets_the_sum_that_numpy_finds(size):
     ranks, sums = loopback(size), []
     for number, settings in enumerate(EXCHANGES):
         coded = settings["bits"] not in (32, "float16")
-        memories = [Memory() if coded else None for _ in ranks]
+        feedbacks = [ErrorFeedback() if coded else None for _ in ranks]
         plans = [
             make_plan(Exchange(**{"block": 64, "error_feedback": coded} | settings), rank) for rank in ranks
         ]
@@ -27,15 +27,15 @@ def test_every_worker_gets_the_sum_that_numpy_finds(size):
             draw = Draw(5, 1, step, number, torch.device("cpu"))
             totals = run_in_lockstep(
                 [
-                    plan.protocol(rank, torch.from_numpy(vector_of(rank.rank, step)), draw, "sum", memory)
-                    for plan, rank, memory in zip(plans, ranks, memories, strict=True)
+                    plan.protocol(rank, torch.from_numpy(vector_of(rank.rank, step)), draw, "sum", feedback)
+                    for plan, rank, feedback in zip(plans, ranks, feedbacks, strict=True)
                 ]
             )
             assert all(total.numpy().tobytes() == totals[0].numpy().tobytes() for total in totals)
             sums[-1].append(totals[0].numpy().tobytes())
-            for memory in memories:
-                if memory:
-                    memory.settle(counts=True)
+            for feedback in feedbacks:
+                if feedback:
+                    feedback.commit(counts=True)
     check_against_numpy(sums, size)
 
 

@@ -1,4 +1,4 @@
-"""The quantizer (A5), (A6): unbiased, as precise as it can be, and the same as in NumPy."""
+"""The quantizer (A5), (A6): unbiased, within its variance bounds, and the same as in NumPy."""
 
 import numpy as np
 import pytest
@@ -28,10 +28,10 @@ def gradient():
 
 
 def is_biased(quantizer, x, count):
-    """Whether the mean of so many draws is off by more than chance allows at 1 in 10,000 for all of them.
+    """Whether the mean of ``count`` draws deviates from x, at a family-wise error rate of 1 in 10,000.
 
-    A coordinate is rounded up with the probability of its place between two levels, so the number of times is
-    binomial: an exact test for each, corrected for their number (Bonferroni).
+    A coordinate between two levels is rounded up with the probability of its position there, so the number of
+    times is binomial: an exact test for each coordinate, with Bonferroni's correction.
     """
     norms = quantizer.norms(x)
     codes = torch.stack([quantizer.encode(x, norms, key(n)) for n in range(count)]).to(torch.int64)
@@ -112,7 +112,7 @@ def test_what_is_not_finite_stays_so_and_harms_no_other_block(bad, bits, norm):
 
 
 @given(st.integers(1, 200), st.sampled_from([*BITS, "float16", "bfloat16", "float32"]), st.integers(1, 4))
-def test_messages_have_the_length_that_is_told_and_rows_do_not_matter(count, bits, rows):
+def test_messages_have_the_length_of_message_bytes_and_rows_do_not_matter(count, bits, rows):
     codec = Quantized(Quantizer(bits, block=16)) if isinstance(bits, int) else Cast(getattr(torch, bits))
     x = torch.randn(rows, count, generator=torch.Generator().manual_seed(count))
     messages = codec.encode(x, key(2))
@@ -165,7 +165,7 @@ def test_compiled_codecs_give_the_same_bytes():
 
 
 @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
-def test_compiled_lanes_of_several_teams_live_in_one_process():
+def test_compiled_lanes_for_several_numbers_of_workers_exist_in_one_process():
     """A forecast for several numbers of workers makes a plan for each."""
     x = torch.randn(3000, generator=torch.Generator().manual_seed(0))
     quantizer = Quantizer(8)

@@ -15,12 +15,12 @@ RESNET50 = 25_557_032
 FLOAT = Cast(torch.float32)
 
 
-def sent(protocol, count, workers, codec, back=FLOAT):
-    return traffic(collectives(protocol, count, workers, codec, back), workers)
+def sent(protocol, count, workers, codec, sum_codec=FLOAT):
+    return traffic(collectives(protocol, count, workers, codec, sum_codec), workers)
 
 
-def mebibytes(protocol, codec, back=FLOAT):
-    return sent(protocol, RESNET50, 6, codec, back).total / 2**20
+def mebibytes(protocol, codec, sum_codec=FLOAT):
+    return sent(protocol, RESNET50, 6, codec, sum_codec).total / 2**20
 
 
 @pytest.mark.parametrize("codec, paper", [(FLOAT, 2924), (16, 1462), (8, 731)])
@@ -47,18 +47,19 @@ def test_the_card_of_one_server_carries_what_all_send():
     assert busiest == 5 * 4000 and sent("sharded_server", 1000, 6, FLOAT).busiest < busiest / 2
 
 
-def team(size):
+def workers_of(size):
     workers = SingleProcess()
     workers.size = size
     return workers
 
 
-def test_lanes_that_do_not_pay_are_told_with_the_number():
-    assert make_plan(Exchange(bits=8), team(6)).remark == ""
+def test_lanes_that_do_not_pay_are_reported_with_their_cost():
+    assert make_plan(Exchange(bits=8), workers_of(6)).remark == ""
     assert (
-        "takes 16.0 bits each, where sharded_server takes 8" in make_plan(Exchange(bits=8), team(64)).remark
+        "takes 16.0 bits each, where sharded_server takes 8"
+        in make_plan(Exchange(bits=8), workers_of(64)).remark
     )
-    narrow = make_plan(Exchange(bits=8, lane_bits=8), team(16))
+    narrow = make_plan(Exchange(bits=8, lane_bits=8), workers_of(16))
     assert narrow.codec.quantizer.levels == 7 and "leave 7 levels of 127" in narrow.remark
     with pytest.raises(InputError, match=r"8 bits cannot hold the sum of 200 workers' codes: take 9 or more"):
-        make_plan(Exchange(bits=8, lane_bits=8), team(200))
+        make_plan(Exchange(bits=8, lane_bits=8), workers_of(200))

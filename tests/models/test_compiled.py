@@ -1,7 +1,6 @@
 """Compiled or not, attack, cost, gradient and statistics are the same; only full batches are compiled.
 
-Compiled by the front end of torch.compile and run as it is (aot_eager): what inductor makes of it rounds
-differently, and takes a minute.
+Only the front end of torch.compile is used (aot_eager): inductor rounds differently and takes a minute.
 """
 
 from functools import partial
@@ -23,15 +22,22 @@ from hpcdat.training import step
 from tests.conftest import DEMO, Never
 
 
-def step_of(network, model, x, y, batch_norm, branch):
-    """Perturbed images, gradients and running statistics of one training step."""
-    network.train()
+def step_of(called, model, x, y, batch_norm, branch):
+    """Perturbed images, gradients and running statistics of one training step.
+
+    Args:
+        called: the model or its compiled wrapper.
+        model: holds parameters and buffers.
+        x, y: the batch.
+        batch_norm, branch: of the attack.
+    """
+    called.train()
     model.zero_grad(set_to_none=True)
     x_adv = PGD(eps=0.1, step_size=0.05, steps=2, batch_norm=batch_norm, branch=branch)(
-        network, partial(clean_loss, y=y), x, torch.Generator().manual_seed(0)
+        called, partial(clean_loss, y=y), x, torch.Generator().manual_seed(0)
     )
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    local_cost(network, Labelled(x, y), Labelled(x_adv, y), weights=(0.5, 0.5)).total.backward()
+    local_cost(called, Labelled(x, y), Labelled(x_adv, y), weights=(0.5, 0.5)).total.backward()
     return x_adv, [p.grad.clone() for p in model.parameters()], list(model.buffers())
 
 
@@ -46,12 +52,12 @@ def test_a_compiled_step_is_the_step(split, precision):
             split_batch_norm(models[-1])
     generator = torch.Generator().manual_seed(1)
     counter = CompileCounterWithBackend("aot_eager")
-    network = Compiled(models[1], 8, counter)
+    compiled_model = Compiled(models[1], 8, counter)
     mode = ("train", "adversarial") if split else ("eval", "clean")
     for count in (8, 5, 8):
         x, y = torch.rand(count, 1, 8, 8, generator=generator), torch.arange(count)
         plain = step_of(models[0], models[0], x, y, *mode)
-        compiled = step_of(network, models[1], x, y, *mode)
+        compiled = step_of(compiled_model, models[1], x, y, *mode)
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
     # Of the attack, and of training in each branch; nothing for the short batch or a second time.
     assert counter.frame_count == (3 if split else 2)

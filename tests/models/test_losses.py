@@ -70,11 +70,11 @@ def test_gradients_of_trades_are_those_of_finite_differences():
     parameters = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
 
     def cost(*values):
-        def net(images):
+        def with_values(images):
             return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (images,))
 
-        clean = net(x)
-        return clean_loss(clean, y).sum() + 6 * divergence(net(x_adv), clean).sum()
+        clean = with_values(x)
+        return clean_loss(clean, y).sum() + 6 * divergence(with_values(x_adv), clean).sum()
 
     names = [name for name, _ in model.named_parameters()]
     assert torch.autograd.gradcheck(cost, parameters)

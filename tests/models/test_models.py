@@ -1,4 +1,4 @@
-"""The networks by name."""
+"""The models by name."""
 
 from typing import get_args
 
@@ -36,21 +36,21 @@ def test_images_become_logits(name, size, channels):
 
 def test_resnet50_has_the_size_that_the_paper_sends():
     """97.49 MiB of float32 gradient with 1,000 classes (Table 4: 2924 = 30 x 97.49)."""
-    net = build_model("resnet50", channels=3, num_classes=1000, mean=[0.0] * 3, std=[1.0] * 3, seed=0)
-    assert sum(p.numel() for p in net.parameters()) * 4 / 2**20 == pytest.approx(97.49, abs=0.005)
+    model = build_model("resnet50", channels=3, num_classes=1000, mean=[0.0] * 3, std=[1.0] * 3, seed=0)
+    assert sum(p.numel() for p in model.parameters()) * 4 / 2**20 == pytest.approx(97.49, abs=0.005)
 
 
 @pytest.mark.parametrize(
-    "net, expected",
+    "model, expected",
     [(preact_resnet18(3, 10), 11_172_170), (wide_resnet28_10(3, 10), 36_479_194)],
     ids=["preact-resnet18", "wide-resnet28-10"],
 )
-def test_residual_nets_have_their_published_sizes(net, expected):
-    assert sum(p.numel() for p in net.parameters()) == expected
+def test_residual_nets_have_their_published_sizes(model, expected):
+    assert sum(p.numel() for p in model.parameters()) == expected
 
 
 def test_a_block_whose_convolutions_are_zero_is_the_identity():
-    """Nothing stands on the way from block to block: activation comes before the weights."""
+    """The shortcut has no activation, which comes before the convolutions."""
     block = PreActBlock(4, 4, stride=1)
     torch.nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 4, 5, 5)
@@ -58,8 +58,8 @@ def test_a_block_whose_convolutions_are_zero_is_the_identity():
 
 
 def test_stages_halve_height_and_width():
-    net = preact_resnet18(3, 10).eval()
-    sizes = {tuple(net.stages[: n + 1](net.stem(torch.rand(1, 3, 32, 32))).shape[1:]) for n in range(8)}
+    model = preact_resnet18(3, 10).eval()
+    sizes = {tuple(model.stages[: n + 1](model.stem(torch.rand(1, 3, 32, 32))).shape[1:]) for n in range(8)}
     assert sizes == {(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)}
 
 
@@ -68,7 +68,7 @@ def test_normalisation_is_inside():
     torch.testing.assert_close(build("digits-cnn")[0](x), (x - 0.5) / 0.25)
 
 
-def test_weights_depend_on_the_seed_alone():
+def test_weights_depend_only_on_the_seed():
     state = torch.get_rng_state()
     a = build("digits-cnn")
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""Precision and memory layout, which attacks and costs need not know of."""
+"""Precision and memory layout, which attacks and costs do not depend on."""
 
 from functools import partial
 
@@ -47,16 +47,16 @@ def test_bfloat16_changes_the_logits_by_about_its_rounding(batch):
 
 @pytest.mark.parametrize("settings", SETTINGS[1:], ids=str)
 def test_an_attack_in_bfloat16_gains_as_much_loss(batch, settings):
-    """Both perturbations judged in float32: the gains differ by less than 2 %."""
+    """Both perturbations are evaluated in float32: the gains differ by less than 2 %."""
     x, y = batch
-    phi, judge = partial(clean_loss, y=y), build("digits-cnn")
+    phi, exact_model = partial(clean_loss, y=y), build("digits-cnn")
 
     def gain(model):
         x_adv = PGD(eps=0.2, step_size=0.05, steps=5, random_start=False)(model, phi, x)
         assert x_adv.dtype == torch.float32 and (x_adv - x).abs().max() <= 0.2
-        return (clean_loss(judge(x_adv), y) - clean_loss(judge(x), y)).mean().item()
+        return (clean_loss(exact_model(x_adv), y) - clean_loss(exact_model(x), y)).mean().item()
 
-    exact = gain(judge)
+    exact = gain(exact_model)
     assert exact > 0.1, "the attack must matter for this test to mean anything"
     assert gain(build("digits-cnn", **settings)) == pytest.approx(exact, rel=0.02)
 

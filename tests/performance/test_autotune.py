@@ -1,4 +1,4 @@
-"""Protocol auto: the cost model by its formula, the choice where links are slow, fast or far."""
+"""Protocol auto: the formula of the cost model, and the choice for slow and fast links."""
 
 import pytest
 from torch import nn
@@ -8,11 +8,14 @@ from hpcdat.errors import InputError
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.traffic import Collective
 from hpcdat.performance import autotune
-from hpcdat.performance.autotune import Candidate, choose, most_exact_of_the_fast
+from hpcdat.performance.autotune import (
+    COLLECTIVE_KINDS,
+    Candidate,
+    measure_and_choose,
+    most_exact_of_the_fast,
+)
 from hpcdat.performance.cost_model import Link, Network, predict
-from hpcdat.performance.microbenchmarks import Imagined
-
-KINDS = ("allreduce", "allgather", "alltoall", "gather", "broadcast")
+from hpcdat.performance.microbenchmarks import SimulatedCommunicator
 
 
 def link(latency, bytes_per_second):
@@ -37,7 +40,7 @@ def test_time_is_the_longer_of_network_and_computation_and_one_bucket_of_the_oth
     wire = 4 * (1.0 + 0.5 + 0.001 + 0.002)
     assert predict(buckets, 2.0, network, 6) == pytest.approx(wire + 2.0 / 4)
     assert predict(buckets, 10.0, network, 6) == pytest.approx(10.0 + wire / 4)
-    # Alone, a bucket waits as long as four that are agreed upon together.
+    # A single bucket waits as long as four that are agreed upon together.
     assert predict(buckets[:1], 0.0, network, 6) == pytest.approx(1.0 + 0.5 + 4 * (0.001 + 0.002))
     # On shared processors, half of what could be hidden is not.
     shared = network.model_copy(update={"sharing": 0.5})
@@ -45,7 +48,7 @@ def test_time_is_the_longer_of_network_and_computation_and_one_bucket_of_the_oth
 
 
 def test_other_numbers_of_workers_send_other_bytes_and_wait_for_more_messages():
-    network = Network(nodes=3, links={kind: link(0.01, 1e6) for kind in KINDS})
+    network = Network(nodes=3, links={kind: link(0.01, 1e6) for kind in COLLECTIVE_KINDS})
 
     def seconds(kind, nodes, per_node=1):
         crossing = Collective(kind, 3e5)
@@ -82,7 +85,7 @@ def test_less_exact_must_save_a_tenth(candidates, expected):
 
 @pytest.fixture
 def choosing(monkeypatch):
-    """Choices over made-up links."""
+    """Choices for made-up links."""
 
     def run(links, size=6, trial=lambda *_, **__: 1.0, **settings):
         def made_up(workers, kinds, device):
@@ -92,7 +95,8 @@ def choosing(monkeypatch):
         monkeypatch.setattr(autotune, "measure_network", made_up)
         monkeypatch.setattr(autotune, "measure_correction", trial)
         model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 500))
-        return choose(Exchange(protocol="auto", **settings), Imagined(size), model)
+        exchange = Exchange(protocol="auto", **settings)
+        return measure_and_choose(exchange, SimulatedCommunicator(size), model)
 
     return run
 
@@ -104,15 +108,15 @@ def test_fast_links_are_not_worth_compressing(choosing):
 
 def test_slow_links_take_the_fewest_bytes_of_what_is_allowed(choosing):
     slow = link(1e-3, 1e5)
-    assert choosing(slow, two_sided=True).chosen.exchange.in_words() == "sharded_server, 8 bits two-sided"
-    assert choosing(slow).chosen.exchange.in_words() == "ring, 8 bits", "one-sided alone: 2 x 12.8 bits"
+    assert choosing(slow, two_sided=True).chosen.exchange.describe() == "sharded_server, 8 bits two-sided"
+    assert choosing(slow).chosen.exchange.describe() == "ring, 8 bits", "one-sided: 2 x 12.8 bits"
     assert choosing(slow, bits_allowed=[32, 4]).chosen.exchange.bits == 4
-    assert choosing(slow, bits_allowed=[32]).chosen.exchange.in_words() == "ring, 32 bits"
+    assert choosing(slow, bits_allowed=[32]).chosen.exchange.describe() == "ring, 32 bits"
     assert choosing(slow, size=2).chosen.exchange.protocol == "allgather", "one vector of codes, no more"
 
 
 def test_a_network_with_one_fast_collective_is_used_for_it(choosing):
-    links = {kind: link(1e-3, 1e5) for kind in KINDS} | {"allgather": link(1e-3, 1e8)}
+    links = {kind: link(1e-3, 1e5) for kind in COLLECTIVE_KINDS} | {"allgather": link(1e-3, 1e8)}
     assert choosing(links).chosen.exchange.protocol == "allgather"
 
 
@@ -132,30 +136,32 @@ def test_a_trial_that_takes_longer_than_its_parts_counts(choosing):
 
 def test_long_waits_want_large_buckets_and_long_messages_that_collide_small_ones(choosing):
     model_mb = 2 * 4 * 500 * 500 / 2**20
-    # As few as are agreed upon at once; more of them would have to be agreed upon again.
+    # At most IN_FLIGHT buckets, which are agreed upon at once.
     assert choosing(link(1.0, 1e6), bits_allowed=[32]).chosen.exchange.bucket_mb > model_mb / IN_FLIGHT
     colliding = Link(points=[(0, 1e-6), (4e5, 0.01), (1e6, 1.0)])
     assert choosing(colliding, bits_allowed=[32]).chosen.exchange.bucket_mb < 1
 
 
-def test_error_feedback_is_kept_where_there_are_codes(choosing):
+def test_error_feedback_stays_on_only_for_quantised_exchanges(choosing):
     slow = choosing(link(1e-3, 1e5), error_feedback=True)
     assert slow.chosen.exchange.error_feedback
     assert not min(slow.candidates, key=lambda c: -c.seconds).exchange.error_feedback
 
 
-def test_a_damaged_record_is_told(tmp_path):
+def test_a_damaged_record_is_reported(tmp_path):
     record = tmp_path / "exchange.json"
     record.write_text('{"workers": 2')
     with pytest.raises(InputError, match=r"exchange.json cannot be read"):
         autotune.read_choice(record)
 
 
-def test_a_run_recalls_how_it_exchanged(tmp_path):
+def test_the_exchange_of_a_run_is_read_from_its_record(tmp_path):
     record, auto = tmp_path / "exchange.json", Exchange(protocol="auto")
-    assert autotune.recall_exchange(Exchange(bits=4), record).in_words() == "ring, 4 bits"
-    assert autotune.recall_exchange(auto, record).in_words() == "ring, 32 bits", "one worker chooses nothing"
+    assert autotune.exchange_of_run(Exchange(bits=4), record).describe() == "ring, 4 bits"
+    assert autotune.exchange_of_run(auto, record).describe() == "ring, 32 bits", "one worker chooses nothing"
     chosen = candidate(8, 1.0, two_sided=True)
-    kept = autotune.Choice(workers=2, network=Network(nodes=2, links={}), candidates=[chosen], chosen=chosen)
-    record.write_text(kept.model_dump_json())
-    assert autotune.recall_exchange(auto, record).in_words() == "sharded_server, 8 bits two-sided"
+    choice = autotune.Choice(
+        workers=2, network=Network(nodes=2, links={}), candidates=[chosen], chosen=chosen
+    )
+    record.write_text(choice.model_dump_json())
+    assert autotune.exchange_of_run(auto, record).describe() == "sharded_server, 8 bits two-sided"

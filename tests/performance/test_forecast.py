@@ -1,4 +1,4 @@
-"""What a job is to cost: by hand, and what is said where nothing can be predicted."""
+"""The forecast of a job, computed by hand, and its errors."""
 
 import math
 from functools import partial
@@ -15,10 +15,10 @@ from hpcdat.models import build_model_for
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.digits_cnn import DigitsCNN
 from hpcdat.models.losses import Labelled
-from hpcdat.performance.autotune import KINDS
+from hpcdat.performance.autotune import COLLECTIVE_KINDS
 from hpcdat.performance.calibration import Calibration
 from hpcdat.performance.cost_model import Link, Network
-from hpcdat.performance.forecast import forecast, read_nodes, untried
+from hpcdat.performance.forecast import forecast, no_correction, read_nodes
 from hpcdat.performance.step_timing import StepTiming, time_step
 from hpcdat.training import step
 from hpcdat.training.concurrent_attack import Batch
@@ -30,7 +30,7 @@ TIMING = StepTiming(attack=0.02, gradient=0.01, update=0.05, measured_on="paper"
 
 
 def calibration(nodes):
-    links = {kind: Link(points=[(0, LATENCY), (RATE, LATENCY + 1)]) for kind in KINDS}
+    links = {kind: Link(points=[(0, LATENCY), (RATE, LATENCY + 1)]) for kind in COLLECTIVE_KINDS}
     return Calibration(network=Network(nodes=nodes, links=links), measured_on="paper")
 
 
@@ -47,7 +47,7 @@ def predict(settings, nodes, per_node=1, measured=6, images=1200):
         nodes,
         per_node,
         lambda exchange, senders: rate,
-        untried,
+        no_correction,
     )
 
 
@@ -64,12 +64,12 @@ def test_float32_in_a_ring_takes_its_bytes_and_its_messages():
     assert known.speed_up == pytest.approx(60 * step / known.total)
     # Half of that is hidden where the backward pass is long enough, but never the last bucket.
     hidden = predict([], 6)
-    assert hidden.total == pytest.approx(10 * (step + seconds)), "one bucket alone"
+    assert hidden.total == pytest.approx(10 * (step + seconds)), "a single bucket"
     many = predict(["exchange.bucket_mb=0.001"], 6)
     assert many.total < 10 * (step + many.seconds) - 10 * 0.9 * 2 / 3 * 20 * 0.01
 
 
-def test_codes_are_computed_beside_the_network():
+def test_codes_are_computed_while_the_network_transfers():
     known = predict(["exchange.bits=8", "exchange.protocol=sharded_server", "exchange.two_sided=true"], 6)
     norms = math.ceil(250000 / 6 / 512)
     row = 4 * (norms + math.ceil(250000 / 6 / 4))
@@ -120,9 +120,9 @@ def test_the_time_of_an_attack_is_in_proportion_to_its_steps():
 def test_as_many_images_pass_the_network_as_in_training(monkeypatch, settings):
     passed, forward = [], DigitsCNN.forward
 
-    def counting(net, x):
+    def counting(model, x):
         passed.append(len(x))
-        return forward(net, x)
+        return forward(model, x)
 
     monkeypatch.setattr(DigitsCNN, "forward", counting)
     job = read_job(DEMO, ["batch_size=6", "attack.steps=1", *settings])
@@ -149,15 +149,15 @@ def test_what_is_trained_by_compiled_code_is_timed_so(monkeypatch):
     assert counter.frame_count == 2
 
 
-def test_one_worker_takes_the_noisy_copies_of_a_whole_team():
-    """Two workers share the four copies of an image: alone, one takes twice as long for it."""
+def test_a_single_worker_takes_the_noisy_copies_of_all_that_share_them():
+    """Two workers share the four copies of an image: a single one takes twice as long for it."""
     known = predict(["smoothing.sigma=0.1", "smoothing.copies=4", "smoothing.workers=2"], 4)
     assert known.steps == 30
-    alone = 1200 * 2 * (TIMING.attack + TIMING.gradient) + 60 * TIMING.update
-    assert known.speed_up == pytest.approx(alone / known.total)
+    one_worker = 1200 * 2 * (TIMING.attack + TIMING.gradient) + 60 * TIMING.update
+    assert known.speed_up == pytest.approx(one_worker / known.total)
 
 
-def test_a_calibration_is_kept_and_a_damaged_one_told(tmp_path):
+def test_a_calibration_is_saved_and_a_damaged_one_reported(tmp_path):
     file = tmp_path / "cluster.json"
     calibration(3).write(file)
     assert Calibration.read(file) == calibration(3)
@@ -169,25 +169,25 @@ def test_a_calibration_is_kept_and_a_damaged_one_told(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "2,", "six", "", "1.5"])
-def test_what_is_no_number_of_nodes_is_told(text):
+def test_what_is_no_number_of_nodes_is_refused(text):
     with pytest.raises(InputError, match="expected numbers of nodes"):
         read_nodes(text)
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
         ([], "nothing is known of the links"),
         (["--link", "fast"], "expected a value like 1gbit"),
         (["--link", "1gbit", "--calibration", "x"], "one of them says what the links are"),
         (["--calibration", "nowhere.json"], "nowhere.json is no calibration"),
         (["--link", "1gbit", "--nodes", "x"], "expected numbers of nodes"),
-        (["--link", "1gbit", "--set", "data.source=folder", "data.root=/nowhere"], "--images N says"),
+        (["--link", "1gbit", "--set", "data.source=folder", "data.root=/nowhere"], "--images N gives"),
     ],
 )
-def test_a_plan_without_what_it_needs_is_refused(options, told):
+def test_a_plan_without_what_it_needs_is_refused(options, message):
     done = run_here("plan", DEMO, *options)
-    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_plan_says_what_it_is_made_from():

@@ -1,4 +1,4 @@
-"""The certificates of a list of images, computed from counts."""
+"""Certificates of a list of images, computed from counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcdat.evaluation.certification.clopper_pearson import Floats, certified_ra
 
 @dataclass(frozen=True)
 class Counts:
-    """What was sampled around one image.
+    """The counts of the samples around one image.
 
     Attributes:
         image: its position among the test images.
@@ -44,7 +44,7 @@ class Certified:
     Attributes:
         sigma: standard deviation of the noise, [0, 1] units.
         n0, n: samples of the selection and of the estimate.
-        alpha: largest probability with which each certificate may be wrong.
+        alpha: upper bound of the probability that a certificate is wrong.
         counts: of the images, in order; those that cannot be read are not among them.
     """
 
@@ -61,7 +61,7 @@ class Certified:
 
     @property
     def correct_radii(self) -> Floats:
-        """The same, (N,), but -1 where it abstains or is wrong."""
+        """Certified radii, (N,); -1 where the classifier abstains or is wrong."""
         correct = np.array([c.top == c.label for c in self.counts])
         return np.where(correct & ~np.isnan(self.radii), self.radii, -1.0)
 

@@ -30,7 +30,7 @@ class Sampling(Measurement[Counts]):
     def __init__(self, sigma: float, settings: Certification, classes: int, seed: int) -> None:
         self.sigma, self.certification, self.classes, self.seed = sigma, settings, classes, seed
         self.name = f"counts-{sigma:g}"
-        # Alpha is not among them: bounds are computed from the counts.
+        # Without alpha, on which the counts do not depend.
         self.settings = {"sigma": sigma, **settings.model_dump(include={"n0", "n", "batch_size"})}
 
     @property
@@ -57,7 +57,7 @@ def certify_images(
         model: f, the same on all workers, in evaluation mode.
         job: resolved.
         execution: workers, progress and stop; a stop takes effect between two batches of samples.
-        folder: where counts are kept.
+        folder: for stored counts.
 
     Raises:
         Stopped, InputError, WorkerError: as :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.

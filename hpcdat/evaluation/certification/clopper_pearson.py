@@ -12,8 +12,7 @@ Floats = NDArray[np.float64]
 def lower_bound(count: ArrayLike, n: int, alpha: float) -> Floats:
     """The exact one-sided lower confidence bound of a probability.
 
-    Whatever the probability p, the bound of a binomial (n, p) count is greater than p with a probability
-    of at most alpha.
+    For any probability p, the bound of a binomial (n, p) count exceeds p with probability at most alpha.
 
     Args:
         count: successes, integers in [0, n].
@@ -24,7 +23,7 @@ def lower_bound(count: ArrayLike, n: int, alpha: float) -> Floats:
         Bounds in [0, 1), of count's shape: the p at which so many successes or more have probability alpha.
     """
     count = np.asarray(count)
-    # Without any success the bound is 0, where the beta distribution is not defined.
+    # For count 0, where the beta distribution is not defined, the bound is 0.
     return np.where(count > 0, beta.ppf(alpha, np.maximum(count, 1), n - count + 1), 0.0)
 
 

@@ -11,19 +11,19 @@ from hpcdat.seeds import derive
 class SmoothedClassifier:
     """g(x) = argmax_c P(f(x + eta) = c) with eta ~ N(0, sigma^2 I); noisy images are not clipped.
 
-    Noise is a function of seed, image and batch of samples, so it does not depend on the worker that draws
-    it; a GPU draws other numbers than a CPU.
+    Noise is a function of seed, image and batch of samples, so it does not depend on the worker; a GPU draws
+    different numbers from a CPU.
 
     Args:
-        base: f, from images (N, C, H, W) to logits (N, classes), in evaluation mode.
+        model: f, from images (N, C, H, W) to logits (N, classes), in evaluation mode.
         sigma: standard deviation of the noise, [0, 1] units, > 0.
         classes: number of logits.
         batch_size: samples at a time, >= 1.
         seed: the job's.
     """
 
-    def __init__(self, base: nn.Module, sigma: float, *, classes: int, batch_size: int, seed: int) -> None:
-        self.base, self.sigma, self.classes = base, sigma, classes
+    def __init__(self, model: nn.Module, sigma: float, *, classes: int, batch_size: int, seed: int) -> None:
+        self.model, self.sigma, self.classes = model, sigma, classes
         self.batch_size, self.seed = batch_size, seed
 
     def certify(self, x: Tensor, *, n0: int, n: int, image: int) -> tuple[int, int]:
@@ -31,8 +31,8 @@ class SmoothedClassifier:
 
         Args:
             x: one image, (C, H, W).
-            n0: samples that choose class A; the first class if several are as frequent.
-            n: other samples, from which its probability is estimated.
+            n0: samples for the choice of class A; of equally frequent classes the first is chosen.
+            n: further samples, from which its probability is estimated.
             image: position of x among the test images, for the noise.
 
         Returns:
@@ -50,6 +50,6 @@ class SmoothedClassifier:
             generator.manual_seed(derive(self.seed, f"certification {purpose}", image, number))
             shape = (min(self.batch_size, n - start), *x.shape)
             noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
-            logits = self.base(noise.mul_(self.sigma).add_(x))
+            logits = self.model(noise.mul_(self.sigma).add_(x))
             counts += torch.bincount(logits.argmax(1), minlength=self.classes)
         return counts

@@ -41,7 +41,7 @@ def certify_slowly(workers, patch, run_dir, *settings):
         begin, last = time.monotonic(), smoothed.sigma == 0.12 and image in (360, 390)
         workers._watchdog.seconds = 2 if last else 60
         while last and image == 390 and time.monotonic() - begin < 4:
-            smoothed.base(x[None])
+            smoothed.model(x[None])
         return sample(smoothed, x, image=image, **samples)
 
     patch.setattr(SmoothedClassifier, "certify", sample_slowly)

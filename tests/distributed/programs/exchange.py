@@ -11,9 +11,9 @@ from torch import nn
 from hpcdat.config.sections import Exchange
 from hpcdat.errors import InputError
 from hpcdat.exchange.horovod_compression import QuantizedSum
-from hpcdat.exchange.protocols import Draw, Memory
+from hpcdat.exchange.protocols import Draw, ErrorFeedback
 from hpcdat.exchange.resolve import make_plan
-from hpcdat.performance.autotune import settle
+from hpcdat.performance.autotune import choose_exchange
 from hpcdat.progress import Progress
 
 EXCHANGES = [
@@ -50,15 +50,15 @@ def exchanges(workers, patch=None):
     answers = []
     for number, settings in enumerate(EXCHANGES):
         coded = settings["bits"] not in (32, "float16")
-        memory = Memory() if coded else None
+        feedback = ErrorFeedback() if coded else None
         plan = make_plan(Exchange(**{"block": 64, "error_feedback": coded} | settings), workers)
         answers.append([])
         for step in range(2):
             draw = Draw(5, 1, step, number, torch.device("cpu"))
             x = torch.from_numpy(vector_of(workers.rank, step))
-            total = run_now(plan.protocol(workers, x, draw, f"exchange {number}", memory))
-            if memory:
-                memory.settle(counts=True)
+            total = run_now(plan.protocol(workers, x, draw, f"exchange {number}", feedback))
+            if feedback:
+                feedback.commit(counts=True)
             answers[-1].append(total.numpy().tobytes().hex())
     return answers
 
@@ -88,7 +88,7 @@ def nodes_of_two(workers, patch):
 
 
 def bytes_on_the_wire(workers, patch):
-    """What was predicted, and what the network cards of all nodes have sent, by protocol."""
+    """The predicted bytes, and those that the network cards of all nodes have sent, by protocol."""
     count, answers = 3_000_000, {}
     x = torch.randn(count, generator=torch.Generator().manual_seed(workers.rank))
     for name, settings in {
@@ -110,32 +110,32 @@ def bytes_on_the_wire(workers, patch):
     return answers
 
 
-def settled_exchange(workers, patch, record):
-    """Protocol auto settled twice, and a third time by a record of other workers."""
+def chosen_exchange(workers, patch, record):
+    """Protocol auto: the choice, read again, edited, and recorded by other workers."""
     record, model = Path(record), nn.Linear(300, 300)
-    progress, said = Progress(shown=workers.is_rank0), []
-    progress.say = said.append
+    progress, lines = Progress(shown=workers.is_rank0), []
+    progress.say = lines.append
     settings = Exchange(protocol="auto", two_sided=True)
-    first = settle(settings, workers, model, record, progress)
+    first = choose_exchange(settings, workers, model, record, progress)
     written = record.read_text()
-    again = settle(settings, workers, model, record, progress)
+    again = choose_exchange(settings, workers, model, record, progress)
     assert first == again and record.read_text() == written
     workers.all_gather_object(None, "compared")
     if workers.is_rank0:
-        kept = json.loads(written)
-        kept["chosen"]["exchange"]["bits"] = 5
-        record.write_text(json.dumps(kept))
-    altered = settle(settings, workers, model, record, progress)
+        record_json = json.loads(written)
+        record_json["chosen"]["exchange"]["bits"] = 5
+        record.write_text(json.dumps(record_json))
+    altered = choose_exchange(settings, workers, model, record, progress)
     workers.all_gather_object(None, "read")
     if workers.is_rank0:
-        record.write_text(json.dumps(kept | {"workers": 17}))
-    other = settle(settings, workers, model, record, progress)
+        record.write_text(json.dumps(record_json | {"workers": 17}))
+    other = choose_exchange(settings, workers, model, record, progress)
     return {
         "first": first.model_dump(),
         "altered bits": altered.bits,
         "bits with other workers": other.bits,
         "links": len(json.loads(written)["network"]["links"]),
-        "said": said,
+        "lines": lines,
     }
 
 

@@ -73,7 +73,7 @@ def measure_pairs(
     places = pairs_of(len(hosts))
 
     def measure(one: int, other: int) -> Pair:
-        if any(workers.all_gather_object(stop.wanted, "whether to stop")):
+        if any(workers.all_gather_object(stop.requested, "whether to stop")):
             raise Stopped("stopped before all links were measured", everywhere=True)
 
         here, there = firsts[one], firsts[other]

@@ -37,7 +37,7 @@ def in_touch(run_dir: Path, stop: StopRequest) -> Iterator[None]:
     if job is None or not folder.exists():
         yield
         return
-    stop.heed(folder / f"stop-{job}")
+    stop.watch(folder / f"stop-{job}")
     try:
         yield
     except HpcdatError as error:

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +28,7 @@ from hpcdat.doctor.facts import Node, RunDir, clock_offsets
 from hpcdat.doctor.links import Pair, pairs_of
 from hpcdat.emulation import cluster as box
 from hpcdat.emulation.cluster import CARD
-from tests.conftest import CHECKOUT, DEMO, run_here
+from tests.conftest import CHECKOUT, DEMO, Never, run_here
 from tests.distributed.ranks import environment
 
 HPCDAT = [sys.executable, "-m", "hpcdat"]
@@ -159,14 +158,14 @@ def test_one_worker_alone_looks_at_images_and_run_folder(tmp_path):
     folder = ["data.source=folder", f"data.root={tmp_path / 'data'}"]
     run_dir = tmp_path / "file" / "run"
     healthy = read_job(DEMO, [*folder, f"run_dir={tmp_path / 'runs' / 'run'}"])
-    report = examine(healthy, SingleProcess(), SimpleNamespace(wanted=False))
+    report = examine(healthy, SingleProcess(), Never())
     assert report.nodes[0].classes == 10 and report.run_dir.folder == str(tmp_path)
     assert not report.failed and [file.name for file in tmp_path.iterdir()] == ["data"]
 
     shutil.rmtree(tmp_path / "data" / "test")
     run_dir.parent.touch()
     sick = read_job(DEMO, [*folder, f"run_dir={run_dir}"])
-    report = examine(sick, SingleProcess(), SimpleNamespace(wanted=False))
+    report = examine(sick, SingleProcess(), Never())
     failures = {finding.check: finding.found for finding in report.findings if finding.level == "failure"}
     assert failures.keys() == {"images", "run_dir"}
     assert str(tmp_path / "data" / "test") in failures["images"]

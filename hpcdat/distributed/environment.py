@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.emulation.cluster import links_here
+from hpcdat.emulation.cluster import emulated_links
 
 PACKAGES = (
     "hpcdat",
@@ -47,7 +47,7 @@ def describe_environment(workers: Communicator, device: torch.device) -> dict[st
         "launcher": workers.launcher,
         "transport": workers.transport,
         "nodes": workers.nodes,
-        "emulated_links": links_here(),
+        "emulated_links": emulated_links(),
         "workers": workers.all_gather_object(here, "devices and hosts"),
         "command": sys.argv,
     }

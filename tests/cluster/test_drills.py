@@ -74,7 +74,7 @@ def test_a_worker_that_is_killed(cluster, undisturbed, tmp_path):
     job = cluster.submit(tmp_path / "run")
     job.trains()
     os.kill(cluster.worker(2, tmp_path / "run"), signal.SIGKILL)
-    job.says(r"back into the queue: failed \(code \d+\) epoch [1-9]", 60)
+    job.says(r"hpcdat: requeue: failed \(code \d+\): epoch [1-9]", 60)
     assert "srun: error: node2: task 1: Killed" in job.log()
     assert all_whole(job.folder)
     job.goes_on()
@@ -143,7 +143,7 @@ def test_a_disk_that_is_full(cluster, undisturbed, small_disk):
     again = [sys.executable, "-m", "hpcdat.slurm.preemption", str(run_dir), "1", "no"]
     decided = subprocess.run(again, cwd=CHECKOUT, capture_output=True, text=True)
     assert decided.returncode == 1 and "Traceback" not in decided.stderr
-    assert "not requeued: failed (code 1) epoch 2, step 0" in decided.stderr
+    assert "no requeue: failed (code 1): epoch 2, step 0" in decided.stderr
     cluster.do("mount", "-o", "remount,size=16m", str(small_disk))
     rest.rename(folder.checkpoints.folder / ".step.pt-killed")
     done = cluster.train(run_dir)
@@ -158,7 +158,7 @@ def test_the_time_limit(cluster, undisturbed, tmp_path):
     job.trains()
     # Slurm's warning, as the script asks for it.
     cluster.do("scancel", "--signal=USR1", "--batch", str(job.number))
-    job.says("back into the queue: stopped in time, with a checkpoint", 60)
+    job.says("hpcdat: requeue: stopped with a checkpoint", 60)
     assert all_whole(job.folder)
     job.goes_on()
     assert same(weights(job.folder), weights(undisturbed))

@@ -28,7 +28,7 @@ def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in MESSAGES)):
+        if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MESSAGES)):
             raise
         section, _, key = batch_size.rpartition(".")
         value = getattr(getattr(job, section) if section else job, key)

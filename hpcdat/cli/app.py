@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-Modules that only workers need are imported when the work begins: they take seconds to import, which ``--help``,
-an invalid setting and the process that only starts workers should not wait for.
+Modules that only workers need are imported when the work begins: importing them takes seconds, which help, an
+invalid setting and the process that only starts workers should not wait for.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ from hpcdat.errors import Exit, shorten
 
 boxes = typer.Typer(
     no_args_is_help=True,
-    help="""Emulate a cluster on this machine: nodes with rate-limited links (needs root).
+    help="""Emulate a cluster on this machine (needs root).
+
+    A box is a set of nodes with rate-limited links between them.
 
     \b
     Examples:

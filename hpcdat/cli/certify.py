@@ -32,16 +32,17 @@ def certify(
     ] = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Certify a run's latest checkpoint by randomised smoothing (Cohen et al. 2019).
+    """Certify a run's model by randomised smoothing.
 
     \b
     Examples:
       hpcdat certify runs/demo --sigma 0.25
       hpcdat certify runs/demo --sigma 0.12,0.25 --every 20 -np 4
 
-    The options override the job's `certification` settings. The counts of every finished image are stored:
-    after a stop or a failure the same command resumes, with any number of workers, and gives the same result.
-    Table, plot and data are written to RUN/certification.
+    The latest checkpoint is certified (Cohen et al. 2019). The options override the job's `certification`
+    settings. The counts of every finished image are stored: after a stop or a failure the same command
+    resumes, with any number of workers, and gives the same result. Table, plot and data are written to
+    RUN/certification.
     """
     named = {"sigma": f"[{sigma}]" if sigma else None, "n0": n0, "n": n, "alpha": alpha, "every": every}
     given = [f"certification.{key}={value}" for key, value in named.items() if value is not None]

@@ -36,7 +36,7 @@ def evaluate(
         typer.Option(metavar="N,N,...", help="Measure RA over numbers of PGD steps: 1,10,20,50,100."),
     ] = None,
 ) -> None:
-    """Measure TA and RA of a run's latest checkpoint, and AA and sweeps if requested.
+    """Measure TA and RA of a run, and AA and sweeps if requested.
 
     \b
     Examples:
@@ -44,9 +44,9 @@ def evaluate(
       hpcdat evaluate runs/demo evaluation.steps=100
       hpcdat evaluate runs/demo --autoattack 1000 --sweep-eps 0,4/255,8/255
 
-    The run may be finished or interrupted. The outcomes of every batch are stored in the run folder: after a
-    stop or a kill the same command resumes, with any number of workers. Sanity checks warn of implausibly
-    good results.
+    The latest checkpoint is evaluated; the run may be finished or interrupted. The outcomes of every batch
+    are stored in the run folder: after a stop or a kill the same command resumes, with any number of workers.
+    Sanity checks warn of implausibly good results.
     """
     replaced = [*(set_ or []), *(settings or [])]
 

@@ -31,14 +31,15 @@ def pseudo_label(
     set_: SetOption = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Label unlabelled images with a run's model (Carmon et al. 2019).
+    """Label unlabelled images with a run's model.
 
     \b
     Examples:
       hpcdat pseudo-label runs/demo images/ labelled.npz
       hpcdat train JOB.yaml data.unlabelled=labelled.npz data.unlabelled_part=0.5
 
-    A job trains on the labelled file in addition to its own images, as in the second example.
+    A job trains on the labelled file in addition to its own images, as in the second example (self-training,
+    Carmon et al. 2019).
     """
     replaced = [*(set_ or []), *(settings or [])]
     resolved = reported_once(lambda: RunFolder(run).read_job(replaced))

@@ -22,16 +22,17 @@ def report(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Compare with a paper's table: dat-1 to dat-4, conadv-1 to conadv-5, conadv-fig4."
+            metavar="NAME",
+            help="Compare with a paper's table: dat-1 to 4, conadv-1 to 5, conadv-fig4.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write report.md, report.csv, report.html and plots to this folder."),
+        typer.Option(metavar="FOLDER", help="Write report.md, .csv and .html and plots to this folder."),
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "Runs of hpcdat",
 ) -> None:
-    """Print the results of runs in one table, or compare them with a paper's table.
+    """Tabulate the results of runs, or compare them with a paper's.
 
     \b
     Examples:

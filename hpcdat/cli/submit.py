@@ -24,9 +24,7 @@ def submit(
     workers_per_node: Annotated[
         int | None, typer.Option(min=1, help="Workers per node (q), if not one per GPU.")
     ] = None,
-    time: Annotated[
-        str, typer.Option(help="Time limit; the run is requeued before it is reached.")
-    ] = "1-0",
+    time: Annotated[str, typer.Option(help="Time limit; the run is requeued before it is reached.")] = "1-0",
     site: Annotated[
         str, typer.Option(help="Profile of the cluster: a YAML file, or a name in slurm/sites.")
     ] = "plain",

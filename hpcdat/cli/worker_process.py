@@ -52,9 +52,9 @@ def refuse(error: HpcdatError) -> NoReturn:
     if place.rank == 0:
         print(error, file=sys.stderr)
     else:
-        # Launchers kill all workers when the first one exits, so wait for rank 0 to report the error. A worker
-        # that survives the wait is the only one that found it, except under srun, which may leave all workers
-        # running and names those that failed.
+        # Launchers kill all workers when the first one exits, so wait for rank 0 to report the error. Only a
+        # worker that is the only one to find it survives the wait, except under srun, which may leave all
+        # workers running and names those that failed.
         time.sleep(SECONDS_FOR_RANK0)
         if place.launcher != "srun":
             print(f"worker {place.rank} on {socket.gethostname()}: {error}", file=sys.stderr)

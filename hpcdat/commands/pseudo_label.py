@@ -21,7 +21,7 @@ from hpcdat.evaluation.determinism import deterministic
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, run_sharded
 from hpcdat.progress import Progress
-from hpcdat.storage.atomic_files import check_place
+from hpcdat.storage.atomic_files import check_writable
 from hpcdat.storage.run_folder import RunFolder
 
 
@@ -82,7 +82,7 @@ def pseudo_label(
 
     def check() -> None:
         try:
-            check_place(out)
+            check_writable(out)
         except OSError as error:
             raise InputError(
                 f"{out}: cannot be written ({error.strerror}): choose a file in an existing, writable folder"

@@ -54,7 +54,7 @@ class _StatusRounds:
             raise _Aborted
 
     def wait(self, *, failed: bool) -> None:
-        """Report this worker's share as done and wait until all are, one has failed, or a stop is requested."""
+        """Report this worker's share as done and wait for the others, a failure or a stop request."""
         self.finished, self.failed = True, failed
         while not (self.all_finished or self.any_failed or self.stopping):
             if self._pending is None:

@@ -269,7 +269,9 @@ def check_pairs(pairs: Sequence[Pair], nodes: int) -> list[Finding]:
     found += f" and {len(slow) - 5} more" if len(slow) > 5 else ""
     # If all links of a node are slow, the cause is the node's own link.
     slow_hosts = [host for host in best if best[host] < typical / 2]
-    where = _join_hosts(slow_hosts or list(dict.fromkeys(host for pair in slow for host in (pair.one, pair.other))))
+    where = _join_hosts(
+        slow_hosts or list(dict.fromkeys(host for pair in slow for host in (pair.one, pair.other)))
+    )
     advice = "check its network card, cable and selected interface, or exclude the node"
     return [Finding("warning", "links", found, where, advice)]
 

@@ -223,9 +223,9 @@ def clock_stamps(workers: Communicator) -> list[list[float]]:
 def clock_offsets(stamps: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     """Compute each worker's clock offset from worker 0's.
 
-    A worker enters gathering i after worker 0 has entered gathering i - 1 and before worker 0 enters gathering
-    i + 1. So its stamp lies between two of worker 0's; the round in which these are closest gives the
-    tightest bound.
+    A worker enters gathering i after worker 0 has entered gathering i - 1, and before worker 0 enters
+    gathering i + 1. So its stamp lies between two of worker 0's; the round in which these are closest gives
+    the tightest bound.
 
     Args:
         stamps: (rounds, M) seconds, at least three rounds.

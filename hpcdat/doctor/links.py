@@ -22,7 +22,7 @@ TINY_MESSAGES = 9
 SIZES: list[int] = [2**k for k in range(16, 29)]
 """Message sizes in bytes, tried in this order until one takes long enough."""
 MIN_SECONDS, MIN_LATENCIES = 0.06, 4
-"""A message is long enough if it takes this many seconds and this many latencies: bandwidth then dominates."""
+"""A message is long enough if it takes this many seconds and latencies: bandwidth then dominates."""
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,7 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
         try:
             _run("tc", "-n", namespace, "qdisc", "add", "dev", CARD, "parent", "1:1", "handle", "10:", *netem)
         except BoxError as error:
-            raise BoxError(f"delay and loss need the kernel's netem, which is unavailable ({error})") from None
+            raise BoxError(f"delay and loss need the kernel's netem, which is missing ({error})") from None
 
 
 def bytes_per_second(rate: str) -> float:
@@ -355,7 +355,7 @@ def wait_for(processes: list[subprocess.Popen[Any]]) -> int:
 
 @contextlib.contextmanager
 def _terminate_on_signals(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
-    """On Ctrl-C and SIGTERM, terminate the processes, which may write a checkpoint; a second Ctrl-C kills them."""
+    """On Ctrl-C and SIGTERM, terminate the processes; on a second Ctrl-C, kill them."""
     asked = False
 
     def ask(number: int, frame: object) -> None:

@@ -186,7 +186,11 @@ def _run(*command: str) -> None:
     # Not pipes: a daemon keeps its output open, so that reading a pipe to its end would block.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, "PATH": _path()}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PATH": _path()},
         )
         output.seek(0)
         lines = output.read().strip().splitlines()

@@ -1,8 +1,8 @@
 """Decide whether a Slurm job that has ended is requeued; called by the batch script.
 
-``python -m hpcdat.slurm.preemption RUN CODE WARNED`` exits with 0 to requeue. A job that stopped after Slurm's
-warning, or failed, is requeued if the run has advanced since the job last ended. A job that always fails at
-the same step, or whose time limit is too short for an evaluation, is therefore not requeued forever.
+``python -m hpcdat.slurm.preemption RUN CODE WARNED`` exits with 0 to requeue. A job that failed, or stopped
+after Slurm's warning, is requeued if the run has advanced since the job last ended. A job that always fails
+at the same step, or whose time limit is too short for an evaluation, is therefore not requeued forever.
 
 Some launchers forward neither signals nor exit codes (horovodrun forwards neither), so the batch script and
 worker 0 communicate through files in the run folder: :func:`connected_to_batch_script`.

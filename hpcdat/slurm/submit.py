@@ -102,8 +102,8 @@ class Resources:
         # 0 means no limit.
         if 0 < _seconds(self.time) < SHORTEST_TIME_LIMIT:
             raise InputError(
-                f"time limit {shorten(self.time)}: expected {SHORTEST_TIME_LIMIT // 60} minutes or more; a run stops "
-                f"{SECONDS_OF_WARNING // 60} minutes before its limit to write a checkpoint"
+                f"time limit {shorten(self.time)}: expected {SHORTEST_TIME_LIMIT // 60} minutes or more; a "
+                f"run stops {SECONDS_OF_WARNING // 60} minutes before its limit to write a checkpoint"
             )
 
 
@@ -136,9 +136,7 @@ def read_site(name: str) -> Site:
     return read_settings(path, Site)
 
 
-def render_script(
-    job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()
-) -> tuple[Path, str]:
+def render_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()) -> tuple[Path, str]:
     """Render the batch script of a job, without writing it.
 
     Args:
@@ -179,9 +177,7 @@ def render_script(
     return folder / "job.sh", text
 
 
-def write_script(
-    job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()
-) -> tuple[Path, str]:
+def write_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()) -> tuple[Path, str]:
     """Write the batch script of a job, and the job's settings, to its run folder.
 
     Args:
@@ -230,7 +226,9 @@ def array_tasks(
     for sweep in sweeps:
         key, equals, values = sweep.partition("=")
         if not equals or not all(values.split(",")):
-            raise InputError(f"sweep {shorten(sweep)}: expected KEY=VALUE,VALUE,..., such as attack.eps=2/255,4/255")
+            raise InputError(
+                f"sweep {shorten(sweep)}: expected KEY=VALUE,VALUE,... as in attack.eps=2/255,4/255"
+            )
         axes.append([f"{key}={value}" for value in values.split(",")])
     tasks = []
     for settings in itertools.product(*axes):

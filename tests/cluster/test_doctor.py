@@ -126,9 +126,7 @@ def test_clocks_are_read_off_the_tightest_gatherings():
     (_, none), (ahead, bound) = clock_offsets(stamps)
     assert none == 0 and bound == pytest.approx(0.04) and abs(ahead - 5) <= bound
     # Less than what the measurement may be off by is no difference.
-    assert (
-        "measurement error of 40.0 ms" in check_clocks(["n1", "n2"], [(0.0, 0.0), (0.03, 0.04)])[0].found
-    )
+    assert "measurement error of 40.0 ms" in check_clocks(["n1", "n2"], [(0.0, 0.0), (0.03, 0.04)])[0].found
 
 
 def links(count, slow):

@@ -32,7 +32,7 @@ def report(
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "Runs of hpcdat",
 ) -> None:
-    """Tabulate the results of runs, or compare them with a paper's.
+    """Tabulate the results of runs, also next to those of a paper.
 
     \b
     Examples:

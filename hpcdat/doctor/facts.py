@@ -29,7 +29,7 @@ SECONDS_TO_APPEAR = 10.0
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Node:
     """A node, as its workers see it.
 

@@ -34,7 +34,7 @@ class CheckpointError(InputError):
     """A checkpoint is missing or cannot be used; the message says which and why."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EpochTotals:
     """Sums over the steps of the current epoch.
 
@@ -62,7 +62,7 @@ class EpochTotals:
 
 
 @pydantic.dataclasses.dataclass(
-    frozen=True, config={"arbitrary_types_allowed": True, "strict": True, "extra": "forbid"}
+    frozen=True, kw_only=True, config={"arbitrary_types_allowed": True, "strict": True, "extra": "forbid"}
 )
 class Checkpoint:
     """The state that a run needs to resume bit for bit, and an evaluation needs to start.

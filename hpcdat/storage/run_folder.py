@@ -30,7 +30,7 @@ class RunError(InputError):
     """A run folder cannot be used; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """The result of a run, as its table shows it.
 

@@ -77,7 +77,7 @@ class Cluster:
         raise AssertionError(f"no worker on node{node}")
 
     def cut_power(self, node):
-        """All of a node at once; the others are not told, not even by its kernel."""
+        """Kill a node at once, without any message to the others, not even from its kernel."""
         self.set_link(node, "down")
         for pid in self.processes(node):
             os.kill(pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ class Submitted:
 
 
 def finish(process, seconds=240):
-    """Its exit code and words, when it has ended."""
+    """Its exit code and output, when it has ended."""
     try:
         out, err = process.communicate(timeout=seconds)
     finally:

@@ -43,8 +43,8 @@ def test_nodes_have_names_and_reach_each_other_and_nothing_stays(make_box):
     first, second = make_box(nodes=3), make_box(nodes=2)
     assert find_box(first.name) == first and first.subnet != second.subnet
     assert run_inside(first, 2, "hostname").stdout == "node2\n"
-    told = run_inside(first, 1, "getent", "hosts", "node3").stdout
-    assert told.split()[0] == first.address(3)
+    entry = run_inside(first, 1, "getent", "hosts", "node3").stdout
+    assert entry.split()[0] == first.address(3)
     waiting = subprocess.Popen(first.inside(3, ["sleep", "600"]))
     with pytest.raises(BoxError, match="already exists"):
         create_box(first.name)
@@ -150,7 +150,7 @@ def test_bytes_are_as_predicted_over_rate_limited_links(make_box):
 @pytest.mark.distributed
 def test_mpirun_reaches_all_nodes(make_box, tmp_path):
     made = make_box(nodes=3)
-    # Not what they print: mpirun may lose the last words of a process that ends at once.
+    # Not what they print: mpirun may lose the last output of a process that ends at once.
     leave_a_file = "import os, pathlib, sys; pathlib.Path(sys.argv[1], os.uname().nodename).touch()"
     command = box_mpirun_command(made, 3, [sys.executable, "-c", leave_a_file, str(tmp_path)])
     done = subprocess.run(

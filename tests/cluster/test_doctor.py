@@ -206,8 +206,8 @@ def test_a_node_with_a_slow_link_and_without_the_shared_folders(make_box, tmp_pa
     write_digits(shared / "data")
     settings = [f"run_dir={shared / 'run'}", "data.source=folder", f"data.root={shared / 'data'}"]
     # Node 3 has a folder of its own where the others share one.
-    alone = f'if [ $SLURM_PROCID = 2 ]; then mount -t tmpfs none {shared}; fi; exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", alone, "sh", *HPCDAT, "doctor", str(DEMO)]
+    private = f'if [ $SLURM_PROCID = 2 ]; then mount -t tmpfs none {shared}; fi; exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", private, "sh", *HPCDAT, "doctor", str(DEMO)]
     variables = environment()
     assert run_over_gloo(made, 3, [*command, "--json", str(file), "--set", *settings], variables) == 1
     found = json.loads(file.read_text())

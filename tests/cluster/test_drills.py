@@ -32,7 +32,7 @@ def undisturbed(cluster, tmp_path_factory):
 
 @pytest.fixture
 def small_disk(cluster, tmp_path):
-    """Two megabytes: two checkpoints, and no room to write a third beside them."""
+    """Two megabytes: two checkpoints, and no room for a third."""
     disk = tmp_path / "disk"
     disk.mkdir()
     cluster.do("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk))
@@ -66,8 +66,8 @@ def fill(file):
 
 
 def test_srun_starts_the_workers_without_mpi(undisturbed):
-    team = undisturbed.environment()
-    assert (team["nodes"], team["launcher"], team["transport"]) == (3, "srun", "Gloo")
+    environment = undisturbed.environment()
+    assert (environment["nodes"], environment["launcher"], environment["transport"]) == (3, "srun", "Gloo")
 
 
 def test_a_worker_that_is_killed(cluster, undisturbed, tmp_path):
@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed(cluster, undisturbed, tmp_path):
 
 
 def test_a_node_that_loses_its_power(cluster, undisturbed, tmp_path):
-    """The job goes on without that node. Slurm repeats the signal that ended its tasks there for minutes:
+    """The job continues without that node. Slurm repeats the signal that ended its tasks there for minutes:
     were the node back at once, the repeated signal would end those of the restarted job.
     """
     job = cluster.submit(tmp_path / "run", "stall_timeout=5")

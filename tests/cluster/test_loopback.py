@@ -70,10 +70,10 @@ def test_nothing_is_shared_between_ranks():
     def program(rank):
         row = torch.full((2,), float(rank.rank))
         everybody = rank.iall_gather(row, "rows").wait()
-        largest = rank.max(row, "largest")
+        largest = rank.all_reduce_max(row, "largest")
         everybody.add_(100), largest.add_(100)
         together.wait()
-        return rank.ibroadcast(row, "first").wait().tolist(), rank.max(row, "largest").tolist()
+        return rank.ibroadcast(row, "first").wait().tolist(), rank.all_reduce_max(row, "largest").tolist()
 
     together = threading.Barrier(2)
     assert run_threads(loopback(2), program) == [([0.0, 0.0], [0.0, 0.0])] * 2

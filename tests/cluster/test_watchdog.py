@@ -1,4 +1,4 @@
-"""Every wait is bounded, whatever other threads wait for meanwhile."""
+"""Every wait is bounded, independently of waits in other threads."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Scripts for sbatch: sound shell whatever the job's values are, and what they ask Slurm for."""
+"""Scripts for sbatch: valid shell for all values of a job, and what they request from Slurm."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
     command = [SHELLCHECK, "--severity=style", "--exclude=SC2016,SC1003", script]
     checked = subprocess.run(command, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + text
-    # Carried out with a launcher that only tells its arguments.
+    # Run with a launcher that only prints its arguments.
     fake = re.sub(r"(?m)^launch=\(\S+", "launch=(printf '%s\\\\n'", text.replace("module load", "true"))
     done = subprocess.run(
         ["bash", "-c", fake.replace("scontrol", "echo")],
@@ -77,10 +77,10 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
             "PATH": "/usr/bin:/bin",
         },
     )
-    told = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
     expected = str(run_dir / "seed-0" if array else run_dir)
-    assert f"run_dir={json.dumps(expected)}" in told, done.stdout + done.stderr
-    assert not array or f"model.name={NASTY}" in told
+    assert f"run_dir={json.dumps(expected)}" in lines, done.stdout + done.stderr
+    assert not array or f"model.name={NASTY}" in lines
     assert not list(tmp_path.rglob("owned"))
 
 
@@ -161,7 +161,7 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
         ),
     ],
 )
-def test_a_wrong_profile_is_told_with_its_place(tmp_path, text, message):
+def test_an_invalid_profile_is_reported_with_its_place(tmp_path, text, message):
     profile = tmp_path / "mine.yaml"
     profile.write_text(text)
     with pytest.raises(JobError, match=f"mine.yaml(:1)?: .*{message}"):
@@ -192,7 +192,7 @@ def test_time_limits_as_sbatch_reads_them(time):
 
 
 @pytest.mark.parametrize(
-    "command, told",
+    "command, message",
     [
         ("submit --time 3", "5 minutes or more"),
         ("submit --nodes 2 --sweep method=dat-pgd,at", "method at is centralised training"),
@@ -200,10 +200,10 @@ def test_time_limits_as_sbatch_reads_them(time):
         ("plan --link 1gbit method=at", "this run has 2 nodes"),
     ],
 )
-def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, told):
+def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, message):
     name, *options = command.split()
     done = CliRunner().invoke(app, [name, str(DEMO), *options])
-    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and told in done.stderr
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and message in done.stderr
 
 
 def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):

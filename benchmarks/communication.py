@@ -42,7 +42,7 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
-from hpcdat.emulation import cluster as box
+from hpcdat.emulation.cluster import CARD, BoxError, bytes_per_second, create_box, remove_box, run_over_gloo
 from hpcdat.exchange.codecs import Quantized, can_compile
 from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of
 from hpcdat.exchange.pipeline import Engine
@@ -280,7 +280,7 @@ def ratios_of(report: dict[str, Any]) -> dict[str, float]:
         "overlap_over_max": overlap["step"] / max(overlap["computation"], overlap["communication"]),
     }
     if rate:
-        limit = 2 * (size - 1) / size * 4 * report["settings"]["count"] / box.bytes_per_second(rate)
+        limit = 2 * (size - 1) / size * 4 * report["settings"]["count"] / bytes_per_second(rate)
         ratios["fp32_of_limit"] = limit / ours
         ratios["torch_gloo_of_limit"] = limit / medians["float32, torch.distributed Gloo"]
     if off:
@@ -322,19 +322,19 @@ def table_of(report: dict[str, Any]) -> str:
 def in_a_box(rate: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Start the workers in a box of this rate; worker 0's report."""
     name = f"bench-{os.getpid()}"
-    made = box.up(name, nodes=arguments.nodes, rate=rate)
+    made = create_box(name, nodes=arguments.nodes, rate=rate)
     try:
         with tempfile.TemporaryDirectory() as folder:
             answer = Path(folder) / "report.json"
             program = [sys.executable, __file__, "--rates", rate, "--worker-report", str(answer)]
             sizes = ["--count", str(arguments.count), "--rounds", str(arguments.rounds)]
-            card = {"GLOO_SOCKET_IFNAME": box.CARD}
-            code = box.run_over_gloo(made, arguments.nodes, [*program, *sizes], {**os.environ, **card})
+            card = {"GLOO_SOCKET_IFNAME": CARD}
+            code = run_over_gloo(made, arguments.nodes, [*program, *sizes], {**os.environ, **card})
             if code:
                 raise SystemExit(f"a worker ended with code {code}")
             return json.loads(answer.read_text())
     finally:
-        box.down(name)
+        remove_box(name)
 
 
 def main() -> None:
@@ -360,7 +360,7 @@ def main() -> None:
     else:
         try:
             reports = [in_a_box(rate, arguments) for rate in rates]
-        except box.BoxError as error:
+        except BoxError as error:
             raise SystemExit(str(error)) from None
     ratios: dict[str, float] = {}
     for number, report in enumerate(reports):

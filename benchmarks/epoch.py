@@ -39,8 +39,7 @@ from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.emulation import cluster as box
-from hpcdat.emulation.cluster import links_here
+from hpcdat.emulation.cluster import BoxError, create_box, emulated_links, remove_box, run_over_gloo
 from hpcdat.exchange.codecs import can_compile
 from hpcdat.performance.calibration import Calibration, measure_links
 from hpcdat.performance.forecast import forecast, no_correction, trial_corrections
@@ -116,7 +115,7 @@ def work(
         "environment": describe_environment(workers, device),
         "calibration": calibration.model_dump(mode="json"),
         "elsewhere": other and other.measured_on,
-        "links": links_here() or f"{workers.transport} as it is",
+        "links": emulated_links() or f"{workers.transport} as it is",
         "p": p,
         "q": q,
         "rows": rows,
@@ -130,15 +129,15 @@ def in_a_box(
 ) -> dict[str, Any]:
     """Start the workers in a box of this rate; worker 0's report."""
     name = f"epoch-{os.getpid()}"
-    made = box.up(name, nodes=p, rate=rate)
+    made = create_box(name, nodes=p, rate=rate)
     answer = folder / f"{rate}-{p}x{q}.json"
     program = [sys.executable, __file__, "--worker-report", str(answer), "--batch", str(arguments.batch)]
     program += ["--epochs", str(arguments.epochs), "--rounds", str(arguments.rounds)]
     program += ["--elsewhere", str(elsewhere)] if elsewhere else []
     try:
-        code = box.run_over_gloo(made, p * q, program)
+        code = run_over_gloo(made, p * q, program)
     finally:
-        box.down(name)
+        remove_box(name)
     if code:
         raise SystemExit(f"a worker ended with code {code}")
     return json.loads(answer.read_text())
@@ -156,7 +155,7 @@ def in_boxes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for p, q in shapes:
                 try:
                     report = in_a_box(rate, p, q, arguments, Path(folder), first)
-                except box.BoxError as error:
+                except BoxError as error:
                     raise SystemExit(str(error)) from None
                 first = first or Path(folder) / f"{rate}-{p}x{q}.calibration"
                 reports.append(report)

@@ -562,7 +562,7 @@ def main() -> None:
         raise SystemExit("--limit: what is stopped goes on from the folder --work, which is missing")
     stop = StopRequest()
     if arguments.limit:
-        timer = threading.Timer(arguments.limit, lambda: setattr(stop, "wanted", True))
+        timer = threading.Timer(arguments.limit, lambda: setattr(stop, "requested", True))
         timer.daemon = True
         timer.start()
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from hpcdat.config.job_file import read_job
 from hpcdat.config.methods import METHODS
-from hpcdat.emulation import cluster as box
+from hpcdat.emulation.cluster import BoxError, create_box, remove_box
 from hpcdat.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ HPC = "-hpc"
 def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path) -> None:
     """Train jobs one after the other in a box with such links."""
     name = f"tables-{os.getpid()}"
-    box.up(name, nodes=nodes, rate=rate)
+    create_box(name, nodes=nodes, rate=rate)
     try:
         for job in jobs:
             workers = 1 if METHODS[read_job(job).method].centralised else nodes
@@ -58,7 +58,7 @@ def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path) -> None:
                 raise SystemExit(f"\n{job.stem} ended with code {done.returncode}: {log}")
             print(f", {time.monotonic() - began:.0f} s", flush=True)
     finally:
-        box.down(name)
+        remove_box(name)
 
 
 def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None]) -> dict[str, float]:
@@ -101,7 +101,7 @@ def main() -> None:
         ):
             if some:
                 train(some, rate, arguments.nodes, arguments.runs)
-    except box.BoxError as error:
+    except BoxError as error:
         raise SystemExit(str(error)) from None
     folders = [arguments.runs / job.stem for job in jobs]
     shown = dict.fromkeys(row.split("/")[0] for job in jobs for row in read_job(job).reproduces)

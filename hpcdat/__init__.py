@@ -1,7 +1,6 @@
 """hpcdat: distributed (DAT) and concurrent (ConAdv) adversarial training on many machines.
 
-The names below are imported from their modules when they are first used, so that ``import hpcdat`` does
-not wait for torch.
+The names below are imported when they are first used, so that ``import hpcdat`` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""Errors a user can act on, and the exit codes they end in."""
+"""Expected errors, and the exit codes of the commands."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+LONGEST_ECHO = 80
+"""Characters of a user's value that an error message repeats."""
 
 
 class Exit(IntEnum):
@@ -12,9 +15,9 @@ class Exit(IntEnum):
     FAILURE = 1
     WRONG_INPUT = 2
     STOPPED_RESUMABLE = 75
-    """stopped early on request; the same command goes on (EX_TEMPFAIL of sysexits.h)"""
+    """stopped early on request; the same command resumes (EX_TEMPFAIL of sysexits.h)"""
     INTERRUPTED = 130
-    """ended at once by a second Ctrl-C"""
+    """ended immediately by a second Ctrl-C"""
 
 
 class HpcdatError(Exception):
@@ -22,7 +25,7 @@ class HpcdatError(Exception):
 
     Args:
         message: what was wrong, where, and what to do.
-        everywhere: whether all workers raise it together, so that one of them may tell.
+        everywhere: whether all workers raise it together, so that only rank 0 reports it.
     """
 
     exit_code = Exit.FAILURE
@@ -33,16 +36,22 @@ class HpcdatError(Exception):
 
 
 class InputError(HpcdatError):
-    """Something the user gave is wrong: job, folder, data or checkpoint."""
+    """The user's input is wrong: job, folder, data or checkpoint."""
 
     exit_code = Exit.WRONG_INPUT
 
 
 class WorkerError(HpcdatError):
-    """Something a worker could not do."""
+    """A worker failed."""
 
 
 class Stopped(HpcdatError):
-    """The run was asked to stop; its checkpoint is written and the same command goes on."""
+    """The command stopped early on request; the same command resumes."""
 
     exit_code = Exit.STOPPED_RESUMABLE
+
+
+def shorten(value: object) -> str:
+    """A user's value as an error message repeats it: at most :data:`LONGEST_ECHO` characters."""
+    text = str(value)
+    return text if len(text) <= LONGEST_ECHO else text[: LONGEST_ECHO - 3] + "..."

@@ -1,4 +1,4 @@
-"""Memory that does not suffice, and what would help."""
+"""Out-of-memory errors, with advice."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from hpcdat.config.job import Job
 from hpcdat.errors import WorkerError
 
-SIGNS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""Of what torch has no error of its own for: the CPU's allocator, and libraries that allocate themselves."""
+MESSAGES = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""Parts of errors that torch raises as a plain RuntimeError: the CPU allocator's and CUDA libraries'."""
 
 
 @contextmanager
 def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
-    """Say what would help where memory does not suffice.
+    """Turn an out-of-memory error into one that says what to change.
 
     Args:
         job: resolved.
-        batch_size: the setting that the work at hand needs memory for.
+        batch_size: name of the setting that determines the memory needed.
 
     Raises:
-        WorkerError: in place of torch's error.
+        WorkerError: out of memory; replaces torch's error.
     """
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)):
+        if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MESSAGES)):
             raise
         section, _, key = batch_size.rpartition(".")
         value = getattr(getattr(job, section) if section else job, key)

@@ -1,4 +1,4 @@
-"""What the user sees while waiting: a bar on a terminal, otherwise a line now and then."""
+"""Progress: a bar on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import NoReturn
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 60.0
+"""Shortest time between two progress lines when there is no terminal."""
 
 ON_TERMINAL = "HPCDAT_ON_TERMINAL"
-"""Set for workers whose output a launcher passes on to a terminal."""
+"""Environment variable; 1 for workers whose launcher forwards their output to a terminal."""
 
 
 class Progress:
-    """Progress of one phase after the other, shown by worker 0 alone.
+    """Progress of successive phases, printed by one worker.
 
     Args:
-        shown: whether this worker shows anything.
+        shown: whether this worker prints.
     """
 
     def __init__(self, *, shown: bool) -> None:
@@ -28,7 +29,13 @@ class Progress:
         self._bar: tqdm[NoReturn] | None = None
 
     def begin(self, label: str, steps: int, done: int = 0) -> None:
-        """Start a phase of so many steps, of which some may be done."""
+        """Start a phase.
+
+        Args:
+            label: name of the phase.
+            steps: number of steps in total.
+            done: number of steps done already.
+        """
         self._label = label
         self._steps, self._step = steps, done
         self._last_line = time.monotonic()
@@ -36,7 +43,7 @@ class Progress:
             self._bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False, file=sys.stderr)
 
     def step(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
         self._step += 1
         if self._bar is not None:
             self._bar.update()
@@ -45,12 +52,12 @@ class Progress:
             self.say(f"{self._label}: step {self._step} of {self._steps}")
 
     def end(self) -> None:
-        """The phase is over."""
+        """End the phase."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def say(self, line: str) -> None:
-        """Print one line, on worker 0."""
+        """Print one line, if this worker prints."""
         if self.shown:
             print(line, flush=True)

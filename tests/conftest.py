@@ -29,9 +29,9 @@ DEMO = CHECKOUT / "jobs" / "demo.yaml"
 
 
 class Never:
-    """Nobody wants to stop."""
+    """A stop request that is never made."""
 
-    wanted = False
+    requested = False
 
 
 def run_here(*arguments):

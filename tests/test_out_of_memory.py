@@ -1,4 +1,4 @@
-"""What is told where memory does not suffice."""
+"""Advice in out-of-memory errors."""
 
 import pytest
 import torch
@@ -20,11 +20,11 @@ from tests.conftest import DEMO
 )
 def test_out_of_memory_names_the_settings_that_would_help(error):
     job = read_job(DEMO, ["batch_size=4096", "data.image_size=64", "evaluation.batch_size=500"])
-    told = r"out of memory: .*\n.*batch_size smaller than 4096.*bfloat16.*64"
-    with pytest.raises(WorkerError, match=told), enough_memory(job, "batch_size"):
+    message = r"out of memory: .*\n.*batch_size smaller than 4096.*bfloat16.*64"
+    with pytest.raises(WorkerError, match=message), enough_memory(job, "batch_size"):
         raise error
-    told = r"evaluation\.batch_size smaller than 500"
-    with pytest.raises(WorkerError, match=told), enough_memory(job, "evaluation.batch_size"):
+    message = r"evaluation\.batch_size smaller than 500"
+    with pytest.raises(WorkerError, match=message), enough_memory(job, "evaluation.batch_size"):
         raise error
 
 

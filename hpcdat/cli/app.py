@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-What a worker needs is imported where the work begins: it takes seconds, for which neither help, a wrong
-setting nor the process that only starts workers should wait.
+Modules that only workers need are imported when the work begins: importing them takes seconds, which help, an
+invalid setting and the process that only starts workers should not wait for.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Distributed adversarial training (DAT) on one machine or many.
 
-    hpcdat train jobs/demo.yaml -np 2       trains with two local workers
-    mpirun -np 4 hpcdat train JOB.yaml      the same under a launcher: mpirun, horovodrun, srun
-    hpcdat evaluate runs/demo               measures TA, RA and more of a finished or stopped run
-    hpcdat pseudo-label runs/demo DIR X.npz labels images that have none
-    hpcdat certify runs/demo                certifies its smoothed classifiers, image by image
-    hpcdat report runs/demo runs/other      puts results side by side
-    hpcdat doctor JOB.yaml                  checks all nodes and links before a run, started like train
-    hpcdat plan JOB.yaml --nodes 6,100      predicts C, T, bytes and speed-up
-    hpcdat submit JOB.yaml --nodes 6        hands a job to Slurm
-    hpcdat box up six --rate 100mbit        makes a cluster in a box, to try it on
+    \b
+    Examples:
+      hpcdat doctor jobs/demo.yaml            check nodes and links before a run
+      hpcdat train jobs/demo.yaml -np 2       train with two local workers
+      mpirun -np 4 hpcdat train jobs/demo.yaml
+                                              four workers; also horovodrun, srun
+      hpcdat evaluate runs/demo               measure TA, RA and more
+      hpcdat report runs/demo runs/other      compare results in one table
 
-    Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped early (the same command goes on),
-    130 interrupted a second time.
-    """.replace("\n    ", "\n\n    "),
+    \b
+    Exit codes:
+      0    done
+      1    failure
+      2    invalid input
+      75   stopped early; the same command resumes
+      130  interrupted a second time
+    """,
 )
 app.command()(train)
 app.command()(evaluate)
@@ -57,6 +60,6 @@ app.add_typer(boxes, name="box")
 
 def main() -> None:
     """Entry point of the command ``hpcdat``."""
-    # Else Python looks once more for garbage among all of torch's objects, for most of a second, as it ends.
+    # Otherwise Python's last garbage collection scans all of torch's objects at exit, for most of a second.
     atexit.register(gc.freeze)
     app()

@@ -11,86 +11,129 @@ from typing import Annotated
 import typer
 
 from hpcdat.cli.worker_process import reported_once
-from hpcdat.emulation import cluster as box
-from hpcdat.emulation import slurm_daemons
-from hpcdat.errors import Exit
+from hpcdat.emulation.cluster import (
+    SHARED_CORES,
+    Box,
+    BoxError,
+    box_mpirun_command,
+    create_box,
+    find_box,
+    remove_box,
+    run_over_gloo,
+    wait_for,
+)
+from hpcdat.emulation.slurm_daemons import configuration_file
+from hpcdat.errors import Exit, shorten
 
 boxes = typer.Typer(
     no_args_is_help=True,
-    help="""A cluster in a box: nodes and rate-limited links on this machine (root).
+    help="""Emulate a cluster on this machine (needs root).
 
-    hpcdat box up six --nodes 6 --rate 1gbit
-    hpcdat box run six -np 6 -- .venv/bin/hpcdat train jobs/demo.yaml
-    hpcdat box down six
+    A box is a set of nodes with rate-limited links between them.
 
-    With a Slurm of its own (--slurm; Debian's slurm-wlm and munge):
+    \b
+    Examples:
+      hpcdat box up six --nodes 6 --rate 1gbit
+      hpcdat box run six -np 6 -- .venv/bin/hpcdat train jobs/demo.yaml
+      hpcdat box down six
 
-    hpcdat box login six -- .venv/bin/hpcdat submit jobs/demo.yaml --nodes 6
-    """.replace("\n    ", "\n\n    "),
+    \b
+    With its own Slurm (needs Debian's slurm-wlm and munge):
+      hpcdat box up six --nodes 6 --slurm
+      hpcdat box login six -- .venv/bin/hpcdat submit jobs/demo.yaml --nodes 6
+    """,
 )
 BoxName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the box.", show_default=False)]
+Command = Annotated[
+    list[str], typer.Argument(metavar="-- COMMAND...", help="The command to run.", show_default=False)
+]
 
 
 @boxes.command("up")
 def box_up(
     name: BoxName,
-    nodes: Annotated[int, typer.Option(help="Nodes, named node1, node2, ...")] = 6,
-    rate: Annotated[str, typer.Option(help="Rate of every link, each way.")] = "1gbit",
+    nodes: Annotated[int, typer.Option(help="Number of nodes, named node1, node2, ...")] = 6,
+    rate: Annotated[str, typer.Option(help="Rate of every link in each direction.")] = "1gbit",
     delay: Annotated[str, typer.Option(help="Delay of every packet.")] = "0ms",
     loss: Annotated[str, typer.Option(help="Share of packets lost.")] = "0%",
-    slurm: Annotated[bool, typer.Option("--slurm", help="With a Slurm of its own.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Start Slurm on the nodes.")] = False,
 ) -> None:
-    """Make a box."""
-    made = reported_once(lambda: box.up(name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm))
-    print(f"{name} is up: {nodes} nodes from {made.address(1)} on, {rate} links")
+    """Create a box.
+
+    \b
+    Examples:
+      hpcdat box up six --rate 100mbit
+      hpcdat box up six --nodes 6 --delay 1ms --slurm
+    """
+    created = reported_once(
+        lambda: create_box(name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm)
+    )
+    print(f"created box {name}: {nodes} nodes from {created.address(1)} on, {rate} links")
     if slurm:
-        print(f"its Slurm: hpcdat box login {name} -- sinfo")
+        print(f"to use its Slurm: hpcdat box login {name} -- sinfo")
 
 
 @boxes.command("login", context_settings={"ignore_unknown_options": True})
-def box_login(
-    name: BoxName,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", show_default=False)],
-) -> None:
-    """Run a command as on the login node of a box with Slurm: sbatch, squeue, hpcdat submit."""
+def box_login(name: BoxName, command: Command) -> None:
+    """Run a command as on the login node of a box with Slurm.
 
-    def find() -> Path:
-        file = slurm_daemons.configuration_file(_found(name))
+    \b
+    Examples:
+      hpcdat box login six -- squeue
+      hpcdat box login six -- .venv/bin/hpcdat submit jobs/demo.yaml --nodes 6
+    """
+
+    def find_configuration() -> Path:
+        file = configuration_file(_existing_box(name))
         if not file.exists():
-            raise box.BoxError(f"the box {name} has no Slurm: hpcdat box up {name} --slurm makes one with it")
+            raise BoxError(f"box {name} has no Slurm: create it with `hpcdat box up {name} --slurm`")
         return file
 
-    environment = box.SHARED_CORES | dict(os.environ) | {"SLURM_CONF": str(reported_once(find))}
+    configuration = reported_once(find_configuration)
+    environment = SHARED_CORES | dict(os.environ) | {"SLURM_CONF": str(configuration)}
     try:
         raise typer.Exit(subprocess.run(command, env=environment).returncode)
     except FileNotFoundError:
-        print(f"{command[0]}: no such command", file=sys.stderr)
+        print(f"{shorten(command[0])}: no such command", file=sys.stderr)
         raise typer.Exit(Exit.WRONG_INPUT) from None
 
 
 @boxes.command("run", context_settings={"ignore_unknown_options": True})
 def box_run(
     name: BoxName,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", show_default=False)],
-    workers: Annotated[int, typer.Option("-np", "--workers", min=1, help="Workers, dealt to the nodes.")] = 1,
-    mpirun: Annotated[bool, typer.Option(help="Over MPI, by mpirun, rather than over Gloo.")] = False,
+    command: Command,
+    workers: Annotated[
+        int, typer.Option("-np", "--workers", min=1, help="Number of workers, spread over the nodes.")
+    ] = 1,
+    mpirun: Annotated[bool, typer.Option(help="Use MPI and mpirun instead of Gloo.")] = False,
 ) -> None:
-    """Run a command once for every worker, on the nodes of a box."""
-    found = reported_once(lambda: _found(name))
+    """Run a command once for every worker, on the nodes of a box.
+
+    \b
+    Examples:
+      hpcdat box run six -np 6 -- .venv/bin/hpcdat train jobs/demo.yaml
+      hpcdat box run six -np 6 --mpirun -- .venv/bin/hpcdat doctor
+    """
+    box = reported_once(lambda: _existing_box(name))
     if mpirun:
-        line = found.inside(1, box.mpirun_command(found, workers, command))
-        raise typer.Exit(box.wait_for([subprocess.Popen(line, env=box.SHARED_CORES | dict(os.environ))]))
-    raise typer.Exit(box.run_over_gloo(found, workers, command))
+        line = box.inside(1, box_mpirun_command(box, workers, command))
+        raise typer.Exit(wait_for([subprocess.Popen(line, env=SHARED_CORES | dict(os.environ))]))
+    raise typer.Exit(run_over_gloo(box, workers, command))
 
 
 @boxes.command("down")
 def box_down(name: BoxName) -> None:
-    """End what runs in a box and remove it."""
-    reported_once(lambda: box.down(name))
+    """Kill the processes in a box and remove it.
+
+    \b
+    Example:
+      hpcdat box down six
+    """
+    reported_once(lambda: remove_box(name))
 
 
-def _found(name: str) -> box.Box:
-    found = box.find(name)
-    if found is None:
-        raise box.BoxError(f"there is no box {name}: hpcdat box up {name} makes it")
-    return found
+def _existing_box(name: str) -> Box:
+    box = find_box(name)
+    if box is None:
+        raise BoxError(f"no box {shorten(name)}: create it with `hpcdat box up {shorten(name)}`")
+    return box

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import SetOption, Settings, WorkersOption
+from hpcdat.cli.options import RunArgument, SetOption, Settings, WorkersOption
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.storage.run_folder import RunFolder
@@ -17,23 +16,33 @@ if TYPE_CHECKING:
 
 
 def certify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    run: RunArgument,
     settings: Settings = None,
     set_: SetOption = None,
     sigma: Annotated[
-        str | None, typer.Option(metavar="SIGMA,...", help="Standard deviations of the noise: 0.12,0.25.")
+        str | None, typer.Option(metavar="SIGMA,...", help="Noise levels (standard deviations): 0.12,0.25.")
     ] = None,
-    n0: Annotated[int | None, typer.Option(help="Samples that choose the class.")] = None,
-    n: Annotated[int | None, typer.Option(help="Samples that bound its probability.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Of a certificate's being wrong, at most.")] = None,
-    every: Annotated[int | None, typer.Option(metavar="K", help="Each K-th test image.")] = None,
+    n0: Annotated[int | None, typer.Option(help="Samples for choosing the class.")] = None,
+    n: Annotated[int | None, typer.Option(help="Samples for bounding its probability.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Probability that a certificate is wrong, at most.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(metavar="K", help="Certify every K-th test image only.")
+    ] = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Certify a run's latest checkpoint by randomised smoothing (Cohen et al. 2019).
+    """Certify a run's model by randomised smoothing.
 
-    The options stand for the job's `certification` settings. Every image that is done is kept: after a
-    stop or a failure the same command goes on, with any number of workers, to the same result. Table, plot
-    and data are written to RUN/certification.
+    \b
+    Examples:
+      hpcdat certify runs/demo --sigma 0.25
+      hpcdat certify runs/demo --sigma 0.12,0.25 --every 20 -np 4
+
+    The latest checkpoint is certified (Cohen et al. 2019). The options override the job's `certification`
+    settings. The counts of every finished image are stored: after a stop or a failure the same command
+    resumes, with any number of workers, and gives the same result. Table, plot and data are written to
+    RUN/certification.
     """
     named = {"sigma": f"[{sigma}]" if sigma else None, "n0": n0, "n": n, "alpha": alpha, "every": every}
     given = [f"certification.{key}={value}" for key, value in named.items() if value is not None]
@@ -42,11 +51,11 @@ def certify(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Communicator, stop: StopRequest) -> str:
+    def work(workers: Communicator, stop: StopRequest) -> str:
         from hpcdat.commands.certify import certify
         from hpcdat.report.certified import certified_table, rows_beside
 
-        return certified_table(certify(run, replaced, team, stop), rows_beside(resolved))
+        return certified_table(certify(run, replaced, workers, stop), rows_beside(resolved))
 
     table = as_worker(work, resolved)
     if table is not None:

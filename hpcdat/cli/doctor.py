@@ -27,36 +27,41 @@ def doctor(
     set_: SetOption = None,
     workers: WorkersOption = 1,
     json: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Write facts, findings and links there.")
+        Path | None, typer.Option(metavar="FILE", help="Also write facts, findings and links to this file.")
     ] = None,
 ) -> None:
-    """Check the nodes of a run, and measure the links between them.
+    """Check the nodes of a run and measure the links between them.
 
-    Start it as you would start `hpcdat train`, on the same nodes. It checks Horovod, GPUs, versions, clocks,
-    cores and links, and, given a job, its images and run_dir. The exit code is 1 if a check fails; warnings
-    do not count.
+    \b
+    Examples:
+      hpcdat doctor jobs/demo.yaml -np 2
+      srun -N 6 hpcdat doctor JOB.yaml --json doctor.json
+
+    Start it like `hpcdat train`, on the same nodes. It checks Horovod, GPUs, versions, clocks, cores and
+    links, and, given a job, its images and run_dir. The exit code is 1 if a check fails; warnings do not
+    change it.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
     def read() -> Job | None:
         if job is None and replaced:
-            raise InputError("settings replace those of a job, and none is named")
+            raise InputError("settings override those of a job, but no job is given")
         return read_job(job, replaced) if job else None
 
     resolved = reported_once(read)
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Communicator, stop: StopRequest) -> Report:
+    def work(workers: Communicator, stop: StopRequest) -> Report:
         from hpcdat.doctor.examination import examine
 
-        return examine(resolved, team, stop)
+        return examine(resolved, workers, stop)
 
-    found = as_worker(work, resolved)
-    if found is None:
+    report = as_worker(work, resolved)
+    if report is None:
         return
-    print(found.in_words(), flush=True)
+    print(report.describe(), flush=True)
     if json:
-        reported_once(lambda: found.write(json))
-    if found.failed:
+        reported_once(lambda: report.write(json))
+    if report.failed:
         raise typer.Exit(Exit.FAILURE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import SetOption, Settings, WorkersOption, read_request
+from hpcdat.cli.options import RunArgument, SetOption, Settings, WorkersOption, read_request
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job import Job
 from hpcdat.distributed.stop_signals import StopRequest
@@ -20,28 +20,33 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    run: RunArgument,
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
     autoattack: Annotated[
         str | None,
-        typer.Option(metavar="N|all", help="Measure AA on so many test images, of each class as many."),
+        typer.Option(metavar="N|all", help="Measure AA on N test images, balanced over the classes."),
     ] = None,
     sweep_eps: Annotated[
-        str | None, typer.Option(metavar="EPS,EPS,...", help="RA over radii: 0,2/255,4/255,8/255.")
+        str | None, typer.Option(metavar="EPS,EPS,...", help="Measure RA over radii: 0,2/255,4/255,8/255.")
     ] = None,
     sweep_steps: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="RA over numbers of PGD steps: 1,10,20,50,100.")
+        str | None,
+        typer.Option(metavar="N,N,...", help="Measure RA over numbers of PGD steps: 1,10,20,50,100."),
     ] = None,
 ) -> None:
-    """Measure TA and RA of a run's latest checkpoint, and AA and sweeps if requested.
+    """Measure TA and RA of a run, and AA and sweeps if requested.
 
-    The run may be finished or interrupted. A stronger attack than the job's:
-    hpcdat evaluate runs/demo --set evaluation.steps=100
+    \b
+    Examples:
+      hpcdat evaluate runs/demo -np 2
+      hpcdat evaluate runs/demo evaluation.steps=100
+      hpcdat evaluate runs/demo --autoattack 1000 --sweep-eps 0,4/255,8/255
 
-    Outcomes are kept in the run folder batch by batch: after a stop or a kill the same command resumes, with
-    any number of workers. Sanity checks warn of numbers that are too good to be true.
+    The latest checkpoint is evaluated; the run may be finished or interrupted. The outcomes of every batch
+    are stored in the run folder: after a stop or a kill the same command resumes, with any number of workers.
+    Sanity checks warn of implausibly good results.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
@@ -53,10 +58,10 @@ def evaluate(
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Communicator, stop: StopRequest) -> dict[Path, Result]:
+    def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.commands.evaluate import evaluate
 
-        return {run: evaluate(run, replaced, request, team, stop)}
+        return {run: evaluate(run, replaced, request, workers, stop)}
 
     results = as_worker(work, resolved)
     if results is not None:

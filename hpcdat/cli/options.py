@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import fraction
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 from hpcdat.evaluation.request import EvaluationRequest
 
 T = TypeVar("T", int, float)
 
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="More settings, as with --set.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="Override settings of the job.", show_default=False),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the job: --set attack.eps=4/255"),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set attack.eps=4/255."),
 ]
 WorkersOption = Annotated[
     int,
-    typer.Option("-np", "--workers", min=1, help="Start so many workers on this machine (with mpirun)."),
+    typer.Option("-np", "--workers", min=1, help="Start this many workers on this machine, with mpirun."),
 ]
 
 
@@ -47,7 +49,7 @@ def read_request(
         images = "all"
     elif autoattack is not None:
         if not autoattack.isdecimal() or int(autoattack) == 0:
-            raise InputError(f"--autoattack {autoattack}: expected a number of images, or all")
+            raise InputError(f"--autoattack {shorten(autoattack)}: expected a number of images, or all")
         images = int(autoattack)
     radii = _numbers(
         sweep_eps,
@@ -73,5 +75,5 @@ def _numbers(
     except ValueError:
         numbers = []
     if not numbers or not all(map(is_valid, numbers)):
-        raise InputError(f"{option} {text}: expected {expected}")
+        raise InputError(f"{option} {shorten(text)}: expected {expected}")
     return tuple(sorted(set(numbers)))

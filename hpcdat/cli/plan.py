@@ -13,7 +13,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.emulation import cluster as box
+from hpcdat.emulation.cluster import bytes_per_second
 from hpcdat.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,65 +28,70 @@ def plan(
     nodes: Annotated[
         str, typer.Option(metavar="P,P,...", help="Numbers of nodes (p) to predict for.")
     ] = "1,2,6",
-    workers_per_node: Annotated[int, typer.Option(min=1, help="Workers a node (q).")] = 1,
+    workers_per_node: Annotated[int, typer.Option(min=1, help="Workers per node (q).")] = 1,
     workers: WorkersOption = 1,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Links measured before (--save).")
+        Path | None, typer.Option(metavar="FILE", help="Use links measured before (see --save).")
     ] = None,
     link: Annotated[
         str | None, typer.Option(metavar="RATE", help="Assume links of this rate: 1gbit, 200gbit.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the links that were measured.")
+        Path | None, typer.Option(metavar="FILE", help="Save the measured links to this file.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Training images, where they are not here to be counted.")
+        int | None, typer.Option(min=1, help="Training images, if they are not on this machine.")
     ] = None,
 ) -> None:
-    """Predict what a job costs on so many nodes: C, T, bytes and speed-up, before it runs.
+    """Predict C, T, bytes and speed-up of a job before it runs.
 
-    Attack, gradient and update of the job's network are timed here, on random images. Links are measured
-    where this is started on several nodes, as `hpcdat train` is; else they are those of `--calibration`,
-    or of a rate that is assumed (`--link`). With exchange.protocol auto it says which protocol it would
-    choose.
+    \b
+    Examples:
+      hpcdat plan jobs/demo.yaml --link 1gbit --nodes 1,2,6
+      srun -N 2 hpcdat plan JOB.yaml --nodes 6,100 --save links.json
+      hpcdat plan JOB.yaml --nodes 6,100 --calibration links.json
+
+    Attack, gradient and update of the job's model are timed on this machine, on random images. Started on
+    several nodes, like `hpcdat train`, the command measures the links between them; otherwise give
+    `--calibration` or `--link`. With exchange.protocol auto it prints the protocol that a run would choose.
     """
     replaced = [*(set_ or []), *(settings or [])]
     started = workers if workers > 1 else launched().size
 
     def read() -> tuple[Job, list[int], Calibration | None]:
         from hpcdat.commands.train import check_workers
-        from hpcdat.performance import calibration as links
+        from hpcdat.performance.calibration import Calibration, assume_links
         from hpcdat.performance.forecast import read_nodes
 
-        resolved, wanted = read_job(job, replaced), read_nodes(nodes)
-        for number in wanted:
+        resolved, node_counts = read_job(job, replaced), read_nodes(nodes)
+        for number in node_counts:
             check_workers(resolved, nodes=number, size=number * workers_per_node)
         if calibration and link:
-            raise InputError("--calibration and --link: one of them says what the links are")
+            raise InputError("--calibration: not allowed with --link")
         if save and (calibration or link or started == 1):
             raise InputError(
-                "--save: nothing is measured here; start it on several nodes, as hpcdat train is"
+                "--save: no links are measured; start the command on several nodes, like hpcdat train"
             )
         if calibration:
-            return resolved, wanted, links.Calibration.read(calibration)
+            return resolved, node_counts, Calibration.read(calibration)
         if link:
-            return resolved, wanted, links.assume_links(box.bytes_per_second(link))
-        if started == 1 and max(wanted) * workers_per_node > 1:
+            return resolved, node_counts, assume_links(bytes_per_second(link))
+        if started == 1 and max(node_counts) * workers_per_node > 1:
             raise InputError(
-                "nothing is known of the links: start it on several nodes, as hpcdat train is, to measure "
+                "the links are unknown: start the command on several nodes, like hpcdat train, to measure "
                 "them, or give --calibration FILE or --link RATE"
             )
-        return resolved, wanted, None
+        return resolved, node_counts, None
 
-    resolved, wanted, known = reported_once(read)
+    resolved, node_counts, known = reported_once(read)
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Communicator, stop: StopRequest) -> str:
+    def work(workers: Communicator, stop: StopRequest) -> str:
         from hpcdat.performance.forecast import predict_job
 
-        return predict_job(resolved, wanted, workers_per_node, images, known, save, team)
+        return predict_job(resolved, node_counts, workers_per_node, images, known, save, workers)
 
-    told = as_worker(work, resolved)
-    if told is not None:
-        print(told)
+    prediction = as_worker(work, resolved)
+    if prediction is not None:
+        print(prediction)

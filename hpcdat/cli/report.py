@@ -22,26 +22,33 @@ def report(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="A paper's table: dat-1 to dat-4, conadv-1 to conadv-5, conadv-fig4."
+            metavar="NAME",
+            help="Compare with a paper's table: dat-1 to 4, conadv-1 to 5, conadv-fig4.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write report.md, report.csv, report.html and plots there."),
+        typer.Option(metavar="FOLDER", help="Write report.md, .csv and .html and plots to this folder."),
     ] = None,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Runs of hpcdat",
+    title: Annotated[str, typer.Option(help="Title of the report.")] = "Runs of hpcdat",
 ) -> None:
-    """Print the results of runs in one table, or beside a paper's.
+    """Tabulate the results of runs, also next to those of a paper.
+
+    \b
+    Examples:
+      hpcdat report runs/demo runs/other
+      hpcdat report runs/* --out report
+      hpcdat report runs/dat-* --table dat-1 --table dat-4
 
     For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table`
-    compares each run with the paper's rows that its job `reproduces`: the paper's number, ours and the
-    ratio. It may be given several times. Tables, plots and notes are written to `--out` (default: `report`),
-    together with accuracy against the global batch, if runs of a method differ in it, and RA over eps and
-    steps, if `hpcdat evaluate` has measured it. dat-2 needs runs that `hpcdat certify` has certified.
+    compares each run with the rows that its job `reproduces`: the paper's number, ours and their ratio; it
+    may be repeated. Tables, plots and notes are written to `--out` (with `--table` by default `report`),
+    together with accuracy over the global batch size, if it differs between runs of a method, and RA over
+    eps and steps, if `hpcdat evaluate` has measured it. dat-2 needs runs certified by `hpcdat certify`.
     """
     if table and out is None:
         out = Path("report")
-    # A folder that is named twice is one run.
+    # A folder given twice is one run.
     runs = list(dict.fromkeys(runs))
     folders = [seed for run in runs for seed in _seeds_in(run) or [run]]
     if out is None:
@@ -69,5 +76,5 @@ def report(
 
 
 def _seeds_in(run: Path) -> list[Path]:
-    """The folders of a job's seeds, by their numbers."""
+    """The run folders of a job's seeds, in the order of their numbers."""
     return sorted(run.glob("seed-*"), key=lambda folder: (len(folder.name), folder.name))

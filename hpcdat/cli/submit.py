@@ -12,39 +12,43 @@ from hpcdat.cli.options import SetOption, Settings
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
-from hpcdat.slurm import submit as slurm
+from hpcdat.slurm.submit import Resources, array_tasks, read_site, render_script, submit_script, write_script
 
 
 def submit(
     job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)],
     settings: Settings = None,
     set_: SetOption = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes (p).")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs a node, with a worker for each.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes (p).")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs per node, with one worker each.")] = 0,
     workers_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Workers a node (q), if not one for each GPU.")
+        int | None, typer.Option(min=1, help="Workers per node (q), if not one per GPU.")
     ] = None,
-    time: Annotated[
-        str, typer.Option(help="Time limit; before it the run goes back into the queue.")
-    ] = "1-0",
+    time: Annotated[str, typer.Option(help="Time limit; the run is requeued before it is reached.")] = "1-0",
     site: Annotated[
         str, typer.Option(help="Profile of the cluster: a YAML file, or a name in slurm/sites.")
     ] = "plain",
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="An array of N seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Submit an array of N seeds.")] = 1,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE,VALUE,...", help="An array with each of these values."),
+        typer.Option(metavar="KEY=VALUE,VALUE,...", help="Submit an array over these values."),
     ] = None,
     after: Annotated[
-        list[int] | None, typer.Option(metavar="JOBID", help="Start when this job has ended well.")
+        list[int] | None, typer.Option(metavar="JOBID", help="Start after this job has succeeded.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; submit nothing.")] = False,
 ) -> None:
-    """Hand a job to Slurm.
+    """Submit a job to Slurm.
 
-    Writes a script into the run folder and gives it to sbatch. Two minutes before the time limit the run
-    writes a checkpoint and goes back into the queue, from where it goes on by itself; so it does after a
-    failure, unless it ends twice at the same step.
+    \b
+    Examples:
+      hpcdat submit JOB.yaml --nodes 6 --gpus-per-node 4 --time 12:00:00
+      hpcdat submit JOB.yaml --nodes 6 --seeds 3 --site mysite.yaml
+      hpcdat submit JOB.yaml --sweep attack.eps=2/255,4/255 --dry-run
+
+    Writes a batch script to the run folder and submits it with sbatch. Two minutes before the time limit the
+    run writes a checkpoint and is requeued, and then resumes. It is also requeued after a failure, unless it
+    fails twice at the same step.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
@@ -53,21 +57,22 @@ def submit(
 
         workers = workers_per_node or max(gpus_per_node, 1)
 
-        def fitting(more: tuple[str, ...]) -> Job:
-            fits = read_job(job, [*replaced, *more])
-            check_workers(fits, nodes=nodes, size=nodes * workers)
-            return fits
+        def read_and_check(more: tuple[str, ...]) -> Job:
+            checked = read_job(job, [*replaced, *more])
+            check_workers(checked, nodes=nodes, size=nodes * workers)
+            return checked
 
-        resolved = fitting(())
-        request = slurm.Request(nodes, workers, gpus_per_node, time, after or ())
-        tasks = slurm.tasks_of(
+        resolved = read_and_check(())
+        resources = Resources(nodes, workers, gpus_per_node, time, after or ())
+        tasks = array_tasks(
             resolved.run_dir,
             sweep or [],
             range(resolved.seed, resolved.seed + seeds),
-            fitting,
+            read_and_check,
         )
-        script, text = slurm.write_script(resolved, slurm.read_site(site), request, tasks, keep=not dry_run)
-        # Seeds are looked for in the folder of all of them.
+        make_script = render_script if dry_run else write_script
+        script, text = make_script(resolved, read_site(site), resources, tasks)
+        # hpcdat report finds the seeds in the folder that holds all of them.
         folders = [task.run_dir for task in tasks] if sweep else [resolved.run_dir]
         return script, text, folders, bool(tasks)
 
@@ -75,9 +80,9 @@ def submit(
     if dry_run:
         print(text, end="")
         return
-    number = reported_once(lambda: slurm.submit(script))
+    number = reported_once(lambda: submit_script(script))
     log = script.parent / (f"{number}_*.log" if is_array else f"{number}.log")
-    print(f"job {number} is in the queue: squeue -j {number}")
-    print(f"its script: {script}")
-    print(f"its log, as it grows: tail -F {log if is_array else shlex.quote(str(log))}")
-    print(f"its result, when it is done: hpcdat report {shlex.join(map(str, folders))}")
+    print(f"submitted job {number}: squeue -j {number}")
+    print(f"script: {script}")
+    print(f"log: tail -F {log if is_array else shlex.quote(str(log))}")
+    print(f"result, when done: hpcdat report {shlex.join(map(str, folders))}")

@@ -13,7 +13,7 @@ from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.report.result_table import result_table
-from hpcdat.slurm.preemption import in_touch
+from hpcdat.slurm.preemption import connected_to_batch_script
 from hpcdat.storage.run_folder import Result
 
 if TYPE_CHECKING:
@@ -26,28 +26,34 @@ def train(
     set_: SetOption = None,
     workers: WorkersOption = 1,
     seeds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Train with N seeds, one after the other, and average.")
+        int, typer.Option(min=1, metavar="N", help="Train with N seeds in succession and average.")
     ] = 1,
-    overwrite: Annotated[bool, typer.Option(help="Start over where run_dir holds an earlier run.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Discard an earlier run in run_dir and restart.")] = False,
 ) -> None:
-    """Train a model as a job says, and evaluate it.
+    """Train and evaluate the model of a job.
 
-    Run by itself it is one worker; `-np N` starts N; under mpirun, horovodrun or srun every
-    process is a worker. An unfinished run in run_dir is taken up again. Ctrl-C (or SIGTERM,
-    SIGUSR2) stops after the step at hand and leaves a checkpoint. With `--seeds N` the runs are
-    in run_dir/seed-0, seed-1, ..., and the table ends with their mean and standard deviation.
+    \b
+    Examples:
+      hpcdat train jobs/demo.yaml
+      hpcdat train jobs/demo.yaml -np 2 epochs=20 attack.eps=4/255
+      mpirun -np 4 hpcdat train jobs/demo.yaml
+
+    Without a launcher the command is a single worker; `-np N` starts N workers; under mpirun, horovodrun or
+    srun every process is a worker. An unfinished run in run_dir is resumed. Ctrl-C (or SIGTERM, SIGUSR2)
+    stops after the current step and leaves a checkpoint. With `--seeds N` the runs are in run_dir/seed-0,
+    seed-1, ..., and the table ends with their mean and standard deviation.
     """
     resolved = reported_once(lambda: read_job(job, [*(set_ or []), *(settings or [])]))
     if workers > 1:
         start_locally(workers)
 
-    def work(team: Communicator, stop: StopRequest) -> dict[Path, Result]:
+    def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.commands.train import train, train_seeds
 
         if seeds == 1:
-            with in_touch(resolved.run_dir, stop) if team.is_rank0 else nullcontext():
-                return {resolved.run_dir: train(resolved, team, stop, overwrite=overwrite)}
-        return train_seeds(resolved, seeds, team, stop, overwrite=overwrite)
+            with connected_to_batch_script(resolved.run_dir, stop) if workers.is_rank0 else nullcontext():
+                return {resolved.run_dir: train(resolved, workers, stop, overwrite=overwrite)}
+        return train_seeds(resolved, seeds, workers, stop, overwrite=overwrite)
 
     results = as_worker(work, resolved)
     if results is not None:

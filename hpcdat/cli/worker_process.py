@@ -1,4 +1,4 @@
-"""A process as a worker: mistakes found before it starts, its start, its end."""
+"""A process as a worker: reading inputs, starting, reporting failures, exiting."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STALL_TIMEOUT = 120
-"""Seconds that a worker may keep the others waiting where no job says it."""
+DEFAULT_STALL_TIMEOUT = 120
+"""Longest wait for another worker, in seconds, when there is no job to set it."""
 
-SECONDS_FOR_WORKER_0 = 10
-"""Seconds that another worker waits for worker 0 to report the same mistake before it reports its own."""
+SECONDS_FOR_RANK0 = 10
+"""How long another worker waits for rank 0 to report the same error before it reports its own."""
 
 
 def reported_once(read: Callable[[], T]) -> T:
-    """Read an input before the workers meet; a mistake in it is reported once.
+    """Read an input before the workers connect; an error in it is reported once.
 
     Raises:
-        typer.Exit: the input is wrong; the message is on stderr.
+        typer.Exit: the input is invalid; the message is on stderr.
     """
     try:
         return read()
@@ -44,28 +44,28 @@ def reported_once(read: Callable[[], T]) -> T:
 
 
 def refuse(error: HpcdatError) -> NoReturn:
-    """Report a mistake and exit, before the workers have met.
+    """Report an error found before the workers have connected, and exit.
 
-    Worker 0 reports it if every worker finds it; otherwise the worker that does.
+    Errors found by every worker are reported once, by rank 0; others by the worker that found them.
     """
     place = launched()
     if place.rank == 0:
         print(error, file=sys.stderr)
     else:
-        # Launchers kill all workers when the first one exits, so wait for worker 0 to report the mistake. A
-        # worker that survives the wait is the only one that found it, except under srun, which may leave all
+        # Launchers kill all workers when the first one exits, so wait for rank 0 to report the error. Only a
+        # worker that is the only one to find it survives the wait, except under srun, which may leave all
         # workers running and names those that failed.
-        time.sleep(SECONDS_FOR_WORKER_0)
+        time.sleep(SECONDS_FOR_RANK0)
         if place.launcher != "srun":
             print(f"worker {place.rank} on {socket.gethostname()}: {error}", file=sys.stderr)
     raise typer.Exit(error.exit_code)
 
 
 def start_locally(workers: int) -> None:
-    """Become the launcher of local workers."""
+    """Start local workers, wait for them and exit with their exit code."""
     place = launched()
     if place.size > 1:
-        refuse(InputError(f"-np inside {place.launcher}: leave it out, the workers are there"))
+        refuse(InputError(f"-np: not allowed under {place.launcher}, which has already started the workers"))
     arguments = _without_np(sys.argv[1:])
     try:
         raise typer.Exit(launch_local(workers, arguments, on_terminal=sys.stderr.isatty()))
@@ -75,27 +75,35 @@ def start_locally(workers: int) -> None:
 
 def _without_np(arguments: list[str]) -> list[str]:
     """The command line without ``-np N``, in any of its forms."""
-    kept, skip = [], False
+    remaining, skip = [], False
     for argument in arguments:
         if skip:
             skip = False
         elif argument in ("-np", "--workers"):
             skip = True
         elif not argument.startswith(("-np=", "--workers=")):
-            kept.append(argument)
-    return kept
+            remaining.append(argument)
+    return remaining
 
 
 def as_worker(work: Callable[[Communicator, StopRequest], T], job: Job | None) -> T | None:
-    """Do a worker's part; what came of it on worker 0, None on the others; failures end the process."""
+    """Connect to the other workers and do this worker's part; failures end the process.
+
+    Args:
+        work: this worker's part.
+        job: resolved, or None if the command has no job.
+
+    Returns:
+        The result of ``work`` on rank 0, None on the others.
+    """
     stop = StopRequest()
-    # Before the workers meet: from then on, what one takes longer than the others counts as stalling.
+    # Imported before the workers connect: afterwards a slow import counts as a stall.
     import hpcdat.commands.train  # noqa: F401
     from hpcdat.distributed.initialization import init_communicator
 
     try:
-        team = init_communicator(
-            job.stall_timeout if job else STALL_TIMEOUT,
+        workers = init_communicator(
+            job.stall_timeout if job else DEFAULT_STALL_TIMEOUT,
             divisible=job is not None
             and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
         )
@@ -103,28 +111,28 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: Job | None) -
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
     try:
-        done = work(team, stop)
-        team.close()
-        return done if team.is_rank0 else None
+        result = work(workers, stop)
+        workers.close()
+        return result if workers.is_rank0 else None
     except HpcdatError as error:
-        _end(team, error)
+        _report_and_exit(workers, error)
     except KeyboardInterrupt:
-        print(f"hpcdat: worker {team.rank} on {team.host} was interrupted", file=sys.stderr, flush=True)
+        print(f"hpcdat: worker {workers.rank} on {workers.host} was interrupted", file=sys.stderr, flush=True)
         os._exit(Exit.INTERRUPTED)
     except BaseException:
         text = traceback.format_exc()
-        print(f"hpcdat: worker {team.rank} on {team.host} failed:\n{text}", file=sys.stderr, flush=True)
+        print(f"hpcdat: worker {workers.rank} on {workers.host} failed:\n{text}", file=sys.stderr, flush=True)
         os._exit(Exit.FAILURE)
 
 
-def _end(team: Communicator, error: HpcdatError) -> NoReturn:
+def _report_and_exit(workers: Communicator, error: HpcdatError) -> NoReturn:
     """Report an expected failure and exit; the launcher then ends the other workers."""
     if not error.everywhere:
-        print(f"hpcdat: worker {team.rank} on {team.host}: {error}", file=sys.stderr, flush=True)
+        print(f"hpcdat: worker {workers.rank} on {workers.host}: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
-    if team.is_rank0:
+    if workers.is_rank0:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
-    # Launchers kill all workers when the first one exits, so wait until worker 0 has reported the failure.
-    team.all_gather_object(None, "the end")
+    # Launchers kill all workers when the first one exits, so wait until rank 0 has reported the failure.
+    workers.all_gather_object(None, "the end")
     sys.stdout.flush()
     os._exit(error.exit_code)

@@ -1,1 +1,1 @@
-"""What the commands of hpcdat do, without their options."""
+"""The commands of hpcdat, without their command-line options."""

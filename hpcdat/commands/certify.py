@@ -1,4 +1,4 @@
-"""``hpcdat certify``: the certificates of a run, on all workers."""
+"""Certify the checkpoint of a run on every worker."""
 
 from __future__ import annotations
 

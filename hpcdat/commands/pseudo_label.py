@@ -1,4 +1,4 @@
-"""Labels for images that have none, from a trained model: the first half of Carmon et al.'s self-training."""
+"""Label unlabelled images with a trained model: the first half of self-training (Carmon et al. 2019)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hpcdat.evaluation.determinism import deterministic
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, run_sharded
 from hpcdat.progress import Progress
-from hpcdat.storage.atomic_files import check_place
+from hpcdat.storage.atomic_files import check_writable
 from hpcdat.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of one batch: positions of classes."""
+    """The labels of one batch, as class indices."""
 
     labels: Sequence[int]
 
@@ -62,7 +62,7 @@ def pseudo_label(
     """Label images with a run's model, and write images and labels to a file.
 
     Args:
-        run_dir: of the run; its latest (with early stopping: best) weights are used.
+        run_dir: the run's folder; its latest weights are used, with early stopping its best ones.
         source: a folder of images, or a .npy file of (N, H, W, C) uint8.
         out: the .npz file to write.
         settings: ``key=value`` texts for the run's job.
@@ -73,7 +73,7 @@ def pseudo_label(
         Number of images by class, in the order of the logits.
 
     Raises:
-        InputError: run or images cannot be used, or the file cannot be written.
+        InputError: the run or the images cannot be used, or the output file cannot be written.
         WorkerError: something failed on a worker.
         Stopped: a stop was requested; nothing is written.
     """
@@ -82,10 +82,10 @@ def pseudo_label(
 
     def check() -> None:
         try:
-            check_place(out)
+            check_writable(out)
         except OSError as error:
             raise InputError(
-                f"{out}: cannot be written ({error.strerror}): name a file in an existing, writable folder"
+                f"{out}: cannot be written ({error.strerror}): choose a file in an existing, writable folder"
             ) from None
 
     workers.on_rank0("check the output file", check)

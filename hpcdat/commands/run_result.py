@@ -1,4 +1,4 @@
-"""The result of a run, as its folder and the result table hold it."""
+"""The result of a run, for its folder and the result table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,17 @@ def conclude_run(
     finished: bool,
     aa: tuple[float, int] | None = None,
 ) -> Result:
-    """Write the result: what the run folder holds of the training, and what was measured now."""
+    """Write the result of a run on rank 0, and return it on all workers.
+
+    Args:
+        folder: with the records of the training.
+        job, accuracy, epoch, aa: as for :func:`summarise`.
+        workers: all of them call this together.
+        finished: whether the training is finished, which is logged.
+
+    Raises:
+        InputError, WorkerError: the records cannot be read or the result cannot be written.
+    """
 
     def conclude() -> Result:
         result = summarise(folder, job, accuracy, epoch, aa)
@@ -43,30 +53,30 @@ def summarise(
 
     Args:
         folder: with the records of the training: workers, times, bytes.
-        job: as evaluated.
+        job: resolved, with the settings of the evaluation.
         accuracy: of the evaluation.
         epoch: number of epochs trained.
-        aa: AA in [0, 1] and its number of images, if it was measured.
+        aa: AA in [0, 1] and its number of images; None if not measured.
     """
-    team = folder.environment()
+    environment = folder.environment()
     epochs = folder.metrics("epoch")
-    # Where steps were skipped or images could not be read, an epoch was shorter.
-    whole = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
+    # Epochs with skipped steps or unreadable images are shorter.
+    complete = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
     attack = job.evaluation
     restarts = f" x {attack.restarts}" if attack.restarts > 1 else ""
     return Result(
         method=job.method,
         seed=job.seed,
-        p=team["nodes"],
-        q=len(team["workers"]) // team["nodes"],
-        batches=len(first_workers(assign_roles(job, len(team["workers"])))),
+        p=environment["nodes"],
+        q=len(environment["workers"]) // environment["nodes"],
+        batches=len(first_workers(assign_roles(job, len(environment["workers"])))),
         batch=job.batch_size,
         images=accuracy.images,
         ta=accuracy.ta,
         ra=accuracy.ra,
         attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.resolved_eps)}",
-        communication=median(e["communication_seconds"] for e in whole) if whole else None,
-        total=median(e["total_seconds"] for e in whole) if whole else None,
+        communication=median(e["communication_seconds"] for e in complete) if complete else None,
+        total=median(e["total_seconds"] for e in complete) if complete else None,
         exchange=exchange_of_run(job.exchange, folder.choice_file).describe(),
         megabytes=epochs[-1]["megabytes"] if epochs else None,
         epoch=epoch,

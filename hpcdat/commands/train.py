@@ -35,14 +35,14 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         job: resolved.
         workers: all of them call this together.
         stop: request to stop.
-        overwrite: start over in a folder that holds an earlier run.
+        overwrite: discard an earlier run in the folder and restart.
 
     Returns:
-        The result, which worker 0 has written to the run folder. If the run is finished already, its
-        result is read from there.
+        The result, which worker 0 has written to the run folder, or the stored one if the run is already
+        finished.
 
     Raises:
-        InputError: data or run folder cannot be used, or the method needs fewer nodes.
+        InputError: data or run folder cannot be used, or the method does not allow so many nodes.
         WorkerError: something failed on a worker.
         Stopped: a stop was requested.
     """
@@ -61,7 +61,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     )
     if state == "finished":
         if workers.is_rank0:
-            print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
+            print(f"the run in {job.run_dir} is already finished; overwrite it to train again", flush=True)
         return workers.on_all_ranks("read the result", folder.read_result)
     with enough_memory(job, "batch_size"):
         model = build_model_for(job, len(images.train.classes)).to(device)
@@ -77,9 +77,9 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
 def train_seeds(
     job: Job, count: int, workers: Communicator, stop: StopRequest, *, overwrite: bool = False
 ) -> dict[Path, Result]:
-    """Train a job with several seeds, one after the other, each in a run folder of its own.
+    """Train a job with several seeds in succession, each in its own run folder.
 
-    Finished runs are not trained again, so the same command resumes where it ended.
+    Finished runs are not trained again, so the same command resumes.
 
     Args:
         job: resolved; its seed is the first, and its ``run_dir`` holds ``seed-N`` for each.
@@ -95,7 +95,7 @@ def train_seeds(
 
     def check() -> None:
         if RunFolder(job.run_dir).job_file.exists():
-            raise InputError(f"run_dir {job.run_dir} holds a run of one seed: choose another folder")
+            raise InputError(f"run_dir {job.run_dir} holds a run of a single seed: choose another folder")
 
     workers.on_rank0("check run_dir", check)
     results = {}
@@ -110,15 +110,20 @@ def train_seeds(
 
 
 def check_workers(job: Job, *, nodes: int, size: int) -> None:
-    """Check that so many workers on so many nodes can train a job, before any of them starts.
+    """Check that a number of workers and nodes can train a job, before any worker starts.
+
+    Args:
+        job: resolved.
+        nodes: number of nodes (p).
+        size: number of workers (M).
 
     Raises:
-        InputError: it cannot.
+        InputError: they cannot.
     """
     if METHODS[job.method].centralised and nodes > 1:
         raise InputError(
-            f"method {job.method} is centralised training (one node, DAT Sec. 6.1) and this run has "
-            f"{nodes} nodes: take dat-pgd-without-lalr or dat-fgsm-without-lalr",
+            f"method {job.method} is centralised training on one node (DAT Sec. 6.1), but this run has "
+            f"{nodes} nodes: use dat-pgd-without-lalr or dat-fgsm-without-lalr",
             everywhere=True,
         )
     assign_roles(job, size)

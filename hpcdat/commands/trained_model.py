@@ -1,4 +1,4 @@
-"""The trained network of a run, and the test images that fit it."""
+"""The trained model of a run, and its test images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hpcdat.storage.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network.
+    """A trained model.
 
     Attributes:
         model: on the device, in evaluation mode.
-        epoch: epochs it was trained for.
-        classes: names, in the order of the logits.
+        epoch: number of epochs trained.
+        classes: class names, in the order of the logits.
         device: where this worker computes.
     """
 
@@ -34,10 +34,10 @@ class Trained:
 
 
 def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
-    """Load the network of a run's latest checkpoint; with early stopping, of the best one.
+    """Load the model of a run's latest checkpoint; with early stopping, of the best one.
 
     Raises:
-        InputError: there is no checkpoint, or it is not of the job's network.
+        InputError: there is no usable checkpoint, or it does not fit the job's model.
     """
     checkpoint = workers.on_all_ranks("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
@@ -48,8 +48,8 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
             model.load_state_dict(checkpoint.model)
         except RuntimeError:
             raise InputError(
-                f"{folder.path}: the settings make another network than the one that was trained: "
-                "leave method, model and data.channels as they are"
+                f"{folder.path}: the settings describe another model than the one that was trained: "
+                "do not change method, model and data.channels"
             ) from None
         return model.to(device).eval()
 
@@ -58,16 +58,16 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
 
 
 def find_test_images(job: Job, trained: Trained, workers: Communicator) -> Images:
-    """The test images of a trained network.
+    """Find the test images of a trained model.
 
     Raises:
-        InputError: there are none, or their classes are not those of the training.
+        InputError: there are none, or their classes differ from those of the training.
     """
 
     def find() -> Images:
         train_images, test_images = find_images(job.data)
         if train_images.classes != trained.classes:
-            raise InputError(f"{job.data.root} holds other classes than those of the training")
+            raise InputError(f"{job.data.root}: the classes differ from those of the training")
         return test_images
 
     return workers.on_all_ranks("find the images", find)

@@ -1,1 +1,1 @@
-"""Workers: how they are launched, find each other, wait for each other and end together."""
+"""Workers: launching, rendezvous, collectives, waiting with a bound, ending together."""

@@ -1,7 +1,7 @@
-"""The interface through which the workers of a run communicate: sum, agree, gather, broadcast.
+"""The interface through which the workers of a run communicate.
 
-The verbs are MPI's: those that begin with ``i`` return at once, and their result is waited for later. All
-workers call the same collectives in the same order, with the same names.
+The methods are named after MPI's: those that begin with ``i`` return a :class:`Pending` result immediately.
+All workers call the same collectives in the same order, with the same names.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ Sendable = TypeVar("Sendable", bound=JSON)
 
 
 class Pending(Protocol):
-    """A collective that is under way."""
+    """A collective in progress."""
 
     def wait(self) -> Any:
         """Wait for the result and return it."""
         ...
 
     def ready(self) -> bool:
-        """Whether the result is there, so that :meth:`wait` returns at once."""
+        """Whether the result is available, so that :meth:`wait` returns immediately."""
         ...
 
 
 class Communicator(ABC):
     """One worker's connection to the others.
 
-    Collectives that can be made of others are written here, once; an implementation provides the abstract
-    ones.
+    Collectives composed of others are implemented here; subclasses implement the abstract ones.
 
     Attributes:
         rank: global rank, from 0.
-        size: number of workers M.
+        size: number of workers (M).
         local_rank: rank on this node.
-        local_size: workers on this node (q).
+        local_size: number of workers on this node (q).
         nodes: number of nodes (p).
-        node_of: the node of every worker, numbered from 0 in the order of ranks.
+        node_of: index of the node of every worker, from 0 in the order of ranks.
         host: this node's name.
-        transport: what carries CPU tensors: ``none``, ``MPI``, ``Gloo`` or ``loopback``.
+        transport: transport of CPU tensors: ``none``, ``MPI``, ``Gloo`` or ``loopback``.
         launcher: what started this process.
     """
 
@@ -65,7 +64,7 @@ class Communicator(ABC):
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this is the worker that writes the files and prints."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @abstractmethod
@@ -74,7 +73,7 @@ class Communicator(ABC):
 
         Args:
             tensors: same shapes, dtypes and order on all workers; float16 to float64, int32 or int64.
-            name: of the sum, the same on all workers, as for all collectives below.
+            name: name of the collective, the same on all workers; likewise for all collectives below.
         """
 
     @abstractmethod
@@ -92,12 +91,11 @@ class Communicator(ABC):
 
     @abstractmethod
     def iall_to_all_v(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:
-        """Begin to send each worker a number of rows; the result is what all workers sent to this one.
+        """Begin to send each worker a number of rows; the result is the rows received, in the order of ranks.
 
         Args:
-            rows: (N, ...), of the same shape behind N and the same dtype on all workers; those for worker 0
-                come first.
-            counts: rows for every worker, N in all.
+            rows: (N, ...), with the same trailing shape and dtype on all workers; those for worker 0 first.
+            counts: number of rows for every worker, N in total.
             name: as above.
         """
 
@@ -115,15 +113,15 @@ class Communicator(ABC):
 
     @abstractmethod
     def split(self, groups: Sequence[int]) -> Communicator:
-        """A communicator among the workers of this one's group; all workers call this.
+        """Return a communicator for the workers of this one's group; all workers call this.
 
         Args:
-            groups: the group of every worker, in the order of ranks.
+            groups: group number of every worker, in the order of ranks.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the other workers, all of them at the same time; no collective can follow."""
+        """Disconnect from the other workers; all workers call this, and no collective can follow."""
 
     def igather(self, row: Tensor, name: str) -> Pending:
         """Begin to collect every worker's tensor on worker 0: (M, ...) there, (0, ...) elsewhere."""
@@ -134,7 +132,7 @@ class Communicator(ABC):
 
         Args:
             row: of the same shape and dtype on all workers, all of which call this.
-            source, target: ranks.
+            source, target: ranks of sender and receiver.
             name: as above.
         """
         sends = self.rank == source
@@ -166,7 +164,7 @@ class Communicator(ABC):
             What ``work`` returned on this worker.
 
         Raises:
-            InputError: it failed, on whichever worker, for an input that is wrong.
+            InputError: it failed on all failing workers because an input is wrong.
             WorkerError: it failed for another reason. The message names reason, worker and host.
         """
         results: list[T] = []
@@ -194,9 +192,9 @@ class Communicator(ABC):
             result = work() if self.is_rank0 else None
         except (OSError, RuntimeError, ValueError, HpcdatError) as error:
             failure = _Failure.of(error, what, self)
-        (of_rank0, failure), *_ = self._outcomes(result, failure, what)
+        (result_of_rank0, failure), *_ = self._outcomes(result, failure, what)
         self._raise_for([failure] if failure else [])
-        answer: Sendable = of_rank0
+        answer: Sendable = result_of_rank0
         return answer
 
     def _outcomes(
@@ -210,7 +208,7 @@ class Communicator(ABC):
     def _raise_for(self, failures: list[_Failure]) -> None:
         if not failures:
             return
-        # An error that several workers report appears once, with the first of them.
+        # Errors found by several workers are reported once, with the lowest rank.
         first = {failure.message: failure.where for failure in reversed(failures)}
         message = "\n".join(
             text if self.size == 1 else f"{text} ({where})" for text, where in reversed(first.items())
@@ -220,7 +218,7 @@ class Communicator(ABC):
 
 
 class _Failure(NamedTuple):
-    """Why a worker failed, in a form that can be sent."""
+    """Why a worker failed, as a serialisable value."""
 
     message: str
     wrong_input: bool

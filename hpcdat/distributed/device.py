@@ -15,17 +15,17 @@ def choose_device(job: Job, workers: Communicator) -> torch.device:
     """This worker's GPU, or the CPU with its share of the cores.
 
     Raises:
-        InputError: the job asks for GPUs that are not there.
+        InputError: the job requests a GPU and none is available.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if job.device == "cuda" and gpus == 0:
-        raise InputError("device: cuda, but there is no GPU that torch can use")
+        raise InputError("device: cuda: torch finds no usable GPU")
     if job.device != "cpu" and gpus:
         device = torch.device("cuda", workers.local_rank % gpus)
         torch.cuda.set_device(device)
         return device
     if "OMP_NUM_THREADS" in os.environ:
-        # Set by someone who knows what else runs on these cores.
+        # Set explicitly by the user or the launcher.
         return torch.device("cpu")
     mine, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     # A launcher that binds each worker to its own cores has already divided them.
@@ -35,6 +35,6 @@ def choose_device(job: Job, workers: Communicator) -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done all that was queued on it; on a CPU there is nothing to wait for."""
+    """Wait for all queued work of a GPU; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, build of Horovod, devices, hosts."""
+"""The environment of a run: versions, build of Horovod, devices, hosts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.emulation.cluster import links_here
+from hpcdat.emulation.cluster import emulated_links
 
 PACKAGES = (
     "hpcdat",
@@ -27,10 +27,11 @@ PACKAGES = (
     "numpy",
     "nvidia-nccl-cu13",
 )
+"""Packages whose versions are recorded."""
 
 
 def describe_environment(workers: Communicator, device: torch.device) -> dict[str, Any]:
-    """The environment as a JSON value, the same on all workers; all of them call this together."""
+    """Describe the environment as a JSON value, the same on all workers; all of them call this together."""
     here = {
         "host": workers.host,
         "device": device_name(device),
@@ -47,7 +48,7 @@ def describe_environment(workers: Communicator, device: torch.device) -> dict[st
         "launcher": workers.launcher,
         "transport": workers.transport,
         "nodes": workers.nodes,
-        "emulated_links": links_here(),
+        "emulated_links": emulated_links(),
         "workers": workers.all_gather_object(here, "devices and hosts"),
         "command": sys.argv,
     }
@@ -72,7 +73,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of hpcdat's own checkout, with ``-dirty`` behind it where files were changed."""
+    """The commit of hpcdat's checkout, with the suffix ``-dirty`` if files have changed."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.launcher import Launched
-from hpcdat.distributed.srun_rendezvous import meet_under_srun
+from hpcdat.distributed.srun_rendezvous import connect_under_srun
 from hpcdat.distributed.watchdog import Watchdog
 from hpcdat.errors import WorkerError
 
-SECONDS_TO_MEET = 60
-"""How long workers may take to find each other, whatever the stall timeout: each imports torch first."""
+SECONDS_TO_CONNECT = 60
+"""How long workers may take to connect, even if the stall timeout is shorter: they import torch first."""
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
-"""Seconds between polls of a pending collective; between the two, an eighth of the time waited so far."""
+"""Limits of the pause between polls of a pending collective, which is an eighth of the time waited so far."""
 
 
 class HorovodCommunicator(Communicator):
@@ -35,27 +35,28 @@ class HorovodCommunicator(Communicator):
         divisible: whether :meth:`split` may be called.
 
     Raises:
-        WorkerError: Horovod sees another number of workers than the launcher started.
+        WorkerError: Horovod finds another number of workers than the launcher started.
     """
 
     def __init__(self, place: Launched, stall_timeout: float, *, divisible: bool = False) -> None:
         super().__init__(place.launcher)
         if place.launcher == "srun":
-            meet_under_srun()
-        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(max(stall_timeout, SECONDS_TO_MEET))))
+            connect_under_srun()
+        os.environ.setdefault(
+            "HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(max(stall_timeout, SECONDS_TO_CONNECT)))
+        )
         os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
-        # Horovod's thread shares its core with the one that computes, and must leave it to that one while it
-        # waits in MPI for the other workers.
+        # Horovod's thread shares a core with the computation, and must yield it while it waits in MPI.
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         if divisible:
             os.environ["HOROVOD_DYNAMIC_PROCESS_SETS"] = "1"
         self._watchdog = Watchdog(stall_timeout, f"worker {place.rank} on {self.host}")
-        with self._watchdog.waiting("to meet", at_least=SECONDS_TO_MEET):
+        with self._watchdog.waiting("connecting", at_least=SECONDS_TO_CONNECT):
             import horovod.torch as hvd
 
             hvd.init()
         self._hvd = hvd
-        self._where: dict[str, Any] = {}
+        self._options: dict[str, Any] = {}
         self._root, self._prefix = 0, ""
         self._process_sets = {tuple(range(hvd.size())): hvd.global_process_set}
         self.rank, self.size = hvd.rank(), hvd.size()
@@ -64,85 +65,85 @@ class HorovodCommunicator(Communicator):
         self.transport = "MPI" if hvd.mpi_enabled() else "Gloo"
         if self.size != place.size:
             raise WorkerError(
-                f"{place.launcher} started {place.size} workers but Horovod sees {self.size}: its MPI is not "
-                f"the one of this {place.launcher}. Use the mpirun of the environment "
-                "(.venv/bin/mpirun), or `hpcdat train JOB.yaml -np N`."
+                f"{place.launcher} started {place.size} workers but Horovod finds {self.size}: its MPI is "
+                f"not that of this {place.launcher}. Use the mpirun of the environment "
+                "(.venv/bin/mpirun), or let hpcdat start the workers."
             )
 
         sizes, cross_ranks, hosts = zip(
             *self.all_gather_object([self.local_size, hvd.cross_rank(), self.host], "nodes"), strict=True
         )
-        # With unequal nodes Horovod's cross rank says nothing of the node.
+        # If nodes have different numbers of workers, Horovod's cross rank does not identify the node.
         places = cross_ranks if len(set(sizes)) == 1 else hosts
         self.node_of = [list(dict.fromkeys(places)).index(place) for place in places]
 
     def iall_reduce(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
-        with self._with_the_others(name):
+        with self._bounded(name):
             handle = self._hvd.grouped_allreduce_async_(
-                list(tensors), name=self._prefix + name, op=self._hvd.Sum, **self._where
+                list(tensors), name=self._prefix + name, op=self._hvd.Sum, **self._options
             )
         return _Handle(self, handle, name)
 
     def iall_reduce_max(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
-        with self._with_the_others(name):
+        with self._bounded(name):
             handle = self._hvd.allreduce_async(
-                tensor, name=self._prefix + name, op=self._hvd.Max, **self._where
+                tensor, name=self._prefix + name, op=self._hvd.Max, **self._options
             )
         return _Handle(self, handle, name)
 
     def iall_to_all(self, rows: Tensor, name: str) -> Pending:  # noqa: D102
-        with self._with_the_others(name):
-            handle = self._hvd.alltoall_async(rows, name=self._prefix + name, **self._where)
+        with self._bounded(name):
+            handle = self._hvd.alltoall_async(rows, name=self._prefix + name, **self._options)
         return _Handle(self, handle, name, lambda received: received[0])
 
     def iall_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
-        with self._with_the_others(name):
-            handle = self._hvd.allgather_async(row[None], name=self._prefix + name, **self._where)
+        with self._bounded(name):
+            handle = self._hvd.allgather_async(row[None], name=self._prefix + name, **self._options)
         return _Handle(self, handle, name)
 
     def iall_to_all_v(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
         splits = torch.tensor(list(counts), dtype=torch.int32)
-        with self._with_the_others(name):
-            handle = self._hvd.alltoall_async(rows, splits, name=self._prefix + name, **self._where)
+        with self._bounded(name):
+            handle = self._hvd.alltoall_async(rows, splits, name=self._prefix + name, **self._options)
         return _Handle(self, handle, name, lambda received: received[0])
 
     def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
-        with self._with_the_others(name):
+        with self._bounded(name):
             handle = self._hvd.broadcast_async_(
-                tensor, root_rank=self._root, name=self._prefix + name, **self._where
+                tensor, root_rank=self._root, name=self._prefix + name, **self._options
             )
         return _Handle(self, handle, name)
 
     def split(self, groups: Sequence[int]) -> Communicator:  # noqa: D102
-        # Process sets are made by all workers in the same order.
-        team = self
-        for group in sorted(set(groups)):
-            ranks = [rank for rank, g in enumerate(groups) if g == group]
+        # All workers must create the process sets in the same order.
+        own = self
+        for number in sorted(set(groups)):
+            ranks = [rank for rank, group in enumerate(groups) if group == number]
             if tuple(ranks) not in self._process_sets:
-                with self._with_the_others("a process set"):
+                with self._bounded("a process set"):
                     self._process_sets[tuple(ranks)] = self._hvd.add_process_set(ranks)
             if self.rank in ranks:
-                team = copy.copy(self)
-                team.rank, team.size = ranks.index(self.rank), len(ranks)
-                team._root, team._where = ranks[0], {"process_set": self._process_sets[tuple(ranks)]}
-                team._prefix = f"{self._prefix}of {ranks}: "
-        return team
+                own = copy.copy(self)
+                own.rank, own.size = ranks.index(self.rank), len(ranks)
+                own._root, own._options = ranks[0], {"process_set": self._process_sets[tuple(ranks)]}
+                own._prefix = f"{self._prefix}of {ranks}: "
+        return own
 
     def all_gather_object(self, value: JSON, name: str) -> list[Any]:  # noqa: D102
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        with self._with_the_others(name):
-            lengths = self._hvd.allgather(torch.tensor([len(text)]), name=f"{name}.length", **self._where)
-            texts = self._hvd.allgather(text, name=name, **self._where).split(lengths.tolist())
+        with self._bounded(name):
+            lengths = self._hvd.allgather(torch.tensor([len(text)]), name=f"{name}.length", **self._options)
+            texts = self._hvd.allgather(text, name=name, **self._options).split(lengths.tolist())
         return [json.loads(bytes(part.tolist())) for part in texts]
 
     def close(self) -> None:  # noqa: D102
-        # Horovod ends for all when it ends for one: another team may still be at its last collective.
-        self.all_gather_object(None, "all have come to the end")
-        with self._watchdog.waiting("to end"):
+        # Horovod shuts down for all workers at once; another group may still be in its last collective.
+        self.all_gather_object(None, "whether all are done")
+        with self._watchdog.waiting("disconnecting"):
             self._hvd.shutdown()
 
     @contextmanager
-    def _with_the_others(self, what: str) -> Iterator[None]:
+    def _bounded(self, what: str) -> Iterator[None]:
         from horovod.common.exceptions import HorovodInternalError
 
         try:
@@ -150,13 +151,13 @@ class HorovodCommunicator(Communicator):
                 yield
         except HorovodInternalError as error:
             raise WorkerError(
-                f"lost the other workers ({what}): one of them has ended or cannot be reached; its own or "
-                f"its launcher's message names it. Horovod says: {str(error).splitlines()[0]}"
+                f"lost the other workers ({what}): one of them has ended or cannot be reached; see its own "
+                f"or its launcher's message. Horovod reports: {str(error).splitlines()[0]}"
             ) from None
 
 
 class _Handle:
-    """A collective of Horovod's that is under way."""
+    """A Horovod collective in progress."""
 
     def __init__(
         self,
@@ -169,9 +170,9 @@ class _Handle:
 
     def wait(self) -> Any:
         hvd, start = self._workers._hvd, time.monotonic()
-        with self._workers._with_the_others(self._name):
-            # Horovod's own wait asks without a pause: it would take a core, and Python's lock, from
-            # the computation that the exchange runs beside.
+        with self._workers._bounded(self._name):
+            # Horovod's own wait polls without a pause: it would take a core, and Python's lock, from the
+            # computation that overlaps with the exchange.
             while not hvd.poll(self._handle):
                 waited = time.monotonic() - start
                 time.sleep(min(max(SHORTEST_PAUSE, waited / 8), LONGEST_PAUSE))

@@ -14,11 +14,11 @@ def init_communicator(stall_timeout: float, *, divisible: bool = False) -> Commu
 
     Args:
         stall_timeout: longest wait for the others, seconds.
-        divisible: whether they may be divided into teams. Horovod then takes a lock for as long as it
-            talks to the other workers, which every new collective waits for, so only where it is needed.
+        divisible: whether :meth:`Communicator.split` may be called. Horovod then holds a lock while it
+            negotiates with the other workers, which delays every new collective.
 
     Raises:
-        WorkerError: the workers could not find each other.
+        WorkerError: the workers cannot connect.
     """
     place = launched()
     if place.size == 1:
@@ -26,6 +26,8 @@ def init_communicator(stall_timeout: float, *, divisible: bool = False) -> Commu
     try:
         return HorovodCommunicator(place, stall_timeout, divisible=divisible)
     except ImportError as error:
-        raise WorkerError(f"{place.size} workers need Horovod, which does not start: {error}") from error
+        raise WorkerError(f"{place.size} workers need Horovod, which cannot be imported: {error}") from error
     except RuntimeError as error:
-        raise WorkerError(f"worker {place.rank} of {place.size} cannot join the others: {error}") from error
+        raise WorkerError(
+            f"worker {place.rank} of {place.size} cannot connect to the others: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""What the launcher of this process says about it, read before anything is started."""
+"""The rank and size of this process, read from its launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Launched:
     """A process's place among its workers, as its launcher states it.
 
     Attributes:
-        launcher: who started it; ``none`` for a single process.
+        launcher: what started it; ``none`` for a single process.
         rank: global rank, from 0.
         size: number of workers.
     """
@@ -28,8 +28,8 @@ class Launched:
 def launched(environ: Mapping[str, str] = os.environ) -> Launched:
     """Read the launcher's variables.
 
-    A batch script's own process under sbatch has Slurm's variables without being a task of
-    srun, and an ``mpirun`` inside it hands them on to its workers; hence the order.
+    The batch script under sbatch has Slurm's variables without being a task of srun, and an ``mpirun`` in it
+    forwards them to its workers; hence the order.
     """
     launchers: tuple[tuple[Launcher, str, str], ...] = (
         ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE"),

@@ -1,4 +1,4 @@
-"""Local workers, started by hpcdat itself: ``-np N``."""
+"""Local workers, started by hpcdat itself with mpirun."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hpcdat.progress import ON_TERMINAL
 
 
 def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -> int:
-    """Run ``hpcdat ARGUMENTS`` in so many processes on this machine, and wait for them.
+    """Run ``hpcdat ARGUMENTS`` in several processes on this machine, and wait for them.
 
-    Ctrl-C, SIGTERM and SIGUSR2 ask the workers to stop at the end of a step; a second Ctrl-C ends
-    them at once.
+    Ctrl-C, SIGTERM and SIGUSR2 request the workers to stop after the current step; a second Ctrl-C ends them
+    immediately.
 
     Args:
-        workers: how many.
-        arguments: of hpcdat, without ``-np``.
-        on_terminal: whether a person sees the workers' output as it comes.
+        workers: number of processes.
+        arguments: of hpcdat, without the number of workers.
+        on_terminal: whether the workers' output goes to a terminal.
 
     Returns:
         The exit code of the workers.
@@ -32,16 +32,16 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
     Raises:
         InputError: there is no mpirun.
     """
-    # Open MPI spends a second of each start on looking for networks that no worker on this machine would use.
+    # Open MPI otherwise spends a second per start scanning for networks that local workers do not use.
     environment = {"OMPI_MCA_btl": "^ofi,openib"} | dict(os.environ)
     if on_terminal:
         environment[ON_TERMINAL] = "1"
-    # In a session of its own, so that the terminal's Ctrl-C reaches this process alone.
+    # In its own session, so that the terminal's Ctrl-C reaches only this process.
     mpirun = subprocess.Popen(
         mpirun_command(workers, [sys.executable, "-m", "hpcdat", *arguments]),
         env=environment,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=_die_with_parent,
     )
     asked = False
 
@@ -52,8 +52,12 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
             return
         asked = True
         if number == signal.SIGINT:
-            print("\nstopping after this step; Ctrl-C once more ends it at once", file=sys.stderr, flush=True)
-        # mpirun passes this one on to the workers.
+            print(
+                "\nstopping after this step; press Ctrl-C again to end immediately",
+                file=sys.stderr,
+                flush=True,
+            )
+        # mpirun forwards this signal to the workers.
         mpirun.send_signal(signal.SIGUSR2)
 
     before = {
@@ -67,8 +71,8 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
     return code if code >= 0 else 128 - code
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it is killed."""
+def _die_with_parent() -> None:
+    """Have the kernel terminate this process when its parent dies."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
@@ -76,15 +80,15 @@ def _end_with_parent() -> None:
 def mpirun_command(workers: int, program: Sequence[str]) -> list[str]:
     """The command line that starts a program once for every worker, on this machine.
 
-    It is the mpirun of this environment, or else the one on PATH.
+    It uses the mpirun of this environment, or else the one on PATH.
 
     Raises:
-        InputError: there is neither.
+        InputError: neither exists.
     """
-    beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    local = Path(sys.executable).parent / "mpirun"
+    mpirun = str(local) if local.exists() else shutil.which("mpirun")
     if mpirun is None:
-        raise InputError("-np needs mpirun, which is neither in the environment nor on PATH")
+        raise InputError("several workers need mpirun, which is neither in the environment nor on PATH")
     command = [mpirun, "-np", str(workers), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
     if os.geteuid() == 0:
         command.append("--allow-run-as-root")

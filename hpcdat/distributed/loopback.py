@@ -1,7 +1,7 @@
-"""M workers in one process: the collectives without launcher, network or processes.
+"""M workers in one process, without launcher, network or other processes.
 
-For tests of what is written against :class:`Communicator`, and for counting what M workers would send. Ranks
-may be threads, which wait for each other, or generators that one thread advances in turn: a collective
+For testing code written against :class:`Communicator`, and for counting the bytes that M workers would send.
+Ranks may be threads, which wait for each other, or generators that one thread advances in turn: a collective
 is complete as soon as every rank has started it.
 """
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Collective:
-    """One collective: what the ranks have put in, and what each gets out.
+    """One collective: the ranks' inputs and outputs.
 
     Attributes:
         kind: ``sum``, ``max``, ...: the same on all ranks.
@@ -42,14 +42,14 @@ class _Collective:
 
 
 class _Switchboard:
-    """Where the ranks of one team meet, collective by collective."""
+    """Matches the collectives of a group of ranks by name."""
 
     def __init__(self, size: int, timeout: float) -> None:
         self.size, self.timeout = size, timeout
         self.changed = threading.Condition()
-        self.teams: dict[tuple[int, ...], _Switchboard] = {}
+        self.groups: dict[tuple[int, ...], _Switchboard] = {}
         self.failed: str | None = None
-        self._under_way: dict[tuple[str, int], _Collective] = {}
+        self._pending: dict[tuple[str, int], _Collective] = {}
 
     def start(
         self,
@@ -60,32 +60,32 @@ class _Switchboard:
         combine: Callable[[list[Any]], list[Any]],
     ) -> _Collective:
         with self.changed:
-            collective = self._under_way.setdefault(name, _Collective(kind, self.size))
+            collective = self._pending.setdefault(name, _Collective(kind, self.size))
             if collective.kind != kind:
                 raise WorkerError(f"{name[0]}: rank {rank} calls {kind}, another rank {collective.kind}")
             collective.inputs[rank] = value
             if len(collective.inputs) == self.size:
                 collective.outputs = combine([collective.inputs[other] for other in range(self.size)])
-                del self._under_way[name]
+                del self._pending[name]
                 self.changed.notify_all()
         return collective
 
     def wait(self, collective: _Collective, name: str) -> list[Any]:
         with self.changed:
-            there = self.changed.wait_for(lambda: collective.outputs is not None or self.failed, self.timeout)
+            woken = self.changed.wait_for(lambda: collective.outputs is not None or self.failed, self.timeout)
         if collective.outputs is None:
             missing = sorted(set(range(self.size)) - set(collective.inputs))
-            why = self.failed if there else f"{self.timeout:g} s have passed"
+            why = self.failed if woken else f"timed out after {self.timeout:g} s"
             raise WorkerError(f"{name}: ranks {missing} have not called it: {why}")
         return collective.outputs
 
     def fail(self, why: str) -> None:
-        """Wake all ranks that wait: one has failed."""
+        """Wake all waiting ranks because one has failed."""
         with self.changed:
             self.failed = why
             self.changed.notify_all()
-        for team in self.teams.values():
-            team.fail(why)
+        for group in self.groups.values():
+            group.fail(why)
 
 
 class _Started:
@@ -105,9 +105,9 @@ class _Started:
 
 
 class Loopback(Communicator):
-    """One rank of M in this process; make all of them by :func:`loopback`.
+    """One rank of M in this process; :func:`loopback` creates all of them.
 
-    Float sums are added in the order of ranks.
+    Sums are computed in the order of ranks.
     """
 
     def __init__(self, rank: int, switchboard: _Switchboard, node_of: Sequence[int]) -> None:
@@ -129,7 +129,7 @@ class Loopback(Communicator):
         combine: Callable[[list[Any]], list[Any]],
         take: Callable[[Any], Any] = lambda output: output,
     ) -> Pending:
-        # A name may be used again once this rank has started the collective of before.
+        # Uses of a name are counted: a rank may reuse it while others are still in the earlier collective.
         self._uses[name] += 1
         collective = self._switchboard.start(self.rank, kind, (name, self._uses[name]), value, combine)
         return _Started(self, collective, name, take)
@@ -175,11 +175,11 @@ class Loopback(Communicator):
         ranks = [rank for rank, group in enumerate(groups) if group == groups[self.rank]]
         board = self._switchboard
         with board.changed:
-            team_board = board.teams.setdefault(tuple(ranks), _Switchboard(len(ranks), board.timeout))
-        team = copy.copy(self)
-        team.rank, team.size = ranks.index(self.rank), len(ranks)
-        team._switchboard, team._uses = team_board, Counter()
-        return team
+            group_board = board.groups.setdefault(tuple(ranks), _Switchboard(len(ranks), board.timeout))
+        own = copy.copy(self)
+        own.rank, own.size = ranks.index(self.rank), len(ranks)
+        own._switchboard, own._uses = group_board, Counter()
+        return own
 
     def all_gather_object(self, value: JSON, name: str) -> list[Any]:  # noqa: D102
         text = json.dumps(value)
@@ -187,7 +187,7 @@ class Loopback(Communicator):
         return [json.loads(text) for text in texts]
 
     def close(self) -> None:  # noqa: D102
-        self.all_gather_object(None, "all have come to the end")
+        self.all_gather_object(None, "whether all are done")
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -201,19 +201,19 @@ def _fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def loopback(size: int, *, node_of: Sequence[int] | None = None, timeout: float = 60.0) -> list[Loopback]:
-    """All ranks of a team in this process.
+    """Create all ranks of a run in this process.
 
     Args:
-        size: number of ranks M.
-        node_of: the node that each rank is to believe it is on; one node for all by default.
-        timeout: longest wait for the other ranks, seconds.
+        size: number of ranks (M).
+        node_of: the simulated node of each rank; by default one node for all.
+        timeout: longest wait for the other ranks, in seconds.
     """
     switchboard = _Switchboard(size, timeout)
     return [Loopback(rank, switchboard, node_of or [0] * size) for rank in range(size)]
 
 
 def run_threads(ranks: Sequence[Loopback], program: Callable[[Loopback], T]) -> list[T]:
-    """Run a program on every rank, each in a thread of its own.
+    """Run a program on every rank, each in its own thread.
 
     Returns:
         What each rank returned, in order.
@@ -229,7 +229,7 @@ def run_threads(ranks: Sequence[Loopback], program: Callable[[Loopback], T]) -> 
             results[rank.rank] = program(rank)
         except BaseException as error:
             failures.append(error)
-            rank._switchboard.fail(f"rank {rank.rank} has ended with {type(error).__name__}: {error}")
+            rank._switchboard.fail(f"rank {rank.rank} failed with {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in ranks]
     for thread in threads:
@@ -244,8 +244,8 @@ def run_threads(ranks: Sequence[Loopback], program: Callable[[Loopback], T]) -> 
 def run_in_lockstep(exchanges: Sequence[Any]) -> list[Any]:
     """Advance one generator for each rank, collective by collective, and return what they return.
 
-    A generator yields collectives that it has started and is sent their results, as the protocols of
-    :mod:`hpcdat.exchange.protocols` do; some ranks may have more collectives than others.
+    A generator yields the collectives it has started and is sent their results, like the protocols of
+    :mod:`hpcdat.exchange.protocols`; ranks may differ in their number of collectives.
     """
     pending: dict[int, Pending] = {}
     returned: dict[int, Any] = {}
@@ -262,7 +262,7 @@ def run_in_lockstep(exchanges: Sequence[Any]) -> list[Any]:
     while pending:
         ready = [rank for rank, collective in pending.items() if collective.ready()]
         if not ready:
-            raise WorkerError(f"ranks {sorted(pending)} wait for each other: the exchange cannot go on")
+            raise WorkerError(f"ranks {sorted(pending)} wait for each other: deadlock")
         for rank in ready:
             advance(rank, pending[rank].wait())
     return [returned[rank] for rank in range(len(exchanges))]

@@ -1,4 +1,4 @@
-"""A run of one worker: every collective is the identity."""
+"""The communicator of a run with one worker: every collective is the identity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcdat.distributed.communicator import JSON, Communicator, Pending
 
 
 class Completed:
-    """A collective whose result is there from the start."""
+    """A collective whose result is available immediately."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -1,8 +1,8 @@
-"""Workers started by srun find each other without MPI.
+"""Rendezvous of workers started by srun, without MPI.
 
-Horovod knows nothing of Slurm, and an Open MPI that starts under srun has to match the site's
-PMIx. So the workers meet as under horovodrun: rank 0 serves Horovod's rendezvous, the others find
-it from what Slurm tells every task, and Gloo (NCCL on GPUs) carries the data.
+Horovod does not support srun, and an Open MPI started by srun must match the site's PMIx. So the workers
+connect as under horovodrun: rank 0 serves Horovod's rendezvous, the others find it through the variables that
+Slurm sets for every task, and data is sent over Gloo (NCCL between GPUs).
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 
 PORTS_TRIED = 8
-SECONDS_TO_MEET = 120.0
+"""Number of candidate ports of the rendezvous server."""
+SECONDS_TO_CONNECT = 120.0
+"""How long a worker searches for the rendezvous server of rank 0."""
 
 
-def meet_under_srun(environ: Mapping[str, str] | None = None) -> None:
-    """Set the variables with which ``hvd.init()`` joins the other tasks of this srun step.
+def connect_under_srun(environ: Mapping[str, str] | None = None) -> None:
+    """Set the variables with which ``hvd.init()`` connects to the other tasks of this srun step.
 
     Args:
-        environ: the variables that srun set; the process's own if left out.
+        environ: the variables set by srun; default: this process's environment.
 
     Raises:
         RuntimeError: rank 0's rendezvous was not found within two minutes, or no port was free.
@@ -39,7 +41,7 @@ def meet_under_srun(environ: Mapping[str, str] | None = None) -> None:
 
 
 def horovod_variables(environ: Mapping[str, str], host: str, port: int) -> dict[str, str]:
-    """What horovodrun would have set, from what srun has set."""
+    """The variables that horovodrun would set, derived from srun's."""
     tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
     node, local_rank = int(environ["SLURM_NODEID"]), int(environ["SLURM_LOCALID"])
     peers = [n for n, count in enumerate(tasks) if count > local_rank]
@@ -59,7 +61,7 @@ def horovod_variables(environ: Mapping[str, str], host: str, port: int) -> dict[
 
 
 def first_host(nodelist: str) -> str:
-    """The first name of Slurm's short form: ``node[03-05,9],gpu1`` gives ``node03``."""
+    """The first host of a Slurm node list: ``node[03-05,9],gpu1`` gives ``node03``."""
     parts = re.match(r"([^\[,]*)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodelist)
     assert parts is not None  # every part may be empty
     prefix, number, suffix = parts.groups()
@@ -67,19 +69,19 @@ def first_host(nodelist: str) -> str:
 
 
 def tasks_per_node(short: str) -> list[int]:
-    """Slurm's short form of task counts: ``2(x3),1`` gives ``[2, 2, 2, 1]``."""
+    """Parse Slurm's compressed list of task counts: ``2(x3),1`` gives ``[2, 2, 2, 1]``."""
     counts = []
     for part in short.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise InputError(f"SLURM_STEP_TASKS_PER_NODE: {short}: expected counts such as 2(x3),1")
+            raise InputError(f"SLURM_STEP_TASKS_PER_NODE: {shorten(short)}: expected counts such as 2(x3),1")
         count, times = match.groups()
         counts += [int(count)] * int(times or 1)
     return counts
 
 
 def candidate_ports(token: str) -> list[int]:
-    """Ports every task of the step derives alike; several, since one may be taken."""
+    """The ports that every task of the step derives from its id; several, since one may be in use."""
     base = 20000 + zlib.crc32(token.encode()) % 20000
     return [base + 7 * k for k in range(PORTS_TRIED)]
 
@@ -97,13 +99,13 @@ def _serve(token: str, ports: list[int]) -> int:
         server.cache["hpcdat"] = {"step": token.encode()}
         in_thread(target=server.serve_forever)
         return port
-    raise RuntimeError(f"none of the ports {ports} is free on this node for the workers to meet")
+    raise RuntimeError(f"none of the ports {ports} for the rendezvous is free on this node")
 
 
 def _find(token: str, host: str, ports: list[int]) -> int:
-    # A site's http_proxy is not meant for its own nodes.
+    # Bypass the site's http_proxy for its own nodes.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + SECONDS_TO_MEET
+    deadline = time.monotonic() + SECONDS_TO_CONNECT
     while time.monotonic() < deadline:
         for port in ports:
             try:
@@ -114,6 +116,6 @@ def _find(token: str, host: str, ports: list[int]) -> int:
                 continue
         time.sleep(0.2)
     raise RuntimeError(
-        f"worker 0 on {host} did not answer on ports {ports} within {SECONDS_TO_MEET:.0f} s: "
-        "is the name known on this node and are the ports open between nodes?"
+        f"worker 0 on {host} did not answer on ports {ports} within {SECONDS_TO_CONNECT:.0f} s: "
+        "check that the name resolves on this node and that the ports are open between nodes"
     )

@@ -1,4 +1,4 @@
-"""The wish to stop: Ctrl-C, SIGTERM, the launcher's SIGUSR2, or a file, kept until a step is done."""
+"""Requests to stop: Ctrl-C, SIGTERM, the launcher's SIGUSR2, or a file."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import time
 from pathlib import Path
 from types import FrameType
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_POLLS = 0.5
+"""How often a watched file is checked for."""
 
 
 class StopRequest:
-    """Notes the signals that ask for a stop, from its making to the end of the process.
+    """Whether a stop has been requested; handles the signals from its construction to the end of the process.
 
-    Nothing else is done in the handler: the trainer reads :attr:`wanted` once a step and the
-    workers agree on it with the gradients. A second Ctrl-C raises KeyboardInterrupt at once.
+    The handler only sets :attr:`requested`, which the trainer reads once per step and the workers agree on
+    with the gradients. A second Ctrl-C raises KeyboardInterrupt immediately.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.requested = False
         for number in self.SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._handle)
 
-    def heed(self, file: Path) -> None:
-        """Look for a file from now on, which asks for a stop when it is there."""
+    def watch(self, file: Path) -> None:
+        """Request a stop as soon as a file exists; a background thread polls for it."""
 
-        def look() -> None:
-            while not self.wanted:
+        def poll() -> None:
+            while not self.requested:
                 if file.exists():
-                    self.wanted = True
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                    self.requested = True
+                time.sleep(SECONDS_BETWEEN_POLLS)
 
-        threading.Thread(target=look, name="stop file", daemon=True).start()
+        threading.Thread(target=poll, name="stop file", daemon=True).start()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted and number == signal.SIGINT:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.wanted = True
+        self.requested = True

@@ -1,4 +1,4 @@
-"""Work that takes the workers unequally long, and in which they still hear of each other."""
+"""Work whose duration differs between workers, with failures and stop requests shared while it runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from hpcdat.errors import HpcdatError, Stopped
 T = TypeVar("T")
 
 SECONDS_BETWEEN_ROUNDS = 0.25
+"""Pause between two status all-reduces."""
 
 
-class _BrokenOff(Exception):
-    """Another worker failed, or somebody wants to stop."""
+class _Aborted(Exception):
+    """Another worker failed, or a stop was requested."""
 
 
-class _Rounds:
-    """A small sum over all workers, again and again: how many have finished, failed, or want to stop.
+class _StatusRounds:
+    """A periodic all-reduce of how many workers have finished, failed, or been asked to stop.
 
-    The stall timeout thus bounds the time between two looks of a worker, not the differences between
-    their shares.
+    The stall timeout thus bounds the time between two polls of a worker, not the difference between their
+    shares.
     """
 
     def __init__(self, workers: Communicator, stop: StopRequest | None) -> None:
@@ -37,8 +38,12 @@ class _Rounds:
         self._flags: Tensor | None = None
         self._pending: Pending | None = None
 
-    def look(self) -> None:
-        """Take part in the round that is due; nobody waits here."""
+    def poll(self) -> None:
+        """Advance the current round without blocking.
+
+        Raises:
+            _Aborted: another worker failed, or a stop was requested.
+        """
         if self._pending is None:
             if time.monotonic() < self._next:
                 return
@@ -46,10 +51,10 @@ class _Rounds:
         if self._pending is not None and self._pending.ready():
             self._end()
         if self.any_failed or self.stopping:
-            raise _BrokenOff
+            raise _Aborted
 
     def wait(self, *, failed: bool) -> None:
-        """This worker's share is done; wait until all are, or one failed or wants to stop."""
+        """Report this worker's share as done and wait for the others, a failure or a stop request."""
         self.finished, self.failed = True, failed
         while not (self.all_finished or self.any_failed or self.stopping):
             if self._pending is None:
@@ -59,8 +64,8 @@ class _Rounds:
             self._end()
 
     def _begin(self) -> None:
-        wanted = self.stop is not None and self.stop.wanted
-        self._flags = torch.tensor([self.finished, self.failed, wanted], dtype=torch.int64)
+        requested = self.stop is not None and self.stop.requested
+        self._flags = torch.tensor([self.finished, self.failed, requested], dtype=torch.int64)
         self._pending = self.workers.iall_reduce([self._flags], "whether all have done their share")
 
     def _end(self) -> None:
@@ -73,35 +78,34 @@ class _Rounds:
         self._next = time.monotonic() + SECONDS_BETWEEN_ROUNDS
 
 
-def apart(
+def run_unevenly(
     workers: Communicator, what: str, work: Callable[[Callable[[], None]], T], stop: StopRequest | None
 ) -> T:
     """Do a share of some work on each worker, however long it takes the others.
 
-    All workers call this together. A failure or a wish to stop on one ends it on all, within the time
-    from one look to the next.
+    All workers call this together. A failure or a stop request on one worker ends the work on all, at their
+    next poll.
 
     Args:
-        workers: who work.
+        workers: the workers that share the work.
         what: the work, as in "cannot ...".
-        work: receives a function that it calls often, at least once in every stall timeout: it looks
-            after the others, and breaks the work off when there is a reason. Nothing else in it may be
-            collective.
-        stop: the user's wish to stop, on any of the workers; None where it has to wait for the end.
+        work: receives a function ``poll``, which it calls at least once in every stall timeout; ``poll``
+            aborts the work if another worker failed or a stop was requested. The work calls no collective.
+        stop: stop request, on any of the workers; None to ignore requests until the work is done.
 
     Returns:
-        What came of this worker's share.
+        The result of this worker's share.
 
     Raises:
-        Stopped: on all workers; somebody wants to stop.
+        Stopped: a stop was requested; on all workers.
         InputError, WorkerError: as :meth:`Communicator.on_all_ranks`.
     """
-    rounds = _Rounds(workers, stop)
+    rounds = _StatusRounds(workers, stop)
     results: list[T] = []
     failure = None
     try:
-        results.append(work(rounds.look))
-    except _BrokenOff:
+        results.append(work(rounds.poll))
+    except _Aborted:
         pass
     except (OSError, RuntimeError, ValueError, HpcdatError) as error:
         failure = error
@@ -113,6 +117,6 @@ def apart(
         return results
 
     if rounds.stopping and not rounds.any_failed:
-        raise Stopped(f"stopped; the same command goes on to {what}", everywhere=True)
+        raise Stopped(f"stopped; rerun the same command to {what}", everywhere=True)
     (result,) = workers.on_all_ranks(what, conclude)
     return result

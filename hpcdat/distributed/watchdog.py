@@ -1,4 +1,4 @@
-"""No wait without a bound: a worker that waits too long for the others says so and ends."""
+"""Bounded waits: a worker that waits too long for the others reports it and exits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 
 class Watchdog:
-    """Ends this process when one wait, of whichever thread, lasts longer than allowed.
+    """Exits this process when a wait in any thread lasts longer than allowed.
 
-    The process ends from a thread, since a collective that hangs cannot be interrupted; its
-    launcher then ends the other workers.
+    A background thread does so, since a hanging collective cannot be interrupted; the launcher then ends the
+    other workers.
 
     Args:
         seconds: longest wait allowed.
@@ -25,15 +25,15 @@ class Watchdog:
         self.seconds = seconds
         self.who = who
         self._waits: dict[object, tuple[str, float, float]] = {}
-        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._poll, name="watchdog", daemon=True).start()
 
     @contextmanager
     def waiting(self, what: str, *, at_least: float = 0.0) -> Iterator[None]:
         """Bound the wait inside the block.
 
         Args:
-            what: what is waited for, for the message.
-            at_least: seconds that are allowed even where ``seconds`` is less.
+            what: the awaited event, for the message.
+            at_least: seconds allowed for this wait even if ``seconds`` is less.
         """
         this = object()
         self._waits[this] = (what, time.monotonic(), at_least)
@@ -42,7 +42,7 @@ class Watchdog:
         finally:
             del self._waits[this]
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while True:
             time.sleep(min(1.0, self.seconds / 4))
             for what, since, at_least in list(self._waits.values()):
@@ -53,8 +53,8 @@ class Watchdog:
     def _give_up(self, what: str, waited: float) -> None:
         print(
             f"hpcdat: {self.who} has waited {waited:g} s for the other workers ({what}) "
-            "and gives up: one of them hangs or is unreachable. Look for the worker whose "
-            "message is missing; raise stall_timeout if the wait was rightful.",
+            "and gives up: one of them hangs or is unreachable. The worker without such a message is the "
+            "cause; increase stall_timeout if the wait was legitimate.",
             file=sys.stderr,
             flush=True,
         )

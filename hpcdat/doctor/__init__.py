@@ -1,1 +1,1 @@
-"""What a run would stumble over: every node looked at, every link measured, before it is started."""
+"""Checks of the nodes and links of a run before it is started."""

@@ -1,4 +1,4 @@
-"""All of it, one after the other, by all workers together; and the report of what was found."""
+"""Run all checks on all workers, and report the findings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hpcdat.doctor.checks import (
     check_horovod,
     check_images,
     check_pairs,
-    check_room,
+    check_resources,
     check_run_dir,
     check_versions,
     count,
@@ -33,25 +33,26 @@ from hpcdat.doctor.facts import (
     clock_offsets,
     clock_stamps,
     device_of,
-    firsts_of,
-    look_at_nodes,
-    look_at_run_dir,
+    first_ranks,
+    inspect_nodes,
+    probe_run_dir,
 )
 from hpcdat.doctor.links import Pair, measure_pairs
 from hpcdat.errors import InputError
 from hpcdat.storage.atomic_files import write_text
 
 PAIRS_SHOWN = 20
+"""Links in the printed table, slowest first."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found.
+    """Facts, links and findings.
 
     Attributes:
-        title: workers, nodes, launcher, in words.
+        title: numbers of workers and nodes, and the launcher.
         nodes: in the order of ranks.
-        clocks: seconds that each node's clock is ahead of the first one's, and how far that may be off.
+        clocks: seconds that each node's clock is ahead of the first one's, and the error bound.
         run_dir: None without a job.
         pairs: in the order they were measured.
         findings: in the order of the checks.
@@ -69,8 +70,8 @@ class Report:
         """Whether a check failed; warnings do not count."""
         return any(finding.level == "failure" for finding in self.findings)
 
-    def in_words(self) -> str:
-        """For people: a table of the findings, and one of the links."""
+    def describe(self) -> str:
+        """A table of the findings and one of the links, as text."""
         rows = [[f.level, f.check, f.found, f.where, f.advice] for f in self.findings]
         widths = [None, None, 46, 20, 36]
         headers = ["", "Check", "Found", "Where", "What to do"]
@@ -117,35 +118,35 @@ def _pairs_table(pairs: Sequence[Pair]) -> str:
     align = ("left", "left", "right", "right")
     table = tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align)
     if len(pairs) > PAIRS_SHOWN:
-        table += f"\nand {len(pairs) - PAIRS_SHOWN} faster ones, which --json writes too"
+        table += f"\nand {len(pairs) - PAIRS_SHOWN} faster links, not shown"
     return table + (
-        "\n\nms: half of the way there and back of a byte (median), Horovod's agreement between all workers"
-        "\nincluded. MB/s: there and back, one way and one pair at a time."
+        "\n\nms: half the round-trip time of one byte (median), including Horovod's negotiation between all"
+        "\nworkers. MB/s: mean of both directions, measured one direction and one pair at a time."
     )
 
 
 def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report:
-    """Look at all nodes and measure their links; all workers call this together.
+    """Inspect all nodes and measure their links; all workers call this together.
 
     Args:
-        job: resolved, or None to leave out what depends on it.
-        workers: those of the run that is to be.
-        stop: the user's wish to stop.
+        job: resolved, or None to skip the checks that need one.
+        workers: started like those of the run.
+        stop: stop request.
 
     Returns:
-        The same on all workers.
+        The report, the same on all workers.
 
     Raises:
-        WorkerError: something could not be looked at on some worker, or a worker was lost.
-        Stopped: a stop was asked for.
+        WorkerError: a worker could not inspect its node, or was lost.
+        Stopped: a stop was requested.
     """
-    nodes, firsts = look_at_nodes(job, workers), firsts_of(workers)
+    nodes, firsts = inspect_nodes(job, workers), first_ranks(workers)
     offsets = clock_offsets(clock_stamps(workers))
     clocks = [offsets[rank] for rank in firsts]
-    run_dir = look_at_run_dir(job.run_dir, workers) if job else None
+    run_dir = probe_run_dir(job.run_dir, workers) if job else None
     device = device_of(job, workers)
     taken = [gpu for node in nodes for gpu in node.takes]
-    # Horovod wants a tensor on the same kind of device from all, NCCL each of them on its own.
+    # Horovod needs tensors on the same kind of device on all workers; NCCL needs a GPU per worker.
     if None in taken or len(set(taken)) < workers.size:
         device = torch.device("cpu")
     pairs = measure_pairs(workers, [node.host for node in nodes], firsts, device, stop)
@@ -157,7 +158,7 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
         *check_clocks([node.host for node in nodes], clocks),
         *(check_images(nodes, job.data) if job else []),
         *(check_run_dir(run_dir, nodes[0].host) if run_dir else []),
-        *check_room(nodes),
+        *check_resources(nodes),
         *check_pairs(pairs, len(nodes)),
     ]
     title = f"{count(workers.size, 'worker')} on {count(len(nodes), 'node')}"

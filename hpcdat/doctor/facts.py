@@ -1,4 +1,4 @@
-"""What there is on the nodes: their software, GPUs and room, their clocks, the run folder, the images."""
+"""Facts about the nodes: software, GPUs, cores and memory, clocks, run folder, images."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from hpcdat.errors import HpcdatError, InputError
 from hpcdat.storage.atomic_files import write_text
 
 CLOCK_ROUNDS = 12
-SECONDS_TO_SEE = 10.0
-"""How long a file of another node's may take to appear."""
+"""How many times the clocks are gathered."""
+SECONDS_TO_APPEAR = 10.0
+"""How long a file written by another node may take to appear."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Node:
-    """What its workers saw of a node.
+    """A node, as its workers see it.
 
     Attributes:
-        host: its name.
+        host: name of the node.
         versions: of Python, of packages and of hpcdat's checkout, by name.
         horovod: whether it was built with ``mpi``, ``gloo``, ``nccl``; None where it cannot be imported.
         driver: whether there is an NVIDIA driver.
         gpus: names of the GPUs that torch can use, by their UUID.
-        takes: for each worker the UUID of the GPU that it takes, or None for the CPU.
+        takes: for each worker the UUID of the GPU it uses, or None for the CPU.
         dali: version of DALI, or None where it cannot be imported.
-        dali_error: why it cannot.
-        cores: that the workers may use, all together.
+        dali_error: why DALI cannot be imported, or empty.
+        cores: number of cores that the workers together may use.
         memory: bytes available.
         shared_memory: bytes free in /dev/shm.
-        classes: of the images, or None where they were not looked at or are not right.
-        data_error: what is not right with them.
+        classes: number of image classes, or None if the images were not checked or cannot be used.
+        data_error: why the images cannot be used, or empty.
     """
 
     host: str
@@ -65,13 +66,13 @@ class Node:
 
 @dataclass(frozen=True)
 class RunDir:
-    """What becomes of a file that worker 0 writes where the run folder will be.
+    """Whether the nodes see a file that worker 0 writes where the run folder will be.
 
     Attributes:
-        folder: where it was written: ``run_dir``, or of its parents the nearest that is there.
+        folder: where it was written: ``run_dir``, or its nearest existing parent.
         error: why it could not be written, or empty.
         unseen: the hosts on which it did not appear.
-        free: bytes left on its file system.
+        free: bytes free on its file system.
     """
 
     folder: str
@@ -81,48 +82,59 @@ class RunDir:
 
 
 def _gpus() -> list[Any]:
-    # An old driver has devices to count that torch cannot use.
+    # With an old driver, torch counts devices that it cannot use.
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.cuda.get_device_properties(number) for number in range(count)]
 
 
 def device_of(job: Job | None, workers: Communicator) -> torch.device:
-    """Where this worker's tensors are, as a run would place them."""
+    """The device that a run would use on this worker."""
     gpus = len(_gpus())
     if gpus and (job is None or job.device != "cpu"):
         return torch.device("cuda", workers.local_rank % gpus)
     return torch.device("cpu")
 
 
-def firsts_of(workers: Communicator) -> list[int]:
-    """The first worker of every node, which speaks for it."""
+def first_ranks(workers: Communicator) -> list[int]:
+    """The first rank on every node, which reports for the node."""
     return [workers.node_of.index(node) for node in range(len(set(workers.node_of)))]
 
 
-def look_at_nodes(job: Job | None, workers: Communicator) -> list[Node]:
-    """Every node as its workers see it, in the order of ranks; the same on all workers."""
+def inspect_nodes(job: Job | None, workers: Communicator) -> list[Node]:
+    """Inspect every node; all workers call this together.
+
+    Args:
+        job: resolved, or None.
+        workers: all workers.
+
+    Returns:
+        The nodes in the order of ranks, the same on all workers.
+
+    Raises:
+        WorkerError: a node cannot be inspected.
+    """
     device = device_of(job, workers)
     environment = describe_environment(workers, device)
 
-    def look() -> dict[str, Any]:
+    def inspect() -> dict[str, Any]:
         gpus = _gpus()
         seen: dict[str, Any] = {
             "gpus": {str(gpu.uuid): gpu.name for gpu in gpus},
             "takes": str(gpus[device.index].uuid) if device.type == "cuda" else None,
             "cores": sorted(os.sched_getaffinity(0)),
         }
-        if workers.rank in firsts_of(workers):
-            seen["node"] = _look_here(job, workers, environment)
+        if workers.rank in first_ranks(workers):
+            seen["node"] = _inspect_host(job, workers, environment)
         return seen
 
-    every = workers.all_gather_object(workers.on_all_ranks("look at its node", look), "what was seen")
+    every = workers.all_gather_object(workers.on_all_ranks("inspect its node", inspect), "nodes")
     nodes = []
-    for number, first in enumerate(firsts_of(workers)):
+    for number, first in enumerate(first_ranks(workers)):
         members = [seen for seen, node in zip(every, workers.node_of, strict=True) if node == number]
         nodes.append(
             Node(
                 **every[first]["node"],
-                # Each may see its own GPUs and cores alone, and all of them the same.
+                # A worker may see all GPUs and cores of the node, or only its own.
                 gpus={gpu: name for seen in members for gpu, name in seen["gpus"].items()},
                 takes=[seen["takes"] for seen in members],
                 cores=len({core for seen in members for core in seen["cores"]}),
@@ -131,8 +143,8 @@ def look_at_nodes(job: Job | None, workers: Communicator) -> list[Node]:
     return nodes
 
 
-def _look_here(job: Job | None, workers: Communicator, environment: dict[str, Any]) -> dict[str, Any]:
-    """What of a :class:`Node` one worker can say for all of them."""
+def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a :class:`Node` that are the same for all its workers."""
     dali, dali_error = None, ""
     try:
         import nvidia.dali
@@ -145,7 +157,7 @@ def _look_here(job: Job | None, workers: Communicator, environment: dict[str, An
         try:
             classes = _count_classes(job.data)
         except (HpcdatError, OSError) as error:
-            data_error = _complaint(error)
+            data_error = _describe(error)
     memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     commit = environment["git_commit"]
     return {
@@ -167,12 +179,12 @@ def _look_here(job: Job | None, workers: Communicator, environment: dict[str, An
 
 
 def _count_classes(data: Data) -> int | None:
-    """Of the images that a job names, or None where the run itself will write or fetch them.
+    """Count the classes of a job's images; None if the run itself writes or downloads them.
 
-    Of a folder of images the classes are listed and one image opened, of CIFAR all is read.
+    In a folder of images, one image per split is opened; CIFAR is read in full.
 
     Raises:
-        DataError, OSError: they are not there, or not readable.
+        DataError, OSError: the images are missing or unreadable.
     """
     if data.root is None or data.source == "digits" or data.download:
         return None
@@ -188,31 +200,38 @@ def _count_classes(data: Data) -> int | None:
         with image.open("rb") as file:
             file.read(1)
     if found[data.train] != found[data.test]:
-        raise InputError(f"{data.root}: {data.train} and {data.test} hold different classes")
+        raise InputError(f"{data.root}: {data.train} and {data.test} have different classes")
     return len(found[data.train])
 
 
-def _complaint(error: Exception) -> str:
-    """Without the number that Python puts before an error of the system's."""
+def _describe(error: Exception) -> str:
+    """An error as text, without the errno of system errors."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
 def clock_stamps(workers: Communicator) -> list[list[float]]:
-    """Every worker's clock at the start of a gathering, for one gathering after the other."""
+    """Gather every worker's clock several times.
+
+    Returns:
+        (rounds, M): seconds since the epoch, read when a worker enters the gathering.
+    """
     return [workers.all_gather_object(time.time(), "clocks") for _ in range(CLOCK_ROUNDS)]
 
 
 def clock_offsets(stamps: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """Seconds that each worker's clock is ahead of worker 0's, and how far that may be off.
+    """Compute each worker's clock offset from worker 0's.
 
-    No worker begins a gathering before worker 0 has begun the one before it, nor does worker 0 begin the
-    next before all have begun this one. So a worker's stamp lies between two of worker 0's, and of all
-    gatherings the one where these are closest says most.
+    A worker enters gathering i after worker 0 has entered gathering i - 1, and before worker 0 enters
+    gathering i + 1. So its stamp lies between two of worker 0's; the round in which these are closest gives
+    the tightest bound.
 
     Args:
-        stamps: (rounds, M), three rounds or more.
+        stamps: (rounds, M) seconds, at least three rounds.
+
+    Returns:
+        For each worker the seconds its clock is ahead, and the error bound in seconds.
     """
     before, now, after = min(
         zip(stamps, stamps[1:], stamps[2:], strict=False), key=lambda three: three[2][0] - three[0][0]
@@ -221,10 +240,13 @@ def clock_offsets(stamps: Sequence[Sequence[float]]) -> list[tuple[float, float]
     return [(stamp - middle, bound) if rank else (0.0, 0.0) for rank, stamp in enumerate(now)]
 
 
-def look_at_run_dir(run_dir: Path, workers: Communicator) -> RunDir:
-    """Write a file where the run folder will be, see who sees it, and take it away again."""
+def probe_run_dir(run_dir: Path, workers: Communicator) -> RunDir:
+    """Write a file where the run folder will be, check which nodes see it, and remove it.
+
+    All workers call this together; the result is the same on all of them.
+    """
     path = run_dir.absolute()
-    # Counted in parents, since a node may have its own idea of the folder it is in.
+    # The folder is communicated as a number of parents, since working directories may differ between nodes.
     folders = [path, *path.parents]
     file, answer = None, {}
     if workers.is_rank0:
@@ -232,7 +254,7 @@ def look_at_run_dir(run_dir: Path, workers: Communicator) -> RunDir:
         try:
             up = next(i for i, folder in enumerate(folders) if folder.is_dir())
             if up and folders[up - 1].exists():
-                raise NotADirectoryError(f"{folders[up - 1]} is no folder")
+                raise NotADirectoryError(f"{folders[up - 1]} is not a folder")
             free = shutil.disk_usage(folders[up]).free
             file = folders[up] / name
             write_text(file, name)
@@ -251,7 +273,7 @@ def look_at_run_dir(run_dir: Path, workers: Communicator) -> RunDir:
 
 
 def _appears(folder: Path, name: str) -> bool:
-    deadline = time.monotonic() + SECONDS_TO_SEE
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
     while True:
         try:
             if (folder / name).read_text() == name:

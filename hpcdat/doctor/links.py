@@ -1,4 +1,4 @@
-"""The links between nodes: a probe of one pair after the other, and which of them are slow."""
+"""Measure the links between nodes, pair by pair, and find the slow ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Stopped
 
 ALL_PAIRS = 16
-"""Nodes up to which every pair is measured; with more, each node and its successor."""
+"""Largest number of nodes for which all pairs are measured; beyond, each node and its successor."""
 TINY_MESSAGES = 9
+"""One-byte round trips per link, whose median gives the latency."""
 SIZES: list[int] = [2**k for k in range(16, 29)]
-"""Bytes of a message, tried until they take long enough."""
-LONG_ENOUGH, LATENCIES = 0.06, 4
-"""Seconds, and times the latency, so that it is the bandwidth that takes them."""
+"""Message sizes in bytes, tried in this order until one takes long enough."""
+MIN_SECONDS, MIN_LATENCIES = 0.06, 4
+"""A message is long enough if it takes this many seconds and latencies: bandwidth then dominates."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Pair:
 
     Attributes:
         one, other: their hosts.
-        latency: seconds that a message of one byte takes, half of its way there and back.
-        bandwidth: bytes a second, mean of the way there and the way back.
+        latency: half the round-trip time of one byte, in seconds.
+        bandwidth: bytes per second, mean of both directions.
     """
 
     one: str
@@ -44,7 +45,7 @@ class Pair:
 
 
 def pairs_of(nodes: int) -> list[tuple[int, int]]:
-    """The pairs that are measured: all, or each node and its successor where these are too many."""
+    """The pairs of nodes to measure: all, or each node and its successor beyond :data:`ALL_PAIRS` nodes."""
     if nodes > ALL_PAIRS:
         return [(node, (node + 1) % nodes) for node in range(nodes)]
     return list(combinations(range(nodes), 2))
@@ -57,29 +58,32 @@ def measure_pairs(
     device: torch.device,
     stop: StopRequest,
 ) -> list[Pair]:
-    """One pair after the other, so that none disturbs another; the same on all workers.
+    """Measure one pair after the other, so that the measurements do not compete for links.
 
     Args:
         workers: all of them call this together.
         hosts: of the nodes.
-        firsts: of each node the worker that speaks for it.
-        device: where the messages are.
-        stop: the user's wish to stop, looked at before each pair.
+        firsts: the rank on each node that sends and receives.
+        device: device of the messages.
+        stop: stop request, checked before each pair.
+
+    Returns:
+        The links, the same on all workers.
 
     Raises:
-        Stopped: a stop was asked for.
+        Stopped: a stop was requested.
         WorkerError: a worker was lost.
     """
     places = pairs_of(len(hosts))
 
     def measure(one: int, other: int) -> Pair:
-        if any(workers.all_gather_object(stop.wanted, "whether to stop")):
+        if any(workers.all_gather_object(stop.requested, "whether to stop")):
             raise Stopped("stopped before all links were measured", everywhere=True)
 
         here, there = firsts[one], firsts[other]
 
         def one_way(size: int) -> float:
-            # One direction at a time: of two, each keeps the other's acknowledgements waiting.
+            # One direction at a time: simultaneous transfers delay each other's acknowledgements.
             row = torch.ones(size, dtype=torch.uint8, device=device)
             workers.all_gather_object(None, "links: ready")
             began = time.perf_counter()
@@ -94,7 +98,7 @@ def measure_pairs(
     if workers.is_rank0 and places:
         print(f"measuring {len(places)} link{'' if len(places) == 1 else 's'}", file=sys.stderr, flush=True)
     pairs = [measure(*place) for place in places]
-    # What else a node was busy with at that moment is no reason to accuse its link.
+    # Measure slow links again: the node may have been busy.
     for number, pair in enumerate(pairs):
         if pair in slow_pairs(pairs):
             pairs[number] = max(pair, measure(*places[number]), key=lambda pair: pair.bandwidth)
@@ -104,13 +108,13 @@ def measure_pairs(
 def _bandwidth(one_way: Callable[[int], float], latency: float) -> float:
     for size in SIZES:
         seconds = one_way(size)
-        if seconds > max(LONG_ENOUGH, LATENCIES * latency):
+        if seconds > max(MIN_SECONDS, MIN_LATENCIES * latency):
             break
     return size / min(seconds, one_way(size), one_way(size))
 
 
 def best_of(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Bytes a second that each host reaches with its best peer."""
+    """Bytes per second that each host reaches with its best peer."""
     best: dict[str, float] = {}
     for pair in pairs:
         for host in (pair.one, pair.other):
@@ -119,10 +123,10 @@ def best_of(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def slow_pairs(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs slower than half of the usual, slowest first.
+    """The pairs slower than half of the typical bandwidth, slowest first.
 
-    The usual is the median over the nodes of what each reaches with its best peer. Not the median over
-    the pairs: where one node of three has a slow link, so have two of the three pairs.
+    The typical bandwidth is the median over the nodes of what each reaches with its best peer. The median
+    over the pairs would not do: if one node of three has a slow link, two of the three pairs are slow.
     """
-    usual = median(best_of(pairs).values())
-    return sorted((pair for pair in pairs if pair.bandwidth < usual / 2), key=lambda pair: pair.bandwidth)
+    typical = median(best_of(pairs).values())
+    return sorted((pair for pair in pairs if pair.bandwidth < typical / 2), key=lambda pair: pair.bandwidth)

@@ -1,1 +1,1 @@
-"""A cluster on one machine: nodes with rate-limited links, and a Slurm of its own over them."""
+"""A cluster on one machine: nodes with rate-limited links and, if requested, its own Slurm."""

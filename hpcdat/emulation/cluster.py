@@ -2,9 +2,9 @@
 
 Every node is a network namespace with its own address and, for the processes started in it, its own
 host name. A bridge is the switch; the token buckets of ``tc`` at both ends of each cable limit its
-rate. What runs over it is what runs over Ethernet: the kernel's TCP, with real queues and real time.
-Only root can make one. Nothing is kept but the namespaces, the bridge and the nodes' hosts files
-in /etc/netns, so that one command takes all of it away; boxes of different names do not meet.
+rate. Workers communicate through the kernel's TCP in real time, as over Ethernet. Creating a box needs
+root. Its only state is the namespaces, the bridge and the nodes' hosts files in /etc/netns, so that one
+command removes all of it. Boxes with different names are isolated from each other.
 """
 
 from __future__ import annotations
@@ -24,24 +24,21 @@ from pathlib import Path
 from typing import Any
 
 from hpcdat.emulation import slurm_daemons
-from hpcdat.errors import InputError, WorkerError
+from hpcdat.errors import InputError, WorkerError, shorten
 
 HOSTS_FILES = Path("/etc/netns")
-MARK = "# hpcdat box "
-"""Begins the line of a node's hosts file that tells of its links."""
-RATE = r"(?P<number>\d+(\.\d+)?)(?P<unit>[kmg]?)bit"
+LINKS_PREFIX = "# hpcdat box "
+"""Starts the line of a node's hosts file that describes its links."""
+RATE_PATTERN = r"(?P<number>\d+(\.\d+)?)(?P<unit>[kmg]?)bit"
 SUBNETS = range(1, 255)
 CARD = "eth0"
-"""The network card of a node, as processes in it see it."""
-
-
+"""The network card of a node, as its processes see it."""
 SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-"""For what runs in a box, unless told otherwise: its nodes share the machine's cores, and one that waits must
-not keep the others from working."""
+"""Default variables of processes in a box: its nodes share the cores, so threads that wait must not spin."""
 
 
 class BoxError(InputError):
-    """A box that cannot be made or found; the message says what to do."""
+    """A box cannot be created or found; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,8 @@ class Box:
 
     Attributes:
         name: letters, digits and ``-``.
-        nodes: how many: ``node1``, ``node2``, ...
-        subnet: its addresses are 10.77.SUBNET.1, ...
+        nodes: number of nodes, named ``node1``, ``node2``, ...
+        subnet: third byte of the addresses 10.77.SUBNET.1, ...
     """
 
     name: str
@@ -68,16 +65,16 @@ class Box:
 
     @property
     def bridge(self) -> str:
-        """The switch."""
+        """The network bridge that serves as the switch."""
         return f"hpcdat{self.subnet}"
 
     def inside(self, node: int, command: Sequence[str]) -> list[str]:
-        """The command line that runs a command in a node, under its name."""
+        """The command line that runs a command in a node, with the node's host name."""
         named = ["sh", "-c", 'hostname "$0" && exec "$@"', f"node{node}", *command]
         return ["ip", "netns", "exec", self.namespace(node), "unshare", "--uts", *named]
 
 
-def up(
+def create_box(
     name: str,
     *,
     nodes: int = 6,
@@ -87,63 +84,63 @@ def up(
     slurm: bool = False,
     timeouts: slurm_daemons.Timeouts = slurm_daemons.TIMEOUTS,
 ) -> Box:
-    """Make a box.
+    """Create a box.
 
     Args:
         name: of the box.
         nodes: 1 to 200.
-        rate: of every link, each way, as ``tc`` writes it: ``1gbit``, ``100mbit``.
+        rate: of every link in each direction, as ``tc`` writes it: ``1gbit``, ``100mbit``.
         delay: added to every packet at each card, such as ``1ms``.
         loss: share of packets lost at each card, such as ``0.1%``.
-        slurm: whether to start Slurm over it.
+        slurm: whether to start Slurm on its nodes.
         timeouts: Slurm's.
 
     Raises:
         SlurmError: Slurm is not installed or does not start.
-        BoxError: not root, no ``ip`` or ``tc``, a wrong value, or there is such a box already.
+        BoxError: not root, no ``ip`` or ``tc``, a value is invalid, or a box of this name exists.
     """
     _check_tools()
     if not re.fullmatch(r"[A-Za-z0-9-]{1,40}", name):
-        raise BoxError(f"{name!r}: a box's name has letters, digits and '-', at most 40")
+        raise BoxError(f"{shorten(repr(name))}: expected up to 40 letters, digits and '-'")
     if not 1 <= nodes <= 200:
-        raise BoxError(f"{nodes}: a box has 1 to 200 nodes")
+        raise BoxError(f"{nodes} nodes: expected 1 to 200")
     for value, pattern, example in (
-        (rate, RATE, "1gbit"),
+        (rate, RATE_PATTERN, "1gbit"),
         (delay, r"\d+(\.\d+)?(us|ms|s)", "1ms"),
         (loss, r"\d+(\.\d+)?%", "0.1%"),
     ):
         if not re.fullmatch(pattern, value):
-            raise BoxError(f"{value!r}: expected a value like {example}")
-    if find(name) is not None:
-        raise BoxError(f"the box {name} is up already; take it down first")
+            raise BoxError(f"{shorten(repr(value))}: expected a value like {example}")
+    if find_box(name) is not None:
+        raise BoxError(f"box {name} already exists; remove it first")
     box = Box(name, nodes, _claim_subnet())
     try:
         _run("ip", "link", "set", box.bridge, "up")
         for node in range(1, nodes + 1):
             _add_node(box, node, rate, delay, loss)
         if slurm:
-            slurm_daemons.up(box, timeouts)
+            slurm_daemons.start_slurm(box, timeouts)
     except BaseException:
         _remove(box)
         raise
     return box
 
 
-def down(name: str) -> None:
-    """End what runs in a box, and remove it whole.
+def remove_box(name: str) -> None:
+    """Kill the processes in a box and remove it.
 
     Raises:
-        BoxError: there is no such box, or not root.
+        BoxError: not root, or no box has this name.
     """
     _check_tools()
-    box = find(name)
+    box = find_box(name)
     if box is None:
-        raise BoxError(f"there is no box {name}; up are: {', '.join(sorted(all_names())) or 'none'}")
+        raise BoxError(f"no box {shorten(name)}; existing boxes: {', '.join(sorted(box_names())) or 'none'}")
     _remove(box)
 
 
-def find(name: str) -> Box | None:
-    """The box of this name, if it is up."""
+def find_box(name: str) -> Box | None:
+    """The box of this name, or None if it does not exist."""
     nodes = [n for n in _namespaces() if re.fullmatch(rf"hpcdat-{re.escape(name)}-node\d+", n)]
     if not nodes:
         return None
@@ -154,8 +151,8 @@ def find(name: str) -> Box | None:
     return None
 
 
-def all_names() -> set[str]:
-    """The boxes that are up."""
+def box_names() -> set[str]:
+    """The names of the existing boxes."""
     matches = (re.fullmatch(r"hpcdat-(.+)-node\d+", n) for n in _namespaces())
     return {match.group(1) for match in matches if match}
 
@@ -163,18 +160,18 @@ def all_names() -> set[str]:
 def run_over_gloo(
     box: Box, workers: int, command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> int:
-    """Start a command once for every worker, as srun would, and wait for all.
+    """Start a command once for every worker, as srun does, and wait for all of them.
 
-    Workers are dealt to the nodes in blocks. If one fails, the others are ended.
+    Workers are assigned to the nodes in blocks. If one fails, the others are terminated.
 
     Args:
-        box: where.
-        workers: how many.
-        command: of each worker; hpcdat's find each other and use Gloo.
-        environment: of the workers, beside :data:`SHARED_CORES`; this process's if left out.
+        box: where they run.
+        workers: number of workers.
+        command: of each worker; hpcdat's workers connect over Gloo.
+        environment: of the workers, on top of :data:`SHARED_CORES`; default: this process's.
 
     Returns:
-        The exit code of the first that failed, or 0.
+        The exit code of the first worker that failed, or 0.
     """
     counts = [len(range(workers)[node :: box.nodes]) for node in range(box.nodes)]
     counts = [count for count in counts if count]
@@ -203,26 +200,26 @@ def run_over_gloo(
     return wait_for(processes)
 
 
-def mpirun_command(box: Box, workers: int, command: Sequence[str]) -> list[str]:
-    """The command line of Open MPI's mpirun over a box, to be run in its first node.
+def box_mpirun_command(box: Box, workers: int, command: Sequence[str]) -> list[str]:
+    """The command line of Open MPI's mpirun for workers in a box; run it in the first node.
 
     Args:
-        box: where.
-        workers: how many, dealt to the nodes in blocks.
+        box: where the workers run.
+        workers: number of workers, assigned to the nodes in blocks.
         command: of each worker.
     """
-    each = -(-workers // box.nodes)
-    beside = Path(sys.executable).parent / "mpirun"
+    slots = -(-workers // box.nodes)
+    local = Path(sys.executable).parent / "mpirun"
     network = f"10.77.{box.subnet}.0/24"
     options = [
         *("--allow-run-as-root", "-np", str(workers), "--bind-to", "none"),
-        *("--host", ",".join(f"node{n}:{each}" for n in range(1, box.nodes + 1))),
+        *("--host", ",".join(f"node{n}:{slots}" for n in range(1, box.nodes + 1))),
         *("--prtemca", "plm_ssh_agent", f"{sys.executable} -m hpcdat.emulation.cluster {box.name}"),
         *("--prtemca", "prte_if_include", network),
-        # Two "nodes" of one machine must not meet in shared memory.
+        # Nodes of one machine must not communicate through shared memory.
         *("--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", network),
     ]
-    return [str(beside) if beside.exists() else "mpirun", *options, *command]
+    return [str(local) if local.exists() else "mpirun", *options, *command]
 
 
 def _check_tools() -> None:
@@ -230,7 +227,7 @@ def _check_tools() -> None:
     if missing:
         raise BoxError(f"{', '.join(missing)} not found: install iproute2 and util-linux")
     if os.geteuid() != 0:
-        raise BoxError("only root can make network namespaces; try with sudo")
+        raise BoxError("network namespaces need root; try with sudo")
 
 
 def _namespaces() -> list[str]:
@@ -240,7 +237,7 @@ def _namespaces() -> list[str]:
 
 
 def _claim_subnet() -> int:
-    """Make a bridge with a number that nothing on this machine uses."""
+    """Create a bridge whose subnet nothing on this machine uses."""
     addresses = subprocess.run(["ip", "-j", "addr"], capture_output=True, text=True, check=True).stdout
     used = {info.get("local", "") for link in json.loads(addresses) for info in link.get("addr_info", [])}
     for subnet in SUBNETS:
@@ -252,8 +249,8 @@ def _claim_subnet() -> int:
         if made.returncode == 0:
             return subnet
         if "File exists" not in made.stderr:
-            raise BoxError(f"cannot make a bridge: {made.stderr.strip()}")
-    raise BoxError("all 254 subnets of 10.77.0.0/16 are taken by boxes; take one down")
+            raise BoxError(f"cannot create a bridge: {made.stderr.strip()}")
+    raise BoxError("all 254 subnets of 10.77.0.0/16 are in use; remove a box")
 
 
 def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
@@ -263,7 +260,7 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
     names = [f"{box.address(n)} node{n}" for n in range(1, box.nodes + 1)]
     links = f"{rate} links" + (f", {delay} delay" if _number(delay) else "")
     links += f", {loss} loss" if _number(loss) else ""
-    hosts.write_text("\n".join([f"{MARK}{box.name}: {links}", "127.0.0.1 localhost", *names]) + "\n")
+    hosts.write_text("\n".join([f"{LINKS_PREFIX}{box.name}: {links}", "127.0.0.1 localhost", *names]) + "\n")
     _run("ip", "netns", "add", namespace)
     _run("ip", "link", "add", cable, "type", "veth", "peer", "name", CARD, "netns", namespace)
     _run("ip", "link", "set", cable, "master", box.bridge, "up")
@@ -271,7 +268,7 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
     _run(*in_node, "addr", "add", f"{box.address(node)}/24", "dev", CARD)
     _run(*in_node, "link", "set", CARD, "up")
     _run(*in_node, "link", "set", "lo", "up")
-    # Linux's own congestion control, whatever this machine uses: BBR leaves a tenth of such links idle.
+    # Always Linux's default congestion control: BBR leaves a tenth of such links idle.
     subnet = f"10.77.{box.subnet}.0/24"
     _run(*in_node, "route", "replace", subnet, "dev", CARD, "src", box.address(node), "congctl", "cubic")
     bucket = ["tbf", "rate", rate, "burst", "128kb", "latency", "100ms"]
@@ -282,18 +279,18 @@ def _add_node(box: Box, node: int, rate: str, delay: str, loss: str) -> None:
         try:
             _run("tc", "-n", namespace, "qdisc", "add", "dev", CARD, "parent", "1:1", "handle", "10:", *netem)
         except BoxError as error:
-            raise BoxError(f"delay and loss need the kernel's netem, which is not here ({error})") from None
+            raise BoxError(f"delay and loss need the kernel's netem, which is missing ({error})") from None
 
 
 def bytes_per_second(rate: str) -> float:
-    """Of a rate as ``tc`` writes it.
+    """Bytes per second of a rate as ``tc`` writes it: ``1gbit`` gives 1.25e8.
 
     Raises:
-        BoxError: it is none.
+        BoxError: it is not a rate.
     """
-    match = re.fullmatch(RATE, rate)
+    match = re.fullmatch(RATE_PATTERN, rate)
     if match is None or not float(match["number"]):
-        raise BoxError(f"{rate!r}: expected a value like 1gbit")
+        raise BoxError(f"{shorten(repr(rate))}: expected a value like 1gbit")
     return float(match["number"]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match["unit"]] / 8
 
 
@@ -301,18 +298,18 @@ def _number(value: str) -> float:
     return float(value.rstrip("ums%"))
 
 
-def links_here(hosts: Path = Path("/etc/hosts")) -> str | None:
-    """Of the box that this process runs in a node of, in words such as ``1gbit links``; else None."""
+def emulated_links(hosts: Path = Path("/etc/hosts")) -> str | None:
+    """A description of the box this process runs in, such as ``1gbit links``; None outside a box."""
     try:
         lines = hosts.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith(MARK)), None)
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith(LINKS_PREFIX)), None)
 
 
 def _remove(box: Box) -> None:
-    """Everything of a box, however much of it there is."""
-    slurm_daemons.down(box)
+    """Remove a box, also one that was created only in part."""
+    slurm_daemons.stop_slurm(box)
     for node in range(1, box.nodes + 1):
         namespace = box.namespace(node)
         pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout
@@ -335,9 +332,13 @@ def _run(*command: str) -> None:
 
 
 def wait_for(processes: list[subprocess.Popen[Any]]) -> int:
-    """The first exit code of all that is not 0; when one fails or this process is told to end, all are to."""
+    """Wait for all processes; when one fails or this process is signalled, terminate all.
+
+    Returns:
+        The first exit code other than 0, or 0.
+    """
     code = 0
-    with _ended_with_us(processes):
+    with _terminate_on_signals(processes):
         while [process for process in processes if process.poll() is None]:
             failed = next((p.returncode for p in processes if p.returncode), 0)
             if failed and not code:
@@ -353,8 +354,8 @@ def wait_for(processes: list[subprocess.Popen[Any]]) -> int:
 
 
 @contextlib.contextmanager
-def _ended_with_us(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask them to end, as hpcdat's do with a checkpoint; a second Ctrl-C ends them."""
+def _terminate_on_signals(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
+    """On Ctrl-C and SIGTERM, terminate the processes; on a second Ctrl-C, kill them."""
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -378,12 +379,12 @@ def _ended_with_us(processes: list[subprocess.Popen[Any]]) -> Iterator[None]:
 
 
 def _agent(arguments: Sequence[str]) -> None:
-    """What mpirun calls in place of ssh: ``BOX HOST COMMAND...``."""
+    """Run a command in a node; mpirun calls this instead of ssh, with ``BOX HOST COMMAND...``."""
     name, host, *command = arguments
-    box = find(name)
+    box = find_box(name)
     if box is None or not re.fullmatch(r"node\d+", host):
-        raise WorkerError(f"no node {host} in a box {name}")
-    # As ssh does, the words are joined and given to a shell.
+        raise WorkerError(f"box {shorten(name)} has no node {shorten(host)}")
+    # Like ssh, join the arguments and pass them to a shell.
     line = box.inside(int(host.removeprefix("node")), ["sh", "-c", " ".join(command)])
     os.execvp(line[0], line)  # noqa: S606
 

@@ -1,4 +1,4 @@
-"""A real Slurm over the nodes of a box: munged, slurmctld on the switch, a slurmd in every node."""
+"""A real Slurm on the nodes of a box: munged, slurmctld on the bridge, a slurmd in every node."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 FOLDERS = Path("/run/hpcdat")
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
 CONTROLLER = 254
-"""Last number of the address at which the switch itself, and slurmctld on it, is reached."""
+"""Last byte of the bridge's own address, where slurmctld listens."""
 SECONDS_TO_START = 30.0
+"""How long Slurm may take until all nodes are idle."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Timeouts:
     """How long Slurm waits, in seconds.
 
     Attributes:
-        node: for a node that does not answer, before it counts as lost (SlurmdTimeout).
-        kill: between SIGTERM and SIGKILL when a job is ended (KillWait).
-        message: for the answer to a message, such as the question whether a node is there (MessageTimeout).
+        node: for a node that does not answer, before it is declared down (SlurmdTimeout).
+        kill: between SIGTERM and SIGKILL at the end of a job (KillWait).
+        message: for the answer to a message, such as a ping of a node (MessageTimeout).
     """
 
     node: int = 30
@@ -76,16 +77,16 @@ PartitionName=box Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class SlurmError(InputError):
-    """A Slurm that cannot be started; the message says what is missing."""
+    """Slurm cannot be started; the message says what is missing."""
 
 
 def configuration_file(box: Box) -> Path:
-    """Its slurm.conf: what SLURM_CONF has to name for sbatch and the others."""
+    """The slurm.conf of a box, for the variable SLURM_CONF of sbatch and Slurm's other commands."""
     return FOLDERS / box.name / "slurm.conf"
 
 
-def up(box: Box, timeouts: Timeouts) -> None:
-    """Start Slurm over a box.
+def start_slurm(box: Box, timeouts: Timeouts) -> None:
+    """Start Slurm on the nodes of a box.
 
     Raises:
         SlurmError: a program is missing, or Slurm does not start.
@@ -95,7 +96,7 @@ def up(box: Box, timeouts: Timeouts) -> None:
         raise SlurmError(f"{', '.join(missing)} not found: install slurm-wlm and munge")
     folder = FOLDERS / box.name
     folder.mkdir(parents=True, exist_ok=True)
-    # munged wants nobody else to have a say in the folders above its socket.
+    # munged refuses a socket in a folder that others may write to.
     for each in (FOLDERS, folder):
         each.chmod(0o755)
     (folder / "state").mkdir(exist_ok=True)
@@ -114,7 +115,7 @@ def up(box: Box, timeouts: Timeouts) -> None:
             timeouts=timeouts,
         )
     )
-    # A node's own /sys has no control groups, nor are they needed here.
+    # A node's own /sys has no control groups; they are not needed.
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     _run("ip", "addr", "add", f"{box.address(CONTROLLER)}/24", "dev", box.bridge)
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
@@ -127,7 +128,7 @@ def up(box: Box, timeouts: Timeouts) -> None:
 
 
 def start_node(box: Box, node: int) -> None:
-    """Start Slurm's daemon in a node, counted from 1; also in one that was lost and is back.
+    """Start slurmd in a node, counted from 1; also to bring back a node that was down.
 
     Raises:
         SlurmError: it does not start.
@@ -136,19 +137,18 @@ def start_node(box: Box, node: int) -> None:
     _run(*box.inside(node, ["slurmd", "-N", f"node{node}", "-f", str(configuration_file(box))]))
 
 
-def down(box: Box) -> None:
-    """End Slurm, where there is one; what runs in the nodes is the box's to end."""
+def stop_slurm(box: Box) -> None:
+    """Stop slurmctld and munged, if they run; removing the box kills what runs in its nodes."""
     folder = FOLDERS / box.name
     for name in ("slurmctld", "munge"):
         with contextlib.suppress(OSError, ValueError):
-            _end(int((folder / f"{name}.pid").read_text()))
-
+            _terminate(int((folder / f"{name}.pid").read_text()))
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         FOLDERS.rmdir()
 
 
-def _end(pid: int) -> None:
+def _terminate(pid: int) -> None:
     os.kill(pid, signal.SIGTERM)
     for _ in range(50):
         time.sleep(0.1)
@@ -173,23 +173,27 @@ def _wait_until_idle(box: Box) -> None:
         time.sleep(0.2)
     raise SlurmError(
         f"Slurm is not ready after {SECONDS_TO_START:.0f} s ({' '.join(states.split())}); its logs are in "
-        f"{FOLDERS / box.name} until the box goes down"
+        f"{FOLDERS / box.name} until the box is removed"
     )
 
 
 def _path() -> str:
-    """Where the daemons are, which a user's PATH may leave out."""
+    """PATH with the folders of the daemons, which a user's PATH may lack."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def _run(*command: str) -> None:
-    # Not pipes: a daemon keeps what it was started with open, and they would be waited for.
-    with tempfile.TemporaryFile("w+") as told:
+    # Not pipes: a daemon keeps its output open, so that reading a pipe to its end would block.
+    with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, env={**os.environ, "PATH": _path()}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PATH": _path()},
         )
-        told.seek(0)
-        lines = told.read().strip().splitlines()
+        output.seek(0)
+        lines = output.read().strip().splitlines()
     if done.returncode != 0:
-        said = lines[-1] if lines else f"it ended with code {done.returncode}"
-        raise SlurmError(f"{' '.join(command)}: {said}")
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise SlurmError(f"{' '.join(command)}: {reason}")

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.uneven_work import apart
+from hpcdat.distributed.uneven_work import run_unevenly
 from hpcdat.errors import InputError
 from hpcdat.evaluation.cache_key import cache_key, numerics_key
 from hpcdat.evaluation.image_batches import ImageBatches
@@ -181,7 +181,7 @@ def run_sharded(
             progress.end()
         return measured
 
-    measured = apart(workers, task, measure_own, execution.stop)
+    measured = run_unevenly(workers, task, measure_own, execution.stop)
     shares = workers.all_gather_object(
         [[number, one.images, one.value] for number, one in {**known, **measured}.items()],
         f"outcomes of {name}",

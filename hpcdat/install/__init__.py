@@ -1,4 +1,4 @@
-"""The environment, made from nothing: ``python3 -m hpcdat.install``.
+"""Set up the environment from scratch: ``python3 -m hpcdat.install``.
 
-Runs before anything is installed, so these modules use the standard library alone.
+This runs before anything is installed, so these modules use only the standard library.
 """

@@ -1,4 +1,4 @@
-"""``python3 -m hpcdat.install``: the environment ``.venv`` with everything in it, from PyPI."""
+"""``python3 -m hpcdat.install``: set up the environment ``.venv`` from PyPI."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from hpcdat.install.steps import InstallError, Steps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NEEDED_GIB = 8
+"""Free disk space needed for a new environment."""
 
 
 def main() -> int:
-    """Make or complete the environment; 0 done, 1 a step failed, 2 the machine lacks something."""
+    """Create or complete the environment.
+
+    Returns:
+        The exit code: 0 done, 1 a step failed, 2 the machine lacks a prerequisite, 130 interrupted.
+    """
     arguments = _parse()
     venv: Path = arguments.venv.absolute()
     steps = Steps(venv / "install.log", total=5)
     try:
-        steps.begin("look at this machine: Python, compiler, disk")
+        steps.begin("check this machine: Python, compiler, disk")
         _check_machine(venv)
     except InstallError as error:
         print(f"\nset-up cannot start: {error}", file=sys.stderr)
@@ -35,7 +40,7 @@ def main() -> int:
         print(f"\nset-up failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nset-up interrupted; the same command takes it up again", file=sys.stderr)
+        print("\nset-up interrupted; the same command resumes it", file=sys.stderr)
         return 130
     return 0
 
@@ -49,19 +54,19 @@ def _parse() -> argparse.Namespace:
         default=CHECKOUT / "requirements.txt",
         help="pinned packages; a site with CUDA 12 passes its own copy (see the README)",
     )
-    parser.add_argument("--cuda-home", type=Path, help="the site's CUDA toolkit, instead of PyPI's nvcc")
+    parser.add_argument("--cuda-home", type=Path, help="use the site's CUDA toolkit instead of PyPI's nvcc")
     parser.add_argument("--system-mpi", action="store_true", help="build against the mpicxx on PATH")
     parser.add_argument(
         "--cache",
         type=Path,
         default=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat" / "wheels",
-        help="folder that keeps the built Horovod wheel for the next set-up",
+        help="folder that caches the built Horovod wheel",
     )
     return parser.parse_args()
 
 
 def _check_machine(venv: Path) -> None:
-    if sys.version_info < (3, 10):  # noqa: UP036  (this is where an older one is told)
+    if sys.version_info < (3, 10):  # noqa: UP036  (an older one is reported here)
         raise InstallError(
             f"Python {platform.python_version()} is too old, 3.10 or newer is needed: "
             "make PYTHON=python3.11, or module load python"
@@ -78,7 +83,7 @@ def _check_machine(venv: Path) -> None:
     if not headers.exists():
         raise InstallError(
             f"the Python headers are missing ({headers}): apt install python3-dev, dnf install "
-            "python3-devel, or take a Python that brings them (module load python, pyenv, uv python)"
+            "python3-devel, or use a Python that includes them (module load python, pyenv, uv python)"
         )
     if not venv.exists():
         try:
@@ -92,7 +97,7 @@ def _check_machine(venv: Path) -> None:
 
 def _install(arguments: argparse.Namespace, venv: Path, steps: Steps) -> None:
     python = venv / "bin" / "python"
-    steps.begin(f"make the environment {venv}")
+    steps.begin(f"create the environment {venv}")
     if not python.exists():
         steps.run([sys.executable, "-m", "venv", str(venv)], help_on_failure="Python's venv module failed.")
 
@@ -106,14 +111,14 @@ def _install(arguments: argparse.Namespace, venv: Path, steps: Steps) -> None:
     steps.run(
         [*pip, "-r", str(chosen)],
         help_on_failure="A package could not be installed: is PyPI (or the mirror pip is set to) "
-        "reachable, and is there disk space? The same command goes on where it stopped.",
+        "reachable, and is there disk space? The same command resumes.",
     )
 
     steps.begin("install Horovod with MPI, Gloo and NCCL")
     site = Site(cuda_home=arguments.cuda_home, system_mpi=arguments.system_mpi)
     install_horovod(python, site=site, cache=arguments.cache, steps=steps)
 
-    steps.begin("install hpcdat itself and look whether all of it starts")
+    steps.begin("install hpcdat itself and check that everything imports")
     steps.run(
         [*pip, "--no-deps", "--no-build-isolation", "-e", str(CHECKOUT)],
         help_on_failure="hpcdat's own package could not be installed.",
@@ -122,7 +127,7 @@ def _install(arguments: argparse.Namespace, venv: Path, steps: Steps) -> None:
         [str(python), "-c", "import torch, torchvision, nvidia.dali, mpi4py.MPI, horovod.torch, hpcdat"],
         help_on_failure="The packages are installed but do not import; the lines above say which one.",
     )
-    # horovodrun is started by its full name: the environment need not be activated.
+    # horovodrun is called by its full path, since the environment may not be activated.
     build = subprocess.run(
         [str(venv / "bin" / "horovodrun"), "--check-build"], capture_output=True, text=True
     ).stdout

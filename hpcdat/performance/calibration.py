@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import device_name
-from hpcdat.emulation.cluster import links_here
+from hpcdat.emulation.cluster import emulated_links
 from hpcdat.errors import InputError
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.traffic import Collective
@@ -66,7 +66,7 @@ class Calibration(BaseModel):
 def measure_links(workers: Communicator, device: torch.device) -> Calibration:
     """Measure the links between two or more workers; all call this together."""
     network = measure_network(workers, COLLECTIVE_KINDS, device)
-    links = links_here()
+    links = emulated_links()
     where = (
         f"emulated {links}" if links else "one machine, memory for links" if workers.nodes == 1 else "links"
     )

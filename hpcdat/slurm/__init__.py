@@ -1,1 +1,1 @@
-"""Slurm: profiles of sites, scripts for ``sbatch``, and what happens when a job is preempted."""
+"""Slurm: profiles of sites, scripts for ``sbatch``, and the requeueing of jobs that have ended."""

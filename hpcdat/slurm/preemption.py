@@ -1,12 +1,11 @@
-"""Whether a Slurm job that has ended goes back into the queue; the batch script asks.
+"""Decide whether a Slurm job that has ended is requeued; called by the batch script.
 
-``python -m hpcdat.slurm.preemption RUN CODE WARNED`` exits with 0 for yes. Stopped in time after Slurm's
-warning, or failed: yes if the run has come further since the job ended the last time, so that a job that
-always fails at the same step, or whose time limit is too short for an evaluation, does not come back for
-ever.
+``python -m hpcdat.slurm.preemption RUN CODE WARNED`` exits with 0 to requeue. A job that failed, or stopped
+after Slurm's warning, is requeued if the run has advanced since the job last ended. A job that always fails
+at the same step, or whose time limit is too short for an evaluation, is therefore not requeued forever.
 
-A launcher may pass on neither a signal nor an exit code (horovodrun does neither), so script and worker 0
-tell each other by files in the run folder: :func:`in_touch`.
+Some launchers forward neither signals nor exit codes (horovodrun forwards neither), so the batch script and
+worker 0 communicate through files in the run folder: :func:`connected_to_batch_script`.
 """
 
 from __future__ import annotations
@@ -26,18 +25,20 @@ from hpcdat.storage.run_folder import RunFolder
 
 
 @contextlib.contextmanager
-def in_touch(run_dir: Path, stop: StopRequest) -> Iterator[None]:
-    """Inside, worker 0 stops when the batch script asks for it; of an error the script is told the exit code.
+def connected_to_batch_script(run_dir: Path, stop: StopRequest) -> Iterator[None]:
+    """Inside the block, stop when the batch script requests it, and write the exit code of an error for it.
+
+    Outside a Slurm job this does nothing.
 
     Args:
         run_dir: of the run.
-        stop: the worker's.
+        stop: worker 0's stop request.
     """
     job, folder = os.environ.get("SLURM_JOB_ID"), RunFolder(run_dir).slurm_folder
     if job is None or not folder.exists():
         yield
         return
-    stop.heed(folder / f"stop-{job}")
+    stop.watch(folder / f"stop-{job}")
     try:
         yield
     except HpcdatError as error:
@@ -47,15 +48,15 @@ def in_touch(run_dir: Path, stop: StopRequest) -> Iterator[None]:
 
 
 def decide(run_dir: Path, code: int, *, warned: bool) -> tuple[bool, str]:
-    """Decide, and note the end beside the run's script for the next time.
+    """Decide whether to requeue, and append this end of the job to ``ends.jsonl`` next to its script.
 
     Args:
         run_dir: of the run.
-        code: that its launcher ended with; what worker 0 has told counts more.
+        code: exit code of the launcher; the code that worker 0 has written takes precedence.
         warned: whether Slurm had announced the time limit.
 
     Returns:
-        The decision, and the reason in words.
+        The decision and its reason.
     """
     folder, job = RunFolder(run_dir).slurm_folder, os.environ.get("SLURM_JOB_ID")
     if code != Exit.DONE:
@@ -64,30 +65,30 @@ def decide(run_dir: Path, code: int, *, warned: bool) -> tuple[bool, str]:
     if code == Exit.DONE:
         return False, "the run is done"
     if code == Exit.WRONG_INPUT:
-        return False, "wrong input stays wrong"
+        return False, "invalid input"
     stopped = code == Exit.STOPPED_RESUMABLE
     if stopped and not warned:
-        return False, "stopped as somebody asked; sbatch of the same script goes on"
-    place, notes = progress(run_dir), folder / "ends.jsonl"
-    # A line without its end was being written when the node was lost.
-    lines = [json.loads(line) for line in notes.read_text().split("\n")[:-1]] if notes.exists() else []
-    note = {"time": time.time(), "job": job, "code": code, "place": place}
-    where = f"epoch {place[0]}, step {place[1]}" if place else "before its first checkpoint"
-    ended = f"stopped in time, with a checkpoint: {where}" if stopped else f"failed (code {code}) {where}"
+        return False, "stopped on request; submit the same script with sbatch to resume"
+    position, ends = progress(run_dir), folder / "ends.jsonl"
+    # An unterminated line was being written when the node was lost.
+    lines = [json.loads(line) for line in ends.read_text().split("\n")[:-1]] if ends.exists() else []
+    end = {"time": time.time(), "job": job, "code": code, "place": position}
+    where = f"epoch {position[0]}, step {position[1]}" if position else "before the first checkpoint"
+    event = f"stopped with a checkpoint: {where}" if stopped else f"failed (code {code}): {where}"
     try:
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        write_text(notes, "".join(json.dumps(each) + "\n" for each in [*lines, note]))
+        ends.parent.mkdir(parents=True, exist_ok=True)
+        write_text(ends, "".join(json.dumps(each) + "\n" for each in [*lines, end]))
     except OSError as error:
-        return False, f"{ended}, and {notes} cannot be written: {error.strerror}"
+        return False, f"{event}; {ends} cannot be written: {error.strerror}"
     earlier = [each for each in lines if each["job"] == job]
-    if earlier and earlier[-1]["place"] == place:
-        hint = "its time limit is too short for what comes there; " if stopped else ""
-        return False, f"{ended}, no further than the time before: {hint}{notes} tells when"
-    return True, f"{ended}; it goes on from there"
+    if earlier and earlier[-1]["place"] == position:
+        hint = "the time limit is too short for the next step or evaluation; " if stopped else ""
+        return False, f"{event}, no further than the previous time; {hint}see {ends}"
+    return True, f"{event}; it resumes from there"
 
 
 def progress(run_dir: Path) -> list[int] | None:
-    """Epoch and step of the newest whole checkpoint; None if there is none."""
+    """Epoch and step of the newest readable checkpoint; None if there is none."""
     try:
         checkpoint = RunFolder(run_dir).newest_checkpoint()
     except HpcdatError:
@@ -96,11 +97,11 @@ def progress(run_dir: Path) -> list[int] | None:
 
 
 def main() -> None:
-    """Entry point of the batch script."""
+    """Entry point for the batch script."""
     run_dir, code, warned = sys.argv[1:]
-    again, reason = decide(Path(run_dir), int(code), warned=warned == "yes")
-    print(f"hpcdat: {'back into the queue' if again else 'not requeued'}: {reason}", file=sys.stderr)
-    raise SystemExit(0 if again else 1)
+    requeue, reason = decide(Path(run_dir), int(code), warned=warned == "yes")
+    print(f"hpcdat: {'requeue' if requeue else 'no requeue'}: {reason}", file=sys.stderr)
+    raise SystemExit(0 if requeue else 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a job to a script for ``sbatch``, and to the queue."""
+"""Batch scripts for ``sbatch``, and their submission."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, f
 
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_settings, write_job
-from hpcdat.errors import InputError, WorkerError
+from hpcdat.errors import InputError, WorkerError, shorten
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import RunFolder
 
 SITES = Path(__file__).with_name("sites")
-"""The profiles that come with hpcdat."""
+"""Folder of the profiles that come with hpcdat."""
 SECONDS_OF_WARNING = 120
-"""Between Slurm's warning and the time limit: a step, a checkpoint, and the way back into the queue."""
-SHORTEST_TIME = 300
-"""Seconds of the shortest time limit that leaves a run some time between its start and the warning."""
+"""Time between Slurm's warning and the time limit, for a step, a checkpoint and the requeue."""
+SHORTEST_TIME_LIMIT = 300
+"""Seconds; a shorter limit would leave no time to train between start and warning."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:+&|@/-]+$")]
-"""What Slurm and module systems use for names; nothing that a shell would act on."""
+"""A name for Slurm or a module system, without characters that a shell interprets."""
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 OneLine = Annotated[str, StringConstraints(pattern=r"^[^\n\r\x00]*$")]
 
 
 class Site(BaseModel):
-    """What a cluster asks of a job: a profile, written once.
+    """The profile of a cluster: what its jobs need.
 
     Attributes:
         launcher: what starts the workers.
-        partition, account, qos, constraint: for sbatch.
-        cpus_per_worker: cores of a worker.
-        modules: loaded before anything else.
-        container: the command in front of Python, such as ``[apptainer, exec, --nv, image.sif]``.
-        interface: network card of the workers' traffic; with mpirun it may be a subnet.
+        partition, account, qos, constraint: options of sbatch.
+        cpus_per_worker: cores per worker.
+        modules: environment modules to load first.
+        container: command that Python runs under, such as ``[apptainer, exec, --nv, image.sif]``.
+        interface: network card for the workers' traffic; with mpirun also a subnet.
         environment: variables of the workers, such as NCCL's.
         sbatch: other options of sbatch, without ``--``; null for those without a value.
     """
@@ -68,23 +68,26 @@ class Site(BaseModel):
 
     @field_validator("interface")
     @classmethod
-    def _names_a_card(cls, interface: str | None, info: ValidationInfo) -> str | None:
+    def _check_interface(cls, interface: str | None, info: ValidationInfo) -> str | None:
         launcher = info.data.get("launcher", "mpirun")
         if launcher != "mpirun" and "/" in (interface or ""):
-            raise ValueError(f"expected the name of a network card, such as ib0: {launcher} takes no subnet")
+            raise ValueError(f"expected a network card, such as ib0; {launcher} accepts no subnet")
         return interface
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a job is to get.
+class Resources:
+    """What a job requests from Slurm.
 
     Attributes:
-        nodes: p.
-        workers_per_node: q.
-        gpus_per_node: 0 for none.
-        time: limit, as sbatch writes it: ``30``, ``12:00:00``, ``1-06:00``.
-        after: ids of jobs that must have ended well before.
+        nodes: number of nodes (p).
+        workers_per_node: workers per node (q).
+        gpus_per_node: GPUs per node; 0 for none.
+        time: time limit in sbatch's notation: ``30``, ``12:00:00``, ``1-06:00``; ``0`` for none.
+        after: ids of jobs that must have succeeded before.
+
+    Raises:
+        InputError: the time limit is not one, or too short.
     """
 
     nodes: int
@@ -95,12 +98,12 @@ class Request:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
-            raise InputError(f"--time {self.time!r}: expected minutes, HH:MM:SS or D-HH:MM")
-        # To Slurm, 0 is no limit.
-        if 0 < _seconds(self.time) < SHORTEST_TIME:
+            raise InputError(f"time limit {shorten(repr(self.time))}: expected minutes, HH:MM:SS or D-HH:MM")
+        # 0 means no limit.
+        if 0 < _seconds(self.time) < SHORTEST_TIME_LIMIT:
             raise InputError(
-                f"--time {self.time}: a run is warned {SECONDS_OF_WARNING // 60} minutes before its limit, "
-                f"which leaves no time to train; give it {SHORTEST_TIME // 60} minutes or more"
+                f"time limit {shorten(self.time)}: expected {SHORTEST_TIME_LIMIT // 60} minutes or more; a "
+                f"run stops {SECONDS_OF_WARNING // 60} minutes before its limit to write a checkpoint"
             )
 
 
@@ -110,7 +113,7 @@ class Task:
 
     Attributes:
         run_dir: of its run.
-        settings: ``key=value`` texts that tell it from the others.
+        settings: ``key=value`` texts that distinguish it from the others.
     """
 
     run_dir: Path
@@ -118,43 +121,37 @@ class Task:
 
 
 def read_site(name: str) -> Site:
-    """A site's profile.
+    """Read the profile of a cluster.
 
     Args:
-        name: a YAML file, or the name of one in ``slurm/sites``.
+        name: path of a YAML file, or the name of a profile in ``slurm/sites``.
 
     Raises:
-        InputError: there is none, or it says something that is not known.
+        InputError: there is no such profile, or it is invalid.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) or "/" in name else SITES / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SITES.glob("*.yaml")))
-        raise InputError(f"--site {name}: no such profile; give a YAML file, or one of: {names}")
+        raise InputError(f"site {shorten(name)}: no such profile; expected a YAML file or one of: {names}")
     return read_settings(path, Site)
 
 
-def write_script(
-    job: Job, site: Site, request: Request, tasks: Sequence[Task] = (), *, keep: bool = True
-) -> tuple[Path, str]:
-    """Make the script of a job, and keep it with the job in the run folder.
+def render_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()) -> tuple[Path, str]:
+    """Render the batch script of a job, without writing it.
 
     Args:
         job: resolved.
-        site: where it will run.
-        request: what it is to get.
+        site: the cluster's profile.
+        resources: what to request from Slurm.
         tasks: elements of an array; none for a single run.
-        keep: whether to write anything.
 
     Returns:
-        The script's path and text.
+        The path at which :func:`write_script` writes it, and its text.
 
     Raises:
-        InputError: the folder cannot be written, or sbatch cannot be given its name.
+        InputError: a path holds a control character, which a directive of sbatch cannot contain.
     """
-    folder = RunFolder(job.run_dir.resolve()).slurm_folder
-    script, settings = folder / "job.sh", write_job(job)
-    # Named by its contents: a script that is in the queue finds its own, whatever is submitted after it.
-    copy = folder / f"job-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}.yaml"
+    folder, job_file, _ = _settings_file(job)
     environment = dict(site.environment)
     if site.interface and site.launcher == "srun":
         environment = {
@@ -162,50 +159,76 @@ def write_script(
             "NCCL_SOCKET_IFNAME": site.interface,
         } | environment
     text = _render(
-        title=f"{job.method}, {request.nodes} x {request.workers_per_node} workers",
-        directives=_directives(job, site, request, tasks, folder),
+        title=f"{job.method}, {resources.nodes} x {resources.workers_per_node} workers",
+        directives=_directives(job, site, resources, tasks, folder),
         site=site,
         environment=environment,
         container="".join(f"{shlex.quote(word)} " for word in site.container),
         python=sys.executable,
-        mpirun=_beside_python("mpirun"),
-        horovodrun=_beside_python("horovodrun"),
+        mpirun=_next_to_python("mpirun"),
+        horovodrun=_next_to_python("horovodrun"),
         as_root=os.geteuid() == 0,
-        job=str(copy),
+        job=str(job_file),
         array=bool(tasks),
         tasks=[_element(task) for task in tasks or [Task(job.run_dir, ())]],
-        nodes=request.nodes,
-        workers_per_node=request.workers_per_node,
+        nodes=resources.nodes,
+        workers_per_node=resources.workers_per_node,
     )
-    if keep:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(copy, settings)
-            write_text(script, text)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}") from None
+    return folder / "job.sh", text
+
+
+def write_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()) -> tuple[Path, str]:
+    """Write the batch script of a job, and the job's settings, to its run folder.
+
+    Args:
+        job, site, resources, tasks: as for :func:`render_script`.
+
+    Returns:
+        The script's path and text.
+
+    Raises:
+        InputError: as :func:`render_script`, or the folder cannot be written.
+    """
+    script, text = render_script(job, site, resources, tasks)
+    folder, job_file, settings = _settings_file(job)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(job_file, settings)
+        write_text(script, text)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     return script, text
 
 
-def tasks_of(
+def _settings_file(job: Job) -> tuple[Path, Path, str]:
+    """The folder of a job's script, and the path and text of its settings in there."""
+    folder, settings = RunFolder(job.run_dir.resolve()).slurm_folder, write_job(job)
+    # Named by its contents, so that a later submission does not change the settings of a queued script.
+    name = f"job-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}.yaml"
+    return folder, folder / name, settings
+
+
+def array_tasks(
     run_dir: Path, sweeps: Sequence[str], seeds: range, check: Callable[[tuple[str, ...]], object]
 ) -> list[Task]:
     """The elements of an array: every value of every sweep, with every seed.
 
     Args:
-        run_dir: holds a folder for each.
+        run_dir: folder that holds the run folders of all elements.
         sweeps: texts like ``attack.eps=2/255,4/255``.
-        seeds: one of them is no sweep.
-        check: takes the settings of each element and raises what is wrong with them.
+        seeds: seeds of every element; a single one adds no dimension.
+        check: called with the settings of each element; raises InputError if they are invalid.
 
     Raises:
-        InputError: a text is no sweep, two elements have one folder, or a setting is wrong.
+        InputError: a sweep or a setting is invalid, or two elements would have the same run folder.
     """
     axes = []
     for sweep in sweeps:
         key, equals, values = sweep.partition("=")
         if not equals or not all(values.split(",")):
-            raise InputError(f"--sweep {sweep}: expected KEY=VALUE,VALUE,... as in attack.eps=2/255,4/255")
+            raise InputError(
+                f"sweep {shorten(sweep)}: expected KEY=VALUE,VALUE,... as in attack.eps=2/255,4/255"
+            )
         axes.append([f"{key}={value}" for value in values.split(",")])
     tasks = []
     for settings in itertools.product(*axes):
@@ -218,35 +241,33 @@ def tasks_of(
     for task in tasks:
         other = folders.setdefault(task.run_dir, task)
         if other is not task:
-            one, two = (", ".join(each.settings) for each in (other, task))
-            raise InputError(f"--sweep: {one} and {two} would share the folder {task.run_dir}: leave one out")
+            one, two = (shorten(", ".join(each.settings)) for each in (other, task))
+            raise InputError(f"sweep: {one} and {two} have the same run folder {task.run_dir}: remove one")
     for task in tasks:
         check(task.settings)
     return tasks
 
 
-def submit(script: Path) -> int:
-    """Hand a script to sbatch.
+def submit_script(script: Path) -> int:
+    """Submit a script with sbatch.
 
     Returns:
         The job's id.
 
     Raises:
-        InputError: there is no sbatch here.
-        WorkerError: Slurm refuses the job; the message is Slurm's.
+        InputError: sbatch is not on PATH.
+        WorkerError: Slurm rejects the job; the message is Slurm's.
     """
     if shutil.which("sbatch") is None:
-        raise InputError(
-            "sbatch not found: is this a login node of a Slurm cluster? --dry-run prints the script"
-        )
+        raise InputError("sbatch not found: submit from a login node of a Slurm cluster, or make a dry run")
     done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
     if done.returncode != 0:
-        raise WorkerError(f"Slurm refuses {script}: {done.stderr.strip()}")
+        raise WorkerError(f"sbatch rejected {script}: {done.stderr.strip()}")
     return int(done.stdout.strip().split(";")[0])
 
 
 def _seconds(time: str) -> int:
-    """Of a time limit as sbatch reads it; with days the next number is hours, without, a lone one minutes."""
+    """Seconds of a time limit in sbatch's notation: D-H[:M[:S]], M[:S] or H:M:S."""
     days, dash, rest = time.rpartition("-")
     numbers = [int(number) for number in rest.split(":")]
     if not dash and len(numbers) < 3:
@@ -257,28 +278,28 @@ def _seconds(time: str) -> int:
 
 def _element(task: Task) -> dict[str, Any]:
     run_dir = str(task.run_dir.resolve())
-    # The value of a setting is YAML, in which a JSON string stands for itself whatever is in it.
+    # Settings are YAML, of which JSON strings are a subset.
     return {"run_dir": run_dir, "settings": [f"run_dir={json.dumps(run_dir)}", *task.settings]}
 
 
 def _directives(
-    job: Job, site: Site, request: Request, tasks: Sequence[Task], folder: Path
+    job: Job, site: Site, resources: Resources, tasks: Sequence[Task], folder: Path
 ) -> dict[str, str | int | None]:
     log = str(folder).replace("%", "%%") + ("/%A_%a.log" if tasks else "/%j.log")
     directives: dict[str, str | int | None] = {
         "job-name": re.sub(r"[^A-Za-z0-9_.-]+", "-", job.run_dir.name) or "hpcdat",
-        "nodes": request.nodes,
-        "ntasks-per-node": request.workers_per_node,
+        "nodes": resources.nodes,
+        "ntasks-per-node": resources.workers_per_node,
         "cpus-per-task": site.cpus_per_worker,
-        "gpus-per-node": request.gpus_per_node or None,
-        "time": request.time,
+        "gpus-per-node": resources.gpus_per_node or None,
+        "time": resources.time,
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
         "constraint": site.constraint,
         "array": f"0-{len(tasks) - 1}" if tasks else None,
-        "dependency": "afterok:" + ":".join(map(str, request.after)) if request.after else None,
-        # Paths in a job are relative to where it was submitted.
+        "dependency": "afterok:" + ":".join(map(str, resources.after)) if resources.after else None,
+        # Relative paths in a job start at the folder it was submitted from.
         "chdir": str(Path.cwd()),
         "output": log,
         "signal": f"B:USR1@{SECONDS_OF_WARNING}",
@@ -286,11 +307,11 @@ def _directives(
     }
     given = {name: value for name, value in directives.items() if value is not None}
     for name, value in given.items():
-        # A quote does not keep a comment together: the next line of the value would be a command.
+        # Directives are comments, which quotes do not extend: the next line of a value would be a command.
         if re.search(r"[\x00-\x1f\x7f]", str(value)):
             raise InputError(
-                f"{str(value)!r} holds a line break or another control character, which sbatch cannot be "
-                f"given (--{name}): rename that folder"
+                f"{shorten(repr(str(value)))}: line breaks and other control characters are not allowed in "
+                f"sbatch --{name}; rename the folder"
             )
     return given | {"requeue": None} | site.sbatch
 
@@ -302,13 +323,13 @@ def _render(**values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  (a shell script; every value goes through q)
+        autoescape=False,  # noqa: S701  (a shell script; every value passes through q)
     )
     environment.filters["q"] = lambda value: shlex.quote(str(value))
     text = environment.get_template("job.sh.j2").render(values)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _beside_python(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
+def _next_to_python(name: str) -> str:
+    path = Path(sys.executable).parent / name
+    return str(path) if path.exists() else name

@@ -1,1 +1,1 @@
-"""Run folders and checkpoints: files written atomically, folders locked."""
+"""Run folders and checkpoints: atomic writes and locked folders."""

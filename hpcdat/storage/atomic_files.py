@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and names for what they hold."""
+"""Atomic file writes, and hashes of JSON values."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import IO, Any
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under another name and give it its own when it is safely on disk.
+    """Write to a temporary file, and rename it when it is safely on disk.
 
     Args:
-        path: the file's name; what was there is replaced in one stroke.
+        path: the file; an existing file is replaced atomically.
         write: writes the contents into an open binary file.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched. It names the file.
+        OSError: it could not be written, and names the file; an existing file is unchanged.
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -37,19 +37,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename in (None, name):
-            # A disk that is full does not say which, and a name that is taken says two.
+            # Errors of write() name no file, and those of rename() name two.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
-def check_place(path: Path) -> None:
-    """Look whether a file could be written, before the work whose end it is.
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before the work that ends with writing it.
 
     Args:
-        path: the file's name; what is there is not touched.
+        path: the file; an existing file is unchanged.
 
     Raises:
-        OSError: it could not; names the file.
+        OSError: it cannot be written; names the file.
     """
     try:
         if path.is_dir():
@@ -62,12 +62,12 @@ def check_place(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 text file, atomically."""
+    """Write a UTF-8 text file atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to a UTF-8 text file; the text is on disk when this returns.
+    """Append to a UTF-8 text file; the text is on disk when this returns.
 
     Raises:
         OSError: it could not be written; names the file.

@@ -1,4 +1,4 @@
-"""The state of a training run in one file: whole, verified, and never code."""
+"""Checkpoints: the state of a training run in one verified file that contains no code."""
 
 from __future__ import annotations
 
@@ -13,29 +13,41 @@ import pydantic
 import torch
 from torch import Tensor
 
-from hpcdat.errors import InputError
+from hpcdat import __version__
+from hpcdat.errors import InputError, shorten
 from hpcdat.storage.atomic_files import write_atomically
 
 FORMAT = 7
 
+DEVELOPMENT_VERSIONS = {
+    1: "20 November 2026",
+    2: "20 to 21 November 2026",
+    3: "21 November 2026",
+    4: "21 November 2026",
+    5: "21 to 24 November 2026",
+    6: "24 to 28 November 2026",
+}
+"""Dates of the development versions that wrote each format without recording their version."""
+
 
 class CheckpointError(InputError):
-    """A checkpoint that is not there or cannot be used; the message says which and why."""
+    """A checkpoint is missing or cannot be used; the message says which and why."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EpochTotals:
-    """Sums over the steps of the epoch at hand.
+    """Sums over the steps of the current epoch.
 
     Attributes:
-        cost: of the samples, summed.
-        images: trained on by all workers.
-        correct: of these, those classified right as they are, where the cost looks at them.
-        skipped_steps: left out because a cost or gradient was not finite.
-        skipped_images: that could not be read.
-        total_seconds, waited_seconds, data_seconds: spent in all, waiting for exchanges, and waiting for
-            images, by worker 0.
-        communication_seconds: with exchanges under way, each from when the last worker came to it.
+        cost: summed cost of the samples.
+        images: number of images trained on by all workers.
+        correct: how many of them are classified correctly without perturbation, if the cost uses them so.
+        skipped_steps: number of steps skipped because a cost or gradient was not finite.
+        skipped_images: number of unreadable images.
+        total_seconds, waited_seconds, data_seconds: worker 0's time in total, waiting for exchanges, and
+            waiting for images.
+        communication_seconds: time with exchanges in progress, each counted from when the last worker starts
+            it.
     """
 
     cost: float = 0.0
@@ -50,31 +62,31 @@ class EpochTotals:
 
 
 @pydantic.dataclasses.dataclass(
-    frozen=True, config={"arbitrary_types_allowed": True, "strict": True, "extra": "forbid"}
+    frozen=True, kw_only=True, config={"arbitrary_types_allowed": True, "strict": True, "extra": "forbid"}
 )
 class Checkpoint:
-    """What a run needs to go on bit for bit, and an evaluation needs to start.
+    """The state that a run needs to resume bit for bit, and an evaluation needs to start.
 
-    Order of images, augmentation and attacks are functions of the job's seed, epoch and step, so
-    the random states are these numbers.
+    Order of images, augmentation and attacks are functions of the job's seed, epoch and step, so no other
+    random state is needed.
 
     Attributes:
-        model: state of the network, batch-norm statistics averaged over the workers.
+        model: state of the model, batch-norm statistics averaged over the workers.
         statistics: running batch-norm statistics of each worker, (M, n) float32; counts of
             batches, (M, layers) int64.
         optimizer: state of the optimiser.
-        epoch: epochs done.
-        step: steps done in the epoch after those.
-        totals: of those steps, as a dictionary of :class:`EpochTotals`.
-        skipped_steps: steps skipped since the run began.
-        history: of the evaluations, a dictionary of :class:`~hpcdat.training.early_stopping.History`.
+        epoch: number of epochs done.
+        step: number of steps done in the current epoch.
+        totals: sums over these steps, as a dictionary of :class:`EpochTotals`.
+        skipped_steps: number of steps skipped since the run began.
+        history: evaluations so far, as a dictionary of :class:`~hpcdat.training.early_stopping.History`.
         feedback: error feedback of the exchange by bucket and place, (M, n) float32.
-        stale: weights that the adversarial examples in flight were made with, step by step.
-        workers: number of workers M that trained.
-        classes: names of the classes, in the order of the logits.
-        images: number of images that are trained on.
-        metrics_bytes: length of the metrics file when this was written; what stands behind it
-            was written by steps that are done again.
+        stale: weights with which the pending adversarial examples were made, step by step.
+        workers: number of workers (M).
+        classes: class names, in the order of the logits.
+        images: number of training images.
+        metrics_bytes: length of the metrics file when this was written; later lines belong to steps that are
+            repeated.
     """
 
     model: dict[str, Any]
@@ -94,15 +106,16 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, atomically: a line with its checksum, then the state.
+    """Write a checkpoint atomically: a header line (format, checksum, hpcdat's version), then the state.
 
     Raises:
-        OSError: it could not be written; the one before is untouched.
+        OSError: it could not be written; the previous file is unchanged.
     """
     buffer = io.BytesIO()
     torch.save(vars(checkpoint), buffer)
     state = buffer.getbuffer()
-    header = {"hpcdat-checkpoint": FORMAT, "sha256": hashlib.sha256(state).hexdigest()}
+    checksum = hashlib.sha256(state).hexdigest()
+    header = {"hpcdat-checkpoint": FORMAT, "sha256": checksum, "hpcdat": __version__}
 
     def write(file: IO[bytes]) -> None:
         file.write(json.dumps(header).encode() + b"\n")
@@ -112,31 +125,43 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU and verify it; no code in the file is run.
+    """Read a checkpoint onto the CPU and verify it, without executing code in the file.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is of another format.
+        CheckpointError: it is missing, damaged, or has another format.
     """
     try:
         with path.open("rb") as file:
             header = file.readline(1000)
             state = file.read()
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+        raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        told = json.loads(header)
-        version, checksum = told["hpcdat-checkpoint"], told["sha256"]
+        fields = json.loads(header)
+        version, checksum = fields["hpcdat-checkpoint"], fields["sha256"]
     except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: not a checkpoint of hpcdat") from None
+        raise CheckpointError(f"{path}: not an hpcdat checkpoint") from None
     if version != FORMAT:
-        raise CheckpointError(f"{path}: a checkpoint of format {version}, expected {FORMAT}")
+        raise CheckpointError(
+            f"{path}: written by {_writer(version, fields.get('hpcdat'))} (checkpoint format "
+            f"{shorten(version)}); hpcdat {__version__} reads only format {FORMAT}"
+        )
     if hashlib.sha256(state).hexdigest() != checksum:
-        raise CheckpointError(f"{path}: damaged: its contents do not have the checksum it was written with")
+        raise CheckpointError(f"{path}: damaged: the checksum does not match")
     try:
         return Checkpoint(**torch.load(io.BytesIO(state), map_location="cpu", weights_only=True))
     except Exception as error:
-        # A checksum can be forged; the contents are not trusted for it.
+        # A valid checksum does not make the contents trustworthy: anybody can compute one.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path}: not a readable checkpoint: {reason}") from None
+
+
+def _writer(version: object, recorded: object) -> str:
+    """The hpcdat that wrote a checkpoint of another format."""
+    if recorded is not None:
+        return f"hpcdat {shorten(recorded)}"
+    if isinstance(version, int) and version in DEVELOPMENT_VERSIONS:
+        return f"a development version of hpcdat before 0.1.0, of {DEVELOPMENT_VERSIONS[version]}"
+    return "an unknown version of hpcdat"

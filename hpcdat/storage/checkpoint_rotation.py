@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are kept, and which one a run goes on from."""
+"""The checkpoints of a run: which ones to retain, and which one to resume from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hpcdat.storage.checkpoint_format import Checkpoint, CheckpointError, load_c
 
 
 class Checkpoints:
-    """A folder with the last two ends of an epoch, the newest step since then, and the best.
+    """A folder with the checkpoints of the last two epochs, of the newest step since, and of the best epoch.
 
     Args:
-        folder: where the files are: ``epoch.pt``, ``epoch-before.pt``, ``step.pt``, ``best.pt``.
+        folder: with the files ``epoch.pt``, ``epoch-before.pt``, ``step.pt``, ``best.pt``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,18 +27,18 @@ class Checkpoints:
         return any(file.exists() for file in self._newest_first())
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
-        """Write a checkpoint beside the previous ones; returns its file.
+        """Write a checkpoint, retaining the previous ones; returns its file.
 
         Args:
             checkpoint: the state.
-            best: keep it as the best so far; it is none that a run goes on from.
+            best: save it as the best so far, which a run does not resume from.
 
         Raises:
-            OSError: it could not be written; the others are untouched.
+            OSError: it could not be written; the others are unchanged.
         """
-        # What writes that were killed have left would add up.
-        for torn in self.folder.glob(".*.pt-*"):
-            torn.unlink(missing_ok=True)
+        # Partial files of killed writes would accumulate.
+        for partial in self.folder.glob(".*.pt-*"):
+            partial.unlink(missing_ok=True)
         if best:
             save_checkpoint(self.best_file, checkpoint)
             return self.best_file
@@ -53,48 +53,48 @@ class Checkpoints:
         self.step_file.unlink(missing_ok=True)
         return self.epoch_file
 
-    def choose(self, fits: Callable[[Checkpoint], bool], tell: Callable[[str], object]) -> Path:
-        """The newest checkpoint that is whole and fits.
+    def choose(self, fits: Callable[[Checkpoint], bool], warn: Callable[[str], object]) -> Path:
+        """Find the newest checkpoint that is readable and fits.
 
         Args:
-            fits: whether a checkpoint can be used, such as one written by as many workers.
-            tell: receives a line for each one that is passed over.
+            fits: whether a checkpoint can be used, for example with this number of workers.
+            warn: called with one line for each unreadable checkpoint that is skipped.
 
         Raises:
-            CheckpointError: none is left.
+            CheckpointError: no checkpoint can be used.
         """
-        complaints: list[str] = []
+        reasons: list[str] = []
         for file in self._newest_first():
             if not file.exists():
                 continue
             try:
                 if fits(load_checkpoint(file)):
-                    for complaint in complaints:
-                        tell(f"{complaint}; the one before it is used")
+                    for reason in reasons:
+                        warn(f"{reason}; using the previous checkpoint")
                     return file
             except CheckpointError as error:
-                complaints.append(str(error))
-        raise CheckpointError("\n".join(complaints) or f"{self.folder}: there is no checkpoint")
+                reasons.append(str(error))
+        raise CheckpointError("\n".join(reasons) or f"{self.folder}: there is no checkpoint")
 
-    def newest(self, tell: Callable[[str], object]) -> Checkpoint:
-        """The newest checkpoint that is whole.
+    def newest(self, warn: Callable[[str], object]) -> Checkpoint:
+        """The newest readable checkpoint.
 
         Args:
-            tell: receives a line for each one that is passed over.
+            warn: called with one line for each unreadable checkpoint that is skipped.
 
         Raises:
             CheckpointError: there is none.
         """
-        return load_checkpoint(self.choose(lambda _: True, tell))
+        return load_checkpoint(self.choose(lambda _: True, warn))
 
     def best(self) -> Checkpoint:
-        """The one that was kept as the best.
+        """The best checkpoint.
 
         Raises:
-            CheckpointError: it is not there or cannot be read.
+            CheckpointError: it is missing or cannot be read.
         """
         return load_checkpoint(self.best_file)
 
     def _newest_first(self) -> list[Path]:
-        # A staged file is whole, since it is written atomically; a kill may have come before it was named.
+        # A staged file is complete, since it is written atomically; a kill may have prevented its renaming.
         return [self.step_file, self.folder / "epoch-new.pt", self.epoch_file, self.epoch_before_file]

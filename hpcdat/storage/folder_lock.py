@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Exclusive locks on folders."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 
 if TYPE_CHECKING:
     from hpcdat.distributed.communicator import Communicator
 
-SECONDS_TO_END = 5.0
-"""How long to wait for the previous holder to end, as after a kill."""
+SECONDS_TO_ACQUIRE = 5.0
+"""How long to wait for the previous holder to exit, for example after a kill."""
 
 
-def keep_others_out(folder: Path) -> IO[bytes]:
-    """Lock a folder until the returned file is closed or this process ends, in whatever way.
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Lock a folder until the returned file is closed or this process exits or is killed.
 
-    The lock is the operating system's. If the file system has none, this only warns.
+    The lock is the operating system's. If the file system does not support locks, this only warns.
 
     Args:
         folder: created if it does not exist.
@@ -35,9 +35,9 @@ def keep_others_out(folder: Path) -> IO[bytes]:
         OSError: the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Not flock: processes forked from this one would share it, and keep it when this one is killed.
+    # Not flock: forked processes would share the lock, and hold it after this process is killed.
     file = (folder / ".lock").open("ab+", buffering=0)
-    deadline = time.monotonic() + SECONDS_TO_END
+    deadline = time.monotonic() + SECONDS_TO_ACQUIRE
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,8 +45,8 @@ def keep_others_out(folder: Path) -> IO[bytes]:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 print(
-                    f"warning: the file system of {folder} has no locks ({error.strerror}): nothing keeps a "
-                    "second process from writing there",
+                    f"warning: the file system of {folder} does not support locks ({error.strerror}): a "
+                    "second process writing there would not be detected",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -55,11 +55,11 @@ def keep_others_out(folder: Path) -> IO[bytes]:
             file.seek(0)
             holder = file.read().decode(errors="replace")
             file.close()
-            raise InputError(f"{folder} is in use by {holder}: let it end, then start again")
+            raise InputError(f"{folder} is in use by {shorten(holder)}: wait until it ends, then retry")
         time.sleep(0.1)
     job = os.environ.get("SLURM_JOB_ID")
-    holder = f"process {os.getpid()} on {socket.gethostname()}" + (f", Slurm's job {job}" if job else "")
-    # A full disk is reported where a file is written that matters.
+    holder = f"process {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}" if job else "")
+    # The name is only informative; a full disk is reported by the writes that matter.
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(holder.encode())
@@ -68,7 +68,7 @@ def keep_others_out(folder: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def locked(folder: Path, workers: Communicator) -> Iterator[None]:
-    """Lock a folder inside the block, for all workers of this command, which enter it together.
+    """Lock a folder inside the block, for all workers of this command; all of them call this together.
 
     Args:
         folder: created if it does not exist.
@@ -80,7 +80,7 @@ def locked(folder: Path, workers: Communicator) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
-            held.enter_context(keep_others_out(folder))
+            held.enter_context(lock_folder(folder))
 
         workers.on_rank0(f"lock {folder}", lock)
         yield

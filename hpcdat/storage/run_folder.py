@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import JobError, read_job, write_job
 from hpcdat.config.sections import by_name
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 from hpcdat.storage.atomic_files import append_text, write_text
-from hpcdat.storage.folder_lock import keep_others_out
+from hpcdat.storage.folder_lock import lock_folder
 
 if TYPE_CHECKING:
     from hpcdat.storage.checkpoint_format import Checkpoint
@@ -27,29 +27,29 @@ State = Literal["new", "unfinished", "finished"]
 
 
 class RunError(InputError):
-    """A run folder that cannot be used; the message says why and what to do."""
+    """A run folder cannot be used; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """The end of a run, as its table shows it.
+    """The result of a run, as its table shows it.
 
     Attributes:
-        method: by its name in the DAT paper.
-        seed: of the job.
-        p, q: nodes, and workers a node.
-        batches: of a step; fewer than workers where some attack for others.
-        batch: images of each.
-        images: test images.
+        method: name of the method in the DAT paper.
+        seed: the job's seed.
+        p, q: number of nodes, and of workers per node.
+        batches: number of batches per step; fewer than workers if some workers attack for others.
+        batch: number of images per batch.
+        images: number of test images.
         ta, ra: standard and robust test accuracy, in [0, 1].
-        attack: the attack that RA was measured with, in words.
-        communication: C, seconds an epoch, median; None before the first epoch is done.
-        total: T, seconds an epoch, communication included, median; likewise.
-        exchange: protocol and bits, in words.
-        megabytes: MiB that all workers together send in an iteration, computed; likewise.
-        epoch: epochs that were trained.
-        aa, aa_images: robust accuracy under AutoAttack, in [0, 1], and the images it was measured on; None
-            where it was not measured.
+        attack: description of the attack that RA was measured with.
+        communication: C, median seconds per epoch; None before the first epoch is done.
+        total: T, median seconds per epoch, communication included; None as above.
+        exchange: description of protocol and bits.
+        megabytes: MiB that all workers together send per iteration, computed; None as above.
+        epoch: number of epochs trained.
+        aa, aa_images: robust accuracy under AutoAttack, in [0, 1], and its number of images; None if not
+            measured.
     """
 
     method: str
@@ -75,7 +75,7 @@ RESULT = TypeAdapter(Result)
 
 
 class RunFolder:
-    """The files of a run, each in its place.
+    """The folder of a run and the files in it.
 
     Args:
         path: the job's ``run_dir``.
@@ -97,52 +97,52 @@ class RunFolder:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints of the run."""
-        # They need torch, for which a table of results should not wait.
+        # Imported here, so that a table of results does not wait for torch.
         from hpcdat.storage.checkpoint_rotation import Checkpoints
 
         return Checkpoints(self.path / "checkpoints")
 
     def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> State:
-        """Make the folder, or take up the run in it; settings that changed and may are told.
+        """Create the folder, or prepare to resume the run in it; permitted changes of settings are printed.
 
         Args:
             job: the resolved job.
-            environment: of this start.
-            overwrite: remove an earlier run of this folder.
+            environment: description of what this start runs on.
+            overwrite: remove an earlier run in this folder.
 
         Returns:
-            Whether the run is new, can go on from a checkpoint, or is finished already.
+            Whether the run is new, unfinished (it can resume from a checkpoint) or finished.
 
         Raises:
-            RunError: the folder holds something else, or a run with other settings.
-            InputError: another process trains in it.
+            RunError: the folder contains other files, or a run with other settings.
+            InputError: another process is training in it.
         """
         try:
-            # Until this process ends.
-            self._lock = keep_others_out(self.path)
+            # Held until this process exits.
+            self._lock = lock_folder(self.path)
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-            raise RunError(f"run_dir {self.path} cannot be made: {error.strerror}") from None
+            raise RunError(f"run_dir {self.path} cannot be created: {error.strerror}") from None
         changed: list[str] = []
-        # Hidden files are those of a write that was killed; a script was there before its run.
-        held = [f for f in self.path.iterdir() if not f.name.startswith(".") and f != self.slurm_folder]
-        # As long as this file is there, what an earlier start was to remove may be there in part.
+        # Hidden files are left over from killed writes; hpcdat submit has written the Slurm folder.
+        contents = [f for f in self.path.iterdir() if not f.name.startswith(".") and f != self.slurm_folder]
+        # While this file exists, the earlier run may have been removed in part.
         removing = self.path / ".overwrite"
-        if held and not (self.job_file.exists() or removing.exists()):
-            raise RunError(f"run_dir {self.path} holds files that no run wrote: choose another folder")
-        if removing.exists() or (held and overwrite):
+        if contents and not (self.job_file.exists() or removing.exists()):
+            raise RunError(f"run_dir {self.path} contains files that are not a run: choose another folder")
+        if removing.exists() or (contents and overwrite):
             removing.touch()
-            for file in held:
+            for file in contents:
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
             removing.unlink()
         elif self._never_trained():
-            # Such as one that was to start from weights that are not there; other settings choose anew.
+            # For example, its pretrained weights were missing. The exchange is chosen again.
             self.choice_file.unlink(missing_ok=True)
-        elif held:
+        elif contents:
             changed = self._check_same(job)
         if self.metrics("finished"):
             return "finished"
         if changed:
-            print(f"the run goes on with other settings: {', '.join(changed)}", flush=True)
+            print(f"resuming with changed settings: {', '.join(changed)}", flush=True)
         write_text(self.job_file, write_job(job))
         self.checkpoints.folder.mkdir(exist_ok=True)
         write_text(self.environment_file, json.dumps(environment, indent=2) + "\n")
@@ -157,17 +157,17 @@ class RunFolder:
         append_text(self.metrics_file, json.dumps(metrics) + "\n")
 
     def metrics_bytes(self) -> int:
-        """Length of the metrics so far."""
+        """Length of the metrics file in bytes."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
-    def forget_metrics_after(self, size: int) -> None:
-        """Cut off the metrics of steps that will be done again."""
+    def truncate_metrics(self, size: int) -> None:
+        """Truncate the metrics file, whose last lines belong to steps that will be repeated."""
         if self.metrics_bytes() > size:
             with self.metrics_file.open("r+b") as file:
                 file.truncate(size)
 
     def metrics(self, event: str) -> list[dict[str, Any]]:
-        """The lines of one kind, in the order they were written.
+        """The metrics of one kind of event, in the order in which they were written.
 
         Raises:
             RunError: the file is damaged.
@@ -175,25 +175,25 @@ class RunFolder:
         if not self.metrics_file.exists():
             return []
         try:
-            # A line without its end was being written when the run was killed.
-            whole = self.metrics_file.read_text().split("\n")[:-1]
-            lines = [json.loads(line) for line in whole]
+            # An unterminated line was being written when the run was killed.
+            complete = self.metrics_file.read_text().split("\n")[:-1]
+            lines = [json.loads(line) for line in complete]
             return [line for line in lines if line["event"] == event]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
 
     def checkpoint_of_result(self, job: Job) -> Checkpoint:
-        """The checkpoint that an evaluation is of: the newest, with early stopping the best.
+        """The checkpoint to evaluate: the newest one, or with early stopping the best one.
 
         Raises:
-            CheckpointError: there is none that is whole.
+            CheckpointError: there is no readable one.
         """
         if job.early_stopping.patience and self.checkpoints.best_file.exists():
             return self.checkpoints.best()
         return self.newest_checkpoint()
 
     def newest_checkpoint(self) -> Checkpoint:
-        """The newest checkpoint that is whole.
+        """The newest readable checkpoint.
 
         Raises:
             CheckpointError: there is none.
@@ -201,7 +201,7 @@ class RunFolder:
         return self.checkpoints.newest(lambda line: print(line, file=sys.stderr))
 
     def environment(self) -> dict[str, Any]:
-        """What the training ran on, as it was recorded at its latest start.
+        """The environment of the training, recorded at its latest start.
 
         Raises:
             RunError: the record is missing or damaged.
@@ -232,20 +232,23 @@ class RunFolder:
                 f"{self.path} has no result yet: run `hpcdat evaluate {self.path}` first"
             ) from None
         except ValidationError as error:
-            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise RunError(f"{self.result_file} cannot be read: {told}") from None
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise RunError(f"{self.result_file} cannot be read: {problems}") from None
         except OSError as error:
             raise RunError(f"{self.result_file} cannot be read: {error}") from None
 
     def read_job(self, settings: list[str]) -> Job:
-        """The job of this run.
+        """Read the job of this run.
 
-        The length of a step of the evaluation's attack follows other steps and another radius where it
-        was left out when the run was made.
+        If the job did not set the step size of the evaluation's attack, the default follows from the new
+        settings.
+
+        Args:
+            settings: ``key=value`` texts that override the job's.
 
         Raises:
             RunError: the folder is not a run's.
-            JobError: a setting is wrong.
+            JobError: a setting is invalid.
         """
         if not self.job_file.exists():
             raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml")
@@ -254,19 +257,23 @@ class RunFolder:
         return read_job(self.job_file, settings)
 
     def _never_trained(self) -> bool:
-        """Whether a run ended before its first checkpoint, so that there is nothing to go on with."""
-        began = self.checkpoints.exist() or self.metrics_file.exists()
-        return self.environment_file.exists() and not began
+        """Whether a run started but ended before its first checkpoint and metrics."""
+        trained = self.checkpoints.exist() or self.metrics_file.exists()
+        return self.environment_file.exists() and not trained
 
     def _check_same(self, job: Job) -> list[str]:
-        """The settings that have changed and may."""
-        advice = "choose another run_dir, or start over with --overwrite"
+        """The changed settings, all of which may change.
+
+        Raises:
+            RunError: a setting changed that may not, or the old settings cannot be read.
+        """
+        advice = "choose another run_dir, or overwrite this run"
         try:
             before = by_name(read_job(self.job_file))
         except JobError as error:
             raise RunError(f"{error}\n{advice}") from None
         changed = [
-            (f"{key}: {before[key][0]} -> {value}", may_change)
+            (f"{key}: {shorten(before[key][0])} -> {shorten(value)}", may_change)
             for key, (value, may_change) in by_name(job).items()
             if before[key][0] != value
         ]
@@ -274,6 +281,6 @@ class RunFolder:
         if refused:
             raise RunError(
                 f"the run in {self.path} has other settings ({', '.join(refused)}): "
-                f"use the same to go on with it, {advice}"
+                f"use the same settings to resume it, {advice}"
             )
         return [text for text, _ in changed]

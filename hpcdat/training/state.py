@@ -163,7 +163,7 @@ class TrainingState:
                 algorithm.exchange.load_state(checkpoint.feedback)
             algorithm.adversary.restore(checkpoint.stale)
             if cut_metrics and self.workers.is_rank0:
-                self.folder.forget_metrics_after(checkpoint.metrics_bytes)
+                self.folder.truncate_metrics(checkpoint.metrics_bytes)
             return checkpoint, totals, history
 
         checkpoint, self.totals, self.history = self.workers.on_all_ranks("read the checkpoint", load)

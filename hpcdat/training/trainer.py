@@ -216,7 +216,7 @@ class Trainer:
         """What this worker asks for; the clock of worker 0 decides when a checkpoint is due."""
         elapsed = time.monotonic() - self._saved
         due = self.workers.is_rank0 and elapsed > 60 * self.job.checkpoint_minutes
-        return Requests(stop=self.stop.wanted, save=due)
+        return Requests(stop=self.stop.requested, save=due)
 
     def _skip(self, cost: float) -> None:
         """Report a step that was skipped, and end the training if there were too many."""

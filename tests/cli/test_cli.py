@@ -1,11 +1,14 @@
 """What is imported before a command does anything, and what the package exports."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 import hpcdat
+from hpcdat.cli.app import app
 from tests.conftest import CHECKOUT
 
 
@@ -30,3 +33,19 @@ def test_the_package_exports_what_scripts_use():
     assert [getattr(hpcdat, name).__name__ for name in hpcdat.__all__] == hpcdat.__all__
     with pytest.raises(AttributeError, match="'hpcdat' has no attribute 'PGDD'"):
         _ = hpcdat.PGDD
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("train", "evaluate", "pseudo-label", "certify", "report", "doctor", "plan", "submit"),
+        *("", "box", "box up", "box run", "box login", "box down"),
+    ],
+)
+def test_help_has_one_sentence_then_examples_on_lines_of_their_own(command):
+    done = CliRunner().invoke(app, [*command.split(), "--help"], terminal_width=80, prog_name="hpcdat")
+    assert done.exit_code == 0 and all(len(line) <= 80 for line in done.stdout.splitlines())
+    _, sentence, rest = done.stdout.split("\n\n", 2)
+    assert sentence.startswith("  ") and sentence.endswith(".") and ". " not in sentence
+    examples = re.search(r"^  Examples?:\n((?:    .*\n)+)", "\n\n".join(["", rest]), re.MULTILINE).group(1)
+    assert f"hpcdat {command}".rstrip() in examples

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from hpcdat.cli.app import app
 from hpcdat.cli.options import read_request
 from hpcdat.config.job_file import read_job
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 from hpcdat.evaluation.request import EvaluationRequest
 from tests.conftest import DEMO
 
@@ -44,3 +44,11 @@ def test_a_mistake_ends_the_command(trained):
     done = CliRunner().invoke(app, ["evaluate", str(trained), "--sweep-eps", "0,8"])
     assert done.exit_code == 2 and "--sweep-eps 0,8: expected radii" in done.output
     assert "Traceback" not in done.output
+
+
+def test_long_values_are_shortened_in_messages():
+    assert shorten("x" * 80) == "x" * 80
+    assert shorten("x" * 81) == "x" * 77 + "..."
+    with pytest.raises(InputError) as failure:
+        read_request("9" * 500 + "x", None, None, read_job(DEMO))
+    assert len(str(failure.value)) < 150

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcdat.emulation import cluster as box
 from hpcdat.emulation import slurm_daemons
-from hpcdat.emulation.cluster import BoxError
+from hpcdat.emulation.cluster import BoxError, create_box, find_box, remove_box
 from hpcdat.emulation.slurm_daemons import SlurmError
 from tests.cluster.nodes import TIMEOUTS, Cluster
 from tests.conftest import run_here
@@ -22,7 +21,7 @@ def making_boxes():
         name = f"test-{uuid.uuid4().hex[:8]}"
         names.append(name)
         try:
-            return box.up(name, **choices)
+            return create_box(name, **choices)
         except (BoxError, SlurmError) as error:
             pytest.skip(f"NO CLUSTER IN A BOX HERE: {error}")
 
@@ -30,8 +29,8 @@ def making_boxes():
         yield make
     finally:
         for name in names:
-            if box.find(name):
-                box.down(name)
+            if find_box(name):
+                remove_box(name)
 
 
 @pytest.fixture

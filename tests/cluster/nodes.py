@@ -11,7 +11,7 @@ from pathlib import Path
 from hpcdat.config.job_file import read_job
 from hpcdat.emulation import slurm_daemons
 from hpcdat.emulation.cluster import SHARED_CORES
-from hpcdat.slurm.submit import Request, Site, write_script
+from hpcdat.slurm.submit import Resources, Site, write_script
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
@@ -37,7 +37,7 @@ class Cluster:
 
     def script(self, run_dir, launcher="srun", *settings):
         job = read_job(DEMO, [f"run_dir={run_dir}", *SETTINGS, *settings])
-        return write_script(job, Site(launcher=launcher), Request(3, 1, 0, "30"))[0]
+        return write_script(job, Site(launcher=launcher), Resources(3, 1, 0, "30"))[0]
 
     def submit(self, run_dir, *settings):
         number = self.do("sbatch", "--parsable", str(self.script(run_dir, "srun", *settings)))
@@ -47,8 +47,8 @@ class Cluster:
         """The same by ``hpcdat submit``."""
         settings = [f"run_dir={run_dir}", *SETTINGS]
         command = [sys.executable, "-m", "hpcdat", "submit", str(DEMO), "--nodes", "3", "--time", "30"]
-        said = self.do(*command, *options, "--set", *settings)
-        return Submitted(self, run_dir, int(re.match(r"job (\d+) is in the queue", said).group(1)))
+        output = self.do(*command, *options, "--set", *settings)
+        return Submitted(self, run_dir, int(re.match(r"submitted job (\d+)", output).group(1)))
 
     def start(self, run_dir, *settings):
         """A worker a node without Slurm's doing; the same arithmetic as under srun."""
@@ -77,7 +77,7 @@ class Cluster:
         raise AssertionError(f"no worker on node{node}")
 
     def cut_power(self, node):
-        """All of a node at once; the others are not told, not even by its kernel."""
+        """Kill a node at once, without any message to the others, not even from its kernel."""
         self.set_link(node, "down")
         for pid in self.processes(node):
             os.kill(pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ class Submitted:
 
 
 def finish(process, seconds=240):
-    """Its exit code and words, when it has ended."""
+    """Its exit code and output, when it has ended."""
     try:
         out, err = process.communicate(timeout=seconds)
     finally:

@@ -9,8 +9,17 @@ import time
 
 import pytest
 
-from hpcdat.emulation import cluster as box
-from hpcdat.emulation.cluster import CARD, BoxError
+from hpcdat.emulation.cluster import (
+    CARD,
+    HOSTS_FILES,
+    BoxError,
+    _namespaces,
+    box_mpirun_command,
+    create_box,
+    find_box,
+    remove_box,
+    run_over_gloo,
+)
 from tests.conftest import CHECKOUT
 from tests.distributed.ranks import environment
 from tests.distributed.team import Team
@@ -24,27 +33,27 @@ def traces(made):
     """What of a box is left on this machine."""
     links = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
     return [
-        *(n for n in box._namespaces() if n.startswith(f"hpcdat-{made.name}-")),
+        *(n for n in _namespaces() if n.startswith(f"hpcdat-{made.name}-")),
         *(line for line in links.splitlines() if f"{made.bridge}:" in line or f"{made.bridge}n" in line),
-        *(box.HOSTS_FILES.glob(f"hpcdat-{made.name}-*") if box.HOSTS_FILES.exists() else []),
+        *(HOSTS_FILES.glob(f"hpcdat-{made.name}-*") if HOSTS_FILES.exists() else []),
     ]
 
 
 def test_nodes_have_names_and_reach_each_other_and_nothing_stays(make_box):
     first, second = make_box(nodes=3), make_box(nodes=2)
-    assert box.find(first.name) == first and first.subnet != second.subnet
+    assert find_box(first.name) == first and first.subnet != second.subnet
     assert run_inside(first, 2, "hostname").stdout == "node2\n"
-    told = run_inside(first, 1, "getent", "hosts", "node3").stdout
-    assert told.split()[0] == first.address(3)
+    entry = run_inside(first, 1, "getent", "hosts", "node3").stdout
+    assert entry.split()[0] == first.address(3)
     waiting = subprocess.Popen(first.inside(3, ["sleep", "600"]))
-    with pytest.raises(BoxError, match="is up already"):
-        box.up(first.name)
-    box.down(first.name)
+    with pytest.raises(BoxError, match="already exists"):
+        create_box(first.name)
+    remove_box(first.name)
     assert waiting.wait(10) != 0, "what runs in a box ends with it"
     assert traces(first) == [] and traces(second) != []
     assert run_inside(second, 1, "getent", "hosts", "node2").returncode == 0
-    with pytest.raises(BoxError, match="there is no box"):
-        box.down(first.name)
+    with pytest.raises(BoxError, match="no box"):
+        remove_box(first.name)
 
 
 class NoBox:
@@ -67,7 +76,7 @@ def test_workers_have_time_for_a_checkpoint_when_the_command_is_told_to_end(tmp_
 
     before = signal.getsignal(number)
     threading.Thread(target=end_when_they_run, daemon=True).start()
-    assert box.run_over_gloo(NoBox(), 2, ["bash", "-c", script, str(tmp_path)]) == 75
+    assert run_over_gloo(NoBox(), 2, ["bash", "-c", script, str(tmp_path)]) == 75
     assert signal.getsignal(number) is before
 
 
@@ -115,8 +124,8 @@ def test_wrong_values_are_refused(value):
     if os.geteuid() != 0:
         pytest.skip("NOT ROOT: boxes cannot be made here")
     with pytest.raises(BoxError):
-        box.up("wrong", **value)
-    assert box.find("wrong") is None
+        create_box("wrong", **value)
+    assert find_box("wrong") is None
 
 
 @pytest.mark.full
@@ -141,9 +150,9 @@ def test_bytes_are_as_predicted_over_rate_limited_links(make_box):
 @pytest.mark.distributed
 def test_mpirun_reaches_all_nodes(make_box, tmp_path):
     made = make_box(nodes=3)
-    # Not what they print: mpirun may lose the last words of a process that ends at once.
+    # Not what they print: mpirun may lose the last output of a process that ends at once.
     leave_a_file = "import os, pathlib, sys; pathlib.Path(sys.argv[1], os.uname().nodename).touch()"
-    command = box.mpirun_command(made, 3, [sys.executable, "-c", leave_a_file, str(tmp_path)])
+    command = box_mpirun_command(made, 3, [sys.executable, "-c", leave_a_file, str(tmp_path)])
     done = subprocess.run(
         made.inside(1, command), cwd=CHECKOUT, env=environment(), capture_output=True, text=True, timeout=100
     )
@@ -155,5 +164,5 @@ def test_a_worker_that_fails_ends_the_others(make_box):
     made = make_box(nodes=2)
     start = time.monotonic()
     script = "import os, sys, time; time.sleep(60) if os.environ['SLURM_PROCID'] == '0' else sys.exit(3)"
-    assert box.run_over_gloo(made, 2, [sys.executable, "-c", script]) == 3
+    assert run_over_gloo(made, 2, [sys.executable, "-c", script]) == 3
     assert time.monotonic() - start < 30

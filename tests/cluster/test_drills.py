@@ -82,8 +82,8 @@ def fill(file):
 
 
 def test_srun_starts_the_workers_without_mpi(undisturbed):
-    team = undisturbed.environment()
-    assert (team["nodes"], team["launcher"], team["transport"]) == (3, "srun", "Gloo")
+    environment = undisturbed.environment()
+    assert (environment["nodes"], environment["launcher"], environment["transport"]) == (3, "srun", "Gloo")
 
 
 @pytest.mark.full
@@ -91,7 +91,7 @@ def test_a_worker_that_is_killed(cluster, undisturbed, tmp_path):
     job = cluster.submit(tmp_path / "run")
     job.trains()
     os.kill(cluster.worker(2, tmp_path / "run"), signal.SIGKILL)
-    job.says(r"back into the queue: failed \(code \d+\) epoch [1-9]", 60)
+    job.says(r"hpcdat: requeue: failed \(code \d+\): epoch [1-9]", 60)
     assert "srun: error: node2: task 1: Killed" in job.log()
     assert all_whole(job.folder)
     job.goes_on()
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed(cluster, undisturbed, tmp_path):
 
 
 def test_a_node_that_loses_its_power(cluster, undisturbed, tmp_path):
-    """The job goes on without that node. Slurm repeats the signal that ended its tasks there for minutes:
+    """The job continues without that node. Slurm repeats the signal that ended its tasks there for minutes:
     were the node back at once, the repeated signal would end those of the restarted job.
     """
     job = cluster.submit(tmp_path / "run", "stall_timeout=5")
@@ -161,7 +161,7 @@ def test_a_disk_that_is_full(training, small_disk):
     again = [sys.executable, "-m", "hpcdat.slurm.preemption", str(run_dir), "1", "no"]
     decided = subprocess.run(again, cwd=CHECKOUT, capture_output=True, text=True)
     assert decided.returncode == 1 and "Traceback" not in decided.stderr
-    assert "not requeued: failed (code 1) epoch 2, step 0" in decided.stderr
+    assert "no requeue: failed (code 1): epoch 2, step 0" in decided.stderr
     subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
     rest.rename(folder.checkpoints.folder / ".step.pt-killed")
     done = train(run_dir)
@@ -176,7 +176,7 @@ def test_the_time_limit(cluster, undisturbed, tmp_path):
     job.trains()
     # Slurm's warning, as the script asks for it.
     cluster.do("scancel", "--signal=USR1", "--batch", str(job.number))
-    job.says("back into the queue: stopped in time, with a checkpoint", 60)
+    job.says("hpcdat: requeue: stopped with a checkpoint", 60)
     assert all_whole(job.folder)
     job.goes_on()
     assert same(weights(job.folder), weights(undisturbed))

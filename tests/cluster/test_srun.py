@@ -1,4 +1,4 @@
-"""Slurm's short forms and what Horovod is told."""
+"""Slurm's compressed lists, and the variables for Horovod."""
 
 import pytest
 
@@ -35,11 +35,11 @@ def test_ranks_of_uneven_nodes():
         "SLURM_LOCALID": "1",
         "SLURMD_NODENAME": "n2",
     }
-    told = horovod_variables(task, "n1", 23456)
-    assert (told["HOROVOD_RANK"], told["HOROVOD_SIZE"]) == ("3", "5")
-    assert (told["HOROVOD_LOCAL_RANK"], told["HOROVOD_LOCAL_SIZE"]) == ("1", "2")
-    assert (told["HOROVOD_CROSS_RANK"], told["HOROVOD_CROSS_SIZE"]) == ("1", "2")
-    assert told["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "n1"
+    variables = horovod_variables(task, "n1", 23456)
+    assert (variables["HOROVOD_RANK"], variables["HOROVOD_SIZE"]) == ("3", "5")
+    assert (variables["HOROVOD_LOCAL_RANK"], variables["HOROVOD_LOCAL_SIZE"]) == ("1", "2")
+    assert (variables["HOROVOD_CROSS_RANK"], variables["HOROVOD_CROSS_SIZE"]) == ("1", "2")
+    assert variables["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "n1"
 
 
 def test_ports_are_derived_alike_and_legal():

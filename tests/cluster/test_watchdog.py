@@ -1,4 +1,4 @@
-"""Every wait is bounded, whatever other threads wait for meanwhile."""
+"""Every wait is bounded, independently of waits in other threads."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ import time
 from hpcdat.distributed.watchdog import Watchdog
 
 watchdog = Watchdog(0.2, "worker 1 on node2")
-with watchdog.waiting("to meet", at_least=1):
+with watchdog.waiting("connecting", at_least=1):
     time.sleep(0.6)
 print("met", flush=True)
 with watchdog.waiting("gradients 0"):

@@ -1,4 +1,4 @@
-"""Labels that a trained model gives."""
+"""Pseudo-labels of a trained model."""
 
 import numpy as np
 import pytest
@@ -41,15 +41,15 @@ def test_labels_are_the_models_own(trained, source, tmp_path):
 
 
 @pytest.mark.parametrize("out", ["nowhere/out.npz", "."])
-def test_a_file_that_cannot_be_written_is_told_before_the_images_are_read(trained, tmp_path, out):
+def test_a_file_that_cannot_be_written_is_reported_before_the_images_are_read(trained, tmp_path, out):
     missing = tmp_path / "images.npy"
-    with pytest.raises(InputError, match=rf"{tmp_path / out}: cannot be written \(.*\): name"):
+    with pytest.raises(InputError, match=rf"{tmp_path / out}: cannot be written \(.*\): choose"):
         pseudo_label(trained, missing, tmp_path / out, [], SingleProcess(), Never())
     assert list(tmp_path.iterdir()) == []
 
 
 class OneOfTwo(SingleProcess):
-    """The other one, which has nothing left to label, wants to stop."""
+    """The other worker, which has finished its share, requests a stop."""
 
     def iall_reduce(self, tensors, name):
         if name == "whether all have done their share":
@@ -82,7 +82,7 @@ def test_a_job_trains_on_as_many_of_them_as_of_its_own_to_the_image(tmp_path):
 
 
 class FirstOfTwoNodes(SingleProcess):
-    """As far as it comes without the other one."""
+    """The first of two nodes, without the other one."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ class FirstOfTwoNodes(SingleProcess):
         self.node_of = [0, 1]
 
 
-def test_too_few_for_the_nodes_are_told_before_anything_binds_the_run(tmp_path):
+def test_too_few_for_the_nodes_are_refused_before_the_run_is_fixed(tmp_path):
     with pytest.raises(InputError, match="1 images are too few for 2 nodes"):
         train(mixed_job(tmp_path, 1, "data.split=nodes"), FirstOfTwoNodes(), Never())
     job = mixed_job(tmp_path, 1)

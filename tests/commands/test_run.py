@@ -1,4 +1,4 @@
-"""What a run does, and what it says of itself."""
+"""Commands on one worker."""
 
 import pytest
 import torch
@@ -50,10 +50,10 @@ def test_radii_are_written_as_people_do(eps, text):
     ],
     ids=["evaluate", "certify", "pseudo-label"],
 )
-def test_settings_of_another_net_are_wrong_input(trained, tmp_path, use):
-    with pytest.raises(InputError) as told:
+def test_settings_of_another_model_are_wrong_input(trained, tmp_path, use):
+    with pytest.raises(InputError) as failure:
         use(trained, ["model.name=preact-resnet18", "model.width=0.1"], tmp_path)
-    assert str(told.value) == (
-        f"{trained}: the settings make another network than the one that was trained: "
-        "leave method, model and data.channels as they are"
+    assert str(failure.value) == (
+        f"{trained}: the settings describe another model than the one that was trained: "
+        "do not change method, model and data.channels"
     )

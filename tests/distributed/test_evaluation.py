@@ -76,10 +76,10 @@ def test_unequal_shares_look_like_no_stall_and_a_failure_or_stop_ends_all_at_onc
         assert failure["kind"] == "WorkerError" and failure["everywhere"] and failure["seconds"] < 3.5
         assert re.fullmatch(r"cannot work: no space left \(worker 1 on .*\)", failure["text"])
         assert stop["kind"] == "Stopped" and stop["everywhere"] and stop["seconds"] < 3.5
-        assert stop["text"] == "stopped; the same command goes on to work"
+        assert stop["text"] == "stopped; rerun the same command to work"
         assert answer["evaluation"] == {
             "kind": "Stopped",
-            "text": "stopped; the same command goes on to measure accuracy",
+            "text": "stopped; rerun the same command to measure accuracy",
             "everywhere": True,
         }
 
@@ -96,7 +96,7 @@ def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(tmp_path,
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 75, (tmp_path / "log").read_text()
-    assert "stopped; the same command goes on to measure sweep-steps" in (tmp_path / "log").read_text()
+    assert "stopped; rerun the same command to measure sweep-steps" in (tmp_path / "log").read_text()
     before = batches_in(kept, "sweep-steps")
     assert 2 < before < 20
     done = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)

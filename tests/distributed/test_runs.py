@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(finished, tmp_pat
     damaged.write_bytes(whole[: len(whole) // 2])
     done = run_here("evaluate", run_dir, "--set", "evaluation.steps=1")
     assert done.returncode == 0
-    assert "epoch.pt: damaged" in done.stderr and "the one before it is used" in done.stderr
+    assert "epoch.pt: damaged" in done.stderr and "using the previous checkpoint" in done.stderr
 
 
 def test_several_seeds_and_their_mean(tmp_path):
@@ -216,13 +216,13 @@ def test_a_run_folder_is_not_written_over(finished, tmp_path):
     run_dir, _ = finished
     before = RunFolder(run_dir).result_file.read_text()
     done = run_here("train", *short(run_dir))
-    assert done.returncode == 0 and "is finished; --overwrite starts it over" in done.stdout
+    assert done.returncode == 0 and "is already finished; overwrite it to train again" in done.stdout
     assert f"{100 * RunFolder(run_dir).read_result().ra:.2f}" in done.stdout
     done = run_here("train", *short(run_dir, "attack.eps=0.1"))
     assert done.returncode == 2 and "attack.eps: 0.2 -> 0.1" in done.stderr and "--overwrite" in done.stderr
     (tmp_path / "thesis.tex").write_text("years of work")
     done = run_here("train", *short(tmp_path), "--overwrite")
-    assert done.returncode == 2 and "holds files that no run wrote" in done.stderr
+    assert done.returncode == 2 and "contains files that are not a run" in done.stderr
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert RunFolder(run_dir).result_file.read_text() == before
 

@@ -267,14 +267,14 @@ def test_a_stop_takes_effect_within_an_image_and_preserves_completed_ones(tmp_pa
 
         def __init__(self, model, margins):
             super().__init__(model, margins)
-            model.register_forward_pre_hook(lambda *_: time.sleep(0.5 if stop.wanted else 0))
+            model.register_forward_pre_hook(lambda *_: time.sleep(0.5 if stop.requested else 0))
 
         def read(self, batches, seed):
             for batch, images in zip(batches, super().read(batches, seed), strict=True):
-                stop.wanted = 3 in batch
+                stop.requested = 3 in batch
                 yield images
 
-    with pytest.raises(Stopped, match=r"the same command goes on to certify at sigma 0\.25"):
+    with pytest.raises(Stopped, match=r"rerun the same command to certify at sigma 0\.25"):
         certify_points(tmp_path, points=Slow, stop=stop)
     _, read = certify_points(tmp_path)
     assert read == [3, 4, 5, *range(6, 12)]

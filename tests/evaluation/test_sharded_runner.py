@@ -147,14 +147,14 @@ def test_a_stop_takes_effect_within_a_batch_and_preserves_the_others(load):
 
     class Stopping(Counting):
         def measure(self, model, x, y, number):
-            stop.wanted = number == 2
+            stop.requested = number == 2
             outcomes = super().measure(model, x, y, number)
             # Long enough for a round to come due.
             while number == 2:
                 model(x)
             return outcomes
 
-    with pytest.raises(Stopped, match="the same command goes on to measure accuracy"):
+    with pytest.raises(Stopped, match="rerun the same command to measure accuracy"):
         measured(Stopping(loaded), loaded, images, stop=stop)
     again = Counting(loaded)
     measured(again, loaded, images)

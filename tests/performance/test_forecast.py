@@ -177,9 +177,9 @@ def test_what_is_no_number_of_nodes_is_refused(text):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "nothing is known of the links"),
+        ([], "the links are unknown"),
         (["--link", "fast"], "expected a value like 1gbit"),
-        (["--link", "1gbit", "--calibration", "x"], "one of them says what the links are"),
+        (["--link", "1gbit", "--calibration", "x"], "--calibration: not allowed with --link"),
         (["--calibration", "nowhere.json"], "nowhere.json is no calibration"),
         (["--link", "1gbit", "--nodes", "x"], "expected numbers of nodes"),
         (["--link", "1gbit", "--set", "data.source=folder", "data.root=/nowhere"], "--images N gives"),

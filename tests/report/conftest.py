@@ -61,7 +61,24 @@ def make_run(tmp_path):
                 training_accuracy=seen and seen * epoch / 2,
             )
         attack = "PGD-10, linf, eps 0.1"
-        result = Result(method, seed, p, 1, p, 25, 397, ta, 0.5, attack, c, t, "ring, 32 bits", mb, 2, *aa)
+        result = Result(
+            method=method,
+            seed=seed,
+            p=p,
+            q=1,
+            batches=p,
+            batch=25,
+            images=397,
+            ta=ta,
+            ra=0.5,
+            attack=attack,
+            communication=c,
+            total=t,
+            exchange="ring, 32 bits",
+            megabytes=mb,
+            epoch=2,
+            **dict(zip(("aa", "aa_images"), aa, strict=False)),
+        )
         folder.write_result(result, "")
         return folder.path
 

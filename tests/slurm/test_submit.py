@@ -1,4 +1,4 @@
-"""Scripts for sbatch: sound shell whatever the job's values are, and what they ask Slurm for."""
+"""Scripts for sbatch: valid shell for all values of a job, and what they request from Slurm."""
 
 import json
 import os
@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 from hpcdat.cli.app import app
 from hpcdat.config.job_file import JobError, read_job
 from hpcdat.errors import InputError
-from hpcdat.slurm import submit as slurm
 from hpcdat.slurm.preemption import decide
-from hpcdat.slurm.submit import Request, Site, Task
+from hpcdat.slurm.submit import Resources, Site, Task, array_tasks, read_site, render_script, write_script
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
@@ -45,8 +44,8 @@ def job_in(run_dir):
     return read_job(DEMO).model_copy(update={"run_dir": run_dir})
 
 
-def request(**values):
-    return Request(**{"nodes": 6, "workers_per_node": 2, "gpus_per_node": 2, "time": "1-0"} | values)
+def resources(**values):
+    return Resources(**{"nodes": 6, "workers_per_node": 2, "gpus_per_node": 2, "time": "1-0"} | values)
 
 
 @pytest.fixture(params=SITES)
@@ -58,13 +57,13 @@ def site(request):
 def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, array):
     run_dir = tmp_path / NASTY
     tasks = [Task(run_dir / "seed-0", ("seed=0", f"model.name={NASTY}"))] * 2 if array else []
-    script, text = slurm.write_script(job_in(run_dir), site, request(), tasks)
+    script, text = write_script(job_in(run_dir), site, resources(), tasks)
     assert script == run_dir / "slurm" / "job.sh" and script.read_text() == text
     # These two ask whether a $ and a backslash in single quotes are meant as they stand: they are.
     command = [SHELLCHECK, "--severity=style", "--exclude=SC2016,SC1003", script]
     checked = subprocess.run(command, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + text
-    # Carried out with a launcher that only tells its arguments.
+    # Run with a launcher that only prints its arguments.
     fake = re.sub(r"(?m)^launch=\(\S+", "launch=(printf '%s\\\\n'", text.replace("module load", "true"))
     done = subprocess.run(
         ["bash", "-c", fake.replace("scontrol", "echo")],
@@ -78,36 +77,36 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
             "PATH": "/usr/bin:/bin",
         },
     )
-    told = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
     expected = str(run_dir / "seed-0" if array else run_dir)
-    assert f"run_dir={json.dumps(expected)}" in told, done.stdout + done.stderr
-    assert not array or f"model.name={NASTY}" in told
+    assert f"run_dir={json.dumps(expected)}" in lines, done.stdout + done.stderr
+    assert not array or f"model.name={NASTY}" in lines
     assert not list(tmp_path.rglob("owned"))
 
 
 @pytest.mark.parametrize("control", ["\n", "\r", "\x1b"])
 def test_a_folder_that_would_end_the_comment_it_stands_in_is_refused(tmp_path, monkeypatch, control):
     nasty = tmp_path / f"a{control}touch owned #"
-    with pytest.raises(InputError, match=r"control character, .* \(--output\): rename"):
-        slurm.write_script(job_in(nasty), Site(), request())
+    with pytest.raises(InputError, match=r"control characters .* sbatch --output; rename"):
+        write_script(job_in(nasty), Site(), resources())
     nasty.mkdir()
     monkeypatch.chdir(nasty)
-    with pytest.raises(InputError, match=r"control character, .* \(--chdir\): rename"):
-        slurm.write_script(job_in(tmp_path / "run"), Site(), request())
+    with pytest.raises(InputError, match=r"control characters .* sbatch --chdir; rename"):
+        write_script(job_in(tmp_path / "run"), Site(), resources())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_script_in_the_queue_keeps_its_settings_when_others_are_submitted(tmp_path):
     job = job_in(tmp_path / "run")
-    _, queued = slurm.write_script(job, Site(), request())
-    slurm.write_script(job.model_copy(update={"epochs": 7}), Site(), request())
+    _, queued = write_script(job, Site(), resources())
+    write_script(job.model_copy(update={"epochs": 7}), Site(), resources())
     (its_job,) = re.findall(r"hpcdat train (\S+)", queued)
     assert read_job(Path(its_job)) == job
 
 
 def test_what_slurm_is_asked_for(tmp_path):
     site = Site(**SITES["everything"])
-    _, text = slurm.write_script(job_in(tmp_path / "run"), site, request(after=[7, 8]), keep=False)
+    _, text = render_script(job_in(tmp_path / "run"), site, resources(after=[7, 8]))
     directives = re.findall(r"(?m)^#SBATCH --(.*)$", text)
     for expected in (
         "nodes=6",
@@ -125,13 +124,13 @@ def test_what_slurm_is_asked_for(tmp_path):
         assert expected in directives, text
     assert "-np 12 --map-by ppr:2:node" in text and "module load gcc/13 cuda/13.0" in text
     assert not (tmp_path / "run").exists(), "a dry run writes nothing"
-    cpu = slurm.write_script(job_in(tmp_path / "run"), Site(), request(gpus_per_node=0), keep=False)[1]
+    cpu = render_script(job_in(tmp_path / "run"), Site(), resources(gpus_per_node=0))[1]
     assert "gpus" not in cpu and "srun --ntasks 12" in cpu
 
 
 def test_an_array_has_every_value_with_every_seed(tmp_path):
     seen = []
-    tasks = slurm.tasks_of(tmp_path, ["attack.eps=2/255,4/255", "epochs=3"], range(5, 7), seen.append)
+    tasks = array_tasks(tmp_path, ["attack.eps=2/255,4/255", "epochs=3"], range(5, 7), seen.append)
     assert [str(task.run_dir.relative_to(tmp_path)) for task in tasks] == [
         "attack.eps=2_255/epochs=3/seed-5",
         "attack.eps=2_255/epochs=3/seed-6",
@@ -139,12 +138,12 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
         "attack.eps=4_255/epochs=3/seed-6",
     ]
     assert seen[-1] == ("attack.eps=4/255", "epochs=3", "seed=6")
-    assert slurm.tasks_of(tmp_path, [], range(1), seen.append) == []
+    assert array_tasks(tmp_path, [], range(1), seen.append) == []
     for values in ("/data/a,/data_a", "/data,/data"):
-        with pytest.raises(InputError, match=r"root=/data.*root=/data.* would share the folder .*root=_data"):
-            slurm.tasks_of(tmp_path, [f"data.root={values}"], range(2), seen.append)
+        with pytest.raises(InputError, match=r"root=/data.*root=/data.* have the same run folder"):
+            array_tasks(tmp_path, [f"data.root={values}"], range(2), seen.append)
     with pytest.raises(InputError, match="expected KEY=VALUE,VALUE"):
-        slurm.tasks_of(tmp_path, ["attack.eps"], range(1), seen.append)
+        array_tasks(tmp_path, ["attack.eps"], range(1), seen.append)
 
 
 @pytest.mark.parametrize(
@@ -158,42 +157,42 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
         ("[1]", "expected a mapping"),
         (
             "interface: 10.0.0.0/24",
-            "'10.0.0.0/24': expected the name of a network card.*: srun takes no subnet",
+            "'10.0.0.0/24': expected a network card.*; srun accepts no subnet",
         ),
     ],
 )
-def test_a_wrong_profile_is_told_with_its_place(tmp_path, text, message):
+def test_an_invalid_profile_is_reported_with_its_place(tmp_path, text, message):
     profile = tmp_path / "mine.yaml"
     profile.write_text(text)
     with pytest.raises(JobError, match=f"mine.yaml(:1)?: .*{message}"):
-        slurm.read_site(str(profile))
+        read_site(str(profile))
 
 
-def test_an_unknown_site_is_told_the_known_ones():
-    assert slurm.read_site("plain") == Site()
-    with pytest.raises(InputError, match="--site mars: no such profile; give a YAML file, or one of: plain"):
-        slurm.read_site("mars")
+def test_an_unknown_site_is_refused_with_the_known_ones():
+    assert read_site("plain") == Site()
+    with pytest.raises(InputError, match="site mars: no such profile; expected a YAML file or one of: plain"):
+        read_site("mars")
 
 
 @pytest.mark.parametrize("time", ["soon", "1:2:3:4", "", "10; ls"])
 def test_a_wrong_time_is_refused(time):
     with pytest.raises(InputError, match="expected minutes"):
-        request(time=time)
+        resources(time=time)
 
 
 @pytest.mark.parametrize("time", ["1", "4", "4:59", "0:04:59", "0-0:4"])
 def test_a_time_limit_that_leaves_no_time_to_train_is_refused(time):
-    with pytest.raises(InputError, match=f"--time {time}: .* give it 5 minutes or more"):
-        request(time=time)
+    with pytest.raises(InputError, match=f"time limit {time}: expected 5 minutes or more"):
+        resources(time=time)
 
 
 @pytest.mark.parametrize("time", ["0", "5", "5:00", "0:05:00", "0-0:5", "1-0", "0-1", "12:00:00"])
 def test_time_limits_as_sbatch_reads_them(time):
-    assert request(time=time).time == time
+    assert resources(time=time).time == time
 
 
 @pytest.mark.parametrize(
-    "command, told",
+    "command, message",
     [
         ("submit --time 3", "5 minutes or more"),
         ("submit --nodes 2 --sweep method=dat-pgd,at", "method at is centralised training"),
@@ -201,10 +200,10 @@ def test_time_limits_as_sbatch_reads_them(time):
         ("plan --link 1gbit method=at", "this run has 2 nodes"),
     ],
 )
-def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, told):
+def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, message):
     name, *options = command.split()
     done = CliRunner().invoke(app, [name, str(DEMO), *options])
-    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and told in done.stderr
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and message in done.stderr
 
 
 def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
@@ -222,8 +221,8 @@ def test_what_goes_back_into_the_queue(tmp_path, monkeypatch):
     assert again(137), "it has come further"
     place = [3, 12]
     assert again(75, warned=True) and not again(1), "a stop in time is no progress"
-    told = "no further than the time before: its time limit is too short for what comes there"
-    assert told in decide(tmp_path, 75, warned=True)[1]
+    hint = "no further than the previous time; the time limit is too short for the next step or evaluation"
+    assert hint in decide(tmp_path, 75, warned=True)[1]
     with monkeypatch.context() as other_job:
         other_job.setenv("SLURM_JOB_ID", "8")
         assert again(1), "the ends of an earlier submission do not count"
@@ -251,7 +250,7 @@ def test_slurms_warning_reaches_a_run_whose_launcher_passes_on_neither_signals_n
     scontrol.chmod(0o755)
     run_dir = tmp_path / "run"
     job = read_job(DEMO, [f"run_dir={run_dir}", "epochs=500", "attack.steps=1", "evaluation.every=0"])
-    script, _ = slurm.write_script(job, Site(launcher="horovodrun"), request(nodes=1))
+    script, _ = write_script(job, Site(launcher="horovodrun"), resources(nodes=1))
     variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -266,5 +265,5 @@ def test_slurms_warning_reaches_a_run_whose_launcher_passes_on_neither_signals_n
             assert process.wait(60) == 0, log.read_text()
         finally:
             process.kill()
-    assert "back into the queue: stopped in time, with a checkpoint: epoch" in log.read_text()
+    assert "hpcdat: requeue: stopped with a checkpoint: epoch" in log.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 7\n"

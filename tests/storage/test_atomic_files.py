@@ -1,22 +1,22 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 import pytest
 
-from hpcdat.storage.atomic_files import check_place, write_text
+from hpcdat.storage.atomic_files import check_writable, write_text
 
 
 @pytest.mark.parametrize("name", ["nowhere/file", "."])
-def test_what_cannot_be_written_is_told_by_its_own_name_before_and_after(tmp_path, name):
-    for write in (check_place, lambda path: write_text(path, "text")):
-        with pytest.raises(OSError) as told:
+def test_a_failed_write_names_the_file_before_and_after_the_work(tmp_path, name):
+    for write in (check_writable, lambda path: write_text(path, "text")):
+        with pytest.raises(OSError) as failure:
             write(tmp_path / name)
-        assert told.value.filename == str(tmp_path / name)
-        assert str(told.value).endswith(f": '{tmp_path / name}'")
+        assert failure.value.filename == str(tmp_path / name)
+        assert str(failure.value).endswith(f": '{tmp_path / name}'")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_look_at_the_place_leaves_what_is_there(tmp_path):
-    check_place(tmp_path / "new")
+def test_checking_a_file_changes_nothing(tmp_path):
+    check_writable(tmp_path / "new")
     (tmp_path / "old").write_text("old")
-    check_place(tmp_path / "old")
+    check_writable(tmp_path / "old")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]

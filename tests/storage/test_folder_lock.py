@@ -13,14 +13,14 @@ from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.storage import folder_lock
-from hpcdat.storage.folder_lock import keep_others_out, locked
+from hpcdat.storage.folder_lock import lock_folder, locked
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 
 
 def hold(folder, ready):
     """Hold a folder, start a process that outlives this one, as a loader may, and stay."""
-    held = keep_others_out(folder)
+    held = lock_folder(folder)
     if os.fork() == 0:
         time.sleep(3)
         os._exit(0)
@@ -49,7 +49,7 @@ def holder():
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(folder_lock, "SECONDS_TO_END", 0.2)
+    monkeypatch.setattr(folder_lock, "SECONDS_TO_ACQUIRE", 0.2)
 
 
 def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(holder, tmp_path, monkeypatch):
@@ -57,8 +57,8 @@ def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(holder, 
     job = read_job(DEMO, [f"run_dir={tmp_path}/run"])
     other = holder(job.run_dir)
     for overwrite in (False, True):
-        told = rf"{job.run_dir} is in use by process {other.pid} on .*, Slurm's job 4711: let it end"
-        with pytest.raises(InputError, match=told):
+        message = rf"{job.run_dir} is in use by process {other.pid} on .*, Slurm job 4711: wait until"
+        with pytest.raises(InputError, match=message):
             RunFolder(job.run_dir).begin(job, {}, overwrite=overwrite)
     other.kill()
     other.join()
@@ -66,7 +66,7 @@ def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(holder, 
 
 
 @pytest.mark.parametrize("command", ["evaluate", "certify"])
-def test_a_second_command_is_told_and_touches_nothing(run_dir, holder, command):
+def test_a_second_command_is_refused_and_touches_nothing(run_dir, holder, command):
     folder = RunFolder(run_dir)
     if command == "evaluate":
         at, work = (
@@ -85,7 +85,7 @@ def test_a_command_that_fails_lets_the_next_one_in(tmp_path):
     with pytest.raises(KeyboardInterrupt), locked(tmp_path, SingleProcess()):
         raise KeyboardInterrupt
     fork = multiprocessing.get_context("fork")
-    other = fork.Process(target=keep_others_out, args=(tmp_path,))
+    other = fork.Process(target=lock_folder, args=(tmp_path,))
     other.start()
     other.join()
     assert other.exitcode == 0

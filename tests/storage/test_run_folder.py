@@ -1,4 +1,4 @@
-"""The run folder: whose it is, and what may be done to it."""
+"""Run folders: creating, resuming, overwriting."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.conftest import DEMO
 
 @pytest.fixture
 def begin(tmp_path):
-    """Begins a run in one folder, or goes on with it."""
+    """Begins or resumes a run in one folder."""
 
     def with_settings(*settings, overwrite=False):
         job = read_job(DEMO, [f"run_dir={tmp_path}/run", *settings])
@@ -21,16 +21,16 @@ def begin(tmp_path):
     return with_settings
 
 
-def test_what_training_does_not_depend_on_may_change_and_is_told(begin, tmp_path, capsys):
+def test_what_training_does_not_depend_on_may_change_and_is_printed(begin, tmp_path, capsys):
     assert begin() == "new"
     RunFolder(tmp_path / "run").checkpoints.epoch_file.touch()
     changes = ["data.corrupt=skip", "stall_timeout=900", "skipped_steps=20", "data.threads=4"]
     changes += ["checkpoint_minutes=5", "certification.n=10", "evaluation.batch_size=10"]
     assert begin(*changes, f"data.root={tmp_path}") == "unfinished"
-    told = capsys.readouterr().out
-    assert "data.corrupt: stop -> skip" in told and "certification.n: 100000 -> 10" in told
+    printed = capsys.readouterr().out
+    assert "data.corrupt: stop -> skip" in printed and "certification.n: 100000 -> 10" in printed
     assert RunFolder(tmp_path / "run").read_job([]).stall_timeout == 900
-    with pytest.raises(RunError, match=r"other settings \(seed: 0 -> 1\): use the same"):
+    with pytest.raises(RunError, match=r"other settings \(seed: 0 -> 1\): use the same settings"):
         begin(*changes, "seed=1", "data.threads=8", f"data.root={tmp_path}")
 
 
@@ -48,7 +48,7 @@ def test_a_run_that_never_trained_holds_no_other_settings(begin, tmp_path):
 
 @pytest.mark.parametrize("removed", range(5))
 def test_an_overwriting_start_that_is_killed_is_done_by_the_next_one(begin, tmp_path, monkeypatch, removed):
-    """Whatever is still there: the old run is not gone on with, and its rest is no stranger's."""
+    """Whatever is left: the old run is not resumed, and its remains do not count as foreign files."""
     begin()
     folder, left = RunFolder(tmp_path / "run"), iter(range(removed))
     folder.checkpoints.epoch_file.write_bytes(b"old")

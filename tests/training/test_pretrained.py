@@ -27,7 +27,17 @@ def named(count):
 
 def kept(model, path, classes):
     nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
-    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, classes, 9))
+    checkpoint = Checkpoint(
+        model=model.state_dict(),
+        statistics=nothing,
+        optimizer={},
+        epoch=1,
+        step=0,
+        workers=1,
+        classes=classes,
+        images=9,
+    )
+    save_checkpoint(path, checkpoint)
 
 
 def same(ours, theirs, name):
@@ -104,7 +114,7 @@ def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):
         "half-numbered.pth": "expected a state dictionary",
         "list.pth": "expected a state dictionary",
         "text.pth": "not a file of weights",
-        "text.pt": "not a checkpoint",
+        "text.pt": "not an hpcdat checkpoint",
         "none.pth": "no such file",
         "none.pt": "no such checkpoint",
     }.items():

@@ -22,14 +22,14 @@ def quick(run_dir, *settings):
     return read_job(DEMO, [f"run_dir={run_dir}", *small, *settings])
 
 
-class AfterLooks:
-    """Somebody wants to stop when it has been asked so many times, once after every step."""
+class AfterPolls:
+    """A stop request that is made after a number of polls, one per step."""
 
-    def __init__(self, looks):
-        self.left = looks
+    def __init__(self, polls):
+        self.left = polls
 
     @property
-    def wanted(self):
+    def requested(self):
         self.left -= 1
         return self.left < 0
 
@@ -38,7 +38,7 @@ def test_a_stop_on_the_last_step_of_an_epoch_keeps_that_epoch_the_guard_included
     peace, stopped = (quick(tmp_path / name, "method=dat-fgsm") for name in ("in peace", "stopped"))
     train(peace, SingleProcess(), Never())
     with pytest.raises(Stopped, match="stopped in epoch 2, step 0"):
-        train(stopped, SingleProcess(), AfterLooks(3))
+        train(stopped, SingleProcess(), AfterPolls(3))
     train(stopped, SingleProcess(), Never())
     one, other = (RunFolder(job.run_dir).newest_checkpoint() for job in (peace, stopped))
     assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
@@ -49,7 +49,7 @@ def test_other_images_than_those_of_the_training_are_refused(tmp_path):
     write_digits(tmp_path / "digits")
     job = quick(tmp_path / "run", f"data.root={tmp_path}/digits", "data.train_images=null")
     with pytest.raises(Stopped, match="stopped in epoch 1, step 3"):
-        train(job, SingleProcess(), AfterLooks(2))
+        train(job, SingleProcess(), AfterPolls(2))
     threes = tmp_path / "digits" / "train" / "3"
     next(threes.iterdir()).unlink()
     told = "trained on 1400 images of 10 classes, and now there are 1399 of 10: bring the images back"
@@ -64,7 +64,7 @@ def test_other_images_than_those_of_the_training_are_refused(tmp_path):
 def test_a_step_that_the_epoch_does_not_have_is_refused(tmp_path):
     job = quick(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(job, SingleProcess(), AfterLooks(1))
+        train(job, SingleProcess(), AfterPolls(1))
     kept = RunFolder(job.run_dir).checkpoints
     save_checkpoint(kept.step_file, dataclasses.replace(load_checkpoint(kept.step_file), step=4))
     with pytest.raises(InputError, match="step 4 of an epoch that now has 4"):
@@ -86,7 +86,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
 def test_a_checkpoint_with_other_fields_is_refused(tmp_path, field):
     job = quick(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(job, SingleProcess(), AfterLooks(1))
+        train(job, SingleProcess(), AfterPolls(1))
     file = RunFolder(job.run_dir).checkpoints.step_file
     kept = load_checkpoint(file)
     save_checkpoint(file, dataclasses.replace(kept, **{field: getattr(kept, field) | {"later": 1}}))

@@ -50,7 +50,7 @@ def trained_concurrently(workers, patch, root, run_dir, stop_after, delay, *sett
         stop, step = Never(), Algorithm1.step
 
         def step_and_stop(algorithm, now, *rest):
-            stop.wanted = now.epoch * 5 + now.step + 1 == stop_after
+            stop.requested = now.epoch * 5 + now.step + 1 == stop_after
             return step(algorithm, now, *rest)
 
         with patch.context() as disturbed:

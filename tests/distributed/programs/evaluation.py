@@ -14,7 +14,7 @@ from torch import nn
 from hpcdat.config.job_file import read_job
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.images import Images
-from hpcdat.distributed.uneven_work import apart
+from hpcdat.distributed.uneven_work import run_unevenly
 from hpcdat.errors import HpcdatError
 from hpcdat.evaluation.accuracy import PgdAccuracy, measure_accuracy
 from hpcdat.evaluation.image_batches import ImageBatches
@@ -95,7 +95,7 @@ class _SlowForOne:
         for number in range(len(batches)):
             if number and self.workers.rank == 1:
                 time.sleep(0.3)
-                self.stop.wanted = number == 9
+                self.stop.requested = number == 9
             yield torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
 
 
@@ -117,18 +117,18 @@ def _described(error):
 def _share(workers, ending):
     stop, begin, times = Never(), time.monotonic(), {}
 
-    def work(look):
+    def work(poll):
         while workers.rank >= 1 and time.monotonic() - begin < (4 if workers.rank == 1 else 0.5):
-            stop.wanted = ending == "stop" and time.monotonic() - begin > 0.3
+            stop.requested = ending == "stop" and time.monotonic() - begin > 0.3
             if ending == "failure" and workers.rank == 1 and time.monotonic() - begin > 0.3:
                 raise OSError("no space left")
-            look()
+            poll()
             time.sleep(0.01)
         times["worked_until"] = time.monotonic()
         return workers.rank
 
     try:
-        outcome = {"result": apart(workers, "work", work, stop)}
+        outcome = {"result": run_unevenly(workers, "work", work, stop)}
     except HpcdatError as error:
         outcome = _described(error)
     return outcome | times | {"seconds": time.monotonic() - begin, "returned_at": time.monotonic()}

@@ -33,7 +33,7 @@ def train_and_stop(workers, patch, steps, *settings):
     done = itertools.count(1)
 
     def step_and_stop(algorithm, *batches):
-        stop.wanted = next(done) == steps
+        stop.requested = next(done) == steps
         return step(algorithm, *batches)
 
     patch.setattr(Algorithm1, "step", step_and_stop)

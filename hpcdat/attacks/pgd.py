@@ -95,7 +95,7 @@ class PGD:
         """Perturbed images that (nearly) maximise the loss in the ball around each image, (A1).
 
         Each step moves by ``step_size`` along ``direction`` and projects onto the ball and [0, 1]. A sample
-        whose gradient is zero or not finite does not move in that step.
+        whose gradient is zero, or whose step is not finite, does not move in that step.
 
         The model's modes, buffers, parameter gradients and ``requires_grad`` are restored. Random numbers
         come only from ``generator``; torch's global random state is not used.
@@ -128,8 +128,8 @@ class PGD:
                 x_adv = ball.project(x + ball.sample(generator))
             for _ in range(self.steps):
                 gradient = input_gradient(model, loss, x_adv)
-                move = ball.steepest(gradient) if self.direction == "steepest" else _finite(gradient)
-                x_adv = ball.project(x_adv + self.step_size * move)
+                direction = ball.steepest(gradient) if self.direction == "steepest" else gradient
+                x_adv = ball.project(x_adv + _finite(self.step_size * direction))
         return ball.round_inside(x_adv)
 
 
@@ -143,10 +143,10 @@ def input_gradient(model: nn.Module, loss: Loss, x: Tensor) -> Tensor:
     return torch.autograd.grad(loss(model(x)).sum(), x)[0]
 
 
-def _finite(gradient: Tensor) -> Tensor:
-    """The gradient, or 0 for a sample where it is not finite."""
-    finite = gradient.isfinite().flatten(1).all(1).view(-1, *[1] * (gradient.dim() - 1))
-    return torch.where(finite, gradient, 0)
+def _finite(step: Tensor) -> Tensor:
+    """The step, or 0 for a sample where it is not finite."""
+    finite = step.isfinite().flatten(1).all(1).view(-1, *[1] * (step.dim() - 1))
+    return torch.where(finite, step, 0)
 
 
 @contextmanager

@@ -127,6 +127,15 @@ def test_a_radius_is_not_rounded_before_it_is_added():
     assert (x.double() - LinfBall(x, eps).low.double()).item() <= eps
 
 
+def test_a_step_that_overflows_does_not_move_the_sample():
+    """The gradient is finite, its product with the length of the step is not."""
+    x = torch.full((2, 1, 1, 2), 0.5, dtype=torch.float16)
+    gradient = torch.tensor([[[[7.0, -7.0]]], [[[1e-5, 0.0]]]], dtype=torch.float16)
+    attack = PGD(norm="l2", eps=0.1, step_size=1e4, steps=1, random_start=False, direction="gradient")
+    x_adv = attack(Hostile(gradient), lambda out: out[:, 0], x)
+    assert torch.equal(x_adv[0], x[0]) and x_adv[1, 0, 0, 0] > 0.5
+
+
 @settings(max_examples=400)
 @given(
     data=st.data(),

@@ -73,8 +73,8 @@ class Spent:
 class GradientExchange:
     """Sums gradients over the workers, as the job says.
 
-    Biases and batch norm (tensors of one dimension) are exact always: they are few, and most of
-    what rounding harms.
+    Biases and batch norm (tensors of one dimension) are exact unless ``exact_1d`` is false: they are few,
+    and most of what rounding harms.
 
     Args:
         workers: who take part.
@@ -160,8 +160,7 @@ class GradientExchange:
 
     def traffic(self) -> Traffic:
         """Bytes of one iteration on the network, computed from the messages."""
-        crossing = [collective for bucket in self.buckets for collective in bucket.collectives(self.plan)]
-        return traffic(crossing, self.plan.senders)
+        return traffic_of(self.buckets, self.plan)
 
     def gather_state(self) -> list[dict[str, Tensor]]:
         """All workers' error feedback, on all of them: by bucket and place, (M, n) float32.
@@ -248,6 +247,12 @@ class GradientExchange:
         return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.memory))
 
 
+def traffic_of(buckets: Sequence[Bucket], plan: Plan) -> Traffic:
+    """Bytes on the network of one exchange of all buckets."""
+    crossing = (collective for bucket in buckets for collective in bucket.collectives(plan))
+    return traffic(crossing, plan.senders)
+
+
 def gradients_of(model: nn.Module) -> Named:
     """The parameters that have gradients, with their names, first layer first."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -267,7 +272,8 @@ def make_buckets(named: Named, settings: Exchange, *, coding: bool) -> list[Buck
     size = settings.bucket_mb * 2**20
     filling: dict[bool, Bucket] = {}
     for name, parameter in reversed(named):
-        exact = parameter.dim() <= 1 or any(fnmatchcase(name, pattern) for pattern in settings.exact)
+        exact = settings.exact_1d and parameter.dim() <= 1
+        exact = exact or any(fnmatchcase(name, pattern) for pattern in settings.exact)
         coded = coding and not exact
         alone = coded and settings.block == "tensor"
         bucket = filling.get(coded)

@@ -5,10 +5,14 @@ it is rounded to the upper one with the probability that makes the mean right:
 
     Q(g) = ||g|| xi,  xi = (l + 1)/s with probability s g/||g|| - l, else l/s      (A5), (A6)
 
-(the paper rounds |g| and puts the sign back, which is the same distribution). Sign and levels fit in
-b bits with s = 2^(b-1) - 1: 127 levels at 8 bits. (The s = 2^b of the paper's text makes 2^b + 1
-magnitudes; its Table 4 counts one bit of sign and seven of levels.) With one bit there is no zero: the
-levels are -1 and 1.
+(the paper rounds |g| and puts the sign back, which is the same distribution). Here b counts the sign:
+with s = 2^(b-1) - 1 levels of each sign, 127 at 8 bits, sign and level fit in b bits. With one bit there
+is no zero: the levels are -1 and 1.
+
+The paper's b does not count the sign: its Appendix 1 has s = 2^b and 32 + d + bd bits for d coordinates,
+although the magnitudes 0..s, 2^b + 1 of them, do not fit in b bits. Its Table 4 counts "8 bits" as a
+quarter of float32's bytes, so there they include the sign; how many levels that left, it does not say. The
+authors' public code has b = 7 and s = 127, a byte with the sign: the levels of 8 bits here.
 
 Blocks that are all zero decode to exact zeros, denormal ones to their values, and a block that holds NaN
 or infinity to numbers that are not finite, on every worker that decodes it.

@@ -42,25 +42,33 @@ def plan(
     images: Annotated[
         int | None, typer.Option(min=1, help="Training images, where they are not here to be counted.")
     ] = None,
+    bytes_: Annotated[
+        bool,
+        typer.Option("--bytes", help="Only compute the bytes of an iteration: no timing, links or images."),
+    ] = False,
 ) -> None:
     """Predict what a job costs on so many nodes: C, T, bytes and speed-up, before it runs.
 
     Attack, gradient and update of the job's network are timed here, on random images. Links are measured
     where this is started on several nodes, as `hpcdat train` is; else they are those of `--calibration`,
     or of a rate that is assumed (`--link`). With exchange.protocol auto it says which protocol it would
-    choose.
+    choose. `--bytes` prints MB per iteration alone, computed from the settings and the model's shapes.
     """
     replaced = [*(set_ or []), *(settings or [])]
+    if bytes_:
+        unused = {"--calibration": calibration, "--link": link, "--save": save, "--images": images}
+        given = [name for name, value in unused.items() if value is not None]
+        given += ["-np"] if workers > 1 else []
+        text = reported_once(lambda: _bytes(job, replaced, nodes, workers_per_node, given))
+        if launched().rank == 0:
+            print(text)
+        return
     started = workers if workers > 1 else launched().size
 
     def read() -> tuple[Job, list[int], Calibration | None]:
-        from hpcdat.commands.train import check_workers
         from hpcdat.performance import calibration as links
-        from hpcdat.performance.forecast import read_nodes
 
-        resolved, wanted = read_job(job, replaced), read_nodes(nodes)
-        for number in wanted:
-            check_workers(resolved, nodes=number, size=number * workers_per_node)
+        resolved, wanted = _job_and_nodes(job, replaced, nodes, workers_per_node)
         if calibration and link:
             raise InputError("--calibration and --link: one of them says what the links are")
         if save and (calibration or link or started == 1):
@@ -90,3 +98,26 @@ def plan(
     told = as_worker(work, resolved)
     if told is not None:
         print(told)
+
+
+def _job_and_nodes(
+    job: Path, replaced: list[str], nodes: str, workers_per_node: int
+) -> tuple[Job, list[int]]:
+    """The resolved job and the numbers of nodes, each of which can train it."""
+    from hpcdat.commands.train import check_workers
+    from hpcdat.performance.forecast import read_nodes
+
+    resolved, numbers = read_job(job, replaced), read_nodes(nodes)
+    for number in numbers:
+        check_workers(resolved, nodes=number, size=number * workers_per_node)
+    return resolved, numbers
+
+
+def _bytes(job: Path, replaced: list[str], nodes: str, workers_per_node: int, unused: list[str]) -> str:
+    """The output with ``--bytes``; of other options given, the first one is refused."""
+    from hpcdat.performance.network_bytes import describe_bytes
+
+    if unused:
+        raise InputError(f"{unused[0]}: not allowed with --bytes, which measures nothing")
+    resolved, numbers = _job_and_nodes(job, replaced, nodes, workers_per_node)
+    return describe_bytes(resolved, numbers, workers_per_node)

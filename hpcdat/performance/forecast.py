@@ -18,18 +18,17 @@ from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.errors import InputError
-from hpcdat.exchange.gradient_exchange import gradients_of, make_buckets
-from hpcdat.exchange.resolve import make_plan, pays_to_compile
-from hpcdat.exchange.traffic import Traffic, traffic
+from hpcdat.exchange.gradient_exchange import gradients_of
+from hpcdat.exchange.resolve import pays_to_compile
+from hpcdat.exchange.traffic import Traffic
 from hpcdat.performance.autotune import Correction, choose_for, predicted
 from hpcdat.performance.calibration import Calibration, assume_links, measure_links
-from hpcdat.performance.microbenchmarks import Imagined, Rate, coding_rate
+from hpcdat.performance.microbenchmarks import Rate, coding_rate
+from hpcdat.performance.network_bytes import CLASSES, crossing_of
 from hpcdat.performance.step_timing import StepTiming, time_step
 from hpcdat.performance.trial_exchange import measure_correction
 from hpcdat.training.roles import assign_roles, first_workers
 
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
-"""Classes of a data source whose images are not here to be counted."""
 BACKWARD = 2 / 3
 """Share of the backward pass in the time of a local gradient: what exchanges can overlap with."""
 
@@ -221,25 +220,21 @@ def forecast(
         network = calibration.network
         chosen = choose_for(exchange, named, network, nodes, per_node, rate, correction, compiled=compiled)
         exchange = chosen.chosen.exchange
-    # Inside a node float32 costs next to nothing beside the network's time.
-    across = exchange.protocol == "hierarchical"
-    crossing = (nodes, 1) if across else (nodes, per_node)
-    flat = exchange.model_copy(update={"protocol": exchange.across}) if across else exchange
-    senders = crossing[0] * crossing[1]
-    spent, sent, buckets = 0.0, Traffic(0, 0, 0), []
-    if senders > 1:
-        plan = make_plan(flat, Imagined(senders), compiled=compiled)
-        coding = rate(flat, senders)
-        spent = predicted(flat, plan, named, calibration.network, *crossing, coding).seconds
-        spent *= correction(flat)
-        buckets = make_buckets(named, flat, coding=not plan.is_exact)
-        sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
+    # Inside a node float32 costs next to nothing compared with the network's time.
+    crossing = crossing_of(exchange, named, nodes, per_node, compiled=compiled)
+    spent, sent, buckets = 0.0, Traffic(0, 0, 0), 0
+    if crossing:
+        coding = rate(crossing.exchange, crossing.nodes * crossing.per_node)
+        shape = crossing.nodes, crossing.per_node
+        known = predicted(crossing.exchange, crossing.plan, named, calibration.network, *shape, coding)
+        spent = known.seconds * correction(crossing.exchange)
+        sent, buckets = crossing.traffic, len(crossing.buckets)
     share = images / steps / batches * job.batch_size / job.labelled_batch
     hidden = BACKWARD * timing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += timing.attack * share
     # Of the last bucket nothing is hidden.
-    waited = max(spent - hidden, spent / max(len(buckets), 1))
+    waited = max(spent - hidden, spent / max(buckets, 1))
     total = steps * (timing.step(share, set(roles)) + waited)
     per_image = job.copies // job.passes * (timing.attack + timing.gradient)
     alone = images * per_image + math.ceil(images / job.batch_size) * timing.update

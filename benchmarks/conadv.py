@@ -58,9 +58,10 @@ from hpcdat.models.split_batch_norm import SplitBatchNorm
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1
 
-JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm-ring.yaml"
 ALWAYS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
-ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "exchange.overlap=true", "data.loader=device"]
+ALWAYS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "data.loader=device"]
+ALWAYS += ["beside=[]", "exchange.protocol=ring", "exchange.overlap=true"]
 ATTACK_WORKER, APART = ["concurrent.place=workers"], ["concurrent.halves=apart"]
 ALONE = {
     "vanilla": ["method=plain"],

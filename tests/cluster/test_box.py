@@ -124,23 +124,37 @@ def test_wrong_values_are_refused(value):
 def test_bytes_are_as_predicted_over_rate_limited_links(make_box):
     """Six nodes, 1 Gbit/s: what all cards have sent, headers included, within 5 %.
 
-    Of single vectors by every protocol, and of whole exchanges as the DAT paper's Table 4 has them.
-
     Horovod's workers talk to each other in every cycle, 4 MB a second in all with cycles of 1 ms; and on
     slower links five senders to one server overflow its queue, and packets that are sent again count too.
     """
     made = make_box(nodes=6, rate="1gbit")
     launch = [sys.executable, "-m", "hpcdat", "box", "run", made.name, "-np", "6", "--"]
     variables = {"GLOO_SOCKET_IFNAME": CARD, "HOROVOD_CYCLE_TIME": "10"}
-    rows = [
-        CHECKOUT / "jobs" / "miniature" / f"dat-fgsm{end}.yaml" for end in ("", "-16", "-8", "-8-two-sided")
-    ]
-    with Team("Gloo", 6, divisible=True, prefix=launch, variables=variables) as team:
+    with Team("Gloo", 6, prefix=launch, variables=variables) as team:
         answers = team.run("exchange.bytes_on_the_wire")
-        of_rows = team.run("exchange.rows_on_the_wire", *rows)
     assert all(answer == answers[0] for answer in answers)
-    assert all(answer == of_rows[0] for answer in of_rows)
-    for name, count in [*answers[0].items(), *of_rows[0].items()]:
+    for name, count in answers[0].items():
+        assert count["sent"] == pytest.approx(count["predicted"], rel=0.05), name
+
+
+@pytest.mark.full
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_rows_of_table_4_send_the_bytes_that_plan_prints(make_box):
+    """All gradients of PreAct-ResNet-18, as the DAT paper's Table 4 sends them between six nodes, within 5 %.
+
+    Workers that may be divided into teams say more to each other in every cycle, so cycles are 100 ms long.
+    """
+    made = make_box(nodes=6, rate="1gbit")
+    launch = [sys.executable, "-m", "hpcdat", "box", "run", made.name, "-np", "6", "--"]
+    variables = {"GLOO_SOCKET_IFNAME": CARD, "HOROVOD_CYCLE_TIME": "100"}
+    ends = ("", "-16", "-8", "-8-two-sided")
+    jobs = [CHECKOUT / "jobs" / "miniature" / f"dat-fgsm{end}.yaml" for end in ends]
+    with Team("Gloo", 6, divisible=True, prefix=launch, variables=variables) as team:
+        answers = team.run("exchange.rows_on_the_wire", *jobs, timeout=500)
+    assert all(answer == answers[0] for answer in answers)
+    assert len(answers[0]) == 4
+    for name, count in answers[0].items():
         assert count["sent"] == pytest.approx(count["predicted"], rel=0.05), name
 
 

@@ -57,10 +57,10 @@ from hpcdat.models.split_batch_norm import SplitBatchNorm
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.step import Algorithm1
 
-JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm-ring.yaml"
 COMMON_SETTINGS = ["optimizer.name=lars", "optimizer.lr=1", "data.channels=3", "model.mean=[0.5,0.5,0.5]"]
-COMMON_SETTINGS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]"]
-COMMON_SETTINGS += ["exchange.overlap=true", "data.loader=device"]
+COMMON_SETTINGS += ["model.std=[0.25,0.25,0.25]", "reproduces=[]", "data.loader=device"]
+COMMON_SETTINGS += ["beside=[]", "exchange.protocol=ring", "exchange.overlap=true"]
 ATTACK_WORKER, SEPARATE_HALVES = ["concurrent.place=workers"], ["concurrent.halves=apart"]
 ONE_WORKER = {
     "vanilla": ["method=plain"],

@@ -47,10 +47,10 @@ from hpcdat.performance.microbenchmarks import coding_rate
 from hpcdat.performance.step_timing import time_step
 from hpcdat.storage.run_folder import RunFolder
 
-JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm.yaml"
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm-ring.yaml"
 EXCHANGES = {
-    "ring, float32": [],
-    "ring, 8 bits": ["bits=8"],
+    "ring, float32": ["protocol=ring"],
+    "ring, 8 bits": ["bits=8", "protocol=ring"],
     "allgather, 8 bits": ["bits=8", "protocol=allgather"],
     "parameter server, 8 bits two-sided": ["bits=8", "protocol=parameter_server", "two_sided=true"],
     "sharded server, float32": ["protocol=sharded_server", "bucket_mb=1"],

@@ -1,14 +1,15 @@
 """Tables 1 and 4 of the DAT paper in miniature, on six emulated nodes: ``make tables``.
 
 ``python benchmarks/tables.py [--out FOLDER] [--json PATH] [--against PATH]``: every job of jobs/miniature
-that stands for one of their rows is trained in a box (root, iproute2): the baselines on one node, DAT on six
-with links of ``--rate``, and the HPC rows with links of ``--fast-rate``. The report of both tables is written
-to FOLDER; with ``--against`` the C of an earlier JSON are compared.
+that reproduces one of their rows, or is shown below one, is trained in a box (root, iproute2): the baselines
+on one node, DAT on six with links of ``--rate``, and the HPC rows with links of ``--fast-rate``. The report
+of both tables is written to FOLDER; with ``--against`` the C of an earlier JSON are compared.
 
 Ratios, for PGD and FGSM:
 
-- ``c_8_bits_over_32_*``, ``c_8_bits_two_sided_over_32_*``: C of 8 bits over C of 32 bits (the DAT paper: 0.66
-  and 1.21 for PGD).
+- ``c_8_bits_over_32_*``, ``c_8_bits_two_sided_over_32_*``: C of 8 bits over C of 32 bits, as the
+  paper ran them (the DAT paper: 0.66 and 1.21 for PGD).
+- ``c_8_bits_lanes_over_32_ring_*``, ``c_8_bits_sharded_over_32_ring_*``: the same of what hpcdat offers.
 - ``c_against_*``: C of a job over that of the earlier report, the one furthest from 1.
 """
 
@@ -20,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -31,22 +32,37 @@ from hpcdat.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("dat-1", "dat-4")
+
+
+def rows_of(job: Path) -> list[str]:
+    """Rows that a job reproduces or is shown below."""
+    settings = read_job(job)
+    return [*settings.reproduces, *settings.beside]
+
+
 JOBS = [
     job
     for job in sorted((ROOT / "jobs" / "miniature").glob("*.yaml"))
-    if any(row.split("/")[0] in TABLES for row in read_job(job).reproduces)
+    if any(row.split("/")[0] in TABLES for row in rows_of(job))
 ]
 HPC = "-hpc"
+RATIOS = (
+    ("8_bits_over_32", "-8", ""),
+    ("8_bits_two_sided_over_32", "-8-two-sided", ""),
+    ("8_bits_lanes_over_32_ring", "-8-lanes", "-ring"),
+    ("8_bits_sharded_over_32_ring", "-8-sharded", "-ring"),
+)
+"""Names of the ratios of C, with the ends of the names of the jobs above and below the line."""
 
 
-def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path) -> None:
-    """Train jobs one after the other in a box with such links."""
+def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path, settings: Sequence[str]) -> None:
+    """Train jobs one after the other, with settings replaced, in a box with such links."""
     name = f"tables-{os.getpid()}"
     create_box(name, nodes=nodes, rate=rate)
     try:
         for job in jobs:
             workers = 1 if METHODS[read_job(job).method].centralised else nodes
-            train = ["train", str(job), "--overwrite", "--set", f"run_dir={runs / job.stem}"]
+            train = ["train", str(job), "--overwrite", "--set", f"run_dir={runs / job.stem}", *settings]
             hpcdat = [sys.executable, "-m", "hpcdat"]
             command = [*hpcdat, "box", "run", name, "-np", str(workers), "--", *hpcdat, *train]
             began = time.monotonic()
@@ -65,11 +81,10 @@ def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None])
     """What the tables are read for, from C by job."""
     ratios = {}
     for oracle in ("pgd", "fgsm"):
-        full = seconds.get(f"dat-{oracle}")
-        for name, job in (("8_bits", "8"), ("8_bits_two_sided", "8-two-sided")):
-            codes = seconds.get(f"dat-{oracle}-{job}")
+        for name, job, reference in RATIOS:
+            full, codes = (seconds.get(f"dat-{oracle}{end}") for end in (reference, job))
             if full and codes:
-                ratios[f"c_{name}_over_32_{oracle}"] = codes / full
+                ratios[f"c_{name}_{oracle}"] = codes / full
     again = {job: c / before[job] for job, c in seconds.items() if c and before.get(job)}
     if again:
         furthest = max(again, key=lambda job: abs(again[job] - 1))
@@ -84,6 +99,9 @@ def main() -> None:
     parser.add_argument("--rate", default="100mbit", help="rate of the links (default: %(default)s)")
     parser.add_argument("--fast-rate", default="1gbit", help="of the HPC rows' links (default: %(default)s)")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="jobs by name, such as 'dat-fgsm*'")
+    parser.add_argument(
+        "--set", nargs="+", metavar="KEY=VALUE", help="settings of all jobs, such as epochs=1 for a try"
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tables", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tables" / "report", help="of the report")
     parser.add_argument("--json", type=Path, help="write environment, C of every job and ratios here")
@@ -100,11 +118,11 @@ def main() -> None:
             (arguments.fast_rate, [job for job in jobs if HPC in job.stem]),
         ):
             if some:
-                train(some, rate, arguments.nodes, arguments.runs)
+                train(some, rate, arguments.nodes, arguments.runs, arguments.set or [])
     except BoxError as error:
         raise SystemExit(str(error)) from None
     folders = [arguments.runs / job.stem for job in jobs]
-    shown = dict.fromkeys(row.split("/")[0] for job in jobs for row in read_job(job).reproduces)
+    shown = dict.fromkeys(row.split("/")[0] for job in jobs for row in rows_of(job))
     tables = [word for table in sorted(shown) for word in ("--table", table)]
     tables += ["--out", str(arguments.out)]
     title = ["--title", "The DAT paper's Tables 1 and 4 in miniature"]
@@ -124,6 +142,8 @@ def main() -> None:
             "environment": RunFolder(folders[-1]).environment(),
             "rates": {"links": arguments.rate, "hpc": arguments.fast_rate},
             "seconds": seconds,
+            "accuracies": {name: {"ta": result.ta, "ra": result.ra} for name, result in results.items()},
+            "megabytes": {name: result.megabytes for name, result in results.items()},
             "ratios": ratios,
         }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -61,6 +61,11 @@ class Job(Settings):
     )
     """rows of the papers' tables, such as dat-4/dat-pgd-8, that `hpcdat report --table` (and, for dat-2,
     `hpcdat certify`) compares the run with"""
+    beside: Annotated[list[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")]], MAY_CHANGE] = Field(
+        default_factory=list
+    )
+    """rows of the papers' tables below which `hpcdat report --table` shows the run under its own name, such
+    as another exchange with as many bits"""
     data: Data = Data()
     model: Model = Model()
     attack: Attack = Attack()
@@ -201,7 +206,7 @@ class Job(Settings):
 
     def _check_exchange(self) -> None:
         exchange = self.exchange
-        protocol = exchange.across if exchange.protocol == "hierarchical" else exchange.protocol
+        protocol = exchange.between_nodes
         free = protocol == "auto"
         if exchange.bits_allowed != Exchange().bits_allowed and not free:
             raise _refusal("exchange.bits_allowed", "nothing: it is for exchange.protocol auto")
@@ -218,6 +223,14 @@ class Job(Settings):
             raise _refusal("exchange.sum_format", "float32: it is for one-sided exchange over servers")
         if exchange.lane_bits and not (protocol == "ring" and coded):
             raise _refusal("exchange.lane_bits", "nothing: lanes are for codes in a ring")
+        if exchange.levels:
+            if free or not coded or exchange.bits == 1:
+                raise _refusal("exchange.levels", "nothing: it is for codes of 2 to 8 or 16 bits")
+            most = 2 ** (int(exchange.bits) - 1) - 1
+            if exchange.levels > most:
+                raise _refusal(
+                    "exchange.levels", f"at most {most}: sign and levels share {exchange.bits} bits"
+                )
         if exchange.error_feedback and not coded:
             raise _refusal("exchange.error_feedback", f"false: with bits {bits} there are no codes")
 

@@ -234,17 +234,39 @@ class Exchange(Settings):
     """norm that the levels divide: the largest magnitude, or the paper's l2"""
     block: Annotated[int, Field(ge=8)] | Literal["bucket", "tensor"] = 512
     """coordinates that share a norm: a number, a whole bucket, or a parameter tensor"""
+    levels: int | None = Field(None, ge=1)
+    """s of (A6): levels of each sign; left out: 2^(bits - 1) - 1, the most that fit in `bits` bits with the
+    sign"""
     lane_bits: int | None = Field(None, ge=2, le=32)
     """`ring`: bits of a lane, where the sum of all workers' codes must fit, if need be with fewer levels;
     left out: as wide as it takes for all levels"""
     exact: list[str] = []
-    """names of parameters that stay in float32, with * and ?; biases and batch norm always do"""
+    """names of parameters that stay in float32, with * and ?"""
+    exact_1d: bool = True
+    """biases and batch norm (tensors of one dimension) stay in float32 as well; false: they are quantised
+    like all others, as in the DAT authors' public code"""
     error_feedback: bool = False
     """add what rounding left out to what is sent next"""
     bucket_mb: float = Field(25.0, gt=0)
     """MiB of gradients that are exchanged together"""
     overlap: bool = True
     """exchange buckets while the backward pass still computes others"""
+
+    @property
+    def between_nodes(self) -> str:
+        """The protocol that crosses the network: `across` if hierarchical, otherwise `protocol`."""
+        return self.across if self.protocol == "hierarchical" else self.protocol
+
+    def lane_levels(self, senders: int) -> int | None:
+        """Largest s whose sums of so many senders fit in `lane_bits`; None without that limit."""
+        return (2**self.lane_bits - 1) // (2 * senders) if self.lane_bits else None
+
+    def levels_among(self, senders: int) -> int | None:
+        """s, the levels of each sign, with so many senders; None without codes, or for signs alone."""
+        if self.bits in (1, 32, "float16"):
+            return None
+        full = self.levels or 2 ** (int(self.bits) - 1) - 1
+        return min(full, self.lane_levels(senders) or full)
 
     def describe(self) -> str:
         """Protocol and bits: ``ring, 32 bits`` or ``sharded_server, 8 bits two-sided``."""

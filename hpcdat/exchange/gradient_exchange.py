@@ -73,8 +73,8 @@ class ExchangeSeconds:
 class GradientExchange:
     """Sums gradients over the workers, by the protocol that the job names.
 
-    Biases and batch norm (tensors of one dimension) are always summed exactly: they are few, and the most
-    sensitive to rounding.
+    Biases and batch norm (tensors of one dimension) are summed exactly unless ``exact_1d`` is false: they are
+    few, and the most sensitive to rounding.
 
     Args:
         workers: all workers that take part.
@@ -161,8 +161,7 @@ class GradientExchange:
 
     def traffic(self) -> Traffic:
         """Bytes sent in one iteration, computed from the messages."""
-        crossing = [collective for bucket in self.buckets for collective in bucket.collectives(self.plan)]
-        return traffic(crossing, self.plan.senders)
+        return traffic_of(self.buckets, self.plan)
 
     def gather_state(self) -> list[dict[str, Tensor]]:
         """The residuals of all workers: for each bucket, by side, (M, ...) float32; all call this together.
@@ -249,6 +248,12 @@ class GradientExchange:
         return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.feedback))
 
 
+def traffic_of(buckets: Sequence[Bucket], plan: Plan) -> Traffic:
+    """Bytes on the network of one exchange of all buckets."""
+    crossing = (collective for bucket in buckets for collective in bucket.collectives(plan))
+    return traffic(crossing, plan.senders)
+
+
 def gradients_of(model: nn.Module) -> NamedParameters:
     """The parameters that require gradients, with their names, first layer first."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -268,7 +273,8 @@ def make_buckets(named: NamedParameters, settings: Exchange, *, coding: bool) ->
     size = settings.bucket_mb * 2**20
     filling: dict[bool, Bucket] = {}
     for name, parameter in reversed(named):
-        exact = parameter.dim() <= 1 or any(fnmatchcase(name, pattern) for pattern in settings.exact)
+        exact = settings.exact_1d and parameter.dim() <= 1
+        exact = exact or any(fnmatchcase(name, pattern) for pattern in settings.exact)
         coded = coding and not exact
         own_bucket = coded and settings.block == "tensor"
         bucket = filling.get(coded)

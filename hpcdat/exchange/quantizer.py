@@ -5,10 +5,14 @@ it is rounded to the upper one with the probability that makes the mean right:
 
     Q(g) = ||g|| xi,  xi = (l + 1)/s with probability s g/||g|| - l, else l/s      (A5), (A6)
 
-(The paper rounds |g| and then restores the sign, which gives the same distribution.) Sign and levels fit in
-b bits with s = 2^(b-1) - 1: 127 levels at 8 bits. (The paper's text has s = 2^b, which gives 2^b + 1
-magnitudes; its Table 4 counts one bit for the sign and seven for the levels.) With one bit there is no
-zero: the levels are -1 and 1.
+(The paper rounds |g| and then restores the sign, which gives the same distribution.) Here b counts the
+sign: with s = 2^(b-1) - 1 levels of each sign, 127 at 8 bits, sign and level fit in b bits. With one bit
+there is no zero: the levels are -1 and 1.
+
+The paper's b does not count the sign: its Appendix 1 has s = 2^b and 32 + d + bd bits for d coordinates,
+although the magnitudes 0..s, 2^b + 1 of them, do not fit in b bits. Its Table 4 counts "8 bits" as a
+quarter of float32's bytes, so there they include the sign; how many levels that left, it does not say. The
+authors' public code has b = 7 and s = 127, a byte with the sign: the levels of 8 bits here.
 
 A block of zeros decodes to exact zeros, a block of denormal numbers to its values, and a block that contains
 NaN or infinity to non-finite numbers, on every worker that decodes it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -115,22 +115,21 @@ def _flat_plan(settings: Exchange, name: str, senders: int, compiled: bool) -> P
 def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple[Codec, str]:
     if settings.bits == 32 or settings.bits == "float16":
         return Cast(torch.float32 if settings.bits == 32 else torch.float16), ""
-    quantizer = Quantizer(
-        settings.bits, settings.norm, settings.block if isinstance(settings.block, int) else None
-    )
+    block = settings.block if isinstance(settings.block, int) else None
+    quantizer = Quantizer(settings.bits, settings.norm, block, settings.levels)
     if name != "ring":
         return _quantized(quantizer, compiled=compiled), ""
-    if settings.lane_bits:
-        most = (2**settings.lane_bits - 1) // (2 * senders)
+    full, most = quantizer.s, settings.lane_levels(senders)
+    if most is not None:
         if most < 1:
             raise InputError(
                 f"exchange.lane_bits: {settings.lane_bits} bits cannot hold the sum of {senders} workers' "
                 f"codes: take {(2 * senders).bit_length()} or more, or protocol sharded_server",
                 everywhere=True,
             )
-        if most < quantizer.s:
-            quantizer = Quantizer(quantizer.bits, quantizer.norm, quantizer.block, most)
-    return _quantized(quantizer, compiled=compiled), _remark_on(quantizer, senders)
+        if most < full:
+            quantizer = replace(quantizer, levels=most)
+    return _quantized(quantizer, compiled=compiled), _remark_on(quantizer, senders, full)
 
 
 @cache
@@ -139,7 +138,7 @@ def _quantized(quantizer: Quantizer, *, compiled: bool) -> Quantized:
     return Quantized(quantizer, compiled=compiled)
 
 
-def _remark_on(quantizer: Quantizer, senders: int) -> str:
+def _remark_on(quantizer: Quantizer, senders: int, full: float) -> str:
     """A note for the user where lanes of a ring cost more than another protocol; otherwise empty."""
     cost = lanes_for(quantizer, senders).bits_per_code
     if cost >= 2 * quantizer.bits:
@@ -147,10 +146,9 @@ def _remark_on(quantizer: Quantizer, senders: int) -> str:
             f"exchange: in a ring the sum of {senders} workers' {quantizer.bits}-bit codes takes {cost:.1f} "
             f"bits each, where sharded_server takes {quantizer.bits}; lane_bits would trade levels for bits"
         )
-    full = 2 ** (quantizer.bits - 1) - 1
-    if quantizer.levels and quantizer.levels < full / 8:
+    if quantizer.s < full / 8:
         return (
-            f"exchange: {senders} workers leave {quantizer.levels} levels of {full} in such lanes; "
+            f"exchange: {senders} workers leave {quantizer.levels} levels of {full:g} in such lanes; "
             "protocol sharded_server keeps them all"
         )
     return ""

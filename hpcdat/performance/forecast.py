@@ -18,18 +18,17 @@ from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.errors import InputError
-from hpcdat.exchange.gradient_exchange import gradients_of, make_buckets
-from hpcdat.exchange.resolve import make_plan, pays_to_compile
-from hpcdat.exchange.traffic import Traffic, traffic
+from hpcdat.exchange.gradient_exchange import gradients_of
+from hpcdat.exchange.resolve import pays_to_compile
+from hpcdat.exchange.traffic import Traffic
 from hpcdat.performance.autotune import Correction, choose_for, predicted
 from hpcdat.performance.calibration import Calibration, assume_links, measure_links
-from hpcdat.performance.microbenchmarks import Rate, SimulatedCommunicator, coding_rate
+from hpcdat.performance.microbenchmarks import Rate, coding_rate
+from hpcdat.performance.network_bytes import DEFAULT_CLASSES, crossing_of
 from hpcdat.performance.step_timing import StepTiming, time_step
 from hpcdat.performance.trial_exchange import measure_correction
 from hpcdat.training.roles import assign_roles, first_workers
 
-DEFAULT_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
-"""Number of classes of each ``data.source``, used where the images are not on this machine."""
 BACKWARD_FRACTION = 2 / 3
 """Fraction of a local gradient's time that is the backward pass, with which exchanges overlap."""
 
@@ -224,24 +223,20 @@ def forecast(
         choice = choose_for(exchange, named, network, nodes, per_node, rate, correction, compiled=compiled)
         exchange = choice.chosen.exchange
     # The exchange inside a node is negligible compared with the network.
-    across = exchange.protocol == "hierarchical"
-    crossing = (nodes, 1) if across else (nodes, per_node)
-    flat = exchange.model_copy(update={"protocol": exchange.across}) if across else exchange
-    senders = crossing[0] * crossing[1]
-    seconds, sent, buckets = 0.0, Traffic(0, 0, 0), []
-    if senders > 1:
-        plan = make_plan(flat, SimulatedCommunicator(senders), compiled=compiled)
-        coding = rate(flat, senders)
-        seconds = predicted(flat, plan, named, calibration.network, *crossing, coding).seconds
-        seconds *= correction(flat)
-        buckets = make_buckets(named, flat, coding=not plan.is_exact)
-        sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
+    crossing = crossing_of(exchange, named, nodes, per_node, compiled=compiled)
+    seconds, sent, buckets = 0.0, Traffic(0, 0, 0), 0
+    if crossing:
+        coding = rate(crossing.exchange, crossing.nodes * crossing.per_node)
+        shape = crossing.nodes, crossing.per_node
+        prediction = predicted(crossing.exchange, crossing.plan, named, calibration.network, *shape, coding)
+        seconds = prediction.seconds * correction(crossing.exchange)
+        sent, buckets = crossing.traffic, len(crossing.buckets)
     share = images / steps / batches * job.batch_size / job.labelled_batch
     hidden = BACKWARD_FRACTION * timing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += timing.attack * share
     # The last bucket's exchange overlaps with nothing.
-    waited = max(seconds - hidden, seconds / max(len(buckets), 1))
+    waited = max(seconds - hidden, seconds / max(buckets, 1))
     total = steps * (timing.step(share, set(roles)) + waited)
     per_image = job.copies // job.passes * (timing.attack + timing.gradient)
     one_worker = images * per_image + math.ceil(images / job.batch_size) * timing.update

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import by_name
@@ -48,6 +48,12 @@ class Run:
         exchange = f", {result.exchange}" + (f" in lanes of {lanes}" if lanes else "")
         exchange = exchange if result.p * result.q > 1 else ""
         return f"{result.p} x {result.q}, batch {result.batches} x {result.batch}{exchange}"
+
+    @property
+    def senders(self) -> int:
+        """Workers that cross the network: one a node in a hierarchical exchange, otherwise all."""
+        result = self.result
+        return result.p if self.job.exchange.protocol == "hierarchical" else result.p * result.q
 
     @property
     def global_batch(self) -> int:
@@ -205,6 +211,7 @@ QUANTITIES: dict[str, Quantity] = {
         "speed-up of T - C", 2, derive=lambda row, reference: reference["t"] / (row["t"] - row["c"])
     ),
     "c_of_reference": Quantity("C, of 32 bits", 3, derive=_of_reference("c")),
+    "mb_of_reference": Quantity("MB, of 32 bits", 3, derive=_of_reference("mb")),
     "training_of_reference": Quantity("training / vanilla", 2, derive=_of_reference("training")),
     **{
         accuracy_at(radius): Quantity(f"CA (%), r = {radius:g}", 1, measure=_certified_accuracy(radius))
@@ -220,15 +227,17 @@ class Compared:
     """A row of a comparison.
 
     Attributes:
-        row: the paper's.
+        row: the paper's; of runs beside it, one under their own name, without values.
         runs: those that stand for it; their mean is taken.
         ours, paper: values by quantity, those that are known.
+        beside: whether the runs reproduce no row and are shown below one.
     """
 
     row: PaperRow
     runs: Sequence[Run]
     ours: Values
     paper: Values
+    beside: bool = False
 
     def measured(self, quantity: str) -> list[float]:
         """Its values of the runs, of those that it is known of."""
@@ -243,7 +252,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paper's table with runs beside it."""
+    """A paper's table with the runs that stand for its rows, and below a row those that are beside it."""
 
     table: PaperTable
     rows: Sequence[Compared]
@@ -255,7 +264,7 @@ class Comparison:
 
 
 def compare(name: str, runs: Sequence[Run]) -> Comparison:
-    """Put runs beside the rows that their jobs say they reproduce.
+    """Put runs beside the rows that their jobs say they reproduce, or below those they are beside.
 
     Args:
         name: of the table.
@@ -267,31 +276,25 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
     if name not in TABLES:
         raise InputError(f"--table {name}: there are {', '.join(TABLES)}")
     table = TABLES[name]
-    standing: dict[str, list[Run]] = {row.key: [] for row in table.rows}
-    for run in runs:
-        for key in _reproduced(run, table):
-            if key not in standing:
-                raise InputError(
-                    f"{run.folder} reproduces {name}/{key}, but the rows are: {', '.join(standing)}"
-                )
-            standing[key].append(run)
-    if not any(standing.values()):
+    standing, below = _placed(runs, table, "reproduces"), _placed(runs, table, "beside")
+    if not any(standing.values()) and not any(below.values()):
         raise InputError(
             f"none of these runs stands for a row of {name}: a job says so, as in reproduces: "
             f"[{name}/{table.name_of(table.rows[0])}]"
         )
     measured = {key: _measured(standing[key], table) for key in standing}
     if table.certified and not any(measured.values()):
-        first = next(run.folder for runs in standing.values() for run in runs)
+        first = next(run.folder for runs in (*standing.values(), *below.values()) for run in runs)
         raise InputError(f"none of these runs is certified: run `hpcdat certify {first}` first")
     stated = stated_by(table)
-    return Comparison(
-        table,
-        [
-            Compared(row, standing[row.key], _derived(row, measured, table), stated[row.key])
-            for row in table.rows
-        ],
-    )
+    rows = []
+    for row in table.rows:
+        rows.append(Compared(row, standing[row.key], _derived(row, measured, table), stated[row.key]))
+        for label, alike in _by_name(below[row.key]).items():
+            own = replace(row, key=f"{row.key}: {label}", label=label, setup=f"beside {row.setup}", values={})
+            values = _derived(own, measured | {own.key: _measured(alike, table)}, table)
+            rows.append(Compared(own, alike, values, {}, beside=True))
+    return Comparison(table, rows)
 
 
 def stated_by(table: PaperTable) -> dict[str, Values]:
@@ -309,6 +312,7 @@ def differences(work: Mapping[str, Any], run: Run) -> list[str]:
         "epochs": result.epoch,
         "batch_size": result.batch,
         "global batch": result.batches * result.batch,
+        "exchange.levels": job.exchange.levels_among(run.senders),
     }
     ours = {key: measured[key] if key in measured else attrgetter(key)(job) for key in work}
     return [
@@ -318,10 +322,34 @@ def differences(work: Mapping[str, Any], run: Run) -> list[str]:
     ]
 
 
-def _reproduced(run: Run, table: PaperTable) -> list[str]:
-    """Keys of the table's rows that the run's job says it stands for."""
-    named = [name.split("/") for name in run.job.reproduces]
-    return [table.key_of(row, run.job.attack.eps) for of, row in named if of == table.name]
+def _placed(
+    runs: Sequence[Run], table: PaperTable, setting: Literal["reproduces", "beside"]
+) -> dict[str, list[Run]]:
+    """By row of the table, the runs whose jobs name it in a setting.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    placed: dict[str, list[Run]] = {row.key: [] for row in table.rows}
+    for run in runs:
+        named = [name.split("/") for name in getattr(run.job, setting)]
+        for key in [table.key_of(row, run.job.attack.eps) for of, row in named if of == table.name]:
+            if key not in placed:
+                verb = "reproduces" if setting == "reproduces" else "stands beside"
+                raise InputError(
+                    f"{run.folder} {verb} {table.name}/{key}, but the rows are: {', '.join(placed)}"
+                )
+            placed[key].append(run)
+    return placed
+
+
+def _by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs by the name of their folder, of several seeds by that of the folder above."""
+    named: dict[str, list[Run]] = {}
+    for run in runs:
+        folder = run.folder.resolve()
+        named.setdefault((folder.parent if folder.name.startswith("seed-") else folder).name, []).append(run)
+    return named
 
 
 def _measured(runs: Sequence[Run], table: PaperTable) -> Values:
@@ -351,6 +379,8 @@ def _plural(what: str, number: int) -> str:
 
 
 def _short(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else str(value).lower()
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

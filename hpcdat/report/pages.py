@@ -145,6 +145,10 @@ def _notes(comparison: Comparison) -> list[str]:
             "So seconds, bytes and accuracies are not to be held against the paper's; how the rows of one "
             "side compare with each other may be."
         )
+    if below := [compared.row.label for compared in comparison.rows if compared.beside]:
+        notes.append(
+            f"Rows of no paper, each below the one that it offers another exchange for: {', '.join(below)}."
+        )
     if missing:
         rows = [f"{label} ({'; '.join(setups)})" for label, setups in missing.items()]
         notes.append(f"Not run: {', '.join(rows)}.")

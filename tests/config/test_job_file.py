@@ -205,6 +205,11 @@ def test_no_mapping_whatever_ends_in_anything_but_a_job_or_a_job_error(mapping):
         (["exchange.bits=8", "exchange.sum_format=bfloat16"], "exchange.sum_format: expected float32"),
         (["exchange.lane_bits=8"], "exchange.lane_bits: expected nothing"),
         (["exchange.error_feedback=true"], "exchange.error_feedback: expected false"),
+        (["exchange.levels=127"], "exchange.levels: expected nothing"),
+        (
+            ["exchange.bits=8", "exchange.levels=128"],
+            "exchange.levels: expected at most 127: sign and levels",
+        ),
         (["exchange.bits_allowed=[8]"], "exchange.bits_allowed: expected nothing"),
         (["exchange.protocol=auto", "exchange.bits=8"], "exchange.bits: expected nothing with protocol auto"),
         (["exchange.protocol=auto", "exchange.lane_bits=8"], "exchange.lane_bits: expected nothing"),

@@ -1,6 +1,7 @@
 """The quantizer and every protocol in NumPy, by their definitions: no packing, no network."""
 
 import numpy as np
+import torch
 
 from hpcdat.seeds import derive
 
@@ -21,9 +22,9 @@ def uniform(count, key):
 class Grid:
     """2 s + 1 points on a block's norm (two points for one bit)."""
 
-    def __init__(self, bits, block, levels=None):
+    def __init__(self, bits, block, levels=None, norm="max"):
         self.s = F(levels or (2 ** (bits - 1) - 1 if bits > 1 else 0.5))
-        self.block = block
+        self.block, self.norm = block, norm
 
     def blocks(self, x):
         size = self.block or x.shape[-1]
@@ -33,8 +34,16 @@ class Grid:
 
     def norms(self, x):
         if self.block is None:
-            return np.full((*x.shape[:-1], 1), np.abs(x).max(), F)
-        return np.abs(self.blocks(x)).max(-1)
+            return np.full((*x.shape[:-1], 1), self.norm_of(x.flatten()), F)
+        return self.norm_of(self.blocks(x))
+
+    def norm_of(self, x):
+        # NumPy would add the squares in another order.
+        return (
+            torch.linalg.vector_norm(torch.from_numpy(x), dim=-1).numpy()
+            if self.norm == "l2"
+            else np.abs(x).max(-1)
+        )
 
     def codes(self, x, norms, key):
         blocks = self.blocks(x)
@@ -78,11 +87,15 @@ def expected(settings, vectors, residuals, *, step, bucket, block=64):
     """
     size, count, bits = len(vectors), len(vectors[0]), settings["bits"]
     coded = bits not in (32, "float16")
-    block = None if settings.get("block") == "bucket" else block
-    levels = None
+    block = None if settings.get("block") in ("bucket", "tensor") else block
+    levels = settings.get("levels")
     if "lane_bits" in settings:
         levels = min((2 ** settings["lane_bits"] - 1) // (2 * size), 2 ** (bits - 1) - 1)
-    send = Grid(bits, block, levels) if coded else Float("float32" if bits == 32 else "float16")
+    send = (
+        Grid(bits, block, levels, settings.get("norm", "max"))
+        if coded
+        else Float("float32" if bits == 32 else "float16")
+    )
     sum_codec = send if settings.get("two_sided") else Float(settings.get("sum_format", "float32"))
 
     def key(side, rank):

@@ -16,10 +16,15 @@ def small_model():
     )
 
 
-@given(st.sampled_from([1e-5, 1e-3, 25.0]), st.booleans(), st.sampled_from([64, "bucket", "tensor"]))
-def test_every_parameter_is_in_one_bucket_and_last_layers_come_first(size, coding, block):
+@given(
+    st.sampled_from([1e-5, 1e-3, 25.0]),
+    st.booleans(),
+    st.sampled_from([64, "bucket", "tensor"]),
+    st.booleans(),
+)
+def test_every_parameter_is_in_one_bucket_and_last_layers_come_first(size, coding, block, exact_1d):
     model = small_model()
-    settings = Exchange(bucket_mb=size, block=block, exact=["4.*"])
+    settings = Exchange(bucket_mb=size, block=block, exact=["4.*"], exact_1d=exact_1d)
     buckets = make_buckets(list(model.named_parameters()), settings, coding=coding)
     placed = [p for bucket in buckets for p in bucket.parameters]
     assert len(placed) == len(set(placed)) == len(list(model.parameters()))
@@ -28,7 +33,8 @@ def test_every_parameter_is_in_one_bucket_and_last_layers_come_first(size, codin
     for bucket in buckets:
         for parameter in bucket.parameters:
             name = next(n for n, p in model.named_parameters() if p is parameter)
-            assert bucket.coded == (coding and parameter.dim() > 1 and not name.startswith("4."))
+            kept = name.startswith("4.") or (exact_1d and parameter.dim() == 1)
+            assert bucket.coded == (coding and not kept)
         assert len(bucket.parameters) <= 1 or 4 * bucket.count <= size * 2**20
         assert block != "tensor" or not bucket.coded or len(bucket.parameters) == 1
     order = [id(p) for p in model.parameters()]
@@ -57,6 +63,19 @@ def test_biases_and_batch_norm_stay_exact_and_weights_are_rounded():
     for (name, p), old, new in zip(model.named_parameters(), before, after, strict=True):
         assert torch.equal(old, new) == (p.dim() == 1 or name.startswith("3.")), name
         assert torch.allclose(old, new, atol=(2 * old.abs().max() / 127).item())
+
+
+def test_biases_and_batch_norm_are_rounded_where_the_job_says_so():
+    torch.manual_seed(0)
+    settings = Exchange(
+        bits=4, norm="l2", block="tensor", exact_1d=False, protocol="allgather", overlap=False
+    )
+    model = small_model()
+    before, after, exchange = exchanged(model, settings)
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True) if old.any())
+    assert sum(bucket.coded for bucket in exchange.buckets) == len(before), (
+        "each tensor has a norm of its own"
+    )
 
 
 def test_overlapping_the_backward_pass_does_not_change_the_sums():

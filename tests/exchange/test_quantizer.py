@@ -133,6 +133,16 @@ def test_error_at_8_bits_of_gaussian_data():
     assert (sent - x).norm() / x.norm() < 0.011
 
 
+def test_error_at_8_bits_of_gaussian_data_with_one_l2_norm_for_all():
+    """A number is far below the first level: error^2 = sqrt(2 d / pi) / s - 1 in place of 0.011^2."""
+    d = 2**20
+    x = torch.randn(d, generator=torch.Generator().manual_seed(0))
+    quantizer = Quantizer(8, "l2", block=None)
+    sent = quantizer.decode(quantizer.encode(x, quantizer.norms(x), key(3)), quantizer.norms(x))
+    expected = ((2 * d / np.pi) ** 0.5 / 127 - 1) ** 0.5
+    assert (sent - x).norm() / x.norm() == pytest.approx(expected, rel=0.02) and expected > 2
+
+
 def test_the_sum_of_codes_is_the_code_of_the_sum_also_at_the_ends_of_the_grid():
     norms, s = torch.tensor([2.0]), 127.0
     codes = torch.tensor([[0, 254, 127, 254, 0], [0, 254, 127, 0, 0], [0, 254, 127, 254, 254]])

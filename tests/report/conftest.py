@@ -18,7 +18,7 @@ data: {{source: digits, channels: 1, image_size: 8}}
 model: {{name: digits-cnn, mean: [0.5], std: [0.25]}}
 optimizer: {{lr: 0.1}}
 attack: {{eps: {eps}}}
-exchange: {{overlap: false}}
+exchange: {{overlap: false{exchange}}}
 """
 
 
@@ -42,10 +42,13 @@ def make_run(tmp_path):
         aa=(),
         seed=0,
         more="",
+        exchange="",
     ):
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir(parents=True)
-        text = JOB.format(folder=folder.path, method=method, rows=rows, eps=eps)
+        text = JOB.format(
+            folder=folder.path, method=method, rows=rows, eps=eps, exchange=exchange and f", {exchange}"
+        )
         job = parse_job(f"{text}seed: {seed}\n{more}", "x.yaml")
         write_text(folder.job_file, write_job(job))
         worker = {"host": "a", "device": "Some CPU", "cpus": 2, "threads": 1}

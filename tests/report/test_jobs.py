@@ -7,6 +7,7 @@ from operator import attrgetter
 import pytest
 
 from hpcdat.config.job_file import read_job
+from hpcdat.config.sections import by_name
 from hpcdat.report.certified import rows_beside
 from hpcdat.report.papers import TABLES
 from tests.conftest import CHECKOUT
@@ -81,3 +82,57 @@ def test_a_sweep_is_over_the_papers_perturbations(path):
     (name,) = read_job(path).reproduces
     table = TABLES["conadv-5"]
     assert rows == [row.key for row in table.rows if f"conadv-5/{table.name_of(row)}" == name]
+
+
+MINIATURE = CHECKOUT / "jobs" / "miniature"
+SIZES = (
+    "data.",
+    "model.",
+    "evaluation.",
+    "early_stopping.",
+    "run_dir",
+    "epochs",
+    "batch_size",
+    "attack.eps",
+    "attack.step_size",
+    "optimizer.lr",
+    "schedule.decay_epochs",
+    "exchange.bucket_mb",
+)
+"""What a row in miniature may have of its own: images, network, and what goes with their size."""
+
+
+@pytest.mark.parametrize("path", sorted(MINIATURE.glob("dat-*.yaml")), ids=name_of)
+def test_a_row_in_miniature_is_the_full_size_row_but_for_sizes(path):
+    full, small = (by_name(read_job(file)) for file in (CHECKOUT / "jobs" / f"imagenet-{path.name}", path))
+    different = [key for key in full if full[key] != small[key]]
+    assert [key for key in different if not key.startswith(SIZES)] == []
+    assert "data.source" in different
+
+
+def test_every_row_of_tables_1_and_4_but_the_baselines_is_there_in_miniature():
+    def rows(jobs):
+        return Counter(row for job in jobs for row in job.reproduces if row.startswith(("dat-1/", "dat-4/")))
+
+    small = [read_job(path) for path in MINIATURE.glob("*.yaml")]
+    assert rows(small) == rows(map(read_job, JOBS))
+    assert len({job.run_dir for job in small if job.reproduces or job.beside}) == len(
+        [job for job in small if job.reproduces or job.beside]
+    )
+
+
+@pytest.mark.parametrize("method", ["dat-fgsm", "dat-pgd"])
+def test_what_hpcdat_offers_stands_beside_the_row_with_its_bits_and_sides(method):
+    beside = {
+        row: job
+        for job in map(read_job, (CHECKOUT / "jobs").glob(f"imagenet-{method}-*.yaml"))
+        for row in job.beside
+        if row.startswith("dat-4/")
+    }
+    ends = {f"{method}-32", f"{method}-16", f"{method}-8", f"{method}-8-two-sided"}
+    assert {row.removeprefix("dat-4/") for row in beside} == ends
+    for row, job in beside.items():
+        work = next(row_.work for row_ in TABLES["dat-4"].rows if f"dat-4/{row_.key}" == row)
+        assert job.exchange.bits == work["exchange.bits"] and not job.reproduces
+        assert job.exchange.two_sided == work.get("exchange.two_sided", False)
+        assert job.exchange.norm == "max" and job.exchange.between_nodes in ("ring", "sharded_server")

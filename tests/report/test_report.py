@@ -36,6 +36,53 @@ def test_runs_stand_in_the_rows_that_they_reproduce(make_run):
     assert not any(line.startswith("data.root") for line in told)
 
 
+def test_another_exchange_stands_below_its_row_under_its_own_name(make_run, tmp_path):
+    """And the report names in what its exchange is not the row's."""
+    paper = "protocol: hierarchical, across: allgather, norm: l2, block: tensor, exact_1d: false"
+    lanes = "bits: 8, lane_bits: 8, error_feedback: true"
+    folders = [
+        make_run("full", "dat-4/dat-pgd-32", c=4.0, mb=320.0, exchange=paper),
+        make_run("as-paper", "dat-4/dat-pgd-8", c=2.0, mb=80.0, exchange=f"{paper}, bits: 8"),
+        *(
+            make_run(
+                f"lanes/seed-{seed}", "", seed=seed, c=c, more="beside: [dat-4/dat-pgd-8]", exchange=lanes
+            )
+            for seed, c in ((0, 0.9), (1, 1.1))
+        ),
+    ]
+    runs = [read_run(folder) for folder in folders]
+    comparison = compare("dat-4", runs)
+    labels = [row.row.label for row in comparison.rows]
+    place = [row.row.key for row in comparison.rows].index("dat-pgd-8")
+    assert labels[place + 1] == "lanes" and labels.count("lanes") == 1
+    own, row = comparison.rows[place + 1], comparison.rows[place]
+    assert own.beside and own.row.setup == "beside 8 bits" and len(own.runs) == 2 and not own.paper
+    assert own.ours["c"] == pytest.approx(1.0) and own.ours["c_of_reference"] == pytest.approx(0.25)
+    assert own.ratio("c_of_reference") is None and own.ratio("ta") is None
+    assert row.ours["mb_of_reference"] == row.paper["mb_of_reference"] == 0.25
+    exchanges = [line for line in differences(own.row.work, runs[2]) if line.startswith("exchange.")]
+    assert exchanges == [
+        "exchange.between_nodes: ring, the paper's allgather",
+        "exchange.norm: max, the paper's l2",
+        "exchange.block: 512, the paper's tensor",
+        "exchange.levels: 21, the paper's 127",
+        "exchange.lane_bits: 8, the paper's none",
+        "exchange.exact_1d: true, the paper's false",
+        "exchange.error_feedback: true, the paper's false",
+    ]
+    assert not any(line.startswith("exchange.") for line in differences(row.row.work, runs[1]))
+    notes = comparison_section(comparison).notes
+    assert "Rows of no paper, each below the one that it offers another exchange for: lanes." in notes
+    assert any("lanes/seed-0, lanes/seed-1" in note and "exchange.norm: max" in note for note in notes)
+    done = CliRunner().invoke(
+        app, ["report", *map(str, folders), "--table", "dat-4", "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0 and "| lanes" in done.output, done.output
+    wrong = make_run("wrong", "", more="beside: [dat-4/dat-pgd-7]")
+    with pytest.raises(InputError, match="stands beside dat-4/dat-pgd-7, but the rows are: dat-pgd-32"):
+        compare("dat-4", [read_run(wrong)])
+
+
 def test_aa_stands_where_it_was_measured(make_run):
     runs = [
         make_run("full", "dat-1/dat-pgd", aa=(0.4, 397)),
@@ -74,7 +121,7 @@ def test_a_report_is_whole_in_each_of_its_files(make_run, tmp_path):
     for text in (markdown, page):
         assert "0.250" in text and "1091" in text and "both cannot be right" in text
         assert "6 emulated nodes on one machine (2 cores, Some CPU), emulated 100mbit links" in text
-        assert "Not run: DAT-PGD (ring, 16 bits; server, 8 bits 2-sided), DAT-PGD (HPC)" in text
+        assert "Not run: DAT-PGD (16 bits; 8 bits, 2-sided), DAT-PGD (HPC)" in text
     assert page.count("<svg") == 1 and (out / "dat-4.svg").read_text() in page
     assert "quantisation on ImageNet, ResNet-50](dat-4.svg)" in markdown
     assert not re.search(r"(src|href)=\"(?!#)", page)

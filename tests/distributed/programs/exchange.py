@@ -8,30 +8,51 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpcdat.config.job_file import read_job
 from hpcdat.config.sections import Exchange
 from hpcdat.errors import InputError
+from hpcdat.exchange import gradient_exchange
+from hpcdat.exchange.gradient_exchange import gradients_of
 from hpcdat.exchange.horovod_compression import QuantizedSum
 from hpcdat.exchange.protocols import Draw, ErrorFeedback
 from hpcdat.exchange.resolve import make_plan
+from hpcdat.models import build_model_for
 from hpcdat.performance.autotune import choose_exchange
+from hpcdat.performance.network_bytes import crossing_of
 from hpcdat.progress import Progress
 
-EXCHANGES = [
-    {"protocol": protocol, "bits": bits, **more}
-    for protocol, choices in {
-        "ring": [{}, {"lane_bits": 8}, {"block": "bucket"}],
-        "allgather": [{}],
-        "parameter_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
-        "sharded_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
-    }.items()
-    for more in choices
-    for bits in (1, 3, 4, 8, 16)
-    if "lane_bits" not in more or bits >= 4
-] + [
-    {"protocol": protocol, "bits": bits}
-    for protocol in ("ring", "allgather", "parameter_server", "sharded_server")
-    for bits in (32, "float16")
-]
+EXCHANGES = (
+    [
+        {"protocol": protocol, "bits": bits, **more}
+        for protocol, choices in {
+            "ring": [{}, {"lane_bits": 8}, {"block": "bucket"}],
+            "allgather": [{}],
+            "parameter_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
+            "sharded_server": [{}, {"two_sided": True}, {"sum_format": "bfloat16"}],
+        }.items()
+        for more in choices
+        for bits in (1, 3, 4, 8, 16)
+        if "lane_bits" not in more or bits >= 4
+    ]
+    + [
+        # As the DAT paper has it: one l2 norm for all.
+        {
+            "protocol": protocol,
+            "bits": bits,
+            "norm": "l2",
+            "block": "tensor",
+            "levels": levels,
+            "two_sided": two_sided,
+        }
+        for protocol, two_sided in (("allgather", False), ("parameter_server", True))
+        for bits, levels in ((8, 127), (8, 100), (16, 32767))
+    ]
+    + [
+        {"protocol": protocol, "bits": bits}
+        for protocol in ("ring", "allgather", "parameter_server", "sharded_server")
+        for bits in (32, "float16")
+    ]
+)
 COUNT = 4 * 64 + 13
 """Coordinates: some blocks of 64 and a rest that fills none."""
 
@@ -107,6 +128,34 @@ def bytes_on_the_wire(workers, patch):
         time.sleep(0.1)
         sent = sum(workers.all_gather_object(sent_bytes() - before, "sent"))
         answers[name] = {"predicted": plan.traffic(count).total, "sent": sent}
+    return answers
+
+
+def rows_on_the_wire(workers, patch, *files):
+    """The same of all gradients of a job's model at full width, by the name of the job."""
+    # Compiling would take minutes on shared cores.
+    patch.setattr(gradient_exchange, "pays_to_compile", lambda count: False)
+    answers = {}
+    for file in map(Path, files):
+        job = read_job(file, ["model.width=1"])
+        named = gradients_of(build_model_for(job, 10))
+        exchange = gradient_exchange.GradientExchange(workers, named, job.exchange, 0)
+        generator = torch.Generator().manual_seed(workers.rank)
+        for _, parameter in named:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        # In the first step Horovod's workers agree on every name, of which later ones only need a bit.
+        for step in range(2):
+            workers.all_gather_object(None, "ready")
+            before = sent_bytes()
+            exchange.begin(0, step)
+            exchange.finish(torch.zeros(1))
+            workers.all_gather_object(None, "done")
+            time.sleep(0.1)
+            sent = sum(workers.all_gather_object(sent_bytes() - before, "sent"))
+        exchange.close()
+        predicted = crossing_of(job.exchange, named, workers.nodes, 1).traffic.total
+        assert predicted == exchange.traffic().total
+        answers[file.stem] = {"predicted": predicted, "sent": sent}
     return answers
 
 

@@ -85,7 +85,7 @@ class Job(Settings):
             if self.attack.norm == "linf" and (eps or 0) > 1:
                 raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
         if self.optimizer.name not in (None, *method.optimizers):
-            (fitting,) = method.optimizers
+            fitting = " or ".join(method.optimizers)
             raise _refusal(
                 "optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it"
             )
@@ -306,6 +306,7 @@ class Job(Settings):
             update={"sigma": self.certification.sigma or trained_with}
         )
         name = self.optimizer.name or method.optimizers[0]
+        exclude = self.optimizer.exclude or ("vectors" if name == "lars" else "none")
         return self.model_copy(
             update={
                 "attack": attack,
@@ -313,7 +314,7 @@ class Job(Settings):
                 "concurrent": self.concurrent.model_copy(update={"delay": self.delay}),
                 "evaluation": evaluation,
                 "certification": certification,
-                "optimizer": self.optimizer.model_copy(update={"name": name}),
+                "optimizer": self.optimizer.model_copy(update={"name": name, "exclude": exclude}),
             }
         )
 

@@ -12,7 +12,7 @@ class Method:
 
     Attributes:
         oracle: inner maximisation oracle of (A1): several steps, one step, or none.
-        optimizers: that it may be trained with, the usual one first; ``lamb`` is LALR, eq. (3) of DAT.
+        optimizers: that it may be trained with, the usual one first.
         centralised: conventional AT and Fast AT train on one node only.
         scaled_rate: the learning rate grows with the global batch, ``lr`` for every 256 images
             (large-batch SGD: Goyal et al. 2017, Xie et al. 2019).
@@ -28,17 +28,20 @@ class Method:
     delay: int = 0
 
 
+LALR = ("lamb", "lalr-momentum")
+"""The optimisers that are eq. (3) of DAT, the paper's first."""
+
 METHODS: dict[str, Method] = {
-    "plain": Method("none", ("lamb", "sgd", "lars")),
+    "plain": Method("none", (*LALR, "sgd", "lars")),
     "at": Method("pgd", ("sgd",), centralised=True),
     "fast-at": Method("fgsm", ("sgd",), centralised=True),
-    "dat-pgd": Method("pgd", ("lamb",)),
-    "dat-fgsm": Method("fgsm", ("lamb",)),
+    "dat-pgd": Method("pgd", LALR),
+    "dat-fgsm": Method("fgsm", LALR),
     "dat-pgd-without-lalr": Method("pgd", ("sgd",)),
     "dat-fgsm-without-lalr": Method("fgsm", ("sgd",)),
     "dat-lsgd": Method("pgd", ("sgd",), scaled_rate=True),
-    "disadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True),
-    "conadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True, delay=1),
+    "disadv": Method("fgsm", ("lars", "sgd", *LALR), split=True),
+    "conadv": Method("fgsm", ("lars", "sgd", *LALR), split=True, delay=1),
 }
 if TYPE_CHECKING:
     MethodName = str

@@ -189,15 +189,19 @@ class Concurrent(Settings):
 class Optimizer(Settings):
     """The outer minimisation oracle of (A4)."""
 
-    name: Literal["lamb", "sgd", "lars"] | None = None
-    """`lamb`: LALR over Adam, eq. (3); `sgd`: with momentum; `lars`: layer-wise rates over momentum (You et
-    al. 2017); left out: what `method` asks for"""
+    name: Literal["lamb", "lalr-momentum", "sgd", "lars"] | None = None
+    """`lamb`: LALR, eq. (3), over Adam; `lalr-momentum`: eq. (3) over momentum; `sgd`: with momentum;
+    `lars`: layer-wise rates inside momentum (You et al. 2017); left out: what `method` asks for"""
     lr: float = Field(gt=0, allow_inf_nan=False)
     """learning rate eta before warm-up and decay; with `dat-lsgd`, for every 256 of the global batch"""
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
-    """coefficient of the decay added to the descent direction; not on biases and batch norm"""
+    """coefficient of the decay added to the descent direction"""
+    exclude: Literal["none", "vectors"] | None = None
+    """`none`: every parameter tensor is decayed and has a layer-wise rate, as in eq. (3) and DAT's public
+    code; `vectors`: those of one dimension, biases and batch norm, are not decayed and take the plain rate;
+    left out: `none`, with `lars` `vectors`, as in ConAdv's public code (its paper does not say)"""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """momentum of `sgd` and `lars`"""
+    """momentum of `lalr-momentum`, `sgd` and `lars`"""
     trust_coefficient: float = Field(0.001, gt=0, allow_inf_nan=False)
     """share of a layer's norm that a step of `lars` has at rate 1"""
     beta1: float = Field(0.9, ge=0, lt=1)

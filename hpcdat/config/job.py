@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from hpcdat.config.methods import METHODS, MethodName
+from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
 from hpcdat.config.sections import (
     MAY_CHANGE,
     Attack,
@@ -40,7 +40,7 @@ class Job(Settings):
     method: MethodName
     """training method, by its name in the DAT or the ConAdv paper"""
     epochs: int = Field(ge=1)
-    """passes over the training images"""
+    """passes over the training images, without those of `schedule.extra_warmup_epochs`"""
     batch_size: int = Field(ge=1)
     """images a worker takes in a step (global batch = this x workers, virtual ones too)"""
     virtual_workers: int = Field(1, ge=1)
@@ -237,6 +237,8 @@ class Job(Settings):
                 )
         if schedule.name == "cyclic" and schedule.warmup_epochs:
             raise _refusal("schedule.warmup_epochs", "0: the schedule cyclic has its own way up")
+        if schedule.extra_warmup_epochs and (schedule.name == "cyclic" or schedule.warmup_epochs):
+            raise _refusal("schedule.extra_warmup_epochs", "0: the schedule has another warm-up")
         if (schedule.peak_epoch or 0) >= self.epochs:
             raise _refusal("schedule.peak_epoch", f"less than epochs = {self.epochs}")
         if self.schedule.decay_epochs != sorted(set(self.schedule.decay_epochs)):
@@ -252,6 +254,21 @@ class Job(Settings):
         """tau: how many steps old the weights are that a batch is attacked with."""
         given = self.concurrent.delay
         return METHODS[self.method].delay if given is None else given
+
+    @property
+    def extra_warmup_epochs(self) -> int:
+        """Epochs of warm-up in front of ``epochs``: DAT, supplement 4.1."""
+        schedule = self.schedule
+        if schedule.extra_warmup_epochs is not None:
+            return schedule.extra_warmup_epochs
+        other = schedule.warmup_epochs or schedule.name == "cyclic"
+        high = METHODS[self.method].extra_warmup and self.optimizer.lr > EXTRA_WARMUP_ABOVE
+        return EXTRA_WARMUP_EPOCHS if high and not other else 0
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of a whole training, those of the extra warm-up included."""
+        return self.extra_warmup_epochs + self.epochs
 
     @property
     def labelled_batch(self) -> int:
@@ -307,6 +324,9 @@ class Job(Settings):
         )
         name = self.optimizer.name or method.optimizers[0]
         exclude = self.optimizer.exclude or ("vectors" if name == "lars" else "none")
+        schedule: dict[str, float] = {"extra_warmup_epochs": self.extra_warmup_epochs}
+        if not method.scaled_rate:  # else it depends on the number of workers
+            schedule["warmup_start"] = _or(self.schedule.warmup_start, 0.0)
         return self.model_copy(
             update={
                 "attack": attack,
@@ -315,6 +335,7 @@ class Job(Settings):
                 "evaluation": evaluation,
                 "certification": certification,
                 "optimizer": self.optimizer.model_copy(update={"name": name, "exclude": exclude}),
+                "schedule": self.schedule.model_copy(update=schedule),
             }
         )
 

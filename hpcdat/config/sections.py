@@ -266,17 +266,22 @@ class Schedule(Settings):
     """`piecewise`: constant but for decays; `cyclic`: up to the rate and down to 0, Fast AT's;
     `polynomial`: down to 0 as (1 - t/T)^power"""
     warmup_epochs: int = Field(0, ge=0)
-    """linear warm-up over the first W epochs, which count towards `epochs`; not with `cyclic`"""
+    """linear warm-up over the first W of the `epochs`; not with `cyclic`"""
     warmup_by: Literal["epoch", "step"] = "epoch"
-    """`epoch`: epoch k runs at k/W of the rate (DAT); `step`: the rate grows with every step"""
-    warmup_start: float = Field(0.0, ge=0, le=1)
-    """share of the rate that a warm-up by step begins with"""
+    """`epoch`: epoch k of W warm-up epochs runs at k/W of the rate (DAT); `step`: the rate grows with every
+    step"""
+    warmup_start: float | None = Field(None, ge=0, le=1)
+    """share of the rate that the first step of a warm-up by step has; 0: step i = 1..n of it has i/n of the
+    rate; left out: 0, with `dat-lsgd` the share that makes it `lr`, for any number of workers"""
+    extra_warmup_epochs: int | None = Field(None, ge=0)
+    """linear warm-up in front of `epochs`; decays count from its end. Left out: 5 with `dat-pgd` and
+    `dat-fgsm` at rates above 0.2 (DAT, supplement 4.1) without `warmup_epochs` and `cyclic`, else 0"""
     decay_epochs: list[Annotated[int, Field(ge=1)]] = []
     """`piecewise`: epochs done when the rate is multiplied by `decay_factor`"""
     decay_factor: float = Field(0.1, gt=0, le=1)
     """`piecewise`: factor of a decay"""
     peak_epoch: float | None = Field(None, gt=0)
-    """`cyclic`: epochs done when the rate is highest; left out: 40 % of the epochs"""
+    """`cyclic`: epochs done when the rate is highest; left out: 40 % of `epochs`"""
     power: float = Field(2.0, gt=0)
     """`polynomial`: exponent of the decay"""
 

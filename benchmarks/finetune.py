@@ -139,7 +139,7 @@ def main() -> None:
         rate = chosen(*of_seed[0], name=name)
         jobs = [target(seed, rate, "evaluation.every=1", *of_seed[seed], name=name) for seed in seeds]
         curves[f"{name}, rate {rate}"] = curve(jobs, workers, stop)
-        epochs = jobs[0].epochs
+        epochs = jobs[0].total_epochs
     environment = describe_environment(workers, torch.device("cpu"))
     workers.close()
     if not workers.is_rank0:

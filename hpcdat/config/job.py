@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from hpcdat.config.methods import METHODS, MethodName
+from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
 from hpcdat.config.sections import (
     MAY_CHANGE,
     Attack,
@@ -40,7 +40,7 @@ class Job(Settings):
     method: MethodName
     """training method, by its name in the DAT or the ConAdv paper"""
     epochs: int = Field(ge=1)
-    """passes over the training images"""
+    """passes over the training images, without those of `schedule.extra_warmup_epochs`"""
     batch_size: int = Field(ge=1)
     """images a worker takes in a step (global batch = this x workers, virtual ones too)"""
     virtual_workers: int = Field(1, ge=1)
@@ -90,7 +90,7 @@ class Job(Settings):
             if self.attack.norm == "linf" and (eps or 0) > 1:
                 raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
         if self.optimizer.name not in (None, *method.optimizers):
-            (fitting,) = method.optimizers
+            fitting = " or ".join(method.optimizers)
             raise _refusal(
                 "optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it"
             )
@@ -250,6 +250,8 @@ class Job(Settings):
                 )
         if schedule.name == "cyclic" and schedule.warmup_epochs:
             raise _refusal("schedule.warmup_epochs", "0: the schedule cyclic has its own way up")
+        if schedule.extra_warmup_epochs and (schedule.name == "cyclic" or schedule.warmup_epochs):
+            raise _refusal("schedule.extra_warmup_epochs", "0: the schedule has another warm-up")
         if (schedule.peak_epoch or 0) >= self.epochs:
             raise _refusal("schedule.peak_epoch", f"less than epochs = {self.epochs}")
         if self.schedule.decay_epochs != sorted(set(self.schedule.decay_epochs)):
@@ -265,6 +267,21 @@ class Job(Settings):
         """tau: how many steps old the weights are that a batch is attacked with."""
         given = self.concurrent.delay
         return METHODS[self.method].delay if given is None else given
+
+    @property
+    def extra_warmup_epochs(self) -> int:
+        """Epochs of warm-up in front of ``epochs``: DAT, supplement 4.1."""
+        schedule = self.schedule
+        if schedule.extra_warmup_epochs is not None:
+            return schedule.extra_warmup_epochs
+        other = schedule.warmup_epochs or schedule.name == "cyclic"
+        high = METHODS[self.method].extra_warmup and self.optimizer.lr > EXTRA_WARMUP_ABOVE
+        return EXTRA_WARMUP_EPOCHS if high and not other else 0
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of a whole training, those of the extra warm-up included."""
+        return self.extra_warmup_epochs + self.epochs
 
     @property
     def labelled_batch(self) -> int:
@@ -319,6 +336,10 @@ class Job(Settings):
             update={"sigma": self.certification.sigma or trained_with}
         )
         name = self.optimizer.name or method.optimizers[0]
+        exclude = self.optimizer.exclude or ("vectors" if name == "lars" else "none")
+        schedule: dict[str, float] = {"extra_warmup_epochs": self.extra_warmup_epochs}
+        if not method.scaled_rate:  # else it depends on the number of workers
+            schedule["warmup_start"] = _or(self.schedule.warmup_start, 0.0)
         return self.model_copy(
             update={
                 "attack": attack,
@@ -326,7 +347,8 @@ class Job(Settings):
                 "concurrent": self.concurrent.model_copy(update={"delay": self.delay}),
                 "evaluation": evaluation,
                 "certification": certification,
-                "optimizer": self.optimizer.model_copy(update={"name": name}),
+                "optimizer": self.optimizer.model_copy(update={"name": name, "exclude": exclude}),
+                "schedule": self.schedule.model_copy(update=schedule),
             }
         )
 

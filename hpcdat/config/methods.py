@@ -12,10 +12,12 @@ class Method:
 
     Attributes:
         oracle: inner maximisation oracle of (A1): several steps, one step, or none.
-        optimizers: that it may be trained with, the usual one first; ``lamb`` is LALR, eq. (3) of DAT.
+        optimizers: that it may be trained with, the usual one first.
         centralised: conventional AT and Fast AT train on one node only.
-        scaled_rate: the learning rate grows with the global batch, ``lr`` for every 256 images
-            (large-batch SGD: Goyal et al. 2017, Xie et al. 2019).
+        scaled_rate: the learning rate grows with the global batch, ``lr`` for every :data:`REFERENCE_BATCH`
+            images (large-batch SGD: Goyal et al. 2017, Xie et al. 2019).
+        extra_warmup: at rates above :data:`EXTRA_WARMUP_ABOVE` training begins with
+            :data:`EXTRA_WARMUP_EPOCHS` more epochs, of warm-up (DAT, supplement 4.1).
         split: the cost is that of clean and adversarial images, each with a batch norm of their own.
         delay: tau of eq. (3) of ConAdv where a job does not say.
     """
@@ -24,21 +26,34 @@ class Method:
     optimizers: tuple[str, ...]
     centralised: bool = False
     scaled_rate: bool = False
+    extra_warmup: bool = False
     split: bool = False
     delay: int = 0
 
 
+LALR = ("lamb", "lalr-momentum")
+"""The optimisers that are eq. (3) of DAT, the paper's first."""
+
+REFERENCE_BATCH = 256
+"""Images of the global batch that the rate of a method with ``scaled_rate`` is for."""
+
+EXTRA_WARMUP_EPOCHS = 5
+"""Warm-up epochs in front of the others with `extra_warmup`."""
+
+EXTRA_WARMUP_ABOVE = 0.2
+"""Rate above which there are any."""
+
 METHODS: dict[str, Method] = {
-    "plain": Method("none", ("lamb", "sgd", "lars")),
+    "plain": Method("none", (*LALR, "sgd", "lars")),
     "at": Method("pgd", ("sgd",), centralised=True),
     "fast-at": Method("fgsm", ("sgd",), centralised=True),
-    "dat-pgd": Method("pgd", ("lamb",)),
-    "dat-fgsm": Method("fgsm", ("lamb",)),
+    "dat-pgd": Method("pgd", LALR, extra_warmup=True),
+    "dat-fgsm": Method("fgsm", LALR, extra_warmup=True),
     "dat-pgd-without-lalr": Method("pgd", ("sgd",)),
     "dat-fgsm-without-lalr": Method("fgsm", ("sgd",)),
     "dat-lsgd": Method("pgd", ("sgd",), scaled_rate=True),
-    "disadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True),
-    "conadv": Method("fgsm", ("lars", "sgd", "lamb"), split=True, delay=1),
+    "disadv": Method("fgsm", ("lars", "sgd", *LALR), split=True),
+    "conadv": Method("fgsm", ("lars", "sgd", *LALR), split=True, delay=1),
 }
 if TYPE_CHECKING:
     MethodName = str

@@ -189,15 +189,19 @@ class Concurrent(Settings):
 class Optimizer(Settings):
     """The outer minimisation oracle of (A4)."""
 
-    name: Literal["lamb", "sgd", "lars"] | None = None
-    """`lamb`: LALR over Adam, eq. (3); `sgd`: with momentum; `lars`: layer-wise rates over momentum (You et
-    al. 2017); left out: what `method` asks for"""
+    name: Literal["lamb", "lalr-momentum", "sgd", "lars"] | None = None
+    """`lamb`: LALR, eq. (3), over Adam; `lalr-momentum`: eq. (3) over momentum; `sgd`: with momentum;
+    `lars`: layer-wise rates inside momentum (You et al. 2017); left out: what `method` asks for"""
     lr: float = Field(gt=0, allow_inf_nan=False)
     """learning rate eta before warm-up and decay; with `dat-lsgd`, for every 256 of the global batch"""
     weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
-    """coefficient of the decay added to the descent direction; not on biases and batch norm"""
+    """coefficient of the decay added to the descent direction"""
+    exclude: Literal["none", "vectors"] | None = None
+    """`none`: every parameter tensor is decayed and has a layer-wise rate, as in eq. (3) and DAT's public
+    code; `vectors`: those of one dimension, biases and batch norm, are not decayed and take the plain rate;
+    left out: `none`, with `lars` `vectors`, as in ConAdv's public code (its paper does not say)"""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """momentum of `sgd` and `lars`"""
+    """momentum of `lalr-momentum`, `sgd` and `lars`"""
     trust_coefficient: float = Field(0.001, gt=0, allow_inf_nan=False)
     """share of a layer's norm that a step of `lars` has at rate 1"""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -284,17 +288,22 @@ class Schedule(Settings):
     """`piecewise`: constant but for decays; `cyclic`: up to the rate and down to 0, Fast AT's;
     `polynomial`: down to 0 as (1 - t/T)^power"""
     warmup_epochs: int = Field(0, ge=0)
-    """linear warm-up over the first W epochs, which count towards `epochs`; not with `cyclic`"""
+    """linear warm-up over the first W of the `epochs`; not with `cyclic`"""
     warmup_by: Literal["epoch", "step"] = "epoch"
-    """`epoch`: epoch k runs at k/W of the rate (DAT); `step`: the rate grows with every step"""
-    warmup_start: float = Field(0.0, ge=0, le=1)
-    """share of the rate that a warm-up by step begins with"""
+    """`epoch`: epoch k of W warm-up epochs runs at k/W of the rate (DAT); `step`: the rate grows with every
+    step"""
+    warmup_start: float | None = Field(None, ge=0, le=1)
+    """share of the rate that the first step of a warm-up by step has; 0: step i = 1..n of it has i/n of the
+    rate; left out: 0, with `dat-lsgd` the share that makes it `lr`, for any number of workers"""
+    extra_warmup_epochs: int | None = Field(None, ge=0)
+    """linear warm-up in front of `epochs`; decays count from its end. Left out: 5 with `dat-pgd` and
+    `dat-fgsm` at rates above 0.2 (DAT, supplement 4.1) without `warmup_epochs` and `cyclic`, else 0"""
     decay_epochs: list[Annotated[int, Field(ge=1)]] = []
     """`piecewise`: epochs done when the rate is multiplied by `decay_factor`"""
     decay_factor: float = Field(0.1, gt=0, le=1)
     """`piecewise`: factor of a decay"""
     peak_epoch: float | None = Field(None, gt=0)
-    """`cyclic`: epochs done when the rate is highest; left out: 40 % of the epochs"""
+    """`cyclic`: epochs done when the rate is highest; left out: 40 % of `epochs`"""
     power: float = Field(2.0, gt=0)
     """`polynomial`: exponent of the decay"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -49,19 +50,24 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
 
 def layer_rates(
-    theta: list[Tensor], u: list[Tensor], rate: Callable[[Tensor, Tensor], Tensor]
+    theta: list[Tensor],
+    u: list[Tensor],
+    rate: Callable[[Tensor, Tensor], Tensor],
+    *,
+    clip: tuple[float, float] = (0.0, math.inf),
 ) -> list[Tensor]:
     """The rate of each layer as a function of two norms; 1 where one of them is zero.
 
     Args:
         theta: weights, one tensor a layer.
         u: directions or gradients, likewise.
-        rate: from ||theta_i|| and ||u_i|| of all layers, (layers,) each, to their rates.
+        rate: from tau(||theta_i||) and ||u_i|| of all layers, (layers,) each, to their rates.
+        clip: least and greatest value of tau.
 
     Returns:
         One scalar tensor a layer.
     """
-    theta_norms = torch.stack(torch._foreach_norm(theta))
+    tau = torch.stack(torch._foreach_norm(theta)).clamp(*clip)
     u_norms = torch.stack(torch._foreach_norm(u))
-    defined = (theta_norms > 0) & (u_norms > 0)
-    return list(torch.where(defined, rate(theta_norms, u_norms), 1.0).unbind())
+    defined = (tau > 0) & (u_norms > 0)
+    return list(torch.where(defined, rate(tau, u_norms), 1.0).unbind())

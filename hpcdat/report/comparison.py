@@ -309,7 +309,7 @@ def differences(work: Mapping[str, Any], run: Run) -> list[str]:
     measured: dict[str, object] = {
         "data.images": max(epoch["images"] for epoch in run.epochs),
         "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
-        "epochs": result.epoch,
+        "epochs": result.epoch - job.extra_warmup_epochs,
         "batch_size": result.batch,
         "global batch": result.batches * result.batch,
         "exchange.levels": job.exchange.levels_among(run.senders),

@@ -97,7 +97,7 @@ class EpochLog:
             workers=self._step_times(),
         )
         self.progress.say(
-            f"epoch {self.state.epoch:3d}/{self.job.epochs}  cost {cost:.4f}  lr {rate:g}  "
+            f"epoch {self.state.epoch:3d}/{self.job.total_epochs}  cost {cost:.4f}  lr {rate:g}  "
             f"T {totals.total_seconds:.1f} s  C {totals.communication_seconds:.1f} s"
             + (f"  {totals.skipped_images} images could not be read" if totals.skipped_images else "")
         )

@@ -155,6 +155,12 @@ class TrainingState:
                     + (f" (others: {', '.join(other)})" if other else "")
                     + ": bring the images back (data.root), or start over with --overwrite"
                 )
+            groups = [len(group["params"]) for group in checkpoint.optimizer["param_groups"]]
+            if groups != [len(group["params"]) for group in algorithm.optimizer.param_groups]:
+                raise InputError(
+                    f"{file}: a checkpoint of another version, whose optimiser groups the parameters "
+                    "differently: take the version that wrote it, or start over with --overwrite"
+                )
             self.model.load_state_dict(checkpoint.model)
             algorithm.optimizer.load_state_dict(checkpoint.optimizer)
             if checkpoint.step > 0:

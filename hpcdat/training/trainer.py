@@ -112,7 +112,7 @@ class Trainer:
         """Whether the last epoch is done, or early stopping ends the training."""
         patience = self.job.early_stopping.patience
         stagnates = patience is not None and self.state.history.since >= patience
-        return self.state.epoch == self.job.epochs or stagnates
+        return self.state.epoch == self.job.total_epochs or stagnates
 
     def _load_pretrained(self, pretrained: Path) -> None:
         """Load the weights to start from, on worker 0; the others receive them."""
@@ -138,7 +138,7 @@ class Trainer:
             )
         batches = self._read(shares)
         self.model.train()
-        self.progress.begin(f"epoch {state.epoch + 1}/{self.job.epochs}", steps, state.step)
+        self.progress.begin(f"epoch {state.epoch + 1}/{self.job.total_epochs}", steps, state.step)
         self.log.begin()
         with self.log.reading():
             window = deque(islice(batches, delay))
@@ -173,7 +173,7 @@ class Trainer:
             state.restore_epoch()
             return False
         self._save()
-        if outcome.stop and state.epoch < self.job.epochs:
+        if outcome.stop and state.epoch < self.job.total_epochs:
             self._stop()
         return True
 
@@ -206,8 +206,8 @@ class Trainer:
 
     def _set_rate(self, steps: int) -> float:
         """Set and return the learning rate of the current step, the same on all workers."""
-        progress = self.state.epoch + self.state.step / steps
-        rate = learning_rate(self.job, progress, self.job.batch_size * self.algorithm.batches)
+        state, global_batch = self.state, self.job.batch_size * self.algorithm.batches
+        rate = learning_rate(self.job, state.epoch, state.step, steps, global_batch)
         for group in self.algorithm.optimizer.param_groups:
             group["lr"] = rate
         return rate

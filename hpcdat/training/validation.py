@@ -79,7 +79,7 @@ class Validation:
         state, every = self.state, self.job.evaluation.every
         if not (every and state.epoch and state.step == 0):
             return False
-        if state.epoch == self.job.epochs:
+        if state.epoch == self.job.total_epochs:
             # Without early stopping the last evaluation is the result.
             return bool(self.job.early_stopping.patience)
         return state.epoch % every == 0

@@ -7,22 +7,22 @@ import torch
 from hpcdat.config.sections import Optimizer
 from hpcdat.models import build_model
 from hpcdat.optim import build_optimizer
-from hpcdat.optim.lamb import LAMB
+from hpcdat.optim.lamb import LAMB, MomentumLALR
+from hpcdat.optim.lars import LARS
 
 ETA, BETA1, BETA2, ZETA = 0.05, 0.9, 0.999, 1e-12
 
 
 def reference(theta, gradients, *, layerwise, decay, c_l, c_u):
-    """Eq. (3) for one layer, step by step, in float64."""
+    """Eq. (3) for one layer, step by step, in float64; 1 for the ratio where it is not defined or zero."""
     theta = theta.astype(np.float64)
     m, v = np.zeros_like(theta), np.zeros_like(theta)
     for t, g in enumerate(gradients, start=1):
         m = BETA1 * m + (1 - BETA1) * g
         v = BETA2 * v + (1 - BETA2) * g**2
         u = (m / (1 - BETA1**t)) / np.sqrt(v / (1 - BETA2**t) + ZETA) + decay * theta
-        norm, size = np.linalg.norm(theta), np.linalg.norm(u)
-        tau = min(max(norm, c_l), c_u)
-        ratio = tau / size if layerwise and norm > 0 and size > 0 else 1.0
+        tau, size = min(max(np.linalg.norm(theta), c_l), c_u), np.linalg.norm(u)
+        ratio = tau / size if layerwise and tau > 0 and size > 0 else 1.0
         theta = theta - ETA * ratio * u
     return theta
 
@@ -73,15 +73,36 @@ def test_the_length_of_a_layers_step_is_eta_times_its_clipped_norm():
     assert (theta - before).norm().item() == pytest.approx(ETA * 3.0)
 
 
-@pytest.mark.parametrize("name", ["lamb", "sgd"])
-def test_biases_and_batch_norm_are_neither_decayed_nor_rescaled(name):
+@pytest.mark.parametrize("name", ["lamb", "lalr-momentum", "lars", "sgd"])
+@pytest.mark.parametrize("exclude", ["none", "vectors"])
+def test_exclude_decides_whether_biases_and_batch_norm_are_decayed_and_rescaled(name, exclude):
     model = build_model("digits-cnn", channels=1, num_classes=10, mean=[0.5], std=[0.25], seed=0)
-    optimizer = build_optimizer(model, Optimizer(name=name, lr=0.1, weight_decay=0.5))
-    weights, others = optimizer.param_groups
-    assert all(p.dim() > 1 for p in weights["params"]) and weights["weight_decay"] == 0.5
-    assert all(p.dim() <= 1 for p in others["params"]) and others["weight_decay"] == 0
-    assert others["layerwise"] is False
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    settings = Optimizer(name=name, lr=0.1, weight_decay=0.5, exclude=exclude)
+    layers, *others = build_optimizer(model, settings).param_groups
+    assert layers["layerwise"] is True and layers["weight_decay"] == 0.5
+    if exclude == "none":
+        assert not others and len(layers["params"]) == len(list(model.parameters()))
+        return
+    (vectors,) = others
+    assert vectors["layerwise"] is False and vectors["weight_decay"] == 0
+    assert {p.dim() > 1 for p in layers["params"]} == {True}
+    assert {p.dim() > 1 for p in vectors["params"]} == {False}
+    assert len(layers["params"]) + len(vectors["params"]) == len(list(model.parameters()))
+
+
+def test_without_momentum_and_clip_eq_3_over_momentum_is_lars():
+    """Where the two differ is in what momentum averages and in the clip."""
+    generator = np.random.default_rng(0)
+    theta = torch.tensor(generator.normal(size=(4, 3)))
+    one, other = theta.clone(), theta.clone()
+    lalr = MomentumLALR([one], lr=ETA, momentum=0.0, c_u=1e9)
+    lars = LARS([other], lr=ETA, momentum=0.0, trust_coefficient=1.0)
+    for _ in range(4):
+        one.grad = other.grad = torch.tensor(generator.normal(size=(4, 3)))
+        lalr.step()
+        lars.step()
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(one, theta)
 
 
 def test_state_can_be_saved_and_taken_up():
@@ -111,3 +132,9 @@ def test_state_can_be_saved_and_taken_up():
 def test_values_out_of_range_are_refused(change):
     with pytest.raises(ValueError):
         LAMB([torch.ones(2)], **{"lr": 0.1} | change)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0}, {"weight_decay": -1}, {"momentum": 1.0}, {"c_u": -1.0}])
+def test_so_are_those_of_eq_3_over_momentum(change):
+    with pytest.raises(ValueError):
+        MomentumLALR([torch.ones(2)], **{"lr": 0.1} | change)

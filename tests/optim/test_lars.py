@@ -54,10 +54,10 @@ def test_a_layer_that_starts_at_zero_moves():
     assert torch.equal(parameter.detach(), torch.full((3, 3), -0.5))
 
 
-def test_biases_and_batch_norm_are_neither_decayed_nor_rescaled():
+def test_biases_and_batch_norm_are_left_out_where_the_job_excludes_them():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, Optimizer(name="lars", lr=2.0, weight_decay=0.5))
+    optimizer = build_optimizer(model, Optimizer(name="lars", lr=2.0, weight_decay=0.5, exclude="vectors"))
     for p in model.parameters():
         p.grad = torch.full_like(p, 0.1)
     optimizer.step()

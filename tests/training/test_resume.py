@@ -92,3 +92,28 @@ def test_a_checkpoint_with_other_fields_is_refused(tmp_path, field):
     save_checkpoint(file, dataclasses.replace(kept, **{field: getattr(kept, field) | {"later": 1}}))
     with pytest.raises(InputError, match=rf"^{file}: .* 'later': take the version .* --overwrite$"):
         train(job, SingleProcess(), Never())
+
+
+def test_a_checkpoint_whose_optimiser_groups_parameters_differently_is_refused(tmp_path):
+    """Such as one of a version that left biases and batch norm out of LALR."""
+    job = quick(tmp_path / "run")
+    with pytest.raises(Stopped):
+        train(job, SingleProcess(), AfterLooks(1))
+    file = RunFolder(job.run_dir).checkpoints.step_file
+    stored = load_checkpoint(file)
+    (group,) = stored.optimizer["param_groups"]
+    first, rest = group["params"][:1], group["params"][1:]
+    groups = [group | {"params": first}, group | {"params": rest, "layerwise": False}]
+    save_checkpoint(file, dataclasses.replace(stored, optimizer=stored.optimizer | {"param_groups": groups}))
+    with pytest.raises(InputError, match=rf"^{file}: .* groups the parameters differently: .* --overwrite$"):
+        train(job, SingleProcess(), Never())
+
+
+def test_extra_warm_up_epochs_are_trained_in_front_of_the_others(tmp_path):
+    settings = ["optimizer.lr=0.4", "schedule.decay_epochs=[1]", "data.train_images=100"]
+    job = quick(tmp_path / "run", *settings)
+    train(job, SingleProcess(), Never())
+    lines = RunFolder(job.run_dir).metrics("epoch")
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["lr"] for line in lines] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4, 0.4, 0.04])
+    assert RunFolder(job.run_dir).read_result().epoch == 7

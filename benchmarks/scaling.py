@@ -56,7 +56,9 @@ CIFAR = [
 SGD, LAMB = (0.01, 0.05, 0.1, 0.2), (0.01, 0.05, 0.1, 0.2, 0.4)
 """The rates that the paper chose from, supplement 4.1."""
 CHOOSING = [
-    *("seed=100", f"evaluation.every={EPOCHS}", "early_stopping.held_out=200", "early_stopping.patience=1")
+    *("seed=100", f"evaluation.every={EPOCHS}", "early_stopping.held_out=200", "early_stopping.patience=1"),
+    # What is left of the images fills no large batch.
+    "data.last_batch=short",
 ]
 """Settings of the runs that rates are chosen by."""
 PGD = "attack.steps=2"

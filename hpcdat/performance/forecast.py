@@ -15,6 +15,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
+from hpcdat.data.sampler import steps_of_epoch
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.errors import InputError
@@ -202,7 +203,7 @@ def forecast(
 
     Args:
         job: resolved; with ``exchange.protocol: auto`` the exchange is chosen here.
-        images: of an epoch, with labels of their own.
+        images: to train on, with labels of their own.
         model: its network.
         timing: of a worker's computation.
         calibration: of the links.
@@ -215,7 +216,10 @@ def forecast(
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
     roles = assign_roles(job, workers)
     batches = len(first_workers(roles))
-    steps = math.ceil(images / (job.labelled_batch * batches))
+    steps = steps_of_epoch(images, job.labelled_batch, batches, job.data.last_batch)
+    if job.data.last_batch == "drop":
+        images = steps * job.labelled_batch * batches
+    ratio = job.batch_size / job.labelled_batch
     exchange = job.exchange
     if exchange.protocol == "auto" and workers > 1:
         network = calibration.network
@@ -234,7 +238,7 @@ def forecast(
         spent *= correction(flat)
         buckets = make_buckets(named, flat, coding=not plan.is_exact)
         sent = traffic((c for b in buckets for c in b.collectives(plan)), senders)
-    share = images / steps / batches * job.batch_size / job.labelled_batch
+    share = images / steps / batches * ratio
     hidden = BACKWARD * timing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += timing.attack * share
@@ -242,5 +246,5 @@ def forecast(
     waited = max(spent - hidden, spent / max(len(buckets), 1))
     total = steps * (timing.step(share, set(roles)) + waited)
     per_image = job.copies // job.passes * (timing.attack + timing.gradient)
-    alone = images * per_image + math.ceil(images / job.batch_size) * timing.update
+    alone = images * ratio * per_image + math.ceil(images / job.labelled_batch) * timing.update
     return Forecast(nodes, per_node, steps, exchange, spent, steps * spent, total, alone / total, sent)

@@ -77,11 +77,12 @@ class EpochLog:
         self.state.totals.waited_seconds += spent.waited
         self._clock = now
 
-    def record(self, rate: float) -> None:
+    def record(self, rate: float, left_out: int) -> None:
         """Write the epoch's line; all workers call this together.
 
         Args:
             rate: learning rate of its last step.
+            left_out: training images that were not in the epoch, since they fill no global batch.
         """
         totals, traffic = self.state.totals, self.exchange.traffic()
         cost = totals.cost / totals.images if totals.images else math.nan
@@ -91,6 +92,7 @@ class EpochLog:
             epoch=self.state.epoch,
             lr=rate,
             **asdict(totals) | {"cost": cost if totals.images else None},
+            left_out_images=left_out,
             training_accuracy=totals.correct / totals.images if seen else None,
             megabytes=traffic.total / 2**20,
             megabytes_busiest_card=traffic.busiest / 2**20,

@@ -132,8 +132,8 @@ class Trainer:
         steps = len(shares[0])
         if state.step >= steps:
             raise InputError(
-                f"the checkpoint is of step {state.step} of an epoch that now has {steps}: data.split: nodes "
-                "and as many workers on other nodes; take as many nodes as before",
+                f"the checkpoint is of step {state.step} of an epoch that now has {steps} steps: with "
+                "data.split: nodes that depends on the nodes; take as many as before",
                 everywhere=True,
             )
         batches = self._read(shares)
@@ -167,7 +167,7 @@ class Trainer:
         self.algorithm.batch_norm.average()
         check_equal(self.workers, self.model)
         state.epoch, state.step = state.epoch + 1, 0
-        self.log.record(rate)
+        self.log.record(rate, self._left_out(steps))
         state.totals = EpochTotals()
         if self.validation.has_overfitted():
             state.restore_epoch()
@@ -180,19 +180,28 @@ class Trainer:
     def _shares(self) -> list[list[Share]]:
         """The epoch's shares of the batches that this worker reads, or of batch 0 if it reads none."""
         algorithm, job, unlabelled = self.algorithm, self.job, self.images.unlabelled
-        homes = homes_of_batches(algorithm.roles, self.workers.node_of)
+        divisions = {
+            "workers": [0] * algorithm.batches,
+            "nodes": homes_of_batches(algorithm.roles, self.workers.node_of),
+            "own": list(range(algorithm.batches)),
+        }
         labelled, when = len(self.images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
-        groups = homes if job.data.split == "nodes" else [0] * algorithm.batches
+        groups = divisions[job.data.split]
 
         def of_batch(number: int) -> list[Share]:
             place: dict[str, Any] = {"rank": number, "groups": groups, **when}
-            shares = training_shares(labelled, job.labelled_batch, **place)
+            shares = training_shares(labelled, job.labelled_batch, last_batch=job.data.last_batch, **place)
             if not unlabelled:
                 return shares
             mixture = (job.labelled_batch, job.batch_size - job.labelled_batch)
             return with_unlabelled(shares, labelled, unlabelled, mixture=mixture, **place)
 
         return [of_batch(number) for number in algorithm.role.reads or (0,)]
+
+    def _left_out(self, steps: int) -> int:
+        """Images with labels of their own that an epoch of so many steps leaves out."""
+        labelled = len(self.images) - self.images.unlabelled
+        return max(0, labelled - steps * self.job.labelled_batch * self.algorithm.batches)
 
     def _read(self, shares: list[list[Share]]) -> Iterator[Batch]:
         """The images of the steps that are left of the epoch."""

@@ -1,4 +1,8 @@
-"""The state of a training run in one file: whole, verified, and never code."""
+"""The state of a training run: written atomically, verified, and never code.
+
+All of it is in one file, except the running batch-norm statistics of each worker in the middle of an epoch,
+which are in a second one (:mod:`hpcdat.storage.worker_rows`).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from typing import IO, Any
 
 import pydantic
 import torch
-from torch import Tensor
 
 from hpcdat.errors import InputError
 from hpcdat.storage.atomic_files import write_atomically
+from hpcdat.storage.worker_rows import WorkerRows, check_rows
 
-FORMAT = 7
+FORMAT = 8
 
 
 class CheckpointError(InputError):
@@ -60,8 +64,6 @@ class Checkpoint:
 
     Attributes:
         model: state of the network, batch-norm statistics averaged over the workers.
-        statistics: running batch-norm statistics of each worker, (M, n) float32; counts of
-            batches, (M, layers) int64.
         optimizer: state of the optimiser.
         epoch: epochs done.
         step: steps done in the epoch after those.
@@ -73,12 +75,14 @@ class Checkpoint:
         workers: number of workers M that trained.
         classes: names of the classes, in the order of the logits.
         images: number of images that are trained on.
-        metrics_bytes: length of the metrics file when this was written; what stands behind it
-            was written by steps that are done again.
+        metrics_bytes: length of the metrics file when this was written; what follows was
+            written by steps that are repeated.
+        statistics: in the middle of an epoch, where each worker's running batch-norm statistics are: a
+            dictionary of :class:`~hpcdat.storage.worker_rows.WorkerRows`; else empty, since all have those of
+            the model.
     """
 
     model: dict[str, Any]
-    statistics: tuple[Tensor, Tensor]
     optimizer: dict[str, Any]
     epoch: int
     step: int
@@ -91,6 +95,16 @@ class Checkpoint:
     feedback: list[dict[str, Any]] = field(default_factory=list)
     stale: list[list[Any]] = field(default_factory=list)
     metrics_bytes: int = 0
+    statistics: dict[str, str | int] = field(default_factory=dict)
+
+    def worker_rows(self) -> WorkerRows | None:
+        """Where the statistics of each worker are; None if all have those of the model.
+
+        Raises:
+            ValueError: the description of the file is damaged.
+        """
+        described: dict[str, Any] = {**self.statistics}
+        return WorkerRows(**described) if described else None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -140,3 +154,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         # A checksum can be forged; the contents are not trusted for it.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path}: not a readable checkpoint: {reason}") from None
+
+
+def load_resumable(path: Path) -> Checkpoint:
+    """Read a checkpoint as :func:`load_checkpoint` does, and verify its second file too.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another format.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        if rows := checkpoint.worker_rows():
+            check_rows(path.parent, rows)
+    except (OSError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else next(iter(str(error).splitlines()), "")
+        raise CheckpointError(f"{path}: damaged: its batch-norm statistics: {reason}") from None
+    return checkpoint

@@ -1,18 +1,30 @@
-"""The checkpoints of a run: which are kept, and which one a run goes on from."""
+"""The checkpoints of a run: which are kept, and which one a run resumes from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpcdat.storage.checkpoint_format import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from torch import Tensor
+
+from hpcdat.storage.checkpoint_format import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_resumable,
+    save_checkpoint,
+)
+from hpcdat.storage.worker_rows import write_rows
 
 
 class Checkpoints:
     """A folder with the last two ends of an epoch, the newest step since then, and the best.
 
     Args:
-        folder: where the files are: ``epoch.pt``, ``epoch-before.pt``, ``step.pt``, ``best.pt``.
+        folder: where the files are: ``epoch.pt``, ``epoch-before.pt``, ``step.pt`` with the statistics of its
+            workers, and ``best.pt``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,24 +38,38 @@ class Checkpoints:
         """Whether there is any checkpoint."""
         return any(file.exists() for file in self._newest_first())
 
-    def save(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
-        """Write a checkpoint beside the previous ones; returns its file.
+    def save(
+        self, checkpoint: Checkpoint, rows: Iterator[Tensor] | None = None, *, best: bool = False
+    ) -> Path:
+        """Write a checkpoint next to the previous ones; returns its file.
 
         Args:
             checkpoint: the state.
-            best: keep it as the best so far; it is none that a run goes on from.
+            rows: in the middle of an epoch, the statistics of all workers, in blocks for
+                :func:`~hpcdat.storage.worker_rows.write_rows`.
+            best: save it as the best so far, from which no run resumes.
 
         Raises:
             OSError: it could not be written; the others are untouched.
         """
-        # What writes that were killed have left would add up.
-        for torn in self.folder.glob(".*.pt-*"):
-            torn.unlink(missing_ok=True)
+        # Files of writes that were killed would add up.
+        for pattern in (".*.pt-*", ".statistics-*"):
+            for torn in self.folder.glob(pattern):
+                torn.unlink(missing_ok=True)
         if best:
             save_checkpoint(self.best_file, checkpoint)
             return self.best_file
         if checkpoint.step > 0:
-            save_checkpoint(self.step_file, checkpoint)
+            # Of a new name: the statistics of the previous checkpoint stay until this one is complete.
+            file = self.folder / f"statistics-{secrets.token_hex(8)}.bin"
+            if rows and (written := write_rows(file, rows)):
+                checkpoint = dataclasses.replace(checkpoint, statistics=dataclasses.asdict(written))
+            try:
+                save_checkpoint(self.step_file, checkpoint)
+            except OSError:
+                file.unlink(missing_ok=True)
+                raise
+            self._remove_statistics(but=file)
             return self.step_file
         staged = self.folder / "epoch-new.pt"
         save_checkpoint(staged, checkpoint)
@@ -51,14 +77,21 @@ class Checkpoints:
             self.epoch_file.replace(self.epoch_before_file)
         staged.replace(self.epoch_file)
         self.step_file.unlink(missing_ok=True)
+        self._remove_statistics()
         return self.epoch_file
 
-    def choose(self, fits: Callable[[Checkpoint], bool], tell: Callable[[str], object]) -> Path:
+    def choose(
+        self,
+        fits: Callable[[Checkpoint], bool],
+        tell: Callable[[str], object],
+        load: Callable[[Path], Checkpoint] = load_resumable,
+    ) -> Path:
         """The newest checkpoint that is whole and fits.
 
         Args:
             fits: whether a checkpoint can be used, such as one written by as many workers.
-            tell: receives a line for each one that is passed over.
+            tell: receives a line for each one that is skipped.
+            load: reads a checkpoint and verifies as much of it as will be used.
 
         Raises:
             CheckpointError: none is left.
@@ -68,7 +101,7 @@ class Checkpoints:
             if not file.exists():
                 continue
             try:
-                if fits(load_checkpoint(file)):
+                if fits(load(file)):
                     for complaint in complaints:
                         tell(f"{complaint}; the one before it is used")
                     return file
@@ -77,15 +110,15 @@ class Checkpoints:
         raise CheckpointError("\n".join(complaints) or f"{self.folder}: there is no checkpoint")
 
     def newest(self, tell: Callable[[str], object]) -> Checkpoint:
-        """The newest checkpoint that is whole.
+        """The newest checkpoint that is whole; the statistics of each worker, for resuming, are not read.
 
         Args:
-            tell: receives a line for each one that is passed over.
+            tell: receives a line for each one that is skipped.
 
         Raises:
             CheckpointError: there is none.
         """
-        return load_checkpoint(self.choose(lambda _: True, tell))
+        return load_checkpoint(self.choose(lambda _: True, tell, load_checkpoint))
 
     def best(self) -> Checkpoint:
         """The one that was kept as the best.
@@ -94,6 +127,11 @@ class Checkpoints:
             CheckpointError: it is not there or cannot be read.
         """
         return load_checkpoint(self.best_file)
+
+    def _remove_statistics(self, but: Path | None = None) -> None:
+        for file in self.folder.glob("statistics-*.bin"):
+            if file != but:
+                file.unlink(missing_ok=True)
 
     def _newest_first(self) -> list[Path]:
         # A staged file is whole, since it is written atomically; a kill may have come before it was named.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError
 from hpcdat.storage.checkpoint_format import Checkpoint, EpochTotals, load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
+from hpcdat.storage.worker_rows import read_row
 from hpcdat.training.early_stopping import History
 from hpcdat.training.step import Algorithm1
 
@@ -58,12 +62,12 @@ class TrainingState:
             WorkerError: on all workers; it could not be written.
         """
         algorithm, batch_norm = self.algorithm, self.algorithm.batch_norm
-        gathered = batch_norm.gather()
+        # At the end of an epoch all workers have the same statistics.
+        rows: Iterator[Tensor] = batch_norm.row_blocks() if self.step else iter(())
         local = batch_norm.local()
         batch_norm.average()
         checkpoint = Checkpoint(
             model=self.model.state_dict(),
-            statistics=gathered,
             optimizer=algorithm.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
@@ -77,9 +81,17 @@ class TrainingState:
             stale=algorithm.adversary.stale() if self.step else [],
             metrics_bytes=self.folder.metrics_bytes(),
         )
-        self.workers.on_rank0(
-            "write the checkpoint", lambda: self.folder.checkpoints.save(checkpoint, best=best)
-        )
+
+        def write() -> None:
+            try:
+                self.folder.checkpoints.save(checkpoint, rows, best=best)
+            finally:
+                deque(rows, maxlen=0)
+
+        if not self.workers.is_rank0:
+            # Sends this worker's, as often as worker 0 receives.
+            deque(rows, maxlen=0)
+        self.workers.on_rank0("write the checkpoint", write)
         batch_norm.restore(local)
 
     def resume(self, say: Callable[[str], object]) -> None:
@@ -155,8 +167,12 @@ class TrainingState:
                 )
             self.model.load_state_dict(checkpoint.model)
             algorithm.optimizer.load_state_dict(checkpoint.optimizer)
-            if checkpoint.step > 0:
-                algorithm.batch_norm.scatter(checkpoint.statistics)
+            rows = checkpoint.worker_rows()
+            if rows:
+                row = read_row(file.parent, rows, self.workers.rank)
+                algorithm.batch_norm.restore_row(row)
+            else:
+                algorithm.batch_norm.reset()
             if checkpoint.workers == self.workers.size:
                 algorithm.exchange.load_state(checkpoint.feedback)
             algorithm.adversary.restore(checkpoint.stale)

@@ -190,6 +190,7 @@ class Algorithm1:
         batches = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
         for place, (number, clean, adversarial) in enumerate(batches, start=1):
             self.batch_norm.enter(role.trains.index(number))
+            self.batch_norm.count(max(len(part.x) for part in (clean, adversarial) if part is not None))
             if self.copies:
                 clean, adversarial = None, self.copies.noisy(x_adv[number], now.epoch, now.step, number)
             cost = local_cost(

@@ -90,6 +90,7 @@ class Trainer:
             if pretrained := self.job.model.pretrained:
                 self.workers.on_all_ranks("read model.pretrained", lambda: self._load_pretrained(pretrained))
             make_equal(self.workers, self.model)
+            self.algorithm.batch_norm.reset()
             # A run that is killed before its first checkpoint of training has this one.
             self._save()
         check_equal(self.workers, self.model, except_batch_norm=state.step > 0)

@@ -26,8 +26,7 @@ def named(count):
 
 
 def kept(model, path, classes):
-    nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
-    save_checkpoint(path, Checkpoint(model.state_dict(), nothing, {}, 1, 0, 1, classes, 9))
+    save_checkpoint(path, Checkpoint(model.state_dict(), {}, 1, 0, 1, classes, 9))
 
 
 def same(ours, theirs, name):

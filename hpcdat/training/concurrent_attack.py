@@ -199,9 +199,9 @@ class Adversary:
     def _holding(self, weights: Sequence[Tensor]) -> Any:
         """Give the model other weights inside the block."""
         parameters = [p.data for p in self._parameters]
-        kept = [p.clone() for p in parameters]
+        saved = [p.clone() for p in parameters]
         torch._foreach_copy_(parameters, list(weights))
         try:
             yield
         finally:
-            torch._foreach_copy_(parameters, kept)
+            torch._foreach_copy_(parameters, saved)

@@ -91,13 +91,14 @@ class BatchNormStatistics:
             return
         sets, n = self.local(), len(self.means)
         own_means, own_variances = (
-            torch.stack([torch.cat(kept[start : start + n]) for kept in sets]).double() for start in (0, n)
+            torch.stack([torch.cat(values[start : start + n]) for values in sets]).double()
+            for start in (0, n)
         )
         sizes = [len(mean) for mean in self.means]
         trained = own_means.new_tensor(self._trained_here).repeat_interleave(
             own_means.new_tensor(sizes).long()
         )
-        weights = torch.stack([kept[-1] for kept in sets]).double()[:, None] * trained
+        weights = torch.stack([values[-1] for values in sets]).double()[:, None] * trained
         total, mean = weights.sum(0), (weights * own_means).sum(0)
         self.workers.all_reduce([total, mean], "batch-norm means")
         mean = torch.where(total > 0, mean / total, own_means[0])
@@ -106,7 +107,7 @@ class BatchNormStatistics:
         variance = torch.where(total > 0, variance / total, own_variances[0])
         torch._foreach_copy_(self.means, list(mean.split(sizes)))
         torch._foreach_copy_(self.variances, list(variance.split(sizes)))
-        largest = torch.stack([torch.stack(kept[2 * n :]) for kept in sets]).amax(0)
+        largest = torch.stack([torch.stack(values[2 * n :]) for values in sets]).amax(0)
         largest = self.workers.all_reduce_max(largest, "batch-norm counts")
         torch._foreach_copy_(self.counts, list(largest.unbind()))
         self.reset()
@@ -114,11 +115,11 @@ class BatchNormStatistics:
     def local(self) -> list[list[Tensor]]:
         """A copy of this worker's own, set by set: means, variances, counts of batches, count of images."""
         self._sets[self._place] = self._copy()
-        return [list(kept) for kept in self._sets]
+        return [list(values) for values in self._sets]
 
     def restore(self, local: list[list[Tensor]]) -> None:
         """Take back a copy made by :meth:`local`."""
-        self._sets = [[t.clone() for t in kept] for kept in local]
+        self._sets = [[t.clone() for t in values] for values in local]
         self._load(self._sets[self._place])
 
     def row_blocks(self, most: int = BYTES_PER_BLOCK) -> Iterator[Tensor]:
@@ -150,7 +151,7 @@ class BatchNormStatistics:
         if len(row) != len(own):
             raise ValueError(f"{len(row)} bytes of batch-norm statistics, expected {len(own)}")
         sets, place = self.local(), 0
-        for tensor in (t for kept in sets for t in kept):
+        for tensor in (t for values in sets for t in values):
             size = tensor.numel() * tensor.element_size()
             # A copy, since a view needs an offset that is a multiple of the element's size.
             tensor.copy_(row[place : place + size].clone().view(tensor.dtype).view_as(tensor))
@@ -158,16 +159,16 @@ class BatchNormStatistics:
         self.restore(sets)
 
     def _row(self) -> Tensor:
-        tensors = [t.cpu().reshape(-1).view(torch.uint8) for kept in self.local() for t in kept]
+        tensors = [t.cpu().reshape(-1).view(torch.uint8) for values in self.local() for t in values]
         return torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
 
     def _copy(self) -> list[Tensor]:
         return [t.clone() for t in (*self.means, *self.variances, *self.counts)]
 
     @torch.no_grad()
-    def _load(self, kept: list[Tensor]) -> None:
-        if kept:
-            torch._foreach_copy_([*self.means, *self.variances, *self.counts], kept)
+    def _load(self, values: list[Tensor]) -> None:
+        if values:
+            torch._foreach_copy_([*self.means, *self.variances, *self.counts], values)
 
 
 def check_equal(workers: Communicator, model: nn.Module, *, except_batch_norm: bool = False) -> None:

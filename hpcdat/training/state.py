@@ -20,16 +20,16 @@ from hpcdat.training.step import Algorithm1
 
 
 class TrainingState:
-    """What a checkpoint holds, so that a run goes on from it bit for bit.
+    """The state that a checkpoint saves, from which a run resumes bit for bit.
 
     Args:
-        algorithm: its network, optimiser, error feedback, batch-norm statistics and adversarial examples in
+        algorithm: its model, optimiser, error feedback, batch-norm statistics and adversarial examples in
             flight are part of the state.
-        folder: the run's; worker 0 writes.
+        folder: of the run; worker 0 writes.
         train: the training images; their number and classes must not change.
 
     Attributes:
-        model: the network, equal on all workers but for running batch-norm statistics.
+        model: equal on all workers except for running batch-norm statistics.
         epoch, step: epochs done, and steps done in the next one.
         totals: of those steps.
         skipped_steps: steps skipped since the run began.
@@ -56,7 +56,7 @@ class TrainingState:
         """Write a checkpoint; all workers call this together. The state does not change.
 
         Args:
-            best: write it as the best so far, not as one that the run goes on from.
+            best: write it as the best so far, not as one to resume from.
 
         Raises:
             WorkerError: on all workers; it could not be written.
@@ -97,7 +97,7 @@ class TrainingState:
     def resume(self, say: Callable[[str], object]) -> None:
         """Restore the newest checkpoint of the run that is intact; all workers call this together.
 
-        With another number of workers than the checkpoint's an epoch has other steps: the run goes on from
+        With another number of workers than the checkpoint's an epoch has other steps: the run resumes from
         the newest end of an epoch, without error feedback.
 
         Args:
@@ -113,7 +113,7 @@ class TrainingState:
                 return True
             skipped.append(
                 f"step {checkpoint.step} of epoch {checkpoint.epoch + 1} was reached with "
-                f"{checkpoint.workers} workers; with {self.workers.size} the epoch starts anew"
+                f"{checkpoint.workers} workers; with {self.workers.size} the epoch restarts"
             )
             return False
 
@@ -124,7 +124,7 @@ class TrainingState:
         self._restore(Path(chosen))
         for line in skipped:
             say(line)
-        say(f"going on from epoch {self.epoch}, step {self.step} ({chosen})")
+        say(f"resuming from epoch {self.epoch}, step {self.step} ({chosen})")
 
     def restore_best(self) -> None:
         """Restore the best checkpoint; the metrics stay.

@@ -56,7 +56,9 @@ CIFAR = [
 SGD, LAMB = (0.01, 0.05, 0.1, 0.2), (0.01, 0.05, 0.1, 0.2, 0.4)
 """The rates that the paper chose from, supplement 4.1; DAT-FGSM at 0.4 has five more epochs, of warm-up."""
 CHOOSING = [
-    *("seed=100", "evaluation.every=1000", "early_stopping.held_out=200", "early_stopping.patience=1")
+    *("seed=100", "evaluation.every=1000", "early_stopping.held_out=200", "early_stopping.patience=1"),
+    # The last images of an epoch fill no large batch.
+    "data.last_batch=short",
 ]
 """Settings of the runs that rates are chosen by: they evaluate at their end."""
 PGD = "attack.steps=2"

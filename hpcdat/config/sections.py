@@ -69,9 +69,12 @@ class Data(Settings):
     pseudo-label`, or the pickle of Carmon et al. 2019"""
     unlabelled_part: float = Field(0.5, gt=0, lt=1)
     """share of such images in every batch, to the nearest image; an epoch is a pass over the labelled ones"""
-    split: Literal["workers", "nodes"] = "workers"
+    split: Literal["workers", "nodes", "own"] = "workers"
     """`workers`: any worker may read any image; `nodes`: each node keeps its own part of the
-    images, as in the DAT paper"""
+    images, as in the DAT paper; `own`: each worker does, as in the ConAdv paper"""
+    last_batch: Literal["drop", "short"] = "drop"
+    """images left at the end of an epoch, fewer than a global batch: left out (`drop`), or a smaller batch
+    of their own at the full learning rate (`short`)"""
     corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
     """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
     loader: Literal["dali", "torchvision", "device"] = "dali"

@@ -1,4 +1,4 @@
-"""Images: where they are, which worker reads which, and the loaders that read them."""
+"""Images: their files, which worker reads which, and the loaders that read them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Loader(Protocol):
         An image that cannot be read is missing in its batch, where the job says so.
 
         Args:
-            batches: positions in the list of images, in the order wanted; any may be empty.
+            batches: positions in the list of images, in order; any may be empty.
             seed: of the augmentation, where there is one.
         """
         ...
@@ -36,11 +36,11 @@ class Loader(Protocol):
 def find_images(settings: Data) -> tuple[Images, Images]:
     """The training and the test images of a job.
 
-    Digits are written out first where they are not there yet.
+    Digits are written to files first if they are not there yet.
 
     Raises:
         DataError: a folder is missing or empty, the two hold different classes, or fewer images than
-            the job wants.
+            the job asks for.
     """
     root = settings.root or _cache() / "data" / settings.source
     if settings.source in ("cifar10", "cifar100"):

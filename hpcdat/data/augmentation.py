@@ -1,12 +1,12 @@
 """What the model sees of an image: a pure function of image, seed and the job's settings.
 
-An epoch can therefore be taken up anywhere: no random state has to be kept. The number of workers
-changes nothing either. All loaders carry out the same views, so they agree pixel by pixel, but not in the
+A run can therefore resume anywhere in an epoch: no random state has to be saved. The number of workers
+changes nothing either. All loaders apply the same views, so they agree pixel by pixel, but not in the
 policy that may follow: each library has its own AutoAugment, with the same operations and probabilities
 but its own draws, scales of magnitudes and rounding.
 
-The views of many images are drawn at once: an epoch of CIFAR takes milliseconds, a generator for every
-image would take a second.
+The views of many images are drawn at once: that takes milliseconds for an epoch of CIFAR, and a generator for
+every image would take a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpcdat.data.sampler import Indices
 from hpcdat.seeds import derive
 
 EVALUATION_MARGIN = 256 / 224
-"""Shorter side over crop when evaluating a net trained with random crops (256 for 224)."""
+"""Shorter side over crop when evaluating a network trained with random crops (256 for 224)."""
 
 PADDING = 4
 """Pixels of zeros around an image in pad-crop."""
@@ -34,13 +34,13 @@ ATTEMPTS = 10
 """Sizes of a random resized crop that are tried."""
 
 DRAWS = {"crop-flip": 2 + 2 * ATTEMPTS, "pad-crop": 2}
-"""Uniform numbers for an image beside that of its flip: two for a place, and two for each size tried."""
+"""Uniform numbers for an image besides that of its flip: two for a place, and two for each size tried."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class View(NamedTuple):
-    """Cut a region out, resize it, look at it through a window, perhaps in a mirror.
+    """A region that is cut out, resized, cropped to a window, and perhaps mirrored.
 
     Lengths and places are whole pixels: of one image each an ``int``, of many an int64 array (N,).
 
@@ -48,7 +48,7 @@ class View(NamedTuple):
         top, left, height, width: the region of the stored image.
         rows, columns: what the region is resized to.
         window_top, window_left: corner of the square window of ``image_size`` pixels in the resized
-            region; where the window reaches beyond, it shows zeros.
+            region; beyond the region there are zeros.
         flip: 1 to mirror left and right, else 0.
     """
 
@@ -73,7 +73,7 @@ def view_of(height: int, width: int, index: int, settings: Data, *, training: bo
 def views_of(
     height: Indices, width: Indices, index: Indices, settings: Data, *, training: bool, seed: int
 ) -> View:
-    """The views of images, each a function of its own size, its index and the seed alone.
+    """The views of images, each a function of its own size, its index and the seed.
 
     Args:
         height, width: of the stored images, pixels, (N,) each.
@@ -83,7 +83,7 @@ def views_of(
         seed: of the epoch.
     """
     if not training or settings.augmentation == "none":
-        # A net trained on random crops has seen its objects larger than they are.
+        # To a network trained on random crops, objects appeared larger than they are.
         margin = EVALUATION_MARGIN if settings.augmentation == "crop-flip" else 1
         return _centre(height, width, settings.image_size, round(settings.image_size * margin))
     draws = uniform(seed, index, 1 + DRAWS[settings.augmentation])

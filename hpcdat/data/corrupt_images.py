@@ -1,4 +1,4 @@
-"""Images that cannot be read: the end of the run, or left out and counted."""
+"""Images that cannot be read: they end the run, or are skipped and counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hpcdat.data.sampler import Indices
 
 
 class Unreadable:
-    """What a loader has found out about the images it cannot read.
+    """The images that a loader cannot read.
 
     Args:
         policy: the job's ``data.corrupt``.
@@ -21,14 +21,14 @@ class Unreadable:
         self._found: set[int] = set()
 
     def add(self, index: int, complaint: str) -> None:
-        """Note an image; its name is told once.
+        """Add an image; it is reported once.
 
         Args:
             index: its position in the list of images.
             complaint: names file and reason.
 
         Raises:
-            DataError: the job says that the run is to stop.
+            DataError: the job asks to stop.
         """
         if self.policy == "stop":
             raise DataError(f"{complaint} (data.corrupt: skip leaves such images out)")

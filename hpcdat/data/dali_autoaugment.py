@@ -1,8 +1,8 @@
 """AutoAugment with DALI: its policy and its operations, with the random choices made outside it.
 
-DALI's own ``apply_auto_augment`` draws inside the pipeline, from a state that moves on with every batch: what
-is done to an image would depend on all that was read before it. Here the choices for an image are a function
-of seed and image, made with its view, and the pipeline receives them as data.
+DALI's own ``apply_auto_augment`` draws inside the pipeline, from a state that changes with every batch, so
+that what is done to an image would depend on all that was read before it. Here the choices for an image are a
+function of seed and image, made with its view, and the pipeline receives them as data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AutoAugment:
     DALI's ``get_image_net_policy`` is another one, that of TensorFlow's models.
 
     Attributes:
-        sub_policies: of these one is applied to an image: one or two of an operation, its
+        sub_policies: one of them is applied to an image: one or two triples of an operation, its
             probability and the number of its magnitude.
         operations: all that there are; the first does nothing.
     """
@@ -39,7 +39,7 @@ class AutoAugment:
         self._stages = max(map(len, policy.sub_policies))
 
     def choices(self, index: int, seed: int) -> NDArray[np.int32]:
-        """What is done to one image, a pure function of both arguments.
+        """The operations for one image, a pure function of both arguments.
 
         Args:
             index: its position in the list of images.
@@ -59,14 +59,14 @@ class AutoAugment:
         return choices
 
     def apply(self, images: DataNode, choices: DataNode) -> DataNode:
-        """Images as they were chosen to be, in a pipeline with conditionals.
+        """Apply the chosen operations to images, in a pipeline with conditionals.
 
         Args:
             images: (H, W, 3), uint8, on the CPU or the GPU.
             choices: those of each image, on the CPU.
         """
         images = fn.reshape(images, layout="HWC")
-        # DALI's operations warn that they call DALI's operators by former names, whatever the filters say.
+        # DALI's operations warn about deprecated names of its own operators, regardless of filters.
         with warnings.catch_warnings(record=True):
             for stage in range(self._stages):
                 images = select(

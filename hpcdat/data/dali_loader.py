@@ -17,17 +17,17 @@ from hpcdat.data.augmentation import View, views_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.dali_autoaugment import AutoAugment
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.pixels import empty_batch, look, to_pixels
+from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
 
 READ_AHEAD = 4
-"""Batches among which one that fails is looked for; DALI reads two ahead."""
+"""Batches that are searched for one that fails; DALI reads two ahead."""
 
 
 class DaliLoader:
-    """Reads with NVIDIA DALI: all on the GPU where the images go to one.
+    """Reads with NVIDIA DALI, on the GPU if the images go to one.
 
-    On the CPU DALI decodes, and torch resizes in threads, which takes it a third of DALI's time.
+    On the CPU DALI decodes and torch resizes in threads, in a third of DALI's time.
 
     Args:
         images: what is read.
@@ -79,14 +79,14 @@ class DaliLoader:
         self._exhausted = True
 
     def _stream(self) -> dict[str, torch.cuda.Stream]:
-        """Where the images are used, so that their memory is not taken back before."""
+        """The stream that uses the images, so that their memory is not reused before."""
         return {"cuda_stream": torch.cuda.current_stream(self.device)} if self.device.type == "cuda" else {}
 
     def _begin(self, batches: list[Indices]) -> None:
         """Have the pipeline read these batches next."""
         readable = [self.unreadable.without(indices) for indices in batches]
         self._wanted = iter([indices for indices in readable if len(indices)])
-        # A pipeline that was left in the middle of its batches has read ahead.
+        # A pipeline that was interrupted has read ahead.
         if self._exhausted:
             self._pipeline.reset()
         else:
@@ -127,7 +127,7 @@ class DaliLoader:
         if self.images.pixels is not None:
             return self.images.pixels.shape[1:3]
         if index not in self._shapes:
-            # Pillow reads the header alone.
+            # Pillow reads only the header.
             with Image.open(self.images.files[index]) as image:
                 self._shapes[index] = (image.height, image.width)
         return self._shapes[index]
@@ -136,7 +136,7 @@ class DaliLoader:
         on_gpu = self.device.type == "cuda"
         pipeline = _pipeline(
             source=self._source,
-            look=self._look,
+            resize=self._apply_views,
             size=self.settings.image_size,
             colour=types.GRAY if self.settings.channels == 1 else types.RGB,
             encoded=self.images.pixels is None,
@@ -152,13 +152,13 @@ class DaliLoader:
         pipeline.build()
         return pipeline
 
-    def _look(self, regions: list[np.ndarray], views: list[np.ndarray]) -> list[np.ndarray]:
+    def _apply_views(self, regions: list[np.ndarray], views: list[np.ndarray]) -> list[np.ndarray]:
         """Each region (H, W, C), already cut out, as its view shows it: (size, size, C)."""
 
         def seen(region: np.ndarray, view: np.ndarray) -> np.ndarray:
             pixels = torch.from_numpy(region).permute(2, 0, 1)
             rest = View(*view.tolist())._replace(top=0, left=0)
-            return look(pixels, rest, self.settings.image_size).permute(1, 2, 0).numpy()
+            return apply_view(pixels, rest, self.settings.image_size).permute(1, 2, 0).numpy()
 
         return list(self._threads.map(seen, regions, views))
 
@@ -166,7 +166,7 @@ class DaliLoader:
 @pipeline_def  # type: ignore[untyped-decorator]  # DALI's decorator has no types
 def _pipeline(
     source: Callable[..., Sequence[Any]],
-    look: Callable[..., object],
+    resize: Callable[..., object],
     size: int,
     colour: Any,
     encoded: bool,
@@ -182,14 +182,14 @@ def _pipeline(
     stored, view, *choices = fn.external_source(
         source=source, num_outputs=len(kinds), batch=True, dtype=kinds
     )
-    image = _seen(stored, view, look, size, colour, encoded, windowed, on_gpu)
+    image = _seen(stored, view, resize, size, colour, encoded, windowed, on_gpu)
     return image if policy is None else policy.apply(image, *choices)
 
 
 def _seen(
     stored: Any,
     view: Any,
-    look: Callable[..., object],
+    resize: Callable[..., object],
     size: int,
     colour: Any,
     encoded: bool,
@@ -211,7 +211,7 @@ def _seen(
     else:
         region = fn.slice(stored.gpu() if on_gpu else stored, view[0:2], view[2:4], axes=[0, 1])
     if not on_gpu:
-        return fn.python_function(region, view, function=look, batch_processing=True)
+        return fn.python_function(region, view, function=resize, batch_processing=True)
     shape = fn.cast(view[4:6], dtype=types.FLOAT)
     resized = fn.resize(region, size=shape, interp_type=types.INTERP_LINEAR, antialias=True)
     if windowed:

@@ -1,4 +1,4 @@
-"""Images that stay on the device: moved there once, and looked at there a batch at a time."""
+"""Images that stay on the device: moved there once and read there batch by batch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hpcdat.data.sampler import Indices
 class DeviceLoader:
     """Holds all images in the device's memory, a byte a pixel and colour, with a margin of zeros.
 
-    They are resized once; shifts and mirrors of a batch are one look-up of its pixels. Those of a whole
-    epoch go to the device together, so that no batch waits for the CPU.
+    They are resized once; shifts and mirrors of a batch are one indexing of its pixels. Their places for a
+    whole epoch go to the device together, so that no batch waits for the CPU.
 
     Args:
         images: of one size; those in files are decoded here, in ``threads`` threads.
@@ -57,10 +57,10 @@ class DeviceLoader:
             if not where.shape[1]:
                 yield empty_batch(self.settings, self.device)
                 continue
-            yield self._look(*where), self._labels[where[0]]
+            yield self._cut(*where), self._labels[where[0]]
 
-    def _look(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-        """The images at these positions through these windows."""
+    def _cut(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+        """The windows of the images at these positions, mirrored where ``flip`` is 1."""
         size = self.settings.image_size
         place = torch.arange(size, device=self.device)
         rows = top[:, None] + place

@@ -42,10 +42,10 @@ class Images:
 
     @cached_property
     def signature(self) -> str:
-        """By which to tell lists of images apart: names, labels, and pixels, or sizes and times of files.
+        """A hash of names, labels, and pixels, or sizes and times of files, to distinguish lists of images.
 
-        The time of a file's last change says so without reading gigabytes; where it differs though the
-        images do not (a copy), the same is only measured again.
+        The time of a file's last change saves reading gigabytes. If it differs although the images do not
+        (a copy), results are only measured again.
         """
         names = [f"{Path(file).parent.name}/{Path(file).name}" for file in self.files]
         if self.pixels is None:
@@ -63,13 +63,13 @@ class Images:
         )
 
     def equal_part(self, count: int) -> Images:
-        """So many of the images, of each class as many as of the others (or one more), the same every time.
+        """A part of the images with equal numbers of each class (up to one), the same every time.
 
         Raises:
             DataError: there are not so many.
         """
         if count > len(self):
-            raise DataError(f"{count} images are wanted of {len(self)}")
+            raise DataError(f"cannot take {count} images of {len(self)}")
         order = np.random.default_rng(0).permutation(len(self))
         labels = np.array(self.labels)[order]
         turn = np.empty_like(labels)
@@ -107,7 +107,7 @@ def list_images(folder: Path, classes: list[str] | None = None) -> Images:
 
 
 def _stamp(file: Path) -> list[int] | None:
-    """Size and time of the last change; None of a file that is not there, which may be left out."""
+    """Size and time of the last change; None if there is no such file, which may be skipped."""
     try:
         state = file.stat()
     except OSError:

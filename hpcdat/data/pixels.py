@@ -10,7 +10,7 @@ from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import View
 
 
-def look(pixels: Tensor, view: View, size: int) -> Tensor:
+def apply_view(pixels: Tensor, view: View, size: int) -> Tensor:
     """The view of an image.
 
     Args:

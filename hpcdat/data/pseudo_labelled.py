@@ -1,4 +1,4 @@
-"""Images without labels of their own: found, given a model's labels, kept in a file, and read from it.
+"""Images without labels of their own: found, given a model's labels, stored in a file, and read from it.
 
 Sources: DAT, Sec. 3, case 2; Carmon et al. 2019, whose 500,000 pseudo-labelled images are a Python pickle.
 Nothing but arrays is ever unpickled.
@@ -29,8 +29,8 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
 
     Args:
         source: a folder, searched with all below it through links, or a .npy file of (N, H, W, C) uint8.
-        classes: that a model tells apart.
-        channels: that it takes; files are read with as many, an array must have them.
+        classes: of the model.
+        channels: of its input; files are read with as many, an array must have as many.
 
     Returns:
         The images, each with label 0; files by their full paths, which mean the same from elsewhere.
@@ -60,7 +60,7 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
 
 
 def write_pseudo_labelled(path: Path, images: Images, labels: NDArray[np.int64]) -> None:
-    """Keep images, or the paths of their files, with the labels that a model gave them, as .npz.
+    """Write images, or the paths of their files, with the labels that a model gave them, as .npz.
 
     Raises:
         OSError: it could not be written.
@@ -78,7 +78,7 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
 
     Args:
         path: .npz; or a pickle of a dictionary with ``data`` (N, H, W, C) uint8 and
-            ``extrapolated_targets`` (N,), of which nothing else is looked at.
+            ``extrapolated_targets`` (N,), whose other values are ignored.
         classes: of the labelled images.
 
     Raises:
@@ -89,7 +89,7 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:
-        raise DataError(f"{path}: not an .npz or a pickle of arrays alone: {error}") from None
+        raise DataError(f"{path}: not an .npz or a pickle of arrays only: {error}") from None
     labels = held.get("labels", held.get("extrapolated_targets"))
     named = held.get("classes")
     if named is not None and named.tolist() != classes:
@@ -127,7 +127,7 @@ def joined(labelled: Images, unlabelled: Images) -> Images:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and of those below it, each gone through once however many links lead there."""
+    """All files of a folder and of those below it, each visited once, however many links lead to it."""
     seen = {folder.resolve()}
     # Data sets are often made of links, which rglob does not follow.
     for at, below, files in os.walk(folder, followlinks=True):

@@ -1,8 +1,8 @@
-"""Arrays of numbers out of a pickle, in which nothing of NumPy's is called that could touch memory.
+"""Read arrays of numbers from a pickle without calling functions of NumPy that could access arbitrary memory.
 
-NumPy's own functions believe what a pickle says: a data type can be told that it holds no objects, and
-eight bytes of the file are then taken for an object's address. Here stand-ins note what the file says, and
-arrays are made of it afterwards, of plain numbers only.
+NumPy's own functions trust a pickle: a forged data type can claim to hold no objects, and eight bytes of the
+file are then used as an object's address. Here stand-ins record what the file describes, and arrays are made
+of it afterwards, of plain numbers only.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
     Args:
         path: of the pickle, any protocol, of Python 2 or 3.
-        names: of the values; those that are not there are left out.
+        names: of the values; missing ones are ignored.
 
     Raises:
         OSError: it cannot be read.
-        Exception: of any other kind, where it is no such pickle, damaged or hostile.
+        Exception: of any other kind, if it is no such pickle, damaged or malicious.
     """
     with path.open("rb") as file:
         held = _ArraysOnly(file, encoding="latin1").load()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +13,68 @@ from hpcdat.errors import InputError
 from hpcdat.seeds import derive
 
 Indices = NDArray[np.int64]
+LastBatch = Literal["drop", "short"]
 
 
 class Share(NamedTuple):
     """One worker's part of a global batch."""
 
     indices: Indices
-    """positions of its images; may be empty in the last steps of an epoch"""
+    """positions of its images; with ``short`` it may be empty in the last steps of an epoch"""
     global_size: int
     """images of all workers in this step"""
 
 
+def steps_of_epoch(count: int, batch_size: int, batches: int, last_batch: LastBatch) -> int:
+    """Number of steps of an epoch.
+
+    With ``drop`` it does not depend on how the images are divided among groups: a group of q workers has at
+    least ``steps * batch_size * q`` images. With ``short`` it is that of workers which share all images.
+
+    Args:
+        count: number of training images.
+        batch_size: images of a worker in a full step.
+        batches: batches in a step, one for each worker that reads its own.
+        last_batch: what happens to the images that do not fill a global batch.
+
+    Raises:
+        InputError: with ``drop`` the epoch would have no step.
+    """
+    size = batch_size * batches
+    if last_batch == "short":
+        return -(-count // size)
+    if count < size:
+        raise InputError(
+            f"data.last_batch: drop: an epoch has {count} images and a global batch {batches} x {batch_size} "
+            f"= {size}, so it would have no step: take fewer workers, a smaller batch_size or "
+            "data.last_batch: short",
+            everywhere=True,
+        )
+    return count // size
+
+
 def training_shares(
-    count: int, batch_size: int, *, rank: int, groups: Sequence[int], seed: int, epoch: int
+    count: int,
+    batch_size: int,
+    *,
+    rank: int,
+    groups: Sequence[int],
+    seed: int,
+    epoch: int,
+    last_batch: LastBatch = "drop",
 ) -> list[Share]:
     """A worker's batches B_t^(i) of one epoch.
 
-    The images are divided once and for all among groups of workers, in proportion to their sizes:
-    the local data sets D^(i) of Algorithm 1 where each node is a group, or no division where all
-    workers are one. In every epoch the workers of a group shuffle its images alike, cut them into
-    batches of ``batch_size`` for each of them, and each takes its slice; a last, short batch is dealt
-    out as evenly as it can be. Every image is seen once an epoch. M workers of one group with batch B
-    thus see what one worker with batch M * B sees.
+    The images are divided once and for all among groups of workers, in proportion to their sizes. If each
+    node is a group, the parts are the local data sets D^(i) of Algorithm 1 of the DAT paper; if each worker
+    is one, the D^k of the ConAdv paper; a single group divides nothing. In every epoch the workers of a group
+    shuffle its images in the same way, cut them into batches of ``batch_size`` for each of them, and each
+    takes its slice. M workers of one group with batch B thus see what one worker with batch M * B sees.
+
+    What is left at the end does not fill a batch of all workers. With ``drop`` it is left out, so that
+    every worker has ``batch_size`` images in every step; the order is new in each epoch, so over the epochs
+    all images have the same chance. With ``short`` it is dealt out as evenly as possible, and every image is
+    seen once an epoch.
 
     Args:
         count: number of training images.
@@ -43,17 +83,22 @@ def training_shares(
         groups: the group of each worker, from 0.
         seed: the job's.
         epoch: from 0; each has its own order.
+        last_batch: ``drop`` or ``short``.
 
     Returns:
         As many shares on every worker.
+
+    Raises:
+        InputError: with ``drop`` the epoch would have no step.
     """
     sizes = np.bincount(groups).tolist()
+    limit = None if last_batch == "short" else steps_of_epoch(count, batch_size, len(groups), last_batch)
     steps: list[list[Indices]] = []
     nothing = np.empty(0, dtype=np.int64)
     for group, (part, size) in enumerate(zip(_divided(count, groups, seed), sizes, strict=True)):
         order = np.random.default_rng(derive(seed, "order", epoch, group)).permutation(part)
         width = batch_size * size
-        steps.append([order[start : start + width] for start in range(0, len(order), width)])
+        steps.append([order[start : start + width] for start in range(0, len(order), width)][:limit])
     own, place = groups[rank], sum(group == groups[rank] for group in groups[:rank])
     shares = []
     for number in range(max(map(len, steps))):
@@ -75,14 +120,14 @@ def with_unlabelled(
 ) -> list[Share]:
     """Mix unlabelled images into a worker's batches: Carmon et al. 2019's fraction of every batch.
 
-    An epoch is a pass over the labelled images. The unlabelled ones are divided among the groups as these
-    are, shuffled for each epoch, and gone through as often as it takes.
+    An epoch is a pass over the labelled images. The unlabelled ones are divided among the groups in the same
+    way and shuffled for each epoch; they are repeated if there are fewer than the epoch needs.
 
     Args:
         shares: of labelled images.
-        labelled, unlabelled: how many there are; the latter stand behind the former.
-        mixture: labelled and unlabelled images of a worker's full batch; a short batch has as many for each
-            labelled one, to the nearest image.
+        labelled, unlabelled: numbers of images; positions of unlabelled ones begin at ``labelled``.
+        mixture: labelled and unlabelled images of a worker's full batch; a short batch has the same
+            ratio, to the nearest image.
         rank, groups: as for :func:`training_shares`.
         seed: the job's.
         epoch: from 0.
@@ -94,8 +139,8 @@ def with_unlabelled(
     of_own, others = mixture
     if not all(map(len, parts)):
         raise InputError(
-            f"data.unlabelled: {unlabelled} images are too few for {len(parts)} nodes with images of their "
-            "own: take more images or data.split: workers",
+            f"data.unlabelled: {unlabelled} images are too few for {len(parts)} nodes (or workers) with "
+            "images of their own: take more images or data.split: workers",
             everywhere=True,
         )
     random = np.random.default_rng(derive(seed, "unlabelled", epoch, own))

@@ -21,7 +21,7 @@ from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import POLICY_FILL, policy_seed, view_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.images import Images
-from hpcdat.data.pixels import empty_batch, look, to_pixels
+from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
 from hpcdat.distributed.stop_signals import StopRequest
 
@@ -43,7 +43,7 @@ class TorchvisionLoader:
         self.unreadable = Unreadable(settings.corrupt)
         self._sampler = _Sampler()
         _start_fork_server()
-        # MPI forbids forking; a fork server starts clean processes and is kept for all epochs.
+        # MPI forbids forking; a fork server starts clean processes and runs for all epochs.
         self._loader = DataLoader(
             _Decoded(images, settings, training),
             batch_sampler=self._sampler,
@@ -76,17 +76,17 @@ class TorchvisionLoader:
 
 
 def _start_fork_server() -> None:
-    """Start it such that no wish to stop reaches its children: the trainer hears it, and ends its step.
+    """Start the fork server with signals to stop blocked, so that only the trainer handles them.
 
-    A terminal, mpirun and Slurm send it to all processes of a worker. The server imports once, for all
-    processes of all loaders, what they need.
+    A terminal, mpirun and Slurm send them to all processes of a worker; the trainer then finishes its step.
+    The server imports once what all processes of all loaders need.
     """
     forkserver.set_forkserver_preload([__name__])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
     try:
         with _quiet():
             resource_tracker.ensure_running()
-        # Which has unblocked some of them.
+        # The resource tracker has unblocked some of them.
         signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
         forkserver.ensure_running()
     finally:
@@ -95,7 +95,7 @@ def _start_fork_server() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Have the resource tracker clear up after a trainer that had to end at once without a word about it."""
+    """Silence the resource tracker's warning when it cleans up after a trainer that was killed."""
     before = os.environ.get("PYTHONWARNINGS")
     mine = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = f"{before},{mine}" if before else mine
@@ -109,18 +109,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _end_with(trainer: int, _: int) -> None:
-    """Have a process of the loader end when the one that trains does, however it does, or wants it to.
+    """End a process of the loader when the trainer ends in any way, or asks it to end.
 
-    Left to itself it asks whether its parent is alive, and that is the fork server. SIGTERM, by which the
-    trainer says what it wants, is blocked, since others send it too.
+    By default it checks whether its parent is alive, which is the fork server. SIGTERM, which the trainer
+    sends to end it, is blocked, since others send it too.
     """
 
     def wait() -> None:
         with suppress(ProcessLookupError):
             trains = os.pidfd_open(trainer)
             while not select.select([trains], [], [], 0)[0]:
-                told = signal.sigtimedwait([signal.SIGTERM], 0.5)
-                if told and told.si_pid == trainer:
+                received = signal.sigtimedwait([signal.SIGTERM], 0.5)
+                if received and received.si_pid == trainer:
                     break
         os._exit(1)
 
@@ -128,14 +128,14 @@ def _end_with(trainer: int, _: int) -> None:
 
 
 def _stack(images: list[tuple[int, Tensor | str]]) -> tuple[Tensor | None, dict[int, str]]:
-    """One batch (N, H, W, C) of those that were read, or None, and a complaint for each other one."""
+    """One batch (N, H, W, C) of those that were read, or None, and an error message for each other one."""
     pixels = [image for _, image in images if isinstance(image, Tensor)]
     complaints = {index: image for index, image in images if isinstance(image, str)}
     return torch.stack(pixels) if pixels else None, complaints
 
 
 class _Sampler:
-    """The batches of the epoch at hand."""
+    """The batches of the current epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, int]]] = []
@@ -148,7 +148,7 @@ class _Sampler:
 
 
 class _Decoded(Dataset[tuple[int, Tensor | str]]):
-    """From (position, seed) to position and uint8 pixels (H, W, C), or what went wrong with the file."""
+    """From (position, seed) to position and uint8 pixels (H, W, C), or why the file cannot be read."""
 
     def __init__(self, images: Images, settings: Data, training: bool) -> None:
         self.images = images
@@ -173,7 +173,7 @@ class _Decoded(Dataset[tuple[int, Tensor | str]]):
             return index, complaint_about(self.images.files[index], error)
         _, height, width = pixels.shape
         view = view_of(height, width, index, self.settings, training=self.training, seed=seed)
-        seen = look(pixels, view, self.settings.image_size)
+        seen = apply_view(pixels, view, self.settings.image_size)
         if self.policy is not None:
             # It draws from torch's global generator.
             with torch.random.fork_rng(devices=[]):

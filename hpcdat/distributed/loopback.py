@@ -157,10 +157,18 @@ class Loopback(Communicator):
         return self._start("allgather", name, row.clone(), lambda rows: [torch.stack(rows) for _ in rows])
 
     def iall_to_all_v(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
-        def deal(inputs: list[tuple[Tensor, ...]]) -> list[Tensor]:
-            return [torch.cat([parts[rank] for parts in inputs]) for rank in range(self.size)]
+        def deal(inputs: list[tuple[Tensor, list[int]]]) -> list[Tensor]:
+            # Most ranks may send most others nothing: no tensor is made for each pair.
+            received: list[list[Tensor]] = [[] for _ in range(self.size)]
+            for given, shares in inputs:
+                start = 0
+                for rank, share in enumerate(shares):
+                    if share:
+                        received[rank].append(given[start : start + share])
+                        start += share
+            return [torch.cat(parts) if parts else inputs[0][0][:0] for parts in received]
 
-        return self._start("deal", name, rows.clone().split(list(counts)), deal)
+        return self._start("deal", name, (rows.clone(), list(counts)), deal)
 
     def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
         return self._start(

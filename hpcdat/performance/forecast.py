@@ -15,6 +15,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
 from hpcdat.data import find_images
 from hpcdat.data.images import Images
+from hpcdat.data.sampler import steps_of_epoch
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.errors import InputError
@@ -216,7 +217,10 @@ def forecast(
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
     roles = assign_roles(job, workers)
     batches = len(first_workers(roles))
-    steps = math.ceil(images / (job.labelled_batch * batches))
+    steps = steps_of_epoch(images, job.labelled_batch, batches, job.data.last_batch)
+    if job.data.last_batch == "drop":
+        images = steps * job.labelled_batch * batches
+    ratio = job.batch_size / job.labelled_batch
     exchange = job.exchange
     if exchange.protocol == "auto" and workers > 1:
         network = calibration.network
@@ -231,7 +235,7 @@ def forecast(
         prediction = predicted(crossing.exchange, crossing.plan, named, calibration.network, *shape, coding)
         seconds = prediction.seconds * correction(crossing.exchange)
         sent, buckets = crossing.traffic, len(crossing.buckets)
-    share = images / steps / batches * job.batch_size / job.labelled_batch
+    share = images / steps / batches * ratio
     hidden = BACKWARD_FRACTION * timing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += timing.attack * share
@@ -239,6 +243,6 @@ def forecast(
     waited = max(seconds - hidden, seconds / max(buckets, 1))
     total = steps * (timing.step(share, set(roles)) + waited)
     per_image = job.copies // job.passes * (timing.attack + timing.gradient)
-    one_worker = images * per_image + math.ceil(images / job.batch_size) * timing.update
+    one_worker = images * ratio * per_image + math.ceil(images / job.labelled_batch) * timing.update
     speed_up = one_worker / total
     return Forecast(nodes, per_node, steps, exchange, seconds, steps * seconds, total, speed_up, sent)

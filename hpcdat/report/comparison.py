@@ -307,7 +307,7 @@ def differences(work: Mapping[str, Any], run: Run) -> list[str]:
     """Where the work of a run is not a paper's, in words."""
     job, result = run.job, run.result
     measured: dict[str, object] = {
-        "data.images": max(epoch["images"] for epoch in run.epochs),
+        "data.images": max(epoch["images"] + epoch.get("left_out_images", 0) for epoch in run.epochs),
         "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
         "epochs": result.epoch - job.extra_warmup_epochs,
         "batch_size": result.batch,

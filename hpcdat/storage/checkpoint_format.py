@@ -1,4 +1,8 @@
-"""Checkpoints: the state of a training run in one verified file that contains no code."""
+"""Checkpoints: the state of a training run, verified, and free of code.
+
+All of it is in one file, except the running batch-norm statistics of each worker in the middle of an epoch,
+which are in a second one (:mod:`hpcdat.storage.worker_rows`).
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ from typing import IO, Any
 
 import pydantic
 import torch
-from torch import Tensor
 
 from hpcdat import __version__
 from hpcdat.errors import InputError, shorten
 from hpcdat.storage.atomic_files import write_atomically
+from hpcdat.storage.worker_rows import WorkerRows, check_rows
 
-FORMAT = 7
+FORMAT = 8
 
 DEVELOPMENT_VERSIONS = {
     1: "20 November 2026",
@@ -26,8 +30,9 @@ DEVELOPMENT_VERSIONS = {
     4: "21 November 2026",
     5: "21 to 24 November 2026",
     6: "24 to 28 November 2026",
+    7: "28 November 2026",
 }
-"""Dates of the development versions that wrote each format without recording their version."""
+"""Dates of the development versions that wrote each format before a release did."""
 
 
 class CheckpointError(InputError):
@@ -72,8 +77,6 @@ class Checkpoint:
 
     Attributes:
         model: state of the model, batch-norm statistics averaged over the workers.
-        statistics: running batch-norm statistics of each worker, (M, n) float32; counts of
-            batches, (M, layers) int64.
         optimizer: state of the optimiser.
         epoch: number of epochs done.
         step: number of steps done in the current epoch.
@@ -87,10 +90,12 @@ class Checkpoint:
         images: number of training images.
         metrics_bytes: length of the metrics file when this was written; later lines belong to steps that are
             repeated.
+        statistics: in the middle of an epoch, where each worker's running batch-norm statistics are: a
+            dictionary of :class:`~hpcdat.storage.worker_rows.WorkerRows`; otherwise empty, since all workers
+            have those of the model.
     """
 
     model: dict[str, Any]
-    statistics: tuple[Tensor, Tensor]
     optimizer: dict[str, Any]
     epoch: int
     step: int
@@ -103,6 +108,16 @@ class Checkpoint:
     feedback: list[dict[str, Any]] = field(default_factory=list)
     stale: list[list[Any]] = field(default_factory=list)
     metrics_bytes: int = 0
+    statistics: dict[str, str | int] = field(default_factory=dict)
+
+    def worker_rows(self) -> WorkerRows | None:
+        """Where the statistics of each worker are; None if all have those of the model.
+
+        Raises:
+            ValueError: the description of the file is damaged.
+        """
+        described: dict[str, Any] = {**self.statistics}
+        return WorkerRows(**described) if described else None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -160,8 +175,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _writer(version: object, recorded: object) -> str:
     """The hpcdat that wrote a checkpoint of another format."""
-    if recorded is not None:
-        return f"hpcdat {shorten(recorded)}"
     if isinstance(version, int) and version in DEVELOPMENT_VERSIONS:
         return f"a development version of hpcdat before 0.1.0, of {DEVELOPMENT_VERSIONS[version]}"
+    if recorded is not None:
+        return f"hpcdat {shorten(recorded)}"
     return "an unknown version of hpcdat"
+
+
+def load_resumable(path: Path) -> Checkpoint:
+    """Read a checkpoint as :func:`load_checkpoint` does, and verify its second file too.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another format.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        if rows := checkpoint.worker_rows():
+            check_rows(path.parent, rows)
+    except (OSError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else next(iter(str(error).splitlines()), "")
+        raise CheckpointError(f"{path}: damaged: its batch-norm statistics: {reason}") from None
+    return checkpoint

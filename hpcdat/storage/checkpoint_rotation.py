@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpcdat.storage.checkpoint_format import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from torch import Tensor
+
+from hpcdat.storage.checkpoint_format import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_resumable,
+    save_checkpoint,
+)
+from hpcdat.storage.worker_rows import write_rows
 
 
 class Checkpoints:
     """A folder with the checkpoints of the last two epochs, of the newest step since, and of the best epoch.
 
     Args:
-        folder: with the files ``epoch.pt``, ``epoch-before.pt``, ``step.pt``, ``best.pt``.
+        folder: with the files ``epoch.pt``, ``epoch-before.pt``, ``step.pt`` with the statistics of its
+            workers, and ``best.pt``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,24 +38,38 @@ class Checkpoints:
         """Whether there is any checkpoint."""
         return any(file.exists() for file in self._newest_first())
 
-    def save(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
+    def save(
+        self, checkpoint: Checkpoint, rows: Iterator[Tensor] | None = None, *, best: bool = False
+    ) -> Path:
         """Write a checkpoint, retaining the previous ones; returns its file.
 
         Args:
             checkpoint: the state.
+            rows: in the middle of an epoch, the statistics of all workers, in blocks for
+                :func:`~hpcdat.storage.worker_rows.write_rows`.
             best: save it as the best so far, which a run does not resume from.
 
         Raises:
             OSError: it could not be written; the others are unchanged.
         """
         # Partial files of killed writes would accumulate.
-        for partial in self.folder.glob(".*.pt-*"):
-            partial.unlink(missing_ok=True)
+        for pattern in (".*.pt-*", ".statistics-*"):
+            for partial in self.folder.glob(pattern):
+                partial.unlink(missing_ok=True)
         if best:
             save_checkpoint(self.best_file, checkpoint)
             return self.best_file
         if checkpoint.step > 0:
-            save_checkpoint(self.step_file, checkpoint)
+            # Of a new name: the statistics of the previous checkpoint stay until this one is complete.
+            file = self.folder / f"statistics-{secrets.token_hex(8)}.bin"
+            if rows and (written := write_rows(file, rows)):
+                checkpoint = dataclasses.replace(checkpoint, statistics=dataclasses.asdict(written))
+            try:
+                save_checkpoint(self.step_file, checkpoint)
+            except OSError:
+                file.unlink(missing_ok=True)
+                raise
+            self._remove_statistics(but=file)
             return self.step_file
         staged = self.folder / "epoch-new.pt"
         save_checkpoint(staged, checkpoint)
@@ -51,14 +77,21 @@ class Checkpoints:
             self.epoch_file.replace(self.epoch_before_file)
         staged.replace(self.epoch_file)
         self.step_file.unlink(missing_ok=True)
+        self._remove_statistics()
         return self.epoch_file
 
-    def choose(self, fits: Callable[[Checkpoint], bool], warn: Callable[[str], object]) -> Path:
+    def choose(
+        self,
+        fits: Callable[[Checkpoint], bool],
+        warn: Callable[[str], object],
+        load: Callable[[Path], Checkpoint] = load_resumable,
+    ) -> Path:
         """Find the newest checkpoint that is readable and fits.
 
         Args:
             fits: whether a checkpoint can be used, for example with this number of workers.
             warn: called with one line for each unreadable checkpoint that is skipped.
+            load: reads a checkpoint and verifies as much of it as will be used.
 
         Raises:
             CheckpointError: no checkpoint can be used.
@@ -68,7 +101,7 @@ class Checkpoints:
             if not file.exists():
                 continue
             try:
-                if fits(load_checkpoint(file)):
+                if fits(load(file)):
                     for reason in reasons:
                         warn(f"{reason}; using the previous checkpoint")
                     return file
@@ -77,7 +110,7 @@ class Checkpoints:
         raise CheckpointError("\n".join(reasons) or f"{self.folder}: there is no checkpoint")
 
     def newest(self, warn: Callable[[str], object]) -> Checkpoint:
-        """The newest readable checkpoint.
+        """The newest readable checkpoint; the statistics of each worker, for resuming, are not read.
 
         Args:
             warn: called with one line for each unreadable checkpoint that is skipped.
@@ -85,7 +118,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none.
         """
-        return load_checkpoint(self.choose(lambda _: True, warn))
+        return load_checkpoint(self.choose(lambda _: True, warn, load_checkpoint))
 
     def best(self) -> Checkpoint:
         """The best checkpoint.
@@ -94,6 +127,11 @@ class Checkpoints:
             CheckpointError: it is missing or cannot be read.
         """
         return load_checkpoint(self.best_file)
+
+    def _remove_statistics(self, but: Path | None = None) -> None:
+        for file in self.folder.glob("statistics-*.bin"):
+            if file != but:
+                file.unlink(missing_ok=True)
 
     def _newest_first(self) -> list[Path]:
         # A staged file is complete, since it is written atomically; a kill may have prevented its renaming.

@@ -1,8 +1,13 @@
 """Adversarial examples of a step, made now or concurrently: ConAdv, Sec. 3.3 and Algorithm 1 of its paper.
 
-The adversarial examples of step t are made with the weights of step t - tau, beside the update of that
-step: theta_{t+1} comes of x_adv(theta_{t - tau}), eq. (4), while x_adv(theta_t) is made for step t + tau,
-eq. (5). tau = 0 is DisAdv, and the attack of every other method.
+The adversarial examples of step t are made with the weights of step t - tau, concurrently with the update of
+that step: theta_{t+1} is computed from x_adv(theta_{t - tau}), eq. (4), while x_adv(theta_t) is made for step
+t + tau, eq. (5). tau = 0 is DisAdv, and the attack of every other method.
+
+Algorithm 1 counts steps over the whole training and has no epochs, so only its first tau steps lack stale
+weights. Here each epoch begins with an empty pipeline: its first tau batches are attacked with the weights of
+its start, and nothing is prepared after its last batch. With tau = 1 and 13 steps an epoch (ImageNet in
+batches of 96k), one step in 13 has adversarial examples of the current weights.
 """
 
 from __future__ import annotations
@@ -54,7 +59,7 @@ class Adversary:
         job: resolved.
         model: the attacked network, for its weights.
         roles: of all workers.
-        workers: who trains.
+        workers: all that train.
         device: of this worker.
         attack: (A1) with the current weights: from what was read for a step and the number of a batch to
             its perturbed images, (N, C, H, W).
@@ -80,8 +85,8 @@ class Adversary:
         self._stale: list[list[Tensor]] = []
         self._spare: list[list[Tensor]] = []
         self._due: tuple[Batch, _InFlight] | None = None
-        beside = self.delay and self.role.attacked and device.type == "cuda" and not self._hands_over
-        self._stream = torch.cuda.Stream(device) if beside else None
+        concurrently = self.delay and self.role.attacked and device.type == "cuda" and not self._hands_over
+        self._stream = torch.cuda.Stream(device) if concurrently else None
 
     def begin_epoch(self, first: Sequence[Batch]) -> None:
         """Make the examples of the first tau steps of an epoch, or of what is left of it.
@@ -117,7 +122,7 @@ class Adversary:
         return entry.made
 
     def begin(self, ahead: Batch | None) -> None:
-        """Start to make the examples of step t + tau, beside the update of step t.
+        """Start to make the examples of step t + tau, concurrently with the update of step t.
 
         Args:
             ahead: that step's batch; None if the epoch has no such step.
@@ -194,9 +199,9 @@ class Adversary:
     def _holding(self, weights: Sequence[Tensor]) -> Any:
         """Give the model other weights inside the block."""
         parameters = [p.data for p in self._parameters]
-        kept = [p.clone() for p in parameters]
+        saved = [p.clone() for p in parameters]
         torch._foreach_copy_(parameters, list(weights))
         try:
             yield
         finally:
-            torch._foreach_copy_(parameters, kept)
+            torch._foreach_copy_(parameters, saved)

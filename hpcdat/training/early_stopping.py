@@ -1,9 +1,9 @@
-"""When to stop, and which weights to keep: robust overfitting and catastrophic overfitting.
+"""When to stop, and which weights to take: robust overfitting and catastrophic overfitting.
 
 Robust accuracy on images that are not trained on may fall long before training ends (robust
 overfitting, Rice et al. 2020), and FGSM training may lose it within an epoch while its own attack still
-looks strong (catastrophic overfitting, Wong et al. 2020). Everything here is a function of counts that were
-summed over the workers, so that all workers decide alike.
+seems strong (catastrophic overfitting, Wong et al. 2020). Everything here is a function of counts that were
+summed over the workers, so that all workers decide the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GUARD_STEPS = 5
 
 @dataclass
 class History:
-    """The evaluations of a run so far: the best one, and how many came after it.
+    """The best evaluation of a run so far, and how many came after it.
 
     Attributes:
         best_epoch: epochs done when robust accuracy was highest; 0 before the first evaluation.

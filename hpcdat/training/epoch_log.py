@@ -1,4 +1,4 @@
-"""What an epoch has cost and done: its line in the metrics and on the screen."""
+"""The record of an epoch: its line in the metrics and on the screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EpochLog:
 
     Args:
         state: of the training.
-        progress: for the user.
+        progress: prints the line.
     """
 
     def __init__(self, state: TrainingState, progress: Progress) -> None:
@@ -32,7 +32,7 @@ class EpochLog:
         self.begin()
 
     def begin(self) -> None:
-        """Start the clock of an epoch, or of what is left of it."""
+        """Start the clock of an epoch, or of the rest of it."""
         self._clock = time.perf_counter()
         self._step_seconds: list[float] = []
 
@@ -55,7 +55,7 @@ class EpochLog:
 
         Args:
             outcome: of the step.
-            global_size: images of all workers in it, with those that could not be read.
+            global_size: images of all workers in it, including those that could not be read.
         """
         totals = self.state.totals
         totals.skipped_images += global_size - outcome.images
@@ -71,17 +71,18 @@ class EpochLog:
         now = time.perf_counter()
         self.state.totals.total_seconds += now - self._clock
         seconds = self.exchange.reset()
-        # The worker that came last to an exchange has waited for nobody: its time is the network's.
+        # The worker that was last to join an exchange did not wait for another: its time is the network's.
         steps = zip(*self.workers.all_gather_object(seconds.busy, "seconds of exchanges"), strict=True)
         self.state.totals.communication_seconds += sum(map(min, steps))
         self.state.totals.waited_seconds += seconds.waited
         self._clock = now
 
-    def record(self, rate: float) -> None:
+    def record(self, rate: float, left_out: int) -> None:
         """Write the epoch's line; all workers call this together.
 
         Args:
             rate: learning rate of its last step.
+            left_out: training images that were not in the epoch, since they fill no global batch.
         """
         totals, traffic = self.state.totals, self.exchange.traffic()
         cost = totals.cost / totals.images if totals.images else math.nan
@@ -91,6 +92,7 @@ class EpochLog:
             epoch=self.state.epoch,
             lr=rate,
             **asdict(totals) | {"cost": cost if totals.images else None},
+            left_out_images=left_out,
             training_accuracy=totals.correct / totals.images if seen else None,
             megabytes=traffic.total / 2**20,
             megabytes_busiest_card=traffic.busiest / 2**20,
@@ -105,11 +107,11 @@ class EpochLog:
     def _step_times(self) -> dict[str, list[float]]:
         """Median and longest step of each worker since :meth:`begin`, seconds.
 
-        Waits for images and for other workers do not count, so that a slow worker stands out.
+        Time spent waiting for images and for other workers does not count, so that a slow worker is visible.
         """
         mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
         medians, longest, hosts = zip(*self.workers.all_gather_object(mine, "step times"), strict=True)
-        # Compared only with workers of an equal role: an attack worker has less to do.
+        # Compared only with workers of the same role: an attack worker has less to do.
         works = [(len(role.clean), len(role.adversarial), len(role.attacked)) for role in self.roles]
         usual = [
             median(m for m, other in zip(medians, works, strict=True) if other == work) for work in works

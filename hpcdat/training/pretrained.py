@@ -1,4 +1,4 @@
-"""Weights to start from: those of another run, or a torchvision weight file, but for a head of other classes.
+"""Weights to start from: those of another run or of a torchvision file, except a head of other classes.
 
 DAT, Sec. 6.2 and Figure 4: pre-training on one set of images, fine-tuning on another.
 """
@@ -15,68 +15,69 @@ from hpcdat.storage.checkpoint_format import load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
 
 HEADS = ("fc", "classifier")
-"""Names of the last layer in the nets of this package and of torchvision."""
+"""Names of the last layer in the networks of this package and of torchvision."""
 
 
 def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[str]:
     """Give a model the weights of a file.
 
     Args:
-        model: normalisation and net, as :func:`~hpcdat.models.build_model` makes them. Its own mean and
+        model: normalisation and network, as :func:`~hpcdat.models.build_model` makes them. Its own mean and
             standard deviation of the pixels stay.
-        path: a checkpoint of a run, a run's folder for those that its result is of, or a state dictionary of
-            the net alone (.pth).
-        classes: that the model is to tell apart. A run's head has other classes if one has another name,
-            be they as many; a file that names none, if they are not as many.
+        path: a checkpoint of a run, a run's folder, for the weights of its result, or a state dictionary of
+            the network alone (.pth).
+        classes: of the model. A run's head has other classes if a name differs, even if their number is the
+            same; a file without names, if their number differs.
 
     Returns:
         Names of the tensors that stay as they were initialised: the head's, if it has other classes.
 
     Raises:
-        InputError: the file cannot be read, or its tensors are not those of this net.
+        InputError: the file cannot be read, or its tensors are not those of this network.
     """
-    given, trained_on = _net_of(path)
+    given, trained_on = _read_weights(path)
     # Older torchvision files do not count the batches that batch norm has seen, and nothing here does.
     own = {
         name: t
         for name, t in model.state_dict().items()
         if name.startswith("1.") and (not name.endswith(".num_batches_tracked") or _plain(name) in given)
     }
-    wanted = {name: _plain(name) for name in own}
-    missing = sorted({w for w in wanted.values() if w not in given})
-    unknown = sorted(set(given) - set(wanted.values()))
+    names = {name: _plain(name) for name in own}
+    missing = sorted({n for n in names.values() if n not in given})
+    unknown = sorted(set(given) - set(names.values()))
     if missing or unknown:
         raise InputError(
-            f"model.pretrained: {path} holds another net: {_some(missing)} missing, {_some(unknown)} unknown"
+            f"model.pretrained: {path} holds another network: "
+            f"{_some(missing)} missing, {_some(unknown)} unknown"
         )
-    head = {name for name in own if wanted[name].rpartition(".")[0] in HEADS}
-    unlike = [name for name, t in own.items() if t.shape != given[wanted[name]].shape]
+    head = {name for name in own if names[name].rpartition(".")[0] in HEADS}
+    unlike = [name for name, t in own.items() if t.shape != given[names[name]].shape]
     fresh = [name for name in own if name in head] if trained_on not in (None, classes) else unlike
     wrong = [name for name in unlike if name not in head]
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"model.pretrained: {path} holds another net: {wanted[name]} is "
-            f"{tuple(given[wanted[name]].shape)} there and {tuple(own[name].shape)} here"
+            f"model.pretrained: {path} holds another network: {names[name]} is "
+            f"{tuple(given[names[name]].shape)} there and {tuple(own[name].shape)} here"
         )
     with torch.no_grad():
         for name, tensor in own.items():
             if name not in fresh:
-                tensor.copy_(given[wanted[name]])
+                tensor.copy_(given[names[name]])
     return fresh
 
 
-def _net_of(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The tensors of a file's net, by their names in a net without split batch norm, and its classes."""
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The tensors of a file's network by name, as without split batch norm, and its classes."""
     if path.is_dir() or path.suffix == ".pt":
         run = RunFolder(path)
         checkpoint = run.checkpoint_of_result(run.read_job([])) if path.is_dir() else load_checkpoint(path)
-        net = {
+        weights = {
             _plain(name): t
             for name, t in checkpoint.model.items()
             if name.startswith("1.") and ".auxiliary." not in name
         }
-        return net, checkpoint.classes
+        return weights, checkpoint.classes
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -92,7 +93,7 @@ def _net_of(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
 
 
 def _plain(name: str) -> str:
-    """A tensor's name in the net alone, one batch norm for both branches."""
+    """A tensor's name in the network alone, with one batch norm for both branches."""
     return name.removeprefix("1.").replace(".main.", ".").replace(".auxiliary.", ".")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import WorkerError
 from hpcdat.models.fingerprint import named_state, tensor_fingerprint
 from hpcdat.models.split_batch_norm import BatchNorm, Branch, branch_of
+
+BYTES_PER_BLOCK = 2**24
+"""Most that worker 0 receives at a time when it collects the statistics of all workers."""
 
 
 def make_equal(workers: Communicator, model: nn.Module) -> None:
@@ -21,15 +24,15 @@ def make_equal(workers: Communicator, model: nn.Module) -> None:
 class BatchNormStatistics:
     """The running statistics of a model's batch norm, in which the workers may differ.
 
-    In training each worker keeps statistics of its own images. Averaged, every worker evaluates
-    the same function; gathered, a run can go on where it was stopped. A worker that stands for several
-    virtual ones has a set for each, of which one is in the model.
+    In training each worker keeps statistics of its own images. After :meth:`average` all workers evaluate the
+    same function; with :meth:`row_blocks` and :meth:`restore_row` a run resumes in the middle of an epoch. A
+    worker that stands for several virtual ones has a set of statistics for each; one of them is in the model.
 
     Args:
         model: holds the layers.
-        workers: who has it.
-        trained_by: of every batch the rank of the worker that learns statistics by it, by branch of split
-            batch norm; a model without has ``clean`` alone.
+        workers: all workers that train it.
+        trained_by: for each branch of split batch norm, the ranks that update its statistics, once for each
+            batch of a step; a model without split batch norm has ``clean`` only.
     """
 
     def __init__(
@@ -37,17 +40,25 @@ class BatchNormStatistics:
     ) -> None:
         self.workers = workers
         layers = [
-            (module, trained_by[branch_of(name)])
+            (module, branch_of(name))
             for name, module in model.named_modules()
             if isinstance(module, BatchNorm) and module.running_mean is not None
         ]
-        statistics = (t for module, _ in layers for t in (module.running_mean, module.running_var))
-        self.statistics = [t for t in statistics if t is not None]
+        self.means = [t for t in (module.running_mean for module, _ in layers) if t is not None]
+        self.variances = [t for t in (module.running_var for module, _ in layers) if t is not None]
         self.counts = [t for t in (module.num_batches_tracked for module, _ in layers) if t is not None]
-        self._trainers = [max(len(ranks), 1) for _, ranks in layers for _ in range(2)]
-        self._trained_here = [workers.rank in ranks for _, ranks in layers for _ in range(2)]
-        mine = max(1, *(list(ranks).count(workers.rank) for ranks in trained_by.values()))
-        self._place, self._sets = 0, [self._copy() for _ in range(mine)]
+        if layers:
+            # Of the set in the model: images normalised since the last average.
+            self.counts.append(torch.zeros((), dtype=torch.int64, device=self.means[0].device))
+        self._trained_here = [float(workers.rank in trained_by[branch]) for _, branch in layers]
+        own = max(1, *(list(ranks).count(workers.rank) for ranks in trained_by.values()))
+        self._place, self._sets = 0, [self._copy() for _ in range(own)]
+
+    def reset(self) -> None:
+        """Give all virtual workers the statistics in the model, which must be equal on all workers."""
+        if self.counts:
+            self.counts[-1].zero_()
+        self._sets = [self._copy() for _ in self._sets]
 
     def enter(self, place: int) -> None:
         """Have the model hold the statistics of this worker's virtual worker number ``place``."""
@@ -56,72 +67,108 @@ class BatchNormStatistics:
             self._load(self._sets[place])
             self._place = place
 
+    def count(self, images: int) -> None:
+        """Add to the images that were normalised with the set in the model: its weight in :meth:`average`."""
+        if self.counts:
+            self.counts[-1].add_(images)
+
     @torch.no_grad()
     def average(self) -> None:
-        """Replace the statistics by their mean over the workers that learn them, the counts by the largest.
+        """Replace the statistics of all workers by those of all their images together.
 
-        A worker may have had no image in the last, short batch of an epoch, so counts can differ.
+        With m_k and v_k the running mean and variance of (virtual) worker k, and n_k the images that it has
+        normalised in training since the last average::
+
+            mean = sum_k n_k m_k / sum_k n_k
+            var  = sum_k n_k (v_k + (m_k - mean)^2) / sum_k n_k
+
+        by the law of total variance, in float64. Only workers that train a branch count for it. A running
+        statistic has no number of images, since it forgets old ones; n_k is the worker's part in the training
+        since the last average, when all workers had the same statistics. Where it is 0 for all of them, they
+        still have, and nothing changes. Counts of batches become the largest of any worker.
         """
-        if not self.statistics:
+        if not self.means:
             return
-        sets = self.local()
-        n = len(self.statistics)
-        for statistic, here, *own in zip(
-            self.statistics, self._trained_here, *(kept[:n] for kept in sets), strict=True
-        ):
-            statistic.copy_(sum(own[1:], own[0]) if here else torch.zeros_like(statistic))
-        self.workers.all_reduce(self.statistics, "batch-norm statistics")
-        torch._foreach_div_(self.statistics, self._trainers)
-        largest = torch.stack([torch.stack(kept[n:]) for kept in sets]).amax(0)
+        sets, n = self.local(), len(self.means)
+        own_means, own_variances = (
+            torch.stack([torch.cat(values[start : start + n]) for values in sets]).double()
+            for start in (0, n)
+        )
+        sizes = [len(mean) for mean in self.means]
+        trained = own_means.new_tensor(self._trained_here).repeat_interleave(
+            own_means.new_tensor(sizes).long()
+        )
+        weights = torch.stack([values[-1] for values in sets]).double()[:, None] * trained
+        total, mean = weights.sum(0), (weights * own_means).sum(0)
+        self.workers.all_reduce([total, mean], "batch-norm means")
+        mean = torch.where(total > 0, mean / total, own_means[0])
+        variance = (weights * (own_variances + (own_means - mean).square())).sum(0)
+        self.workers.all_reduce([variance], "batch-norm variances")
+        variance = torch.where(total > 0, variance / total, own_variances[0])
+        torch._foreach_copy_(self.means, list(mean.split(sizes)))
+        torch._foreach_copy_(self.variances, list(variance.split(sizes)))
+        largest = torch.stack([torch.stack(values[2 * n :]) for values in sets]).amax(0)
         largest = self.workers.all_reduce_max(largest, "batch-norm counts")
         torch._foreach_copy_(self.counts, list(largest.unbind()))
-        self._sets = [self._copy() for _ in sets]
+        self.reset()
 
     def local(self) -> list[list[Tensor]]:
-        """A copy of this worker's own, set by set."""
+        """A copy of this worker's own, set by set: means, variances, counts of batches, count of images."""
         self._sets[self._place] = self._copy()
-        return [list(kept) for kept in self._sets]
+        return [list(values) for values in self._sets]
 
     def restore(self, local: list[list[Tensor]]) -> None:
         """Take back a copy made by :meth:`local`."""
-        self._sets = [[t.clone() for t in kept] for kept in local]
+        self._sets = [[t.clone() for t in values] for values in local]
         self._load(self._sets[self._place])
 
-    def gather(self) -> tuple[Tensor, Tensor]:
-        """Every worker's, on all of them: statistics (M, n) float32 and counts (M, m) int64."""
-        if not self.statistics:
-            return torch.empty(self.workers.size, 0), torch.empty(self.workers.size, 0, dtype=torch.int64)
-        sets, n, rows = self.local(), len(self.statistics), []
-        for own in (
-            torch.cat([t for kept in sets for t in kept[:n]]),
-            torch.stack([t for kept in sets for t in kept[n:]]),
-        ):
-            table = torch.zeros(self.workers.size, len(own), dtype=own.dtype)
-            table[self.workers.rank] = own.cpu()
-            self.workers.all_reduce([table], f"rows of {own.dtype}")
-            rows.append(table)
-        return rows[0], rows[1]
+    def row_blocks(self, most: int = BYTES_PER_BLOCK) -> Iterator[Tensor]:
+        """Collect the statistics of all workers on worker 0, block by block, as they are now.
 
-    def scatter(self, gathered: tuple[Tensor, Tensor]) -> None:
-        """Take back this worker's rows of what :meth:`gather` gave."""
-        statistics, counts = (table[self.workers.rank].chunk(len(self._sets)) for table in gathered)
-        lengths = [len(t) for t in self.statistics]
-        self.restore(
-            [
-                [*numbers.split(lengths), *count.unbind()]
-                for numbers, count in zip(statistics, counts, strict=True)
-            ]
-            if self.statistics
-            else self._sets
+        A worker's statistics are a row of R bytes. A block has some columns of all rows, so worker 0 holds
+        only ``most`` of the M x R bytes at a time, and the others receive nothing. All workers iterate to the
+        end.
+
+        Args:
+            most: bytes of a block.
+
+        Yields:
+            (M, columns) uint8 on worker 0, (0, columns) on the others; none if there is no batch norm.
+        """
+        row = self._row()
+        columns = row.split(max(1, most // self.workers.size)) if len(row) else ()
+        return (
+            self.workers.igather(part, f"batch-norm statistics {i}").wait() for i, part in enumerate(columns)
         )
 
+    def restore_row(self, row: Tensor) -> None:
+        """Take back this worker's row of :meth:`row_blocks`: (R,) uint8.
+
+        Raises:
+            ValueError: it has another length.
+        """
+        own = self._row()
+        if len(row) != len(own):
+            raise ValueError(f"{len(row)} bytes of batch-norm statistics, expected {len(own)}")
+        sets, place = self.local(), 0
+        for tensor in (t for values in sets for t in values):
+            size = tensor.numel() * tensor.element_size()
+            # A copy, since a view needs an offset that is a multiple of the element's size.
+            tensor.copy_(row[place : place + size].clone().view(tensor.dtype).view_as(tensor))
+            place += size
+        self.restore(sets)
+
+    def _row(self) -> Tensor:
+        tensors = [t.cpu().reshape(-1).view(torch.uint8) for values in self.local() for t in values]
+        return torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
+
     def _copy(self) -> list[Tensor]:
-        return [t.clone() for t in (*self.statistics, *self.counts)]
+        return [t.clone() for t in (*self.means, *self.variances, *self.counts)]
 
     @torch.no_grad()
-    def _load(self, kept: list[Tensor]) -> None:
-        if kept:
-            torch._foreach_copy_([*self.statistics, *self.counts], kept)
+    def _load(self, values: list[Tensor]) -> None:
+        if values:
+            torch._foreach_copy_([*self.means, *self.variances, *self.counts], values)
 
 
 def check_equal(workers: Communicator, model: nn.Module, *, except_batch_norm: bool = False) -> None:

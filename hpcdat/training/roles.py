@@ -1,9 +1,9 @@
-"""Which worker does what in a step: ConAdv, Sec. 3.3, and the teams of Smooth-AT.
+"""The role of each worker in a step: ConAdv, Sec. 3.3, and the teams of Smooth-AT.
 
-Workers that share batches are a cell: its update workers compute the cost of a batch, or one of them its
-clean and another its adversarial half; an attack worker, if there is one, makes the examples of them all and
-sends them. It has no gradient, but takes part in the exchange and in the update, so that its weights
-are those of the others without being sent.
+Workers that share batches are a cell: each update worker computes the cost of a batch, or one of them its
+clean and another its adversarial half; an attack worker, if there is one, makes and sends the examples of
+them all. It has no gradient, but takes part in the exchange and in the update, so that its weights follow
+without being sent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ both gradients of two halves, 2 against 6 units of work."""
 
 @dataclass(frozen=True)
 class Role:
-    """What a worker does in every step; batches are numbered over all workers.
+    """The work of one worker in every step; batches are numbered over all workers.
 
     Attributes:
         clean, adversarial: batches whose clean or adversarial loss it computes, one after the other; more
@@ -36,7 +36,7 @@ class Role:
 
     @property
     def trains(self) -> tuple[int, ...]:
-        """The batches it computes a gradient of."""
+        """The batches whose gradient it computes."""
         return self.clean or self.adversarial
 
     @property

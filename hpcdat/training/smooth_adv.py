@@ -1,13 +1,13 @@
 """Smooth-AT: adversarial training of a smoothed classifier (SmoothAdv, Salman et al. 2019; DAT, Table 2).
 
 Each image passes the network as N noisy copies x + delta + eta_i, eta_i ~ N(0, sigma^2 I), that share one
-perturbation. The inner maximisation is of the loss of the smoothed classifier, -log of the copies' mean
+perturbation. The inner maximisation uses the loss of the smoothed classifier, -log of the copies' mean
 probability of y (Salman et al., Sec. 2.2); the cost is the mean of the copies' losses, as in their code, with
-the same noise. DAT states neither. Noisy copies are not clipped.
+the same noise. DAT does not state either. Noisy copies are not clipped.
 
-The copies can be spread over a team of workers that share a batch: N = 20 on ten workers costs each worker
-what N = 2 costs a single one. In each attack step they exchange one number an image, and sum the gradients of
-their copies with respect to it.
+The copies can be spread over a team of workers that share a batch: N = 20 on ten workers costs each worker as
+much as N = 2 costs a single one. In each attack step they exchange one number per image, and sum the
+gradients of their copies with respect to it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def share_copies(job: Job, workers: Communicator) -> NoisyCopies | None:
 
     Args:
         job: resolved.
-        workers: who trains; ``smoothing.workers`` consecutive ranks are a team.
+        workers: all that train; ``smoothing.workers`` consecutive ranks are a team.
     """
     if not job.smoothing.sigma:
         return None
@@ -64,11 +64,11 @@ class NoisyCopies:
 
         Args:
             model: from images (n, C, H, W) to logits (n, classes).
-            images: a batch, as it is.
+            images: a batch, unperturbed.
             epoch, step, batch: its place in training.
 
         Returns:
-            A network from the batch, however perturbed, to the logits of this worker's copies,
+            A network from the perturbed batch to the logits of this worker's copies,
             (n, k, classes), and phi: -log of the mean probability of y over all N copies, (n,).
             The gradient of phi with respect to the batch is that of all copies, on every worker.
         """
@@ -122,6 +122,6 @@ class _Copied(nn.Module):
         return logits
 
     def _sum(self, gradient: Tensor) -> Tensor:
-        """Of the team's gradients, on its way back to the batch that its copies share."""
+        """Sum the gradients of the team, on the way back to the batch that its copies share."""
         total: Tensor = self.team.iall_reduce([gradient.clone()], "input gradients of noisy copies").wait()[0]
         return total

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hpcdat.data.images import Images
 from hpcdat.errors import InputError
 from hpcdat.storage.checkpoint_format import Checkpoint, EpochTotals, load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
+from hpcdat.storage.worker_rows import read_row
 from hpcdat.training.early_stopping import History
 from hpcdat.training.step import Algorithm1
 
 
 class TrainingState:
-    """What a checkpoint holds, so that a run goes on from it bit for bit.
+    """The state that a checkpoint saves, from which a run resumes bit for bit.
 
     Args:
-        algorithm: its network, optimiser, error feedback, batch-norm statistics and adversarial examples in
+        algorithm: its model, optimiser, error feedback, batch-norm statistics and adversarial examples in
             flight are part of the state.
-        folder: the run's; worker 0 writes.
+        folder: of the run; worker 0 writes.
         train: the training images; their number and classes must not change.
 
     Attributes:
-        model: the network, equal on all workers but for running batch-norm statistics.
+        model: equal on all workers except for running batch-norm statistics.
         epoch, step: epochs done, and steps done in the next one.
         totals: of those steps.
         skipped_steps: steps skipped since the run began.
@@ -52,18 +56,18 @@ class TrainingState:
         """Write a checkpoint; all workers call this together. The state does not change.
 
         Args:
-            best: write it as the best so far, not as one that the run goes on from.
+            best: write it as the best so far, not as one to resume from.
 
         Raises:
             WorkerError: on all workers; it could not be written.
         """
         algorithm, batch_norm = self.algorithm, self.algorithm.batch_norm
-        gathered = batch_norm.gather()
+        # At the end of an epoch all workers have the same statistics.
+        rows: Iterator[Tensor] = batch_norm.row_blocks() if self.step else iter(())
         local = batch_norm.local()
         batch_norm.average()
         checkpoint = Checkpoint(
             model=self.model.state_dict(),
-            statistics=gathered,
             optimizer=algorithm.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
@@ -79,15 +83,21 @@ class TrainingState:
         )
 
         def write() -> None:
-            self.folder.checkpoints.save(checkpoint, best=best)
+            try:
+                self.folder.checkpoints.save(checkpoint, rows, best=best)
+            finally:
+                deque(rows, maxlen=0)
 
+        if not self.workers.is_rank0:
+            # Sends this worker's rows, block by block, as often as worker 0 receives in `write`.
+            deque(rows, maxlen=0)
         self.workers.on_rank0("write the checkpoint", write)
         batch_norm.restore(local)
 
     def resume(self, say: Callable[[str], object]) -> None:
         """Restore the newest checkpoint of the run that is intact; all workers call this together.
 
-        With another number of workers than the checkpoint's an epoch has other steps: the run goes on from
+        With another number of workers than the checkpoint's an epoch has other steps: the run resumes from
         the newest end of an epoch, without error feedback.
 
         Args:
@@ -103,7 +113,7 @@ class TrainingState:
                 return True
             skipped.append(
                 f"step {checkpoint.step} of epoch {checkpoint.epoch + 1} was reached with "
-                f"{checkpoint.workers} workers; with {self.workers.size} the epoch starts anew"
+                f"{checkpoint.workers} workers; with {self.workers.size} the epoch restarts"
             )
             return False
 
@@ -114,7 +124,7 @@ class TrainingState:
         self._restore(Path(chosen))
         for line in skipped:
             say(line)
-        say(f"going on from epoch {self.epoch}, step {self.step} ({chosen})")
+        say(f"resuming from epoch {self.epoch}, step {self.step} ({chosen})")
 
     def restore_best(self) -> None:
         """Restore the best checkpoint; the metrics stay.
@@ -163,8 +173,12 @@ class TrainingState:
                 )
             self.model.load_state_dict(checkpoint.model)
             algorithm.optimizer.load_state_dict(checkpoint.optimizer)
-            if checkpoint.step > 0:
-                algorithm.batch_norm.scatter(checkpoint.statistics)
+            rows = checkpoint.worker_rows()
+            if rows:
+                row = read_row(file.parent, rows, self.workers.rank)
+                algorithm.batch_norm.restore_row(row)
+            else:
+                algorithm.batch_norm.reset()
             if checkpoint.workers == self.workers.size:
                 algorithm.exchange.load_state(checkpoint.feedback)
             algorithm.adversary.restore(checkpoint.stale)

@@ -27,7 +27,7 @@ from hpcdat.training.smooth_adv import share_copies
 
 
 class Requests(NamedTuple):
-    """What one worker asks all workers for; it is summed with the gradients.
+    """The requests of one worker to all workers, summed with the gradients.
 
     Attributes:
         stop: to stop.
@@ -40,12 +40,12 @@ class Requests(NamedTuple):
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What all workers know after a step.
+    """The outcome of a step, known to all workers.
 
     Attributes:
         cost: of eq. (2), mean over the global batch, before the update.
         images: of the global batch, without those that could not be read.
-        correct: number of these classified right without perturbation; 0 if the cost has no clean loss.
+        correct: number of these classified correctly without perturbation; 0 if the cost has no clean loss.
         finite: whether cost and gradients were finite; if not, the step was skipped.
         stop: whether any worker was asked to stop.
         save: whether any worker asked for a checkpoint.
@@ -64,9 +64,9 @@ class Algorithm1:
 
     Args:
         job: resolved.
-        model: the network, on the device; its weights are trained.
+        model: on the device; its weights are trained.
         exchange: settings of the exchange of gradients, without ``auto``.
-        workers: who trains; all construct this together.
+        workers: all that train; they construct this together.
         device: of this worker.
 
     Attributes:
@@ -75,7 +75,7 @@ class Algorithm1:
         roles, role: of all workers, and of this one.
 
     Raises:
-        InputError: so many workers cannot divide the work as the job says.
+        InputError: the job's work cannot be divided among this number of workers.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Algorithm1:
         self.role = self.roles[workers.rank]
         first = first_workers(self.roles)
         self.batches = len(first)
-        # Of workers that share a batch the first one counts its images.
+        # Of the workers that share a batch, the first counts its images.
         self._counts_images = workers.rank in first
         self.batch_norm = BatchNormStatistics(model, workers, trained_by(self.roles))
         self.copies = share_copies(job, workers)
@@ -104,9 +104,9 @@ class Algorithm1:
         """One iteration t of Algorithm 1.
 
         Args:
-            now: this worker's images B_t^(i); there may be none.
-            ahead: with ConAdv those of iteration t + tau, if the epoch has one.
-            requests: this worker's, asked for as late as possible.
+            now: this worker's images B_t^(i), possibly none.
+            ahead: with ConAdv, those of iteration t + tau, if the epoch has one.
+            requests: of this worker, called as late as possible.
 
         Returns:
             The outcome, the same on all workers.
@@ -118,10 +118,10 @@ class Algorithm1:
         statistics = self.batch_norm.local()
         # Block 1, on every worker i
         x_adv = self.adversary.take(now)  # step 2: (A1), with ConAdv tau iterations ago
-        self.adversary.begin(ahead)  # ConAdv: step 2 of iteration t + tau, beside this one
+        self.adversary.begin(ahead)  # ConAdv: step 2 of iteration t + tau, concurrently
         own_cost, own_correct = self.local_gradient(now, x_adv)  # step 3: (A2)
         self.adversary.finish()
-        # Block 2, of which the exchange has done what it could beside block 1
+        # Block 2, which the exchange has begun during block 1
         counts = torch.tensor([self._images(now), *map(float, requests())], device=self.device)
         scalars = torch.cat([torch.stack([own_cost, own_correct]), counts])
         self.exchange.finish(scalars)  # steps 4 to 7: (A3)
@@ -171,14 +171,14 @@ class Algorithm1:
         """Local gradient computation (A2), left in ``.grad``; starts its exchange.
 
         Costs are summed over the samples and divided by the global batch: the sum over the
-        workers is then the mean over all samples, whatever each worker's share.
+        workers is then the mean over all samples, regardless of the sizes of the shares.
 
         Args:
             now: this worker's images.
             x_adv: their adversarial examples, by the number of the batch.
 
         Returns:
-            This worker's part of the cost, and how many clean images it classified right: float32, ().
+            This worker's part of the cost, and how many clean images it classified correctly: float32, ().
         """
         self.optimizer.zero_grad(set_to_none=True)
         role, objective = self.role, self.job.objective
@@ -190,6 +190,7 @@ class Algorithm1:
         batches = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
         for place, (number, clean, adversarial) in enumerate(batches, start=1):
             self.batch_norm.enter(role.trains.index(number))
+            self.batch_norm.count(max(len(part.x) for part in (clean, adversarial) if part is not None))
             if self.copies:
                 clean, adversarial = None, self.copies.noisy(x_adv[number], now.epoch, now.step, number)
             cost = local_cost(

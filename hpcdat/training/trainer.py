@@ -37,9 +37,9 @@ class Trainer:
 
     Args:
         algorithm: the iteration, before its first.
-        folder: the run's folder; worker 0 writes.
+        folder: of the run; worker 0 writes.
         images: to train on and to evaluate on.
-        stop: the user's wish to stop, read once in every step.
+        stop: whether the user has asked for a stop, read once in every step.
 
     Attributes:
         state: of the run.
@@ -66,7 +66,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run that is intact, bit for bit.
+        """Resume from the newest intact checkpoint of the run, bit for bit.
 
         Raises:
             InputError: no checkpoint can be used.
@@ -85,11 +85,12 @@ class Trainer:
         """
         state = self.state
         if state.epoch == state.step == 0:
-            # Too few images must be found before a checkpoint binds the run to its settings.
+            # If there are too few images, no checkpoint may bind the run to its settings yet.
             self._shares()
             if pretrained := self.job.model.pretrained:
                 self.workers.on_all_ranks("read model.pretrained", lambda: self._load_pretrained(pretrained))
             make_equal(self.workers, self.model)
+            self.algorithm.batch_norm.reset()
             # A run that is killed before its first checkpoint of training has this one.
             self._save()
         check_equal(self.workers, self.model, except_batch_norm=state.step > 0)
@@ -101,7 +102,7 @@ class Trainer:
         return self.validation.result()
 
     def _validate(self) -> None:
-        """Evaluate where the job asks for it, and keep the best weights."""
+        """Evaluate where the job asks for it, and save the best weights."""
         if not self.validation.is_due:
             return
         accuracy = self.validation.measure()
@@ -122,18 +123,18 @@ class Trainer:
             self.progress.say(f"starting from {pretrained}{new}")
 
     def _train_epoch(self) -> bool:
-        """Train for one epoch, or what is left of it, with its record and checkpoints.
+        """Train for one epoch, or the rest of it, with its record and checkpoints.
 
         Returns:
-            Whether training may go on; if not, the state is that of the epoch before.
+            Whether training continues; if not, the state is that of the previous epoch.
         """
         state, delay = self.state, self.algorithm.adversary.delay
         shares = self._shares()
         steps = len(shares[0])
         if state.step >= steps:
             raise InputError(
-                f"the checkpoint is of step {state.step} of an epoch that now has {steps}: data.split: nodes "
-                "and as many workers on other nodes; take as many nodes as before",
+                f"the checkpoint is of step {state.step} of an epoch that now has {steps} steps: with "
+                "data.split: nodes that depends on the nodes; take as many as before",
                 everywhere=True,
             )
         batches = self._read(shares)
@@ -167,7 +168,7 @@ class Trainer:
         self.algorithm.batch_norm.average()
         check_equal(self.workers, self.model)
         state.epoch, state.step = state.epoch + 1, 0
-        self.log.record(rate)
+        self.log.record(rate, self._left_out(steps))
         state.totals = EpochTotals()
         if self.validation.has_overfitted():
             state.restore_epoch()
@@ -180,13 +181,17 @@ class Trainer:
     def _shares(self) -> list[list[Share]]:
         """The epoch's shares of the batches that this worker reads, or of batch 0 if it reads none."""
         algorithm, job, unlabelled = self.algorithm, self.job, self.images.unlabelled
-        homes = homes_of_batches(algorithm.roles, self.workers.node_of)
+        divisions = {
+            "workers": [0] * algorithm.batches,
+            "nodes": homes_of_batches(algorithm.roles, self.workers.node_of),
+            "own": list(range(algorithm.batches)),
+        }
         labelled, when = len(self.images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
-        groups = homes if job.data.split == "nodes" else [0] * algorithm.batches
+        groups = divisions[job.data.split]
 
         def of_batch(number: int) -> list[Share]:
             place: dict[str, Any] = {"rank": number, "groups": groups, **when}
-            shares = training_shares(labelled, job.labelled_batch, **place)
+            shares = training_shares(labelled, job.labelled_batch, last_batch=job.data.last_batch, **place)
             if not unlabelled:
                 return shares
             mixture = (job.labelled_batch, job.batch_size - job.labelled_batch)
@@ -194,8 +199,13 @@ class Trainer:
 
         return [of_batch(number) for number in algorithm.role.reads or (0,)]
 
+    def _left_out(self, steps: int) -> int:
+        """Images with labels of their own that an epoch of so many steps leaves out."""
+        labelled = len(self.images) - self.images.unlabelled
+        return max(0, labelled - steps * self.job.labelled_batch * self.algorithm.batches)
+
     def _read(self, shares: list[list[Share]]) -> Iterator[Batch]:
-        """The images of the steps that are left of the epoch."""
+        """The images of the remaining steps of the epoch."""
         reads, epoch, first = self.algorithm.role.reads, self.state.epoch, self.state.step
         indices = [share.indices for step in list(zip(*shares, strict=True))[first:] for share in step]
         loaded = self.loader.read(indices if reads else [], derive(self.job.seed, "augmentation", epoch))
@@ -213,7 +223,7 @@ class Trainer:
         return rate
 
     def _requests(self) -> Requests:
-        """What this worker asks for; the clock of worker 0 decides when a checkpoint is due."""
+        """The requests of this worker; the clock of worker 0 decides when a checkpoint is due."""
         elapsed = time.monotonic() - self._saved
         due = self.workers.is_rank0 and elapsed > 60 * self.job.checkpoint_minutes
         return Requests(stop=self.stop.requested, save=due)
@@ -242,7 +252,7 @@ class Trainer:
             # The same on all workers, as the weights are.
             raise WorkerError(
                 f"the weights are no longer finite in epoch {self.state.epoch + 1}, step {self.state.step}: "
-                f"they are not kept. {self._after_divergence()}",
+                f"they are not saved. {self._after_divergence()}",
                 everywhere=True,
             )
         if self.state.step:
@@ -253,6 +263,6 @@ class Trainer:
     def _stop(self) -> None:
         raise Stopped(
             f"stopped in epoch {self.state.epoch + 1}, step {self.state.step}; the checkpoint is in "
-            f"{self.folder.checkpoints.folder}, the same command goes on from it",
+            f"{self.folder.checkpoints.folder}; the same command resumes from it",
             everywhere=True,
         )

@@ -33,7 +33,7 @@ class ImageSplits(NamedTuple):
 
 
 class Validation:
-    """Evaluates a run's network between epochs and at its end.
+    """Evaluates a run's model between epochs and at its end.
 
     Args:
         job: resolved.
@@ -56,7 +56,7 @@ class Validation:
 
         def batches(images: Images, batch_size: int) -> ImageBatches:
             made = ImageBatches(images, job.data, batch_size, device)
-            # Opened before training, so that images that cannot be read are reported at once.
+            # Opened before training, so that unreadable images are reported at once.
             _ = made.loader
             return made
 
@@ -103,7 +103,7 @@ class Validation:
         if self._guard is None:
             return False
         history, epoch = self.state.history, self.state.epoch
-        # Short, and before the checkpoint of the epoch: a stop waits for its end.
+        # It is short and comes before the epoch's checkpoint, so a stop waits for its end.
         execution = replace(self.execution, stop=None)
         accuracy = measure_accuracy(*self._guard, self.state.model, self.job, execution)
         if not history.add_guarded(accuracy):

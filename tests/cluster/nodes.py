@@ -128,7 +128,7 @@ class Submitted:
         # credential of the last one fails, and the job with it.
         time.sleep(2)
         self.cluster.do("scontrol", "update", f"JobId={self.number}", "StartTime=now")
-        self.says(r"going on from epoch [1-9]")
+        self.says(r"resuming from epoch [1-9]")
         self.ends_well()
 
 

@@ -166,7 +166,7 @@ def test_a_disk_that_is_full(training, small_disk):
     rest.rename(folder.checkpoints.folder / ".step.pt-killed")
     done = train(run_dir)
     assert done.returncode == 0, done.stderr
-    assert "going on from epoch 2, step 0" in done.stdout
+    assert "resuming from epoch 2, step 0" in done.stdout
     assert all_whole(folder) and not half_written(folder) and same(weights(folder), weights(undisturbed))
 
 

@@ -73,12 +73,13 @@ def mixed_job(tmp_path, count, *more):
     return job
 
 
-def test_a_job_trains_on_as_many_of_them_as_of_its_own_to_the_image(tmp_path):
-    job = mixed_job(tmp_path, 30)
+@pytest.mark.parametrize("last_batch, images, left_out", [("short", 96, 0), ("drop", 75, 11)])
+def test_a_job_trains_on_as_many_of_them_as_of_its_own_to_the_image(tmp_path, last_batch, images, left_out):
+    job = mixed_job(tmp_path, 30, f"data.last_batch={last_batch}")
     train(job, SingleProcess(), Never())
     (epoch,) = RunFolder(job.run_dir).metrics("epoch")
     # 13, 13, 13 and 11 of its own, with 12, 12, 12 and 10 of them: no batch is larger than 25.
-    assert epoch["images"] == 96
+    assert (epoch["images"], epoch["left_out_images"]) == (images, left_out)
 
 
 class FirstOfTwoNodes(SingleProcess):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import PADDING, uniform, view_of, views_of
-from hpcdat.data.torchvision_loader import look
+from hpcdat.data.torchvision_loader import apply_view
 
 sides = st.integers(1, 700)
 
@@ -38,7 +38,9 @@ def test_pad_crop_shows_every_shift_of_the_zero_padded_image_and_its_mirror():
                 expected[seen.numpy().tobytes()] = (top, left, flip)
     found = [
         expected[
-            look(image, view_of(8, 8, i, settings("pad-crop", 8), training=True, seed=0), 8).numpy().tobytes()
+            apply_view(image, view_of(8, 8, i, settings("pad-crop", 8), training=True, seed=0), 8)
+            .numpy()
+            .tobytes()
         ]
         for i in range(4000)
     ]

@@ -14,7 +14,7 @@ from hpcdat.data import open_loader
 from hpcdat.data.augmentation import view_of
 from hpcdat.data.dali_autoaugment import AutoAugment
 from hpcdat.data.images import Images
-from hpcdat.data.pixels import look
+from hpcdat.data.pixels import apply_view
 from hpcdat.data.torchvision_loader import _Decoded
 
 LOADERS = ["dali", "torchvision"]
@@ -55,7 +55,7 @@ def views(images, data):
     seen = []
     for index, pixels in enumerate(images.pixels):
         view = view_of(SIDE, SIDE, index, data, training=True, seed=SEED)
-        seen.append(look(torch.from_numpy(pixels).permute(2, 0, 1), view, SIDE))
+        seen.append(apply_view(torch.from_numpy(pixels).permute(2, 0, 1), view, SIDE))
     return torch.stack(seen)
 
 

@@ -173,12 +173,16 @@ def test_sources_without_images_for_the_model_are_told(tmp_path, content, told):
         find_unlabelled(source, CLASSES, 3)
 
 
-def all_mixed(labelled, unlabelled, batch, groups, mixture, epoch=1):
+def all_mixed(labelled, unlabelled, batch, groups, mixture, epoch=1, last_batch="short"):
     """The shares of every worker."""
     places = [{"rank": n, "groups": groups, "seed": 3, "epoch": epoch} for n in range(len(groups))]
     return [
         with_unlabelled(
-            training_shares(labelled, batch, **place), labelled, unlabelled, mixture=mixture, **place
+            training_shares(labelled, batch, last_batch=last_batch, **place),
+            labelled,
+            unlabelled,
+            mixture=mixture,
+            **place,
         )
         for place in places
     ]
@@ -220,6 +224,13 @@ def test_every_batch_has_its_share_of_unlabelled_images(labelled, unlabelled, ba
     one = mixed(1, batch * places, more * places)[0]
     for shares, share in zip(steps, one, strict=True):
         assert sorted(np.concatenate([s.indices for s in shares])) == sorted(share.indices)
+
+
+def test_without_a_short_batch_all_batches_are_full():
+    """A hundredth of DAT's Table 3, twelve workers: three steps, and 68 labelled images are left."""
+    workers = all_mixed(500, 5000, 12, [0] * 12, (12, 12), last_batch="drop")
+    assert {len(shares) for shares in workers} == {3}
+    assert {(len(s.indices), s.global_size) for shares in workers for s in shares} == {(24, 288)}
 
 
 def test_each_node_keeps_its_own_part_of_the_unlabelled_images_too():

@@ -1,12 +1,17 @@
 """Which worker reads which images."""
 
+from functools import partial
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.data.sampler import evaluation_batches, training_shares
+from hpcdat.data.sampler import evaluation_batches, steps_of_epoch, training_shares
+from hpcdat.errors import InputError
 
 counts, batches, sizes = st.integers(1, 60), st.integers(1, 9), st.integers(1, 6)
+short_shares = partial(training_shares, last_batch="short")
 
 
 @st.composite
@@ -16,11 +21,15 @@ def teams(draw):
     return [list(dict.fromkeys(places)).index(place) for place in places]
 
 
+def of_all(count, batch, groups, epoch, last_batch):
+    """The shares of every worker."""
+    place = {"groups": groups, "seed": 5, "epoch": epoch, "last_batch": last_batch}
+    return [training_shares(count, batch, rank=rank, **place) for rank in range(len(groups))]
+
+
 @given(counts, batches, teams(), st.integers(0, 3))
-def test_every_image_is_trained_on_once_an_epoch(count, batch, groups, epoch):
-    workers = [
-        training_shares(count, batch, rank=r, groups=groups, seed=5, epoch=epoch) for r in range(len(groups))
-    ]
+def test_with_a_short_batch_every_image_is_trained_on_once_an_epoch(count, batch, groups, epoch):
+    workers = of_all(count, batch, groups, epoch, "short")
     assert len({len(shares) for shares in workers}) == 1, "unequal numbers of steps would hang the workers"
     seen = np.concatenate([share.indices for shares in workers for share in shares])
     assert sorted(seen) == list(range(count))
@@ -33,6 +42,40 @@ def test_every_image_is_trained_on_once_an_epoch(count, batch, groups, epoch):
             assert max(own) - min(own) <= 1
 
 
+@given(counts, batches, teams(), st.integers(0, 3))
+def test_no_worker_has_a_tiny_batch(count, batch, groups, epoch):
+    """Each has as many steps of full batches as fit, however unequal the nodes are."""
+    size = batch * len(groups)
+    if count < size:
+        with pytest.raises(InputError, match=rf"{count} images and a global batch {len(groups)} x {batch} "):
+            of_all(count, batch, groups, epoch, "drop")
+        return
+    workers = of_all(count, batch, groups, epoch, "drop")
+    assert {len(shares) for shares in workers} == {count // size}
+    assert {len(share.indices) for shares in workers for share in shares} == {batch}
+    assert {share.global_size for shares in workers for share in shares} == {size}
+    seen = np.concatenate([share.indices for shares in workers for share in shares])
+    assert len(set(seen)) == len(seen)
+
+
+def test_over_the_epochs_all_images_are_left_out_equally_often():
+    """15 of 25 images are in an epoch: about 60 of 100 epochs, with a standard deviation of 5."""
+    times = np.zeros(25, dtype=int)
+    for epoch in range(100):
+        for shares in of_all(25, 5, [0, 1, 1], epoch, "drop"):
+            times[np.concatenate([share.indices for share in shares])] += 1
+    assert times.sum() == 1500 and times.min() >= 40 and times.max() <= 80
+
+
+def test_the_papers_jobs_have_no_tiny_last_step():
+    imagenet = partial(steps_of_epoch, 1_281_167, 64, 1536)
+    assert (imagenet("drop"), imagenet("short")) == (13, 14), (
+        "the 14th has 3,215 images, two or three a worker"
+    )
+    table_3 = partial(steps_of_epoch, 50_000, 1024, 12)
+    assert (table_3("drop"), table_3("short")) == (4, 5), "the fifth has 848 labelled images and 848 others"
+
+
 @given(counts, batches, teams())
 def test_a_group_keeps_its_own_part_of_the_images(count, batch, groups):
     def part(group, epoch):
@@ -40,7 +83,7 @@ def test_a_group_keeps_its_own_part_of_the_images(count, batch, groups):
         shares = [
             share
             for rank in ranks
-            for share in training_shares(count, batch, rank=rank, groups=groups, seed=1, epoch=epoch)
+            for share in short_shares(count, batch, rank=rank, groups=groups, seed=1, epoch=epoch)
         ]
         return set(np.concatenate([share.indices for share in shares]).tolist())
 
@@ -52,8 +95,8 @@ def test_a_group_keeps_its_own_part_of_the_images(count, batch, groups):
 
 @given(counts, batches, sizes)
 def test_many_workers_see_the_global_batches_of_one(count, batch, size):
-    one = training_shares(count, batch * size, rank=0, groups=[0], seed=1, epoch=2)
-    many = [training_shares(count, batch, rank=r, groups=[0] * size, seed=1, epoch=2) for r in range(size)]
+    one = short_shares(count, batch * size, rank=0, groups=[0], seed=1, epoch=2)
+    many = [short_shares(count, batch, rank=r, groups=[0] * size, seed=1, epoch=2) for r in range(size)]
     for share, *parts in zip(one, *many, strict=True):
         assert np.array_equal(share.indices, np.concatenate([part.indices for part in parts]))
 
@@ -62,7 +105,7 @@ def test_each_seed_divides_the_images_otherwise_among_the_groups():
     parts = [
         frozenset(
             i
-            for share in training_shares(50, 5, rank=0, groups=[0, 1], seed=seed, epoch=0)
+            for share in short_shares(50, 5, rank=0, groups=[0, 1], seed=seed, epoch=0)
             for i in share.indices
         )
         for seed in range(3)
@@ -72,7 +115,7 @@ def test_each_seed_divides_the_images_otherwise_among_the_groups():
 
 def test_each_epoch_and_seed_has_its_own_order():
     orders = {
-        tuple(training_shares(50, 50, rank=0, groups=[0], seed=seed, epoch=epoch)[0].indices)
+        tuple(short_shares(50, 50, rank=0, groups=[0], seed=seed, epoch=epoch)[0].indices)
         for seed in (0, 1)
         for epoch in (0, 1)
     }

@@ -1,5 +1,7 @@
 """What must hold of the ranks' answers, whatever carries their collectives."""
 
+import pytest
+
 
 def check_collectives(answers, transport):
     """Of ``collectives.every_collective``."""
@@ -39,10 +41,16 @@ def check_collectives(answers, transport):
 def check_agreement(answers):
     """Of ``collectives.agreement``."""
     size = len(answers)
-    mean = (size - 1) / 2
-    for answer in answers:
+    # Worker r has mean r, variance 2 + r and r + 1 images.
+    images = sum(range(size + 1))
+    mean = sum((r + 1) * r for r in range(size)) / images
+    variance = sum((r + 1) * (2 + r + (r - mean) ** 2) for r in range(size)) / images
+    for rank, answer in enumerate(answers):
         if size > 1:
             assert "2.bias differ" in answer["found"] and "weight" not in answer["found"]
         assert answer["own"]
-        assert answer["mean"] == [mean] * 2 and answer["variance"] == [2 + mean] * 2
+        # 32 bytes of statistics and counts, four of each worker at a time.
+        assert answer["received"] == [0 if rank else size] * 8
+        assert answer["mean"] == pytest.approx([mean] * 2)
+        assert answer["variance"] == pytest.approx([variance] * 2)
         assert answer["batches"] == 10 + size - 1

@@ -79,7 +79,7 @@ def under_fire(run_dir, workers, epochs, kills, chance):
             if alive and process.poll() is None:
                 os.kill(chance.choice(alive), signal.SIGKILL)
         output, _ = process.communicate(timeout=PATIENCE)
-        amid += bool(re.search(r"going on from epoch \d+, step [1-9]", output))
+        amid += bool(re.search(r"resuming from epoch \d+, step [1-9]", output))
         if process.returncode == 0:
             return attempt, amid
         if attempt == kills:

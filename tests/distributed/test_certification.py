@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from hpcdat.cli.app import app
@@ -33,11 +32,9 @@ def trained(tmp_path_factory):
     run.begin(job, {}, overwrite=False)
     images, _ = find_images(job.data)
     model = fit(build_model_for(job, len(images.classes)), images, job)
-    nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
     run.checkpoints.save(
         Checkpoint(
             model=model.state_dict(),
-            statistics=nothing,
             optimizer={},
             epoch=1,
             step=0,

@@ -99,7 +99,7 @@ def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_o
     assert done.returncode == 0, done.stderr
     checkpoint = newest(run_dir)
     process = start(run_dir, "-np", "2")
-    assert f"going on from epoch {checkpoint.epoch}, step {checkpoint.step}" in log_of(run_dir)
+    assert f"resuming from epoch {checkpoint.epoch}, step {checkpoint.step}" in log_of(run_dir)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
     assert newest(run_dir).epoch >= checkpoint.epoch
@@ -163,5 +163,5 @@ def test_another_number_of_workers_goes_on_from_the_start_of_the_epoch(tmp_path,
     team.end()
     done = run_here("train", DEMO, "--set", *settings)
     assert done.returncode == 0, done.stderr
-    assert "step 3 of epoch 2" in done.stdout and "with 1 the epoch starts anew" in done.stdout
-    assert "going on from epoch 1, step 0 " in done.stdout
+    assert "step 3 of epoch 2" in done.stdout and "with 1 the epoch restarts" in done.stdout
+    assert "resuming from epoch 1, step 0 " in done.stdout

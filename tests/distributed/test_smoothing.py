@@ -8,7 +8,14 @@ from tests.distributed.rank import run_alone
 pytestmark = pytest.mark.distributed
 
 SMOOTH = [
-    *("smoothing.sigma=0.25", "smoothing.copies=4", "attack.norm=l2", "attack.eps=0.5", "attack.steps=3"),
+    *(
+        "data.last_batch=short",
+        "smoothing.sigma=0.25",
+        "smoothing.copies=4",
+        "attack.norm=l2",
+        "attack.eps=0.5",
+        "attack.steps=3",
+    ),
     *("epochs=2", "schedule.decay_epochs=[1]", "data.train_images=90", "data.test_images=20"),
     *("evaluation.every=0", "evaluation.steps=1", "batch_size=20"),
 ]

@@ -110,7 +110,7 @@ def test_threads_are_as_before_once_it_is_measured(run_dir, capsys):
 
 
 def test_more_images_than_there_are_cannot_be_attacked(run_dir):
-    with pytest.raises(InputError, match="31 images are wanted of 30"):
+    with pytest.raises(InputError, match="cannot take 31 images of 30"):
         evaluated(run_dir, autoattack=31)
 
 

@@ -68,7 +68,8 @@ def test_a_run_is_trained_by_compiled_code_where_the_job_says_so(tmp_path, monke
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(step, "Compiled", partial(Compiled, backend=counter))
-    short = ["epochs=1", "batch_size=300", "attack.steps=2", "evaluation.steps=1", "data.loader=device"]
+    short = ["epochs=1", "batch_size=300", "data.last_batch=short", "attack.steps=2"]
+    short += ["evaluation.steps=1", "data.loader=device"]
     weights = []
     for compiled in ("false", "true"):
         settings = [*short, f"model.compiled={compiled}", f"run_dir={tmp_path / compiled}"]

@@ -93,6 +93,18 @@ def test_one_worker_exchanges_nothing():
     assert (known.communication, known.traffic.total) == (0, 0) and known.speed_up == pytest.approx(1)
 
 
+def test_steps_are_those_of_training():
+    """1,190 images on six workers of 20: nine global batches, and 110 images that are left."""
+    dropped, short = (predict([f"data.last_batch={how}"], 6, images=1190) for how in ("drop", "short"))
+    assert (dropped.steps, short.steps) == (9, 10)
+    # Speed-up: over one worker with the same images, 54 batches or 60.
+    assert dropped.total == pytest.approx(9 / 10 * predict([], 6).total)
+    assert dropped.speed_up * dropped.total == pytest.approx(54 * (20 * 0.03 + 0.05))
+    assert short.speed_up * short.total == pytest.approx(1190 * 0.03 + 60 * 0.05)
+    with pytest.raises(InputError, match="an epoch has 119 images and a global batch 6 x 20 = 120"):
+        predict([], 6, images=119)
+
+
 def test_auto_is_chosen_for_the_links():
     slow = predict(["exchange.protocol=auto"], 6).exchange
     assert slow.protocol != "auto" and slow.bits == 8

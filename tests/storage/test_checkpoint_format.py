@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, verified, saved in pairs, and free of code."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -20,15 +21,16 @@ from hpcdat.storage.checkpoint_format import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
+    load_resumable,
     save_checkpoint,
 )
 from hpcdat.storage.checkpoint_rotation import Checkpoints
+from hpcdat.storage.worker_rows import read_row
 
 
 def at(epoch, step=0, workers=4):
     return Checkpoint(
         model={"w": torch.arange(3.0) + epoch},
-        statistics=(torch.ones(workers, 2), torch.ones(workers, 1, dtype=torch.int64)),
         optimizer={"state": {0: {"m": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "t": 3}]},
         epoch=epoch,
         step=step,
@@ -123,7 +125,7 @@ def test_a_forged_state_is_read_or_refused_and_nothing_else(data):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"epoch": "two"}, {"model": 3}, {"statistics": ()}, {"extra": 1}),
+        *({"epoch": "two"}, {"model": 3}, {"statistics": ()}, {"statistics": {"file": [1]}}, {"extra": 1}),
         *({"totals": {"cost": "much"}}, {"history": {"robust": [1]}}),
     ],
 )
@@ -208,17 +210,111 @@ def test_the_newest_whole_checkpoint_that_fits_is_chosen(tmp_path):
     assert chosen() == (3, 0) and not checkpoints.step_file.exists()
 
 
+def blocks(workers=4, columns=3, row_bytes=7):
+    """Row r holds 10 r, 10 r + 1, ...; in blocks of so many columns."""
+    rows = 10 * torch.arange(workers)[:, None] + torch.arange(row_bytes)
+    return iter(rows.to(torch.uint8).split(columns, 1))
+
+
+def test_each_worker_reads_its_own_row(tmp_path):
+    kept = Checkpoints(tmp_path)
+    file = kept.save(at(2, 5), blocks())
+    rows = load_resumable(file).worker_rows()
+    assert (rows.workers, rows.row_bytes, rows.columns) == (4, 7, 3)
+    assert [read_row(tmp_path, rows, rank).tolist() for rank in range(4)] == [
+        list(range(10 * rank, 10 * rank + 7)) for rank in range(4)
+    ]
+    (tmp_path / rows.file).write_bytes(b"short")
+    with pytest.raises(ValueError, match="too short for 4 rows of 7 bytes"):
+        read_row(tmp_path, rows, 3)
+
+
+def statistics_in(folder):
+    return sorted(file.name for file in folder.glob("*statistics*"))
+
+
+def test_statistics_are_there_as_long_as_their_checkpoint(tmp_path):
+    kept = Checkpoints(tmp_path)
+    kept.save(at(1))
+    assert statistics_in(tmp_path) == []
+    kept.save(at(1, 3), blocks())
+    first = statistics_in(tmp_path)
+    kept.save(at(1, 4), blocks())
+    second = statistics_in(tmp_path)
+    assert len(first) == len(second) == 1 and first != second
+    assert load_resumable(kept.step_file).statistics["file"] == second[0]
+    kept.save(at(1), best=True)
+    assert statistics_in(tmp_path) == second
+    kept.save(at(2))
+    assert statistics_in(tmp_path) == []
+    kept.save(at(2, 1), iter(()))
+    assert statistics_in(tmp_path) == [] and load_resumable(kept.step_file).worker_rows() is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "altered", "another file"])
+def test_a_run_resumes_from_the_checkpoint_before_where_statistics_are_damaged(tmp_path, damage):
+    kept, reported = Checkpoints(tmp_path), []
+    kept.save(at(1))
+    kept.save(at(1, 3), blocks())
+    file = tmp_path / statistics_in(tmp_path)[0]
+    whole = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "another file":
+        described = load_checkpoint(kept.step_file)
+        other = {**described.statistics, "file": "../secret"}
+        save_checkpoint(kept.step_file, dataclasses.replace(described, statistics=other))
+    else:
+        file.write_bytes(whole[:-1] if damage == "cut" else whole[:-1] + b"x")
+    assert kept.choose(lambda _: True, reported.append) == kept.epoch_file
+    (complaint,) = reported
+    assert "step.pt: damaged: its batch-norm statistics: " in complaint
+    # An evaluation needs the averaged ones only, which are in the checkpoint itself.
+    assert kept.newest(reported.append).step == 3
+
+
+@pytest.mark.parametrize("replaced", ["statistics", "step"])
+def test_a_kill_between_the_two_files_leaves_the_checkpoint_of_before(tmp_path, monkeypatch, replaced):
+    """The process ends before a file gets its name, first that of the statistics, then the checkpoint's."""
+    kept = Checkpoints(tmp_path)
+    kept.save(at(1))
+    kept.save(at(1, 3), blocks())
+    replace = Path.replace
+
+    class Killed(BaseException):
+        """Not an error that anything handles."""
+
+    def replace_or_die(path, target):
+        if Path(target).name.startswith(replaced):
+            raise Killed
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_or_die)
+        # A kill removes nothing.
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            kept.save(at(1, 4), blocks(columns=2))
+    reported = []
+    assert kept.choose(lambda _: True, reported.append) == kept.step_file and reported == []
+    assert load_resumable(kept.step_file).step == 3
+    kept.save(at(1, 5), blocks())
+    assert len(statistics_in(tmp_path)) == 1 and load_resumable(kept.step_file).step == 5
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at(1))
     checkpoints.save(at(1, 3))
 
     def full(descriptor):
-        raise OSError(28, "No space left on device")
+        # The statistics still fit, the checkpoint does not.
+        if not list(tmp_path.glob(".statistics-*")):
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     for checkpoint in (at(2), at(1, 9)):
         with pytest.raises(OSError, match="No space left"):
-            checkpoints.save(checkpoint)
+            checkpoints.save(checkpoint, blocks())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch.pt", "step.pt"]
     assert load_checkpoint(checkpoints.step_file).step == 3

@@ -26,16 +26,8 @@ def named(count):
 
 
 def kept(model, path, classes):
-    nothing = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
     checkpoint = Checkpoint(
-        model=model.state_dict(),
-        statistics=nothing,
-        optimizer={},
-        epoch=1,
-        step=0,
-        workers=1,
-        classes=classes,
-        images=9,
+        model=model.state_dict(), optimizer={}, epoch=1, step=0, workers=1, classes=classes, images=9
     )
     save_checkpoint(path, checkpoint)
 
@@ -108,8 +100,8 @@ def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):
     (tmp_path / "text.pth").write_text("x")
     (tmp_path / "text.pt").write_text("x")
     for name, told in {
-        "wide.pth": r"another net: stem.weight is \(13, 3, 3, 3\) there and \(6, 3, 3, 3\) here",
-        "other.pth": "another net: .* missing, a unknown",
+        "wide.pth": r"another network: stem.weight is \(13, 3, 3, 3\) there and \(6, 3, 3, 3\) here",
+        "other.pth": "another network: .* missing, a unknown",
         "numbered.pth": "expected a state dictionary",
         "half-numbered.pth": "expected a state dictionary",
         "list.pth": "expected a state dictionary",

@@ -98,7 +98,7 @@ def test_a_checkpoint_whose_optimiser_groups_parameters_differently_is_refused(t
     """Such as one of a version that left biases and batch norm out of LALR."""
     job = quick(tmp_path / "run")
     with pytest.raises(Stopped):
-        train(job, SingleProcess(), AfterLooks(1))
+        train(job, SingleProcess(), AfterPolls(1))
     file = RunFolder(job.run_dir).checkpoints.step_file
     stored = load_checkpoint(file)
     (group,) = stored.optimizer["param_groups"]

@@ -81,7 +81,11 @@ def agreement(workers, patch=None):
     model[1].num_batches_tracked.fill_(10 + workers.rank)
     everybody = list(range(workers.size))
     batch_norm = BatchNormStatistics(model, workers, {"clean": everybody, "adversarial": []})
-    gathered = batch_norm.gather()
+    batch_norm.count(workers.rank + 1)
+    blocks = list(batch_norm.row_blocks(most=4 * workers.size))
+    # Each worker gets its row back, as from a file.
+    counts = [int(workers.is_rank0)] * workers.size
+    row = workers.iall_to_all_v(torch.cat(blocks, 1), counts, "rows").wait()[0]
     local = batch_norm.local()
     batch_norm.average()
     norm = model[1]
@@ -89,14 +93,15 @@ def agreement(workers, patch=None):
         "mean": norm.running_mean.tolist(),
         "variance": norm.running_var.tolist(),
         "batches": norm.num_batches_tracked.item(),
+        "received": [len(block) for block in blocks],
     }
-    batch_norm.scatter(gathered)
-    scattered = batch_norm.local()
+    batch_norm.restore_row(row)
+    restored = batch_norm.local()
     batch_norm.average()
     batch_norm.restore(local)
     return {
         "found": found,
-        "own": all(torch.equal(a, b) for a, b in zip(*local, *scattered, strict=True))
+        "own": all(torch.equal(a, b) for a, b in zip(*local, *restored, strict=True))
         and all(torch.equal(a, b) for a, b in zip(*local, *batch_norm.local(), strict=True))
         and norm.running_mean[0].item() == workers.rank,
     } | averaged

@@ -63,6 +63,7 @@ def trained_concurrently(workers, patch, root, run_dir, stop_after, delay, *sett
 
 CONCURRENTLY = [
     *("method=conadv", "epochs=2", "batch_size=30", "data.train_images=130", "data.test_images=20"),
+    "data.last_batch=short",
     *("optimizer.lr=8", "optimizer.momentum=0.5", "evaluation.every=0", "evaluation.steps=1"),
     *("schedule.decay_epochs=[1]", "attack.eps=0.1", "attack.steps=1"),
 ]
@@ -81,10 +82,12 @@ def simulate_concurrently(root, batches, delay, *settings):
     statistics = [[t.clone() for layer in layers for t in layer.buffers()] for _ in range(batches)]
     for epoch in range(job.epochs):
         shares = [
-            training_shares(130, 30, rank=n, groups=[0] * batches, seed=job.seed, epoch=epoch)
+            training_shares(
+                130, 30, rank=n, groups=[0] * batches, seed=job.seed, epoch=epoch, last_batch="short"
+            )
             for n in range(batches)
         ]
-        weights = []
+        weights, seen = [], [0] * batches
         for step in range(len(shares[0])):
             weights.append([p.detach().clone() for p in model.parameters()])
             model.train()
@@ -110,20 +113,32 @@ def simulate_concurrently(root, batches, delay, *settings):
                 loss = (0.5 * adversarial.sum() + 0.5 * clean.sum()) / share.global_size
                 gradients.append(torch.autograd.grad(loss, list(model.parameters())))
                 statistics[number] = [t.clone() for m in layers for t in m.buffers()]
+                seen[number] += len(x)
             for p, *parts in zip(model.parameters(), *gradients, strict=True):
                 # Laid out as its weight is: a norm adds in the order of memory.
                 p.grad = torch.empty_like(p).copy_(sum(parts[1:], parts[0]))
             for group in optimizer.param_groups:
                 group["lr"] = 8.0 if epoch == 0 else 0.8
             optimizer.step()
-        means = [
-            sum(parts) / batches if parts[0].is_floating_point() else max(parts)
-            for parts in zip(*statistics, strict=True)
-        ]
+        means = averaged(statistics, seen)
         statistics = [[t.clone() for t in means] for _ in range(batches)]
     for layer, mean in zip((t for m in layers for t in m.buffers()), means, strict=True):
         layer.copy_(mean)
     return fingerprints(model.state_dict())
+
+
+def averaged(statistics, seen):
+    """The statistics of all images together: the law of total variance, in float64.
+
+    Buffers of a layer are mean, variance and count of batches.
+    """
+    weights = torch.tensor(seen).double()[:, None] / sum(seen)
+    together = []
+    for means, variances, batches in zip(*[zip(*statistics, strict=True)] * 3, strict=True):
+        m, v = torch.stack(means).double(), torch.stack(variances).double()
+        mean = (weights * m).sum(0)
+        together += [mean.float(), (weights * (v + (m - mean) ** 2)).sum(0).float(), max(batches)]
+    return together
 
 
 def fingerprints(state):

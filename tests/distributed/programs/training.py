@@ -85,7 +85,8 @@ def train_small(workers, patch, global_batch, root, run_dir, *settings):
     """Train the demo's job with a net without batch norm, in float64; its weights and costs."""
     patch.setitem(hpcdat.models.MODELS, "digits-cnn", without_batch_norm)
     batch = global_batch // workers.size
-    job = read_job(DEMO, [f"batch_size={batch}", f"data.root={root}", f"run_dir={run_dir}", *settings])
+    always = [f"batch_size={batch}", f"data.root={root}", f"run_dir={run_dir}", "data.last_batch=short"]
+    job = read_job(DEMO, [*always, *settings])
     with in_float64():
         train(job, workers, Never())
     folder = RunFolder(job.run_dir)
@@ -125,6 +126,7 @@ def train_virtually(workers, patch, virtual, root, run_dir, *settings):
     """Train the demo's net, batch norm and random starts and all, in float64; its weights and statistics."""
     always = [f"virtual_workers={virtual}", f"data.root={root}", f"run_dir={run_dir}", "batch_size=75"]
     always += ["epochs=2", "attack.steps=2", "evaluation.steps=1", "evaluation.every=0"]
+    always += ["data.last_batch=short"]
     job = read_job(DEMO, [*always, *settings])
     with in_float64():
         result = train(job, workers, Never())
@@ -151,6 +153,7 @@ def one_is_slow(workers, patch, root, run_dir):
 
     patch.setattr(Algorithm1, "local_gradient", slow)
     settings = ["epochs=1", "method=plain", "batch_size=400", "evaluation.steps=1", "data.split=nodes"]
+    settings += ["data.last_batch=short"]
     job = read_job(DEMO, [f"data.root={root}", f"run_dir={run_dir}", *settings])
     train(job, workers, Never())
     ((times),) = [line["workers"] for line in RunFolder(job.run_dir).metrics("epoch")]

@@ -52,7 +52,7 @@ def plan(
     \b
     Examples:
       hpcdat plan jobs/demo.yaml --link 1gbit --nodes 1,2,6
-      hpcdat plan jobs/imagenet-dat-fgsm-8.yaml --nodes 6 --workers-per-node 6 --bytes
+      hpcdat plan JOB.yaml --nodes 6 --workers-per-node 6 --bytes
       srun -N 2 hpcdat plan JOB.yaml --nodes 6,100 --save links.json
       hpcdat plan JOB.yaml --nodes 6,100 --calibration links.json
 

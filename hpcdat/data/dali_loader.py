@@ -49,7 +49,7 @@ class DaliLoader:
         self._policy = AutoAugment() if training and settings.policy == "autoaugment" else None
         self._pipeline: Any = None
         self._threads = ThreadPoolExecutor(settings.threads)
-        self._wanted: Iterator[Indices] = iter(())
+        self._requested: Iterator[Indices] = iter(())
         self._seed = 0
         self._exhausted = False
         self._shapes: dict[int, tuple[int, int]] = {}
@@ -85,7 +85,7 @@ class DaliLoader:
     def _begin(self, batches: list[Indices]) -> None:
         """Have the pipeline read these batches next."""
         readable = [self.unreadable.without(indices) for indices in batches]
-        self._wanted = iter([indices for indices in readable if len(indices)])
+        self._requested = iter([indices for indices in readable if len(indices)])
         # A pipeline that was interrupted has read ahead.
         if self._exhausted:
             self._pipeline.reset()
@@ -108,7 +108,7 @@ class DaliLoader:
 
     def _source(self) -> tuple[list[np.ndarray], ...]:
         """The images of the next batch as they are stored, the view of each, and a policy's choices."""
-        indices = next(self._wanted)
+        indices = next(self._requested)
         if self.images.pixels is not None:
             stored = list(self.images.pixels[indices])
         else:

@@ -196,7 +196,7 @@ class AtStep:
         self.left = step
 
     @property
-    def wanted(self):
+    def requested(self):
         self.left -= 1
         return self.left <= 0
 

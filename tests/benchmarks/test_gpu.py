@@ -1,6 +1,9 @@
-"""What benchmarks/gpu.py concludes from what it measured, and what it says of what it did not."""
+"""What benchmarks/gpu concludes from what it measured, and the reasons that it gives for what it did not."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,7 +13,7 @@ from tests.conftest import CHECKOUT
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.syspath_prepend(CHECKOUT / "benchmarks")
-    import gpu
+    import gpu.report
 
     return gpu
 
@@ -19,15 +22,18 @@ def run_of(ra, seconds, bfloat16):
     return {"ra": ra, "training_seconds": seconds, "ra_bfloat16": bfloat16, "ra_float32": 0.5}
 
 
-def test_ratios_follow_from_the_sections_and_what_is_missing_has_a_reason(gpu):
-    ratios, reasons = gpu.ratios_of({})
-    assert list(ratios) == list(gpu.RATIOS) and set(reasons) == set(gpu.RATIOS) and not any(ratios.values())
-    sections = {
+@pytest.fixture
+def sections(gpu):
+    """Of three seeds one is not evaluated, foolbox is not installed, memory does not suffice once."""
+    return {
         "speedrun": {"seeds": {"0": run_of(0.48, 50, 0.503), "1": run_of(0.45, 60, 0.501), "2": {}}},
         "step": {
             "preact-resnet18": {
-                "images_per_second": {gpu.OURS: 30.0, gpu.PLAIN: 10.0},
-                "missing": {gpu.FOOLBOX: "not measured (foolbox is not installed)"},
+                "attack": {"steps": 10},
+                "batch": 512,
+                "size": 32,
+                "images_per_second": {gpu.step.OURS: 30.0, gpu.step.PLAIN: 10.0},
+                "missing": {gpu.step.FOOLBOX: "not measured (foolbox is not installed)"},
             }
         },
         "concurrent": {
@@ -37,7 +43,14 @@ def test_ratios_follow_from_the_sections_and_what_is_missing_has_a_reason(gpu):
             "256 images, fast": {"medians": {"ConAdv": 0.5}, "ratios": {"beside_over_disadv": 9.0}},
         },
     }
-    ratios, reasons = gpu.ratios_of(sections)
+
+
+def test_ratios_follow_from_the_sections_and_what_is_missing_has_a_reason(gpu, sections):
+    names = gpu.report.RATIOS
+    ratios, reasons = gpu.report.ratios_of({})
+    assert list(ratios) == list(names) and set(reasons) == set(names) and not any(ratios.values())
+    ratios, reasons = gpu.report.ratios_of(sections)
+    assert list(ratios) == list(names)
     assert ratios == {
         "seconds_to_46_robust": 55,
         "pgd10_over_eager_fp32": 3,
@@ -46,10 +59,12 @@ def test_ratios_follow_from_the_sections_and_what_is_missing_has_a_reason(gpu):
         "conadv_over_disadv_64": 1.2,
         "robust_bf16_minus_fp32": pytest.approx(0.2),
     }
-    assert reasons["pgd10_over_foolbox"] == "not measured (foolbox is not installed)"
-    assert set(reasons) == {name for name, ratio in ratios.items() if ratio is None}
+    assert reasons == {
+        "pgd10_over_foolbox": "not measured (foolbox is not installed)",
+        "codec_of_copy_bandwidth": "not measured",
+    }
     sections["speedrun"]["seeds"]["1"] = run_of(0.42, 60, 0.5)
-    ratios, reasons = gpu.ratios_of(sections)
+    ratios, reasons = gpu.report.ratios_of(sections)
     assert ratios["seconds_to_46_robust"] is None
     assert reasons["seconds_to_46_robust"] == "RA is 45.00 %, the mean of 2 seeds"
 
@@ -59,6 +74,44 @@ def test_measurements_of_two_devices_do_not_mix(gpu, tmp_path):
 
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({"device": "another", "sections": {}}))
-    call = gpu.Call(torch.device("cpu"), True, None, tmp_path, (0,), 1, None)
+    call = gpu.section.Call(torch.device("cpu"), True, None, tmp_path, (0,), 1, None)
     with pytest.raises(SystemExit, match=r"gpu\.json holds another, this is .*: name another"):
-        gpu.measure(call, ["codec"], file, None)
+        gpu.report.measure(call, ["codec"], file)
+
+
+def test_the_page_of_an_earlier_report_is_made_by_the_folder_as_a_program(sections, tmp_path):
+    """Run as a folder, whose modules are named as others that are needed."""
+    sections |= {
+        "ten-minutes": {"seeds": {"0": {"ra": 0.5, "training_seconds": 590.0, "epoch": 30}}},
+        "codec": {
+            "ratios": {"codec_of_copy_bandwidth": 0.5},
+            "seconds": {"copy": [0.001, 0.002, 0.003]},
+            "settings": {"count": 1000},
+        },
+        "horovod": {"all_reduce": {"exit_code": 0, "output": []}, "relative_difference": 0.25},
+    }
+    file, page = tmp_path / "gpu.json", tmp_path / "page"
+    file.write_text(json.dumps({"device": "a GPU", "date": "today", "versions": {}, "sections": sections}))
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu", "page", "--device", "cpu", "--json", file, "--page", page],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    for row in (
+        ["mean", "", "55.0 ± 7.1", "", "", "46.50 ± 2.12", ""],
+        ["0", "30", "590.0", "", "", "50.00", ""],
+        ["trainer, bfloat16, compiled", "30.0"],
+        ["foolbox's attack, float32", "not measured (foolbox is not installed)"],
+        ["copy", "2.000"],
+        ["not measured (out of memory)", ""],
+        ["ConAdv", "500.00"],
+        ["all_reduce", "done"],
+        ["relative_difference", "0.25"],
+        ["conadv_over_disadv_64: 1.2"],
+    ):
+        assert row in rows
+    assert "On one GPU: a GPU" in (page / "report.html").read_text()

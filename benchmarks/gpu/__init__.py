@@ -1,0 +1,22 @@
+"""What one GPU does: robust CIFAR-10 in a minute and in ten, the attack step, the codec, ConAdv, Horovod.
+
+``python benchmarks/gpu SECTION... [--json docs/gpu-h200.json] [--cifar ROOT] [--page FOLDER]`` measures the
+sections one after the other and merges them into the JSON, which is written after each part. A section that
+is measured again replaces what the JSON has of it. When ``--limit`` stops it, the command ends with exit code
+75 and the same command resumes: training from its checkpoint, evaluations from the batches that are done.
+
+- ``speedrun``: jobs/cifar10-speedrun.yaml for each of ``--seeds``.
+- ``ten-minutes``: jobs/cifar10-ten-minutes.yaml for the first of them.
+- ``step``: training steps of the trainer, of the same algorithm in plain torch, and with foolbox's attack.
+- ``codec``: encoding and decoding of 25.6 million numbers.
+- ``concurrent``: ConAdv, DisAdv and vanilla training of ResNet-50.
+- ``horovod``: an all-reduce on the GPU, and two workers that share it against two on the CPU.
+- ``page``: measures nothing; with ``--page``, writes the page of what the JSON has.
+
+Each section is a module of this package with three functions, :class:`gpu.section.Section`; its docstring
+says what is measured and defines the ratios. A ratio that was not measured is null, with a reason.
+
+``--device cpu --tiny`` runs everything at a tiny size, faster without the compiler (TORCH_COMPILE_DISABLE=1).
+Needs torch, torchvision, numpy, Pillow, pydantic, PyYAML, filelock, tqdm, tabulate and matplotlib, and jinja2
+for the page; foolbox, pyautoattack and Horovod are measured where they are installed.
+"""

@@ -78,7 +78,7 @@ class TrainingState:
             metrics_bytes=self.folder.metrics_bytes(),
         )
         self.workers.on_rank0(
-            "write the checkpoint", lambda: self.folder.checkpoints.save(checkpoint, best=best)
+            "write the checkpoint", lambda: str(self.folder.checkpoints.save(checkpoint, best=best))
         )
         batch_norm.restore(local)
 

@@ -22,7 +22,7 @@ def report(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="A paper's table: dat-1 to dat-4, conadv-1 to conadv-5, conadv-fig4."
+            metavar="NAME", help="A paper's table: dat-1 to dat-4, conadv-1 to -5, conadv-fig2, conadv-fig4."
         ),
     ] = None,
     out: Annotated[
@@ -31,13 +31,14 @@ def report(
     ] = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Runs of hpcdat",
 ) -> None:
-    """Print the results of runs in one table, or beside a paper's.
+    """Print the results of runs in one table, or compare them with a paper's.
 
-    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table`
-    compares each run with the paper's rows that its job `reproduces`: the paper's number, ours and the
-    ratio. It may be given several times. Tables, plots and notes are written to `--out` (default: `report`),
-    together with accuracy against the global batch, if runs of a method differ in it, and RA over eps and
-    steps, if `hpcdat evaluate` has measured it. dat-2 needs runs that `hpcdat certify` has certified.
+    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table`,
+    which may be repeated, compares runs with the paper's rows that their jobs name in `reproduces`: the
+    paper's number, ours and the ratio. Tables, plots and notes are written to `--out` (default: `report`).
+    They include accuracy over the global batch, if runs of a method differ in it; RA over eps and steps, if
+    `hpcdat evaluate` measured it; and TA and RA over the epochs, for jobs that reproduce the DAT paper's
+    Figure 4. dat-2 needs runs that `hpcdat certify` has certified.
     """
     if table and out is None:
         out = Path("report")
@@ -53,13 +54,14 @@ def report(
         from hpcdat.report import pages
         from hpcdat.report.batches import batch_sections
         from hpcdat.report.comparison import compare, read_run
+        from hpcdat.report.epochs import epoch_sections
         from hpcdat.report.sweeps import sweep_sections
 
         read = [read_run(folder) for folder in folders]
         sections = [pages.comparison_section(compare(name, read)) for name in table or []]
         if not table:
             sections.append(pages.runs_section(read))
-        sections += [*batch_sections(read), *sweep_sections(read)]
+        sections += [*batch_sections(read), *sweep_sections(read), *epoch_sections(read)]
         return sections, pages.write_report(sections, out, title)
 
     sections, files = reported_once(write)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from hpcdat.cli.options import SetOption, Settings
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
+from hpcdat.config.sections import by_name
 from hpcdat.slurm import submit as slurm
 
 
@@ -66,6 +69,10 @@ def submit(
             range(resolved.seed, resolved.seed + seeds),
             fitting,
         )
+        tasks = [
+            replace(task, settings=(*task.settings, *_followers(resolved, fitting(task.settings), task)))
+            for task in tasks
+        ]
         script, text = slurm.write_script(resolved, slurm.read_site(site), request, tasks, keep=not dry_run)
         # Seeds are looked for in the folder of all of them.
         folders = [task.run_dir for task in tasks] if sweep else [resolved.run_dir]
@@ -81,3 +88,21 @@ def submit(
     print(f"its script: {script}")
     print(f"its log, as it grows: tail -F {log if is_array else shlex.quote(str(log))}")
     print(f"its result, when it is done: hpcdat report {shlex.join(map(str, folders))}")
+
+
+def _followers(job: Job, element: Job, task: slurm.Task) -> list[str]:
+    """Settings that follow those of an array's element, such as ``attack.step_size`` its ``attack.eps``.
+
+    The script starts from the resolved job, in which they are filled in with the values of the job itself.
+
+    Args:
+        job, element: resolved.
+        task: with the settings that the element is given.
+    """
+    given, before, after = (
+        {text.partition("=")[0] for text in task.settings},
+        by_name(job),
+        by_name(element),
+    )
+    changed = [key for key in after if key not in given and after[key] != before[key]]
+    return [f"{key}={json.dumps(after[key][0], default=str)}" for key in changed]

@@ -183,12 +183,12 @@ class RunFolder:
             raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
 
     def checkpoint_of_result(self, job: Job) -> Checkpoint:
-        """The checkpoint that an evaluation is of: the newest, with early stopping the best.
+        """The checkpoint that an evaluation is of: the best if early stopping chooses it, else the newest.
 
         Raises:
             CheckpointError: there is none that is whole.
         """
-        if job.early_stopping.patience and self.checkpoints.best_file.exists():
+        if job.early_stopping.chooses_weights and self.checkpoints.best_file.exists():
             return self.checkpoints.best()
         return self.newest_checkpoint()
 

@@ -107,7 +107,8 @@ def read_run(folder: Path) -> Run:
 
 def images_per_epoch(run: Run) -> int:
     """Images that the run trains on in a full epoch."""
-    return max(epoch["images"] for epoch in run.epochs)
+    images: int = max(epoch["images"] for epoch in run.epochs)
+    return images
 
 
 def folder_names(runs: Sequence[Run]) -> dict[Path, str]:
@@ -317,7 +318,8 @@ def differences(work: Mapping[str, Any], run: Run) -> list[str]:
     measured: dict[str, object] = {
         "data.images": max(epoch["images"] for epoch in run.epochs),
         "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
-        "epochs": result.epoch,
+        # The weights may be those of an earlier epoch.
+        "epochs": run.epochs[-1]["epoch"],
         "batch_size": result.batch,
         "global batch": result.batches * result.batch,
     }

@@ -4,7 +4,8 @@
 tiny size, on one worker (under mpirun on several, whose batches add up): a small model on the digits 0 to 4;
 then, from its weights and with a new head, on 100 of the digits 5 to 9; and the latter also from scratch. All
 use DAT-PGD and three seeds. Both variants of the second phase use the learning rate of ``--rates`` that gives
-the best final RA with another seed. ``--set`` changes the second job, as in ``data.train_images=400``.
+the best final RA with another seed on ``--held-out`` training images (in addition to ``data.train_images``,
+if the job sets it). ``--set`` changes the second job, as in ``data.train_images=400``.
 ``--source JOB --target JOB`` use other jobs, such as ImageNet and CIFAR-10 with ``data.image_size: 224``, to
 which its images are then up-sampled.
 
@@ -18,6 +19,7 @@ import argparse
 import json
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -54,14 +56,20 @@ def write_halves(root: Path) -> None:
                     link.symlink_to((root / "digits" / split / digit).resolve())
 
 
+def evaluations_of(job: Job, workers: Communicator) -> list[dict[str, Any]]:
+    """The evaluations of a run, the same on all workers."""
+    # Another node may see the lines a moment later.
+    seen = RunFolder(job.run_dir).metrics("evaluation") if workers.is_rank0 else []
+    evaluations: list[dict[str, Any]] = workers.all_gather_object(seen, "evaluations")[0]
+    return evaluations
+
+
 def curve(jobs: list[Job], workers: Communicator, stop: StopRequest) -> Curve:
-    """TA and RA after every epoch of a job, trained with every seed; unfinished runs are resumed."""
+    """TA and RA on the test images after every epoch of a job, trained with every seed; runs are resumed."""
     evaluations = []
     for job in jobs:
         train(job, workers, stop)
-        # Only worker 0 reads, since another node may see the lines later.
-        own = RunFolder(job.run_dir).metrics("evaluation") if workers.is_rank0 else []
-        evaluations.append(workers.all_gather_object(own, "evaluations")[0])
+        evaluations.append([e for e in evaluations_of(job, workers) if not e["held_out"]])
     return {key: [[100 * e[key] for e in epoch] for epoch in zip(*evaluations, strict=True)] for key in KEYS}
 
 
@@ -97,6 +105,9 @@ def main() -> None:
         default="0.01,0.05,0.1,0.2",
         help="rates that the target job's is chosen from (default: %(default)s)",
     )
+    parser.add_argument(
+        "--held-out", type=int, default=100, help="images that rates are chosen on (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/figure-4"), help="folder of runs and plot")
     parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
@@ -114,19 +125,28 @@ def main() -> None:
         return read_job(path, [*where, *root, *settings])
 
     def target(seed: int, rate: str, *settings: str, name: str) -> Job:
-        own = [*arguments.set, f"optimizer.lr={rate}", *settings]
+        data = "digits" if target_job.parent == JOBS else read_job(target_job).data.source
+        row = f"reproduces=[dat-fig4/{data}-{name.replace(' ', '-')}]"
+        own = [row, *arguments.set, f"optimizer.lr={rate}", *settings]
         return read(target_job, f"{name}/rate-{rate}", seed, *own)
 
     def chosen(*settings: str, name: str) -> str:
-        """The rate that gives the best final RA."""
-        jobs = {
-            rate: target(CHOOSING_SEED, rate, "evaluation.every=0", *settings, name=name)
-            for rate in arguments.rates.split(",")
-        }
-        ra = {rate: train(job, workers, stop).ra for rate, job in jobs.items()}
+        """The rate that ends with the best RA on held-out training images."""
+        ra = {}
+        for rate in arguments.rates.split(","):
+            job = target(CHOOSING_SEED, rate, *settings, name=name)
+            held_out = [
+                *(f"evaluation.every={job.epochs}", f"early_stopping.held_out={arguments.held_out}"),
+                "early_stopping.best_weights=true",
+            ]
+            if job.data.train_images:
+                held_out.append(f"data.train_images={job.data.train_images + arguments.held_out}")
+            job = target(CHOOSING_SEED, rate, *settings, *held_out, name=name)
+            train(job, workers, stop)
+            ra[rate] = next(e["ra"] for e in evaluations_of(job, workers) if e["held_out"])
         if workers.is_rank0:
             by_rate = ", ".join(f"{rate}: {100 * value:.1f}" for rate, value in ra.items())
-            print(f"{name}: RA by rate: {by_rate}")
+            print(f"{name}: RA on held-out images by rate: {by_rate}")
         return max(ra, key=ra.__getitem__)
 
     seeds, start = range(arguments.seeds), []

@@ -11,7 +11,7 @@ from hpcdat.cli.options import RunArgument, SetOption, Settings, WorkersOption, 
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job import Job
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.request import EvaluationRequest, SweepKind
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.run_folder import Result, RunFolder
 
@@ -35,6 +35,19 @@ def evaluate(
         str | None,
         typer.Option(metavar="N,N,...", help="Measure RA over numbers of PGD steps: 1,10,20,50,100."),
     ] = None,
+    sweep: Annotated[
+        SweepKind,
+        typer.Option(
+            help="plain: at each value, one PGD attack from its own start. accumulating: an image counts "
+            "as robust only if it withstands all smaller values too."
+        ),
+    ] = "plain",
+    figure_3: Annotated[
+        bool,
+        typer.Option(
+            "--figure-3", help="Both sweeps over the radii and steps of the DAT paper's Figure 3 (assumed)."
+        ),
+    ] = False,
 ) -> None:
     """Measure TA and RA of a run, and AA and sweeps if requested.
 
@@ -52,7 +65,7 @@ def evaluate(
 
     def read() -> tuple[Job, EvaluationRequest]:
         job = RunFolder(run).read_job(replaced)
-        return job, read_request(autoattack, sweep_eps, sweep_steps, job)
+        return job, read_request(autoattack, sweep_eps, sweep_steps, job, sweep=sweep, figure_3=figure_3)
 
     resolved, request = reported_once(read)
     if workers > 1:

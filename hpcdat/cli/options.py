@@ -11,7 +11,7 @@ import typer
 from hpcdat.config.job import Job
 from hpcdat.config.sections import fraction
 from hpcdat.errors import InputError, shorten
-from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.request import FIGURE_3_RADII, FIGURE_3_STEPS, EvaluationRequest, SweepKind
 
 T = TypeVar("T", int, float)
 
@@ -31,7 +31,13 @@ WorkersOption = Annotated[
 
 
 def read_request(
-    autoattack: str | None, sweep_eps: str | None, sweep_steps: str | None, job: Job
+    autoattack: str | None,
+    sweep_eps: str | None,
+    sweep_steps: str | None,
+    job: Job,
+    *,
+    sweep: SweepKind = "plain",
+    figure_3: bool = False,
 ) -> EvaluationRequest:
     """Parse the options of ``hpcdat evaluate``.
 
@@ -40,6 +46,8 @@ def read_request(
         sweep_eps: radii separated by commas, such as ``0,2/255,4/255``.
         sweep_steps: numbers of steps separated by commas.
         job: resolved.
+        sweep: kind of the sweeps.
+        figure_3: sweep over the radii and steps of the DAT paper's Figure 3, unless others are given.
 
     Raises:
         InputError: an option cannot be parsed or is out of range.
@@ -61,7 +69,12 @@ def read_request(
     steps = _numbers(
         sweep_steps, int, "--sweep-steps", "numbers of steps, separated by commas", lambda n: n > 0
     )
-    return EvaluationRequest(images, radii, steps)
+    if figure_3:
+        radii = radii or tuple(factor * job.evaluation.resolved_eps for factor in FIGURE_3_RADII)
+        steps = steps or FIGURE_3_STEPS
+        if job.attack.norm == "linf":
+            radii = tuple(eps for eps in radii if eps <= 1)
+    return EvaluationRequest(images, radii, steps, sweep)
 
 
 def _numbers(

@@ -22,8 +22,7 @@ def report(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME",
-            help="Compare with a paper's table: dat-1 to 4, conadv-1 to 5, conadv-fig4.",
+            metavar="NAME", help="A paper's table: dat-1 to dat-4, conadv-1 to -5, conadv-fig2, conadv-fig4."
         ),
     ] = None,
     out: Annotated[
@@ -40,11 +39,12 @@ def report(
       hpcdat report runs/* --out report
       hpcdat report runs/dat-* --table dat-1 --table dat-4
 
-    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table`
-    compares each run with the rows that its job `reproduces`: the paper's number, ours and their ratio; it
-    may be repeated. Tables, plots and notes are written to `--out` (with `--table` by default `report`),
-    together with accuracy over the global batch size, if it differs between runs of a method, and RA over
-    eps and steps, if `hpcdat evaluate` has measured it. dat-2 needs runs certified by `hpcdat certify`.
+    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table`,
+    which may be repeated, compares runs with the paper's rows that their jobs name in `reproduces`: the
+    paper's number, ours and the ratio. Tables, plots and notes are written to `--out` (default: `report`).
+    They include accuracy over the global batch, if runs of a method differ in it; RA over eps and steps, if
+    `hpcdat evaluate` measured it; and TA and RA over the epochs, for jobs that reproduce the DAT paper's
+    Figure 4. dat-2 needs runs that `hpcdat certify` has certified.
     """
     if table and out is None:
         out = Path("report")
@@ -60,13 +60,14 @@ def report(
         from hpcdat.report import pages
         from hpcdat.report.batches import batch_sections
         from hpcdat.report.comparison import compare, read_run
+        from hpcdat.report.epochs import epoch_sections
         from hpcdat.report.sweeps import sweep_sections
 
         read = [read_run(folder) for folder in folders]
         sections = [pages.comparison_section(compare(name, read)) for name in table or []]
         if not table:
             sections.append(pages.runs_section(read))
-        sections += [*batch_sections(read), *sweep_sections(read)]
+        sections += [*batch_sections(read), *sweep_sections(read), *epoch_sections(read)]
         return sections, pages.write_report(sections, out, title)
 
     sections, files = reported_once(write)

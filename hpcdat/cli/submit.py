@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,16 @@ from hpcdat.cli.options import SetOption, Settings
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
-from hpcdat.slurm.submit import Resources, array_tasks, read_site, render_script, submit_script, write_script
+from hpcdat.config.sections import by_name
+from hpcdat.slurm.submit import (
+    Resources,
+    Task,
+    array_tasks,
+    read_site,
+    render_script,
+    submit_script,
+    write_script,
+)
 
 
 def submit(
@@ -70,6 +81,12 @@ def submit(
             range(resolved.seed, resolved.seed + seeds),
             read_and_check,
         )
+        tasks = [
+            replace(
+                task, settings=(*task.settings, *_followers(resolved, read_and_check(task.settings), task))
+            )
+            for task in tasks
+        ]
         make_script = render_script if dry_run else write_script
         script, text = make_script(resolved, read_site(site), resources, tasks)
         # hpcdat report finds the seeds in the folder that holds all of them.
@@ -86,3 +103,21 @@ def submit(
     print(f"script: {script}")
     print(f"log: tail -F {log if is_array else shlex.quote(str(log))}")
     print(f"result, when done: hpcdat report {shlex.join(map(str, folders))}")
+
+
+def _followers(job: Job, element: Job, task: Task) -> list[str]:
+    """Settings that follow those of an array's element, such as ``attack.step_size`` its ``attack.eps``.
+
+    The script starts from the resolved job, in which they are filled in with the values of the job itself.
+
+    Args:
+        job, element: resolved.
+        task: with the settings that the element is given.
+    """
+    given, before, after = (
+        {text.partition("=")[0] for text in task.settings},
+        by_name(job),
+        by_name(element),
+    )
+    changed = [key for key in after if key not in given and after[key] != before[key]]
+    return [f"{key}={json.dumps(after[key][0], default=str)}" for key in changed]

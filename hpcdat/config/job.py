@@ -1,8 +1,8 @@
 """The job: one YAML file as typed, validated settings.
 
-A setting left out is filled in by :meth:`Job.resolved`, so that the run folder holds every value that was
-used. ``like: OTHER.yaml`` in a file takes from another job what this one does not set. The settings of each
-section are in :mod:`hpcdat.config.sections`.
+:meth:`Job.resolved` fills in settings that are left out, so the run folder records every value used.
+``like: OTHER.yaml`` in a file takes from another job the settings that this one does not set. The settings of
+each section are in :mod:`hpcdat.config.sections`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hpcdat.config.sections import (
 
 
 class Job(Settings):
-    """A training job, whole."""
+    """A training job."""
 
     run_dir: Annotated[Path, MAY_CHANGE]
     """folder of the run: settings, environment, metrics, checkpoints, result"""
@@ -42,16 +42,16 @@ class Job(Settings):
     epochs: int = Field(ge=1)
     """passes over the training images, without those of `schedule.extra_warmup_epochs`"""
     batch_size: int = Field(ge=1)
-    """images a worker takes in a step (global batch = this x workers, virtual ones too)"""
+    """images per worker and step (global batch = this x workers, including virtual ones)"""
     virtual_workers: int = Field(1, ge=1)
-    """workers that each worker stands for, whose batches it computes one after the other: the arithmetic of
-    many workers on few"""
+    """virtual workers that each worker computes, one batch after the other: the arithmetic of many workers
+    on few"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of weights, order of images, augmentation and attacks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: a GPU a worker where there is one, else the CPU"""
+    """`auto`: one GPU per worker if there are GPUs, else the CPU"""
     stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=1)
-    """seconds a worker may keep the others waiting before all of them stop"""
+    """seconds that a worker may keep the others waiting before all of them stop"""
     checkpoint_minutes: Annotated[float, MAY_CHANGE] = Field(10.0, gt=0)
     """minutes between checkpoints within an epoch; every epoch ends with one"""
     skipped_steps: Annotated[int, MAY_CHANGE] = Field(10, ge=0)
@@ -83,9 +83,7 @@ class Job(Settings):
     def _agrees_with_itself(self) -> Job:
         method = METHODS[self.method]
         if method.oracle == "fgsm" and self.attack.steps not in (None, 1):
-            raise _refusal(
-                "attack.steps", f"1, or nothing: method {self.method} attacks with one step (FGSM)"
-            )
+            raise _refusal("attack.steps", f"1: method {self.method} attacks with one step (FGSM)")
         for key, eps in (("attack.eps", self.attack.eps), ("evaluation.eps", self.evaluation.eps)):
             if self.attack.norm == "linf" and (eps or 0) > 1:
                 raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
@@ -111,10 +109,10 @@ class Job(Settings):
             raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
         if self.evaluation.restarts > 1 and not self.evaluation.random_start:
             raise _refusal("evaluation.restarts", "1: without random start all of them are the same")
-        if self.early_stopping.patience and not self.evaluation.every:
-            raise _refusal("evaluation.every", "1 or more: early_stopping.patience counts those evaluations")
-        if self.early_stopping.held_out and not self.early_stopping.patience:
-            raise _refusal("early_stopping.patience", "a number, if held_out is more than 0")
+        if self.early_stopping.chooses_weights and not self.evaluation.every:
+            raise _refusal("evaluation.every", "1 or more: early stopping compares those evaluations")
+        if self.early_stopping.held_out and not self.early_stopping.chooses_weights:
+            raise _refusal("early_stopping.best_weights", "true, or a patience, if images are held out")
         self._check_data()
         self._check_smoothing()
         self._check_concurrent()
@@ -126,7 +124,7 @@ class Job(Settings):
         objective, method = self.objective, METHODS[self.method]
         if objective.regulariser == "loss":
             if objective.beta is not None:
-                raise _refusal("objective.beta", "nothing: it is the weight of objective.regulariser trades")
+                raise _not_allowed("objective.beta", "without objective.regulariser: trades")
             return
         if method.oracle == "none" or method.split:
             raise _refusal("objective.regulariser", f"loss: method {self.method} has no regulariser")
@@ -165,7 +163,7 @@ class Job(Settings):
                 raise _refusal("smoothing.sigma", "more than 0, if images are to pass as noisy copies")
             return
         if method.oracle == "none" or method.split:
-            raise _refusal("smoothing", f"nothing: Smooth-AT is no variant of method {self.method}")
+            raise _not_allowed("smoothing", f"with method {self.method}")
         if self.objective.lambda_:
             raise _refusal("objective.lambda", "0: Smooth-AT has no clean loss")
         if self.objective.regulariser != "loss":
@@ -183,35 +181,35 @@ class Job(Settings):
             raise _refusal("virtual_workers", "1: the workers of a batch divide its work among them")
         if not method.split:
             if concurrent.delay or concurrent.model_copy(update={"delay": None}) != Concurrent():
-                raise _refusal("concurrent", f"nothing: method {self.method} attacks with current weights")
+                raise _not_allowed("concurrent", f"with method {self.method}")
             if self.attack.branch == "adversarial":
-                raise _refusal("attack.branch", f"nothing: method {self.method} has one batch norm")
+                raise _not_allowed("attack.branch", f"with method {self.method}, which has one batch norm")
             if self.objective.combine != Objective().combine:
-                raise _refusal("objective.combine", "nothing: it is for methods disadv and conadv")
+                raise _not_allowed(
+                    "objective.combine", f"with method {self.method}, only with disadv and conadv"
+                )
             return
         if self.objective.lambda_:
             raise _refusal(
                 "objective.lambda", f"0: objective.combine weighs the losses of method {self.method}"
             )
         if self.method == "disadv" and concurrent.delay:
-            raise _refusal("concurrent.delay", "0, or nothing: method disadv attacks with current weights")
+            raise _refusal("concurrent.delay", "0: method disadv attacks with current weights")
         if self.attack.batch_norm == "eval" and self.delay:
-            raise _refusal(
-                "attack.batch_norm", "train, or nothing: running statistics are not those of stale weights"
-            )
+            raise _refusal("attack.batch_norm", "train: running statistics are not those of stale weights")
         if concurrent.place == "workers" and not self.delay:
             raise _refusal("concurrent.place", "beside: without delay the update waits for its examples")
         if concurrent.update_workers and concurrent.place != "workers":
-            raise _refusal("concurrent.update_workers", "nothing: it is for concurrent.place workers")
+            raise _not_allowed("concurrent.update_workers", "without concurrent.place: workers")
 
     def _check_exchange(self) -> None:
         exchange = self.exchange
         protocol = exchange.between_nodes
         free = protocol == "auto"
         if exchange.bits_allowed != Exchange().bits_allowed and not free:
-            raise _refusal("exchange.bits_allowed", "nothing: it is for exchange.protocol auto")
+            raise _not_allowed("exchange.bits_allowed", "without exchange.protocol: auto")
         if free and exchange.bits != Exchange().bits:
-            raise _refusal("exchange.bits", "nothing with protocol auto: bits_allowed bounds its choice")
+            raise _not_allowed("exchange.bits", "with exchange.protocol: auto; set exchange.bits_allowed")
         bits = exchange.bits_allowed if free else [exchange.bits]
         coded = any(b not in (32, "float16") for b in bits)
         served = free or protocol in ("parameter_server", "sharded_server")
@@ -222,10 +220,10 @@ class Job(Settings):
         if exchange.sum_format != "float32" and (not served or exchange.two_sided):
             raise _refusal("exchange.sum_format", "float32: it is for one-sided exchange over servers")
         if exchange.lane_bits and not (protocol == "ring" and coded):
-            raise _refusal("exchange.lane_bits", "nothing: lanes are for codes in a ring")
+            raise _not_allowed("exchange.lane_bits", "without codes in a ring (exchange.bits, protocol)")
         if exchange.levels:
             if free or not coded or exchange.bits == 1:
-                raise _refusal("exchange.levels", "nothing: it is for codes of 2 to 8 or 16 bits")
+                raise _not_allowed("exchange.levels", "without codes of 2 to 8 or 16 bits")
             most = 2 ** (int(exchange.bits) - 1) - 1
             if exchange.levels > most:
                 raise _refusal(
@@ -245,9 +243,7 @@ class Job(Settings):
         for key, name in belongs.items():
             given = getattr(schedule, key) != Schedule.model_fields[key].default
             if given and schedule.name != name:
-                raise _refusal(
-                    f"schedule.{key}", f"nothing: it belongs to the schedule {name}, not {schedule.name}"
-                )
+                raise _not_allowed(f"schedule.{key}", f"with schedule {schedule.name}, only with {name}")
         if schedule.name == "cyclic" and schedule.warmup_epochs:
             raise _refusal("schedule.warmup_epochs", "0: the schedule cyclic has its own way up")
         if schedule.extra_warmup_epochs and (schedule.name == "cyclic" or schedule.warmup_epochs):
@@ -285,7 +281,7 @@ class Job(Settings):
 
     @property
     def labelled_batch(self) -> int:
-        """Images with labels of their own in a worker's batch."""
+        """Labelled images (not pseudo-labelled) in a worker's batch."""
         if self.data.unlabelled is None:
             return self.batch_size
         return self.batch_size - round(self.batch_size * self.data.unlabelled_part)
@@ -296,17 +292,17 @@ class Job(Settings):
 
     @property
     def copies(self) -> int:
-        """N: times that an image passes the network in a step, as noisy copies; 1 without smoothing."""
+        """N: noisy copies of each image in a step; 1 without smoothing."""
         return self.smoothing.copies if self.smoothing.sigma else 1
 
     @property
     def passes(self) -> int:
-        """Of these, those of one worker."""
+        """Noisy copies of each image that one worker computes."""
         return self.copies // self.smoothing.workers
 
     @property
     def weights_of_cost(self) -> tuple[float, float]:
-        """Of the clean and the adversarial loss in the local cost."""
+        """Weights of the clean and the adversarial loss in the local cost."""
         if METHODS[self.method].split:
             weight = 0.5 if self.objective.combine == "mean" else 1.0
             return weight, weight
@@ -315,7 +311,7 @@ class Job(Settings):
         return (1.0, 0.0) if self.oracle == "none" else (self.objective.lambda_, 1.0)
 
     def resolved(self) -> Job:
-        """The same job with every setting that was left out filled in."""
+        """This job with every omitted setting filled in."""
         method = METHODS[self.method]
         steps = self.attack.steps or (1 if method.oracle == "fgsm" else 10)
         factor = 2.5 / steps if method.oracle != "fgsm" else 1.0 if method.split else 1.25
@@ -358,4 +354,12 @@ def _or(value: float | None, otherwise: float) -> float:
 
 
 def _refusal(key: str, expected: str) -> PydanticCustomError:
-    return PydanticCustomError("job", "{expected}", {"key": key, "expected": expected})
+    return _error(key, f"expected {expected}")
+
+
+def _not_allowed(key: str, why: str) -> PydanticCustomError:
+    return _error(key, f"not allowed {why}")
+
+
+def _error(key: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError("job", "{message}", {"key": key, "message": message})

@@ -1,7 +1,7 @@
-"""Reading a job: YAML text and ``key=value`` settings in, a :class:`~hpcdat.config.job.Job` out.
+"""Read a job: from YAML text and ``key=value`` settings to a :class:`~hpcdat.config.job.Job`.
 
-Every mistake is reported at once, each with file, line, key, what was expected and, for an
-unknown key, the nearest valid name.
+All mistakes are reported together, each with file, line, key, what was expected and, for an unknown key, the
+nearest valid name.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class JobError(InputError):
-    """A job that cannot be taken; the message is ready to be shown to its author."""
+    """An invalid job; the message is written for its author."""
 
 
 def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
     """Read, validate and complete a job.
 
-    A job that is ``like: OTHER.yaml`` (a path from its own folder) takes from that one what it does not
-    set itself.
+    With ``like: OTHER.yaml`` (a path relative to its own folder), a job takes from that one the settings that
+    it does not set itself.
 
     Args:
         path: the YAML file.
-        settings: ``key=value`` texts that replace keys of the file; ``attack.eps=4/255``.
+        settings: ``key=value`` texts that replace settings of the file, such as ``attack.eps=4/255``.
 
     Returns:
-        The job with every setting filled in.
+        The job with all settings filled in.
 
     Raises:
         JobError: the file cannot be read, is not YAML, or holds a wrong or unknown setting.
@@ -46,7 +46,7 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
 
 
 def parse_job(text: str, name: str, settings: Sequence[str] = ()) -> Job:
-    """The same from YAML text; ``name`` stands for the file in messages."""
+    """Like :func:`read_job`, from YAML text; ``name`` is the file's name in messages."""
     values, places = _parse_job(text, name)
     for setting in settings:
         _override(values, places, setting)
@@ -54,11 +54,11 @@ def parse_job(text: str, name: str, settings: Sequence[str] = ()) -> Job:
 
 
 def read_settings(path: Path, model: type[M]) -> M:
-    """Other settings than a job's, read and validated with the same care.
+    """Read and validate settings that are not a job's.
 
     Args:
         path: the YAML file.
-        model: what it holds.
+        model: type of the settings.
 
     Raises:
         JobError: as :func:`read_job`.
@@ -89,12 +89,12 @@ def _validated(
 
 
 def write_job(job: Job) -> str:
-    """The job as YAML that :func:`parse_job` reads back to an equal job."""
+    """The job as YAML, from which :func:`parse_job` reads an equal job."""
     return yaml.safe_dump(job.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def _parse_job(text: str, name: str, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Key, str]]:
-    """A job's values and places, those of the job that it is like among them."""
+    """A job's values and places, including those of the job named by its ``like``."""
     values, places = _parse_yaml(text, name)
     if "like" not in values:
         return values, places
@@ -104,7 +104,7 @@ def _parse_job(text: str, name: str, above: tuple[Path, ...] = ()) -> tuple[dict
     path = Path(name).parent / other
     above = (*above, Path(name).resolve())
     if path.resolve() in above:
-        raise JobError(f"{place}: like: {path} is, in the end, like itself")
+        raise JobError(f"{place}: like: {path} leads back to itself")
     try:
         inherited, its_places = _parse_job(_text_of(path), str(path), above)
     except JobError as error:
@@ -121,14 +121,14 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Key, str]]:
-    """The document as plain values, and the place (``file:line``) of every key."""
+    """The document as plain values, and the place (``file:line``) of each key."""
     places: dict[Key, str] = {(): name}
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         for key, line in _lines(node, (), set()):
             if key in places:
-                raise JobError(f"{name}:{line}: {_dotted(key)}: this key stands here a second time")
+                raise JobError(f"{name}:{line}: {_dotted(key)}: duplicate key")
             places[key] = f"{name}:{line}"
         values = loader.construct_document(node) if node is not None else {}
     except yaml.YAMLError as error:
@@ -198,7 +198,7 @@ def _complaint(error: Any, places: dict[Key, str], name: str, root: type[BaseMod
     if error["type"] == "missing":
         return f"{place}: {_dotted(key)}: missing{meaning}"
     if error["type"] == "job":
-        return f"{place}: {_dotted(key)}: expected {error['ctx']['expected']}"
+        return f"{place}: {_dotted(key)}: {error['ctx']['message']}"
     expected = error["msg"].removeprefix("Value error, ")
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         choices = _choices(field)
@@ -208,7 +208,7 @@ def _complaint(error: Any, places: dict[Key, str], name: str, root: type[BaseMod
 
 
 def _model_at(key: Key, root: type[BaseModel]) -> type[BaseModel] | None:
-    """The settings class that the key leads to."""
+    """The class of the settings that hold this key."""
     model: type[BaseModel] | None = root
     for part in key:
         field = model.model_fields.get(str(part)) if model else None

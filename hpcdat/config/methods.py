@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Literal
 
 @dataclass(frozen=True)
 class Method:
-    """What a method's name stands for: the DAT paper's (Sec. 6.1) and the ConAdv paper's (Sec. 3).
+    """The meaning of a method's name in the DAT paper (Sec. 6.1) or the ConAdv paper (Sec. 3).
 
     Attributes:
         oracle: inner maximisation oracle of (A1): several steps, one step, or none.
-        optimizers: that it may be trained with, the usual one first.
-        centralised: conventional AT and Fast AT train on one node only.
+        optimizers: allowed optimisers, the default first.
+        centralised: trains on one node only, as conventional AT and Fast AT do.
         scaled_rate: the learning rate grows with the global batch, ``lr`` for every :data:`REFERENCE_BATCH`
             images (large-batch SGD: Goyal et al. 2017, Xie et al. 2019).
         extra_warmup: at rates above :data:`EXTRA_WARMUP_ABOVE` training begins with
             :data:`EXTRA_WARMUP_EPOCHS` more epochs, of warm-up (DAT, supplement 4.1).
-        split: the cost is that of clean and adversarial images, each with a batch norm of their own.
-        delay: tau of eq. (3) of ConAdv where a job does not say.
+        split: the cost is of clean and adversarial images, each with its own batch norm.
+        delay: default tau of eq. (3) of ConAdv.
     """
 
     oracle: Literal["none", "pgd", "fgsm"]

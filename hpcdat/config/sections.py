@@ -1,4 +1,4 @@
-"""The sections of a job: the name, default, unit, range and meaning of every setting in them."""
+"""The sections of a job: name, default, unit, range and meaning of every setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def fraction(value: Any) -> Any:
-    """Read ``8/255`` as a number; leave anything else to the validation of floats."""
+    """Read ``8/255`` as a number; anything else is left to pydantic."""
     if isinstance(value, str) and value.count("/") == 1:
         numerator, denominator = (float(part) for part in value.split("/"))
         if denominator == 0:
@@ -20,14 +20,14 @@ def fraction(value: Any) -> Any:
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
-MAY_CHANGE = "may be another when a run goes on"
-"""Marks settings that what training computes does not depend on."""
+MAY_CHANGE = "may change when a run resumes"
+"""Marks settings that do not affect what training computes: they may change when a run resumes."""
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused and nothing changes after reading."""
+    """Base of all settings: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True
@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
 
 def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -> dict[str, tuple[Any, bool]]:
-    """Settings by their dotted names: the value of each, and whether it may be another when a run goes on."""
+    """Settings by dotted name: the value, and whether it may change when a run resumes."""
     named: dict[str, tuple[Any, bool]] = {}
     for name, field in type(settings).model_fields.items():
         key, value = prefix + (field.alias or name), getattr(settings, name)
@@ -95,27 +95,27 @@ class Data(Settings):
 
 
 class Model(Settings):
-    """The network; normalisation is its first layer, so attacks work on pixels in [0, 1]."""
+    """The network. Normalisation is its first layer, so attacks work on pixels in [0, 1]."""
 
     name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] = "resnet50"
     """`digits-cnn`: a small net for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
     `resnet50`: torchvision's, for ImageNet"""
     width: float = Field(1.0, gt=0, le=4)
-    """factor of all layers' channels, for `preact-resnet18` and `wide-resnet28-10`"""
+    """factor on the number of channels of all layers, for `preact-resnet18` and `wide-resnet28-10`"""
     pretrained: Path | None = None
-    """weights to start from: a run's folder or checkpoint, or a weight file of torchvision's (.pth); a head
-    of other classes starts anew"""
+    """initial weights: a run's folder or checkpoint, or a weight file of torchvision's (.pth); a head with
+    other classes is initialised at random"""
     mean: list[Finite] = [0.485, 0.456, 0.406]
     """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
     std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]
     """standard deviation of each channel that the normalisation layer divides by"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16`: faster where the device has it; weights, losses, pixels and exchange stay float32"""
+    """`bfloat16`: faster on devices that have it; weights, losses, pixels and exchange stay float32"""
     channels_last: bool = False
-    """lay activations in memory pixel by pixel, which GPUs prefer with `bfloat16`"""
+    """store activations with channels last, which is faster on GPUs with `bfloat16`"""
     compiled: bool = False
-    """train by code that torch.compile makes for full batches, which takes it a minute or two at the start.
-    It rounds differently, and all gradients come at its end, so that no exchange can begin before"""
+    """train full batches with torch.compile, which takes a minute or two at the start. It rounds differently,
+    and delivers all gradients at its end, so no exchange can overlap it"""
 
 
 class Attack(Settings):
@@ -128,33 +128,34 @@ class Attack(Settings):
     steps: int | None = Field(None, ge=1)
     """gradient steps; left out: 10 for PGD, 1 for FGSM (the only value FGSM takes)"""
     step_size: Fraction | None = None
-    """length of a step, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for
-    `disadv` and `conadv`"""
+    """step size, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for `disadv` and
+    `conadv`"""
     direction: Literal["steepest", "gradient"] = "steepest"
     """`steepest`: ascent of the norm, for linf the sign of the gradient; `gradient`: `step_size` times the
     gradient itself, as eq. (3) of ConAdv has it"""
     random_start: bool = True
     """start from a uniform random point of the ball"""
     batch_norm: Literal["eval", "train"] | None = None
-    """statistics the attacked model normalises with: running (eval) or the batch's own (train); left out:
-    eval, for `disadv` and `conadv` train"""
+    """batch-norm statistics during the attack: running (eval) or the batch's own (train); left out: eval,
+    for `disadv` and `conadv` train"""
     branch: Literal["clean", "adversarial"] | None = None
-    """`disadv`, `conadv`: the batch norm that the attack passes; left out: adversarial"""
+    """`disadv`, `conadv`: the batch norm that the attack uses; left out: adversarial"""
 
 
 class Objective(Settings):
     """The local cost f_i of eq. (2)."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """share of the target given to all classes alike in the cost; the attack maximises the plain loss"""
+    """share of the target that is spread evenly over all classes in the cost; the attack maximises the loss
+    without smoothing"""
 
     regulariser: Literal["loss", "trades"] = "loss"
-    """phi: `loss` of the perturbed image; `trades`: divergence between what the net says of it and of the
-    image itself, beside the clean loss (Zhang et al. 2019)"""
+    """phi: `loss` of the perturbed image; `trades`: divergence between the outputs for it and for the image
+    itself, in addition to the clean loss (Zhang et al. 2019)"""
     beta: float | None = Field(None, ge=0, allow_inf_nan=False)
     """`trades`: weight of the divergence; left out: 6; 0 is plain training"""
     lambda_: float = Field(0.0, alias="lambda", ge=0, allow_inf_nan=False)
-    """weight of the clean loss beside the robustness regulariser; 0 is AT's eq. (1)"""
+    """weight of the clean loss added to the robustness regulariser; 0 is AT's eq. (1)"""
     combine: Literal["mean", "sum"] = "mean"
     """`disadv`, `conadv`: of the clean and the adversarial loss, `mean` as eq. (4) of ConAdv, or `sum` as
     its eq. (2)"""
@@ -164,29 +165,29 @@ class Smoothing(Settings):
     """Smooth-AT, adversarial training of a smoothed classifier: Salman et al. 2019, DAT's Table 2."""
 
     sigma: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """standard deviation of the Gaussian noise, [0, 1] units; 0: none, every image passes once"""
+    """standard deviation of the Gaussian noise, [0, 1] units; 0: no noise, no copies"""
     copies: int = Field(2, ge=1)
-    """N: noisy copies of an image, which share its perturbation"""
+    """N: noisy copies of each image, which share its perturbation"""
     workers: int = Field(1, ge=1)
-    """workers that share a batch, each with as many of its copies as the others: a step then takes the
-    images of only one in so many workers"""
+    """workers that share a batch and divide its copies equally; the global batch then counts each such team
+    once"""
 
 
 class Concurrent(Settings):
     """When and where adversarial examples are made: ConAdv, Sec. 3.3 and Algorithm 1."""
 
     delay: int | None = Field(None, ge=0)
-    """tau: steps between the attack of a batch and the update by it; left out: 1, with `disadv` 0. The
-    first tau batches of an epoch are attacked with the weights of its start"""
+    """tau: steps between the attack on a batch and its update; left out: 1, for `disadv` 0. The first tau
+    batches of an epoch are attacked with the weights at its start"""
     place: Literal["beside", "workers"] = "beside"
-    """`beside`: every worker attacks the batch it trains on, on a GPU in a stream beside its update, on a
-    CPU while gradients are on their way; `workers`: attack workers do, and hand the examples over"""
+    """`beside`: every worker attacks its own batches, on a GPU in a second stream during the update, on a CPU
+    while gradients are exchanged; `workers`: dedicated attack workers make the examples and send them"""
     update_workers: int | None = Field(None, ge=1)
-    """`workers`: batches that one attack worker makes the examples of; left out: as many up to 3 as divide
-    the workers evenly"""
+    """`workers`: batches that one attack worker serves; left out: the largest number up to 3 that divides the
+    workers evenly"""
     halves: Literal["together", "apart"] = "together"
-    """`together`: one worker computes both halves of a batch's cost; `apart`: two do, when batches cannot
-    be made smaller and there are more workers"""
+    """`together`: one worker computes both halves of a batch's cost; `apart`: two workers compute one half
+    each"""
 
 
 class Optimizer(Settings):
@@ -319,28 +320,29 @@ class Evaluation(Settings):
     steps: int = Field(20, ge=1)
     """PGD steps"""
     step_size: Fraction | None = None
-    """length of a step; left out: 2.5 eps / steps"""
+    """step size, [0, 1] units; left out: 2.5 eps / steps"""
     random_start: bool = True
-    """start from a uniform random point of the ball, drawn from `seed` for each batch of images"""
+    """start from a uniform random point of the ball, seeded by `seed` and the number of the batch"""
     restarts: int = Field(1, ge=1)
-    """times that the attack starts; an image is robust if all of them fail. Sweeps start once"""
+    """number of random starts; an image is robust if the attack fails from all of them. Sweeps start once"""
     batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
-    """images at a time; the batches do not depend on the number of workers"""
+    """images per batch, whatever the number of workers"""
     every: int = Field(0, ge=0)
-    """measure TA and RA every so many epochs as well; 0: only at the end"""
+    """measure TA and RA after every so many epochs too, on the images of `early_stopping.held_out` if there
+    are any; 0: only at the end. Not part of the training time T"""
 
     def with_usual_step_size(self, *, eps: float, steps: int) -> Evaluation:
-        """The same over another ball and with as many steps, each 2.5 eps / steps long."""
+        """These settings with this radius and number of steps, and the default step size 2.5 eps / steps."""
         return self.model_copy(update={"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps})
 
     @property
     def has_usual_step_size(self) -> bool:
-        """Whether the length of a step is the one that is filled in where it is left out."""
+        """Whether the step size is the default one."""
         return self == self.with_usual_step_size(eps=self.resolved_eps, steps=self.steps)
 
     @property
     def resolved_eps(self) -> float:
-        """The radius in the settings of a resolved job, which all have one."""
+        """The radius; only for the settings of a resolved job, which always have one."""
         assert self.eps is not None
         return self.eps
 
@@ -356,21 +358,30 @@ class Certification(Settings):
     n: int = Field(100_000, ge=1)
     """noisy samples that bound its probability"""
     alpha: float = Field(0.001, gt=0, lt=1)
-    """probability with which the certificate of an image may be wrong"""
+    """largest probability that the certificate of an image is wrong"""
     every: int = Field(1, ge=1)
-    """certify the first of so many test images; Cohen et al. take 20 on CIFAR-10 and 100 on ImageNet"""
+    """certify every n-th test image; Cohen et al. take 20 on CIFAR-10 and 100 on ImageNet"""
     batch_size: int = Field(1000, ge=1)
-    """noisy samples of an image at a time; random numbers depend on it, not on the number of workers"""
+    """noisy samples per batch; random numbers depend on it, not on the number of workers"""
 
 
 class EarlyStopping(Settings):
-    """The end of training before the last epoch, decided by all workers together."""
+    """Which weights are the result, and when training ends early; all workers decide together."""
 
+    best_weights: bool = False
+    """the result is the weights with the highest RA among the evaluations during training (see
+    `evaluation.every`), as in Rice et al. 2020; `false`: the last weights, unless `patience` is set"""
     patience: int | None = Field(None, ge=1)
-    """evaluations (see `evaluation.every`) without a higher RA after which training ends; the result is
-    that of the best weights; left out: never"""
+    """end training after this many evaluations in a row without a higher RA; implies `best_weights`; left
+    out: train all epochs"""
     held_out: int = Field(0, ge=0)
-    """training images held out for validation; 0: validate on the test images, as the DAT paper does"""
+    """training images held out for the evaluations during training, equally many of each class; 0: those
+    evaluations, and the choice of the weights, use the test images"""
     fgsm_guard: bool = True
-    """with FGSM, but for `disadv` and `conadv`: end training, with the weights of the epoch before, where
-    robust accuracy on 256 training images breaks down (catastrophic overfitting)"""
+    """with FGSM, except for `disadv` and `conadv`: end training, and return to the weights of the epoch
+    before, if robust accuracy on 256 training images collapses (catastrophic overfitting)"""
+
+    @property
+    def chooses_weights(self) -> bool:
+        """Whether the result is the best of the evaluated weights, not the last ones."""
+        return self.best_weights or self.patience is not None

@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+SweepKind = Literal["plain", "accumulating"]
+"""See :class:`~hpcdat.evaluation.sweep.Sweep`."""
+
+FIGURE_3_RADII = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Radii of ``--figure-3``, in multiples of ``evaluation.eps``: 0 to 8 over 255 on ImageNet. The DAT paper's
+text does not list those of its Figure 3 (a); these are assumed."""
+FIGURE_3_STEPS = (1, 2, 5, 10, 20, 50, 100)
+"""Numbers of PGD steps of ``--figure-3``. Those of Figure 3 (b) are not listed either; these are assumed."""
+
 
 @dataclass(frozen=True)
 class EvaluationRequest:
@@ -14,8 +23,10 @@ class EvaluationRequest:
         autoattack: number of images for AutoAttack, the same number of each class; None: no AutoAttack.
         radii: of a sweep over eps, [0, 1] units, increasing.
         steps: of a sweep over numbers of steps, increasing.
+        sweep: kind of both sweeps.
     """
 
     autoattack: int | Literal["all"] | None = None
     radii: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
+    sweep: SweepKind = "plain"

@@ -21,9 +21,9 @@ from hpcdat.evaluation.autoattack import AutoAttack
 from hpcdat.evaluation.cache_key import cache_key
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcomes import Outcomes, merge
-from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.request import EvaluationRequest, SweepKind
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, open_store, run_sharded
-from hpcdat.evaluation.sweep import Sweep
+from hpcdat.evaluation.sweep import Sweep, sweep_name
 from hpcdat.storage.atomic_files import write_text
 
 Section = dict[str, Any]
@@ -37,7 +37,12 @@ class _Section(BaseModel):
     warnings: list[str]
 
 
+class _SweepAttack(BaseModel):
+    kind: SweepKind
+
+
 class _Sweep(_Section):
+    attack: _SweepAttack
     curve: list[tuple[float, float]] = Field(min_length=1)
 
 
@@ -51,7 +56,8 @@ class _AutoAttack(_Section):
     attack: _Ball
 
 
-SCHEMAS: dict[str, type[_Section]] = {"autoattack": _AutoAttack, "sweep-eps": _Sweep, "sweep-steps": _Sweep}
+SWEEPS = [sweep_name(over, kind) for over in ("eps", "steps") for kind in ("plain", "accumulating")]
+SCHEMAS: dict[str, type[_Section]] = {"autoattack": _AutoAttack, **dict.fromkeys(SWEEPS, _Sweep)}
 """Schemas of sections that have more fields than :class:`_Section`."""
 
 
@@ -163,7 +169,7 @@ def evaluate_robustness(
     ]
     for over, values in sweeps:
         if values:
-            sweep = Sweep(over, values, settings, norm, job.seed)
+            sweep = Sweep(over, values, settings, norm, job.seed, request.sweep)
             sections[sweep.name] = _sweep_section(sweep, measure(sweep), images, job)
     if autoattack:
         attack, some = autoattack

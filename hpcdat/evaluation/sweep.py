@@ -10,15 +10,21 @@ from torch import Tensor, nn
 from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
+from hpcdat.evaluation.request import SweepKind
 from hpcdat.evaluation.sharded_runner import Measurement
 
 
 class Sweep(Measurement[Outcomes]):
-    """RA over radii or over numbers of steps.
+    """RA over radii or over numbers of steps, one column per value.
 
-    One column per value: whether the image is robust at this value and at all smaller ones, so RA cannot
-    rise. Over radii, the attack continues from its last points in the smaller ball, which lie in the larger
-    one; over steps, each number of steps is a separate attack. Steps are 2.5 eps / steps long.
+    ``plain``: at each value one PGD attack from its own random start, independent of the other values. At
+    the radius and number of steps of the evaluation it is the attack of RA with one restart, image by image.
+
+    ``accumulating``: whether the image is robust at this value and at all smaller ones, so RA cannot rise.
+    Over radii, each attack continues from the points that the attack in the next smaller ball ended at,
+    which lie in the larger ball; over steps, each number of steps is an attack from its own start.
+
+    Steps are 2.5 eps / steps long in both.
 
     Args:
         over: the setting that varies.
@@ -26,6 +32,7 @@ class Sweep(Measurement[Outcomes]):
         settings: all other settings, resolved.
         norm: of the ball.
         seed: the job's.
+        kind: ``plain`` or ``accumulating``.
     """
 
     outcome = Outcomes
@@ -37,23 +44,41 @@ class Sweep(Measurement[Outcomes]):
         settings: Evaluation,
         norm: Norm,
         seed: int,
+        kind: SweepKind = "plain",
     ) -> None:
         self.over, self.values, self.evaluation = over, list(values), settings
-        self.norm, self.seed = norm, seed
-        self.name = f"sweep-{over}"
-        fixed: dict[str, object] = {"norm": norm, "random_start": settings.random_start}
+        self.norm, self.seed, self.kind = norm, seed, kind
+        self.name = sweep_name(over, kind)
+        fixed: dict[str, object] = {"kind": kind, "norm": norm, "random_start": settings.random_start}
         fixed |= {"steps": settings.steps} if over == "eps" else {"eps": settings.eps}
         self.settings = {over: self.values, **fixed}
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
-        generator = attack_generator(x.device, self.seed, number)
-        robust, columns = is_correct(model, x, y), {}
+        correct = is_correct(model, x, y)
+        robust = self._plain if self.kind == "plain" else self._accumulating
+        return Outcomes.from_tensors(robust(model, x, y, correct, number))
+
+    def _plain(
+        self, model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, number: int
+    ) -> dict[str, Tensor]:
+        columns = {}
+        for value in self.values:
+            settings, robust = self._attack(value), correct
+            if settings.resolved_eps > 0 and correct.any():
+                # Seeded anew, so that no value depends on which others are measured.
+                generator = attack_generator(x.device, self.seed, number)
+                robust = correct & is_correct(model, pgd(model, x, y, settings, self.norm, generator), y)
+            columns[str(value)] = robust
+        return columns
+
+    def _accumulating(
+        self, model: nn.Module, x: Tensor, y: Tensor, robust: Tensor, number: int
+    ) -> dict[str, Tensor]:
+        generator, columns = attack_generator(x.device, self.seed, number), {}
         points: Tensor | None = None
         for value in self.values:
-            eps = value if self.over == "eps" else self.evaluation.resolved_eps
-            steps = self.evaluation.steps if self.over == "eps" else int(value)
-            if eps > 0 and robust.any():
-                settings = self.evaluation.with_usual_step_size(eps=eps, steps=steps)
+            settings = self._attack(value)
+            if settings.resolved_eps > 0 and robust.any():
                 x_left, y_left = x[robust], y[robust]
                 start = points[robust] if points is not None else None
                 x_adv = pgd(model, x_left, y_left, settings, self.norm, generator, start)
@@ -62,4 +87,15 @@ class Sweep(Measurement[Outcomes]):
                     points[robust] = x_adv
                 robust = robust.masked_scatter(robust, is_correct(model, x_adv, y_left))
             columns[str(value)] = robust
-        return Outcomes.from_tensors(columns)
+        return columns
+
+    def _attack(self, value: float) -> Evaluation:
+        """The attack at one value."""
+        eps = value if self.over == "eps" else self.evaluation.resolved_eps
+        steps = self.evaluation.steps if self.over == "eps" else int(value)
+        return self.evaluation.with_usual_step_size(eps=eps, steps=steps)
+
+
+def sweep_name(over: str, kind: str) -> str:
+    """Name of a sweep among the results of an evaluation, such as ``sweep-eps``."""
+    return f"sweep-{over}" if kind == "plain" else f"{kind}-sweep-{over}"

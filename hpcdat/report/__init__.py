@@ -1,1 +1,1 @@
-"""What is told of runs that are over."""
+"""Reports on finished runs."""

@@ -11,7 +11,7 @@ from hpcdat.report.result_table import mean_and_spread
 
 
 def batch_sections(runs: Sequence[Run]) -> list[Section]:
-    """A line for each method whose runs differ in their global batch; no section without one."""
+    """A section with a line for each method whose runs differ in global batch; none without such a method."""
     methods: dict[str, list[Run]] = {}
     for run in runs:
         methods.setdefault(run.result.method, []).append(run)
@@ -27,38 +27,38 @@ def batch_sections(runs: Sequence[Run]) -> list[Section]:
         for batch, seeds in by_batch.items():
             ta, ra = ([100 * getattr(run.result, key) for run in seeds] for key in ("ta", "ra"))
             curves.setdefault(label, {})[batch] = {"ta": ta, "ra": ra}
-            told = ", ".join(str(run.result.seed) for run in seeds)
-            rows.append([label, f"{batch:,}", told, mean_and_spread(ta, 2), mean_and_spread(ra, 2)])
-    title = "Accuracy against the global batch, as Figures 1, 2 and A1 of the DAT paper"
+            numbers = ", ".join(str(run.result.seed) for run in seeds)
+            rows.append([label, f"{batch:,}", numbers, mean_and_spread(ta, 2), mean_and_spread(ra, 2)])
+    title = "Accuracy over the global batch, as in Figures 1, 2 and A1 of the DAT paper"
     return [Section("batches", title, header, rows, 1, plot_over_batch({"": curves}), _notes(lines))]
 
 
 def _lines(method: str, runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:
-    """Runs by label and global batch, where those of one batch differ in nothing but their seeds."""
+    """Runs by label and global batch; those with the same label and batch differ in their seeds only."""
     at: dict[int, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.global_batch):
         at.setdefault(run.global_batch, []).append(run)
-    apart = sorted({key for some in at.values() for key in varied(some)})
+    different = sorted({key for some in at.values() for key in varied(some)})
     lines: dict[str, dict[int, list[Run]]] = {}
     for batch, some in at.items():
         for run in some:
-            label = ", ".join([method, *(f"{key} {run.recipe[key]}" for key in apart)])
+            label = ", ".join([method, *(f"{key} {run.recipe[key]}" for key in different)])
             lines.setdefault(label, {}).setdefault(batch, []).append(run)
     return lines
 
 
 def _notes(lines: dict[str, dict[int, list[Run]]]) -> list[str]:
-    """What bars are, and what else changes along or between lines."""
-    notes = ["± and bars: one standard deviation (n - 1) over the seeds."]
+    """What the bars are, and what else changes along a line."""
+    notes = ["± and error bars: one standard deviation (n - 1) over the seeds."]
     for label, by_batch in lines.items():
         runs = [run for some in by_batch.values() for run in some]
-        told = [
+        changes = [
             f"{key} ({' / '.join(map(str, values))})"
             for key, values in varied(runs).items()
             if key != "batch_size"
         ]
-        if told:
-            notes.append(f"Along the line of {label} not only the batch changes: {', '.join(told)}.")
+        if changes:
+            notes.append(f"Along the line of {label}, more than the batch changes: {', '.join(changes)}.")
     measured = dict.fromkeys(
         run.recipe["RA"] for by_batch in lines.values() for some in by_batch.values() for run in some
     )

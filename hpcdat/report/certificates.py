@@ -1,4 +1,4 @@
-"""The certificates of a run as data: what ``hpcdat certify`` writes and reports read."""
+"""The certificates of a run as data, written by ``hpcdat certify`` and read by reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcdat.report.papers import dat
 from hpcdat.storage.atomic_files import write_text
 
 RADII = (0.0, *dat.RADII)
-"""Those of Table 2, and 0: accuracy where nothing is perturbed."""
+"""The radii of Table 2, and 0: the accuracy without perturbation."""
 
 
 def write_certificates(certified: Sequence[Certified], folder: Path) -> None:
@@ -25,7 +25,7 @@ def write_certificates(certified: Sequence[Certified], folder: Path) -> None:
 
     Args:
         certified: one for each noise level.
-        folder: where to.
+        folder: of the files.
 
     Raises:
         OSError: a file could not be written.
@@ -49,14 +49,14 @@ def write_certificates(certified: Sequence[Certified], folder: Path) -> None:
     writer.writerow(["sigma", "image", "label", "class_a", "count", "n", "radius"])
     for one in certified:
         for counts, radius in zip(one.counts, one.radii, strict=True):
-            told = "abstains" if np.isnan(radius) else f"{radius:.6f}"
-            writer.writerow([one.sigma, counts.image, counts.label, counts.top, counts.count, one.n, told])
+            text = "abstains" if np.isnan(radius) else f"{radius:.6f}"
+            writer.writerow([one.sigma, counts.image, counts.label, counts.top, counts.count, one.n, text])
     write_text(folder / "certified.json", json.dumps(summary, indent=2) + "\n")
     write_text(folder / "certified.csv", table.getvalue())
 
 
 def read_certificates(folder: Path) -> list[Certified]:
-    """What was written there, one for each noise level; nothing where no file is.
+    """Read the certificates of a folder, one for each noise level; none if there are no files.
 
     Raises:
         InputError: a file is damaged.
@@ -80,5 +80,5 @@ def read_certificates(folder: Path) -> list[Certified]:
         return certified
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{summary} and {table.name} cannot be read ({error}): hpcdat certify writes them anew"
+            f"{summary} and {table.name} cannot be read ({error}): `hpcdat certify` writes them again"
         ) from None

@@ -1,4 +1,4 @@
-"""Certified accuracy against radius, as Table 2 of the DAT paper has it: table, data and plot."""
+"""Certified accuracy over the radius, as in Table 2 of the DAT paper: table, data and plot."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hpcdat.storage.atomic_files import write_text
 
 
 def certified_table(certified: Sequence[Certified], paper: Sequence[PaperRow] = ()) -> str:
-    """A Markdown table, a row for each noise level, with the meaning of its columns below.
+    """A Markdown table with a row for each noise level and a note on its columns.
 
     Args:
         certified: one for each noise level.
-        paper: rows of Table 2 that stand beside them.
+        paper: rows of Table 2 to compare them with.
     """
     header = ["", "sigma", "images", *(f"r = {radius:g}" for radius in RADII), "ACR", "abstained"]
     rows = []
@@ -44,18 +44,20 @@ def certified_table(certified: Sequence[Certified], paper: Sequence[PaperRow] = 
         f"{largest_radius(one.n, one.alpha, one.sigma):.3f} at sigma {one.sigma:g}" for one in certified
     )
     note = (
-        "CA: images classified right by the smoothed classifier and certified to an l2 radius of r or more,"
-        "\n[0, 1] units. ACR: mean certified radius, 0 where it is wrong or abstains. "
+        "CA: images that the smoothed classifier gets right and certifies to an l2 radius of r or more,\n"
+        "[0, 1] units. ACR: mean certified radius, 0 where the classifier is wrong or abstains. "
         f"n0 = {first.n0:,}, n = {first.n:,};\neach certificate is right with probability "
         f"{100 * (1 - first.alpha):g} % or more. No radius can be larger than {largest}."
     )
     if len(rows) > len(certified):
-        note += "\nThe paper's rows: CIFAR-10, ResNet-18; n0, n and alpha are not stated."
+        note += (
+            "\nThe paper's rows: CIFAR-10, ResNet-18; unit, n0, n and alpha are not stated ([0, 1] assumed)."
+        )
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
 
 
 def rows_beside(job: Job) -> list[PaperRow]:
-    """The rows of Table 2 that a job says it stands for.
+    """The rows of Table 2 that a job says it reproduces.
 
     Raises:
         InputError: there is no such row.
@@ -69,12 +71,12 @@ def rows_beside(job: Job) -> list[PaperRow]:
 
 
 def write_certified(certified: Sequence[Certified], paper: Sequence[PaperRow], folder: Path) -> None:
-    """Write certified.md, .json (the table), .csv (every image) and .svg (accuracy against radius).
+    """Write certified.md, .json (the table), .csv (every image) and .svg (accuracy over the radius).
 
     Args:
         certified: one for each noise level.
-        paper: rows of Table 2 that stand beside them.
-        folder: where to.
+        paper: rows of Table 2 to compare them with.
+        folder: of the files.
 
     Raises:
         OSError: a file could not be written.

@@ -1,4 +1,4 @@
-"""Runs beside the rows of a paper's table: what was measured, what the paper states, and their ratio."""
+"""Runs compared with the rows of a paper's table: what was measured, what the paper states, their ratio."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hpcdat.storage.run_folder import Result, RunError, RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as a report reads it.
+    """A finished run, as read for a report.
 
     Attributes:
         folder: of the run.
         job: resolved.
         result: TA, RA, C, T, bytes.
-        environment: what it ran on.
-        epochs: its metrics, a line an epoch.
+        environment: the hardware and software that it ran on.
+        epochs: its metrics, one entry per epoch.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def setup(self) -> str:
-        """Workers, batch and exchange, in words."""
+        """Workers, batch and exchange, such as ``6 x 6, batch 36 x 85, ring, 32 bits``."""
         result = self.result
         lanes = self.job.exchange.lane_bits
         exchange = f", {result.exchange}" + (f" in lanes of {lanes}" if lanes else "")
@@ -57,12 +57,12 @@ class Run:
 
     @property
     def global_batch(self) -> int:
-        """Images of a step."""
+        """Images per step, of all workers."""
         return self.result.batches * self.result.batch
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What its accuracies depend on beside seed and global batch, by name."""
+        """The settings that its accuracies depend on, except seed and global batch, by name."""
         trained = {
             key: value
             for key, (value, may_change) in by_name(self.job).items()
@@ -72,7 +72,7 @@ class Run:
 
     @cached_property
     def certified(self) -> Certified | None:
-        """The certificates at the noise that it was trained with; None where there are none.
+        """The certificates at the noise level of its training; None if there are none.
 
         Raises:
             InputError: their files are damaged.
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def hardware(self) -> str:
-        """Nodes, devices and links, in words."""
+        """Nodes, devices and links, as text."""
         workers = self.environment["workers"]
         devices = ", ".join(dict.fromkeys(worker["device"] for worker in workers))
         nodes = self.environment["nodes"]
@@ -97,10 +97,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder.
+    """Read the run in a folder.
 
     Raises:
-        RunError: it is not a run's, has no result yet, or its records are damaged.
+        RunError: it is not a run folder, the run has no result yet, or its records are damaged.
     """
     files = RunFolder(folder)
     result, environment, epochs = files.read_result(), files.environment(), files.metrics("epoch")
@@ -111,15 +111,21 @@ def read_run(folder: Path) -> Run:
     return Run(folder, files.read_job([]), result, environment, epochs)
 
 
+def images_per_epoch(run: Run) -> int:
+    """Images that the run trains on in a full epoch."""
+    images: int = max(epoch["images"] for epoch in run.epochs)
+    return images
+
+
 def folder_names(runs: Sequence[Run]) -> dict[Path, str]:
-    """What to call runs: their folders, without what these have in common."""
+    """Short names of runs: their folders without the common prefix."""
     folders = {run.folder: run.folder.resolve() for run in runs}
     above = os.path.commonpath([folder.parent for folder in folders.values()])
     return {given: str(folder.relative_to(above)) for given, folder in folders.items()}
 
 
 def varied(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """What the recipes of runs do not agree in, with its values."""
+    """The settings in which runs differ, with their values."""
     values: dict[str, list[Any]] = {}
     for run in runs:
         for key, value in run.recipe.items():
@@ -142,14 +148,14 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column: measured of a run, or computed from a row's other values in the same way for both sides.
+    """A column: measured in a run, or derived from a row's other values, alike for ours and the paper's.
 
     Attributes:
-        header: of its columns.
-        digits: behind the point.
-        measure: of a run; None where it was not measured.
-        derive: from a row's values and those of its reference row.
-        meaning: what else a reader has to know of it.
+        header: column heading.
+        digits: decimal places.
+        measure: reads it from a run; None if it was not measured.
+        derive: computes it from a row's values and those of its reference row.
+        meaning: note for the reader, if any.
     """
 
     header: str
@@ -157,6 +163,10 @@ class Quantity:
     measure: Callable[[Run], float | None] | None = None
     derive: Callable[[Values, Values], float] | None = None
     meaning: str | None = None
+
+
+SECONDS_PER_EPOCH = ("c", "t")
+"""Quantities that grow with the images of an epoch."""
 
 
 def _training_seconds(run: Run) -> float:
@@ -227,9 +237,10 @@ class Compared:
     """A row of a comparison.
 
     Attributes:
-        row: the paper's; of runs beside it, one under their own name, without values.
-        runs: those that stand for it; their mean is taken.
-        ours, paper: values by quantity, those that are known.
+        row: the paper's row; of runs beside it, one under their own name, without values.
+        runs: the runs that reproduce it; their mean is reported.
+        ours, paper: the known values, by quantity.
+        table: the paper's table.
         beside: whether the runs reproduce no row and are shown below one.
     """
 
@@ -237,14 +248,15 @@ class Compared:
     runs: Sequence[Run]
     ours: Values
     paper: Values
+    table: PaperTable
     beside: bool = False
 
     def measured(self, quantity: str) -> list[float]:
-        """Its values of the runs, of those that it is known of."""
-        return _values(self.runs, quantity)
+        """Its values in the runs that have it."""
+        return _values(self.runs, quantity, self.table)
 
     def ratio(self, quantity: str) -> float | None:
-        """Ours over the paper's, where both are known."""
+        """Ours over the paper's, if both are known."""
         if quantity not in self.ours or not self.paper.get(quantity):
             return None
         return self.ours[quantity] / self.paper[quantity]
@@ -252,26 +264,26 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paper's table with the runs that stand for its rows, and below a row those that are beside it."""
+    """A paper's table with the runs that reproduce its rows, and below a row those that are beside it."""
 
     table: PaperTable
     rows: Sequence[Compared]
 
     @property
     def runs(self) -> list[Run]:
-        """All that stand for a row."""
+        """All runs that reproduce a row."""
         return [run for row in self.rows for run in row.runs]
 
 
 def compare(name: str, runs: Sequence[Run]) -> Comparison:
-    """Put runs beside the rows that their jobs say they reproduce, or below those they are beside.
+    """Match runs with the rows that their jobs say they reproduce, or that they are shown below.
 
     Args:
-        name: of the table.
-        runs: of any tables.
+        name: name of the table.
+        runs: the runs; those of other tables are ignored.
 
     Raises:
-        InputError: there is no such table or row, or no run stands for one of its rows.
+        InputError: there is no such table or row, or no run reproduces one of its rows.
     """
     if name not in TABLES:
         raise InputError(f"--table {name}: there are {', '.join(TABLES)}")
@@ -279,7 +291,7 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
     standing, below = _placed(runs, table, "reproduces"), _placed(runs, table, "beside")
     if not any(standing.values()) and not any(below.values()):
         raise InputError(
-            f"none of these runs stands for a row of {name}: a job says so, as in reproduces: "
+            f"none of these runs reproduces a row of {name}: their jobs do not name one, as in reproduces: "
             f"[{name}/{table.name_of(table.rows[0])}]"
         )
     measured = {key: _measured(standing[key], table) for key in standing}
@@ -289,16 +301,17 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
     stated = stated_by(table)
     rows = []
     for row in table.rows:
-        rows.append(Compared(row, standing[row.key], _derived(row, measured, table), stated[row.key]))
-        for label, alike in _by_name(below[row.key]).items():
+        values, paper = _derived(row, measured, table), stated[row.key]
+        rows.append(Compared(row, standing.get(row.key, []), values, paper, table))
+        for label, alike in _by_name(below.get(row.key, [])).items():
             own = replace(row, key=f"{row.key}: {label}", label=label, setup=f"beside {row.setup}", values={})
             values = _derived(own, measured | {own.key: _measured(alike, table)}, table)
-            rows.append(Compared(own, alike, values, {}, beside=True))
+            rows.append(Compared(own, alike, values, {}, table, beside=True))
     return Comparison(table, rows)
 
 
 def stated_by(table: PaperTable) -> dict[str, Values]:
-    """What a paper states of each row, and what follows from it."""
+    """The values that a paper states for each row, and those derived from them."""
     values = {row.key: row.values for row in table.rows}
     return {row.key: _derived(row, values, table) for row in table.rows}
 
@@ -309,7 +322,8 @@ def differences(work: Mapping[str, Any], run: Run) -> list[str]:
     measured: dict[str, object] = {
         "data.images": max(epoch["images"] + epoch.get("left_out_images", 0) for epoch in run.epochs),
         "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
-        "epochs": result.epoch - job.extra_warmup_epochs,
+        # The weights may be those of an earlier epoch.
+        "epochs": run.epochs[-1]["epoch"] - job.extra_warmup_epochs,
         "batch_size": result.batch,
         "global batch": result.batches * result.batch,
         "exchange.levels": job.exchange.levels_among(run.senders),
@@ -330,7 +344,7 @@ def _placed(
     Raises:
         InputError: there is no such row.
     """
-    placed: dict[str, list[Run]] = {row.key: [] for row in table.rows}
+    placed: dict[str, list[Run]] = {row.key: [] for row in table.rows if not row.cited}
     for run in runs:
         named = [name.split("/") for name in getattr(run.job, setting)]
         for key in [table.key_of(row, run.job.attack.eps) for of, row in named if of == table.name]:
@@ -353,18 +367,27 @@ def _by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _measured(runs: Sequence[Run], table: PaperTable) -> Values:
-    """Means over the runs of a row."""
-    return {key: fmean(values) for key in table.quantities if (values := _values(runs, key))}
+    """Means over the runs of a row, by quantity."""
+    return {key: fmean(values) for key in table.quantities if (values := _values(runs, key, table))}
 
 
-def _values(runs: Sequence[Run], quantity: str) -> list[float]:
+def _values(runs: Sequence[Run], quantity: str, table: PaperTable) -> list[float]:
     measure = QUANTITIES[quantity].measure
-    return [value for run in runs if measure and (value := measure(run)) is not None]
+    return [
+        value * _epoch_ratio(run, table) if quantity in SECONDS_PER_EPOCH else value
+        for run in runs
+        if measure and (value := measure(run)) is not None
+    ]
+
+
+def _epoch_ratio(run: Run, table: PaperTable) -> float:
+    """Images of the paper's epoch over those of the run's; 1 unless the table states the paper's."""
+    return table.epochs[1] / images_per_epoch(run) if table.epochs else 1.0
 
 
 def _derived(row: PaperRow, values: Mapping[str, Values], table: PaperTable) -> Values:
-    """A row's values and what follows from them."""
-    own, reference = dict(values[row.key]), values.get(row.reference or "", {})
+    """A row's values and those derived from them."""
+    own, reference = dict(values.get(row.key, {})), values.get(row.reference or "", {})
     for key in table.quantities:
         if derive := QUANTITIES[key].derive:
             try:

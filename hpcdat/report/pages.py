@@ -1,4 +1,4 @@
-"""A report on disk: Markdown, CSV, plots and one HTML page that needs nothing but itself."""
+"""A report on disk: Markdown, CSV, plots and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from math import prod
 from pathlib import Path
 
 import jinja2
@@ -15,6 +16,7 @@ from tabulate import tabulate
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
 from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run, differences, folder_names, varied
+from hpcdat.report.papers.paper_table import PaperTable
 from hpcdat.report.plots import plot_comparison, plot_runs
 from hpcdat.report.result_table import mean_and_spread, result_rows
 from hpcdat.storage.atomic_files import write_text
@@ -29,12 +31,12 @@ class Section:
     """One table of a report, with its plot and notes.
 
     Attributes:
-        name: of the plot's file, without its ending.
-        title: of the table.
-        header, rows: its text.
-        names: columns at the left that are words.
-        plot: SVG; empty without one.
-        notes: below it.
+        name: name of the plot's file, without extension.
+        title: heading.
+        header, rows: text of the table.
+        names: number of columns at the left that hold text.
+        plot: SVG; empty if there is none.
+        notes: printed below the table.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Section:
 
 
 def comparison_section(comparison: Comparison) -> Section:
-    """A paper's table: for each quantity ours, and where the paper states it the paper's and their ratio."""
+    """A paper's table: for each quantity ours and, if the paper states it, the paper's and their ratio."""
     quantities = [
         key for key in comparison.table.quantities if any(key in row.ours for row in comparison.rows)
     ]
@@ -79,7 +81,7 @@ def comparison_section(comparison: Comparison) -> Section:
                 mean_and_spread(measured, digits) if measured else _number(compared.ours.get(key), digits)
             )
             if key in stated:
-                cells.append(_number(compared.paper.get(key), digits))
+                cells.append(_stated(compared, key))
                 cells.append("" if ratio is None else f"{ratio:.3g}")
         rows.append(cells)
     table = comparison.table
@@ -87,7 +89,7 @@ def comparison_section(comparison: Comparison) -> Section:
 
 
 def runs_section(runs: Sequence[Run]) -> Section:
-    """All runs, without a paper beside them."""
+    """A table of all runs, without a paper's numbers."""
     header, rows = result_rows({run.folder: run.result for run in runs})
     notes = [*_meanings(runs), *_hardware(runs)]
     return Section("runs", "Runs", header, rows, 1, plot_runs(runs), notes)
@@ -99,16 +101,16 @@ def write_report(
     """Write report.md, report.csv and report.html, and each plot as SVG.
 
     Args:
-        sections: in their order.
-        folder: made if not there.
-        title: of the page.
-        maker: the command that made it.
+        sections: in the order of the report.
+        folder: created if missing.
+        title: title of the page.
+        maker: the command that makes it.
 
     Returns:
-        The files.
+        The files written.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be created or written.
     """
     made = f"Made by {maker}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC."
     markdown = "\n".join([f"# {title}", "", *(section.markdown for section in sections), made, ""])
@@ -130,10 +132,10 @@ def write_report(
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """What a reader has to know before comparing."""
+    """Notes on what limits the comparison."""
     runs = comparison.runs
     missing: dict[str, list[str]] = {}
-    for row in (compared.row for compared in comparison.rows if not compared.runs):
+    for row in (compared.row for compared in comparison.rows if not (compared.runs or compared.row.cited)):
         missing.setdefault(row.label, []).append(row.setup)
     notes = [f"Paper: {comparison.table.hardware}.", *_hardware(runs)]
     others = _others(comparison)
@@ -142,8 +144,8 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"Other work than the paper's{which}: {'; '.join(told)}.")
     if others:
         notes.append(
-            "So seconds, bytes and accuracies are not to be held against the paper's; how the rows of one "
-            "side compare with each other may be."
+            "So seconds, bytes and accuracies cannot be compared with the paper's; how the rows of one "
+            "side compare with each other can be."
         )
     if below := [compared.row.label for compared in comparison.rows if compared.beside]:
         notes.append(
@@ -154,8 +156,11 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"Not run: {', '.join(rows)}.")
     if "speed_up" in comparison.table.quantities and any(run.job.exchange.overlap for run in runs):
         notes.append(
-            "Some of our exchanges ran beside the backward pass: T - C leaves out computation that they hid."
+            "Some of our exchanges overlapped the backward pass: T - C leaves out computation that hid them."
         )
+    if comparison.table.epochs:
+        _, images = comparison.table.epochs
+        notes.append(f"Our C and T are scaled to {images:,} images, assumed to be the paper's epoch.")
     if any(run.environment.get("emulated_links") for run in runs):
         notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
     notes += [meaning for key in comparison.table.quantities if (meaning := QUANTITIES[key].meaning)]
@@ -178,12 +183,13 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
-    """Where the work of runs is not the paper's, by the names of all the runs that it is said of."""
+    """Where the work of runs differs from the paper's, keyed by the names of the runs concerned."""
     called = folder_names(comparison.runs)
     names: dict[str, list[str]] = {}
     for compared in comparison.rows:
         for run in compared.runs:
-            for difference in differences({**comparison.table.work, **compared.row.work}, run):
+            work = {**comparison.table.work, **compared.row.work}
+            for difference in (*differences(work, run), *_other_epochs(run, comparison.table)):
                 names.setdefault(difference, []).append(called[run.folder])
     others: dict[tuple[str, ...], list[str]] = {}
     for difference, whose in names.items():
@@ -192,7 +198,7 @@ def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
 
 
 def _setups(compared: Compared, comparison: Comparison) -> list[str]:
-    """What sets our runs of a row apart, in words, each once."""
+    """What distinguishes our runs of a row, as text without duplicates."""
     if not comparison.table.certified:
         return list(dict.fromkeys(run.setup for run in compared.runs))
     told = [
@@ -205,7 +211,7 @@ def _setups(compared: Compared, comparison: Comparison) -> list[str]:
 
 
 def _notes_on_certificates(comparison: Comparison) -> list[str]:
-    """What they are, and which runs have none."""
+    """What certificates are, and which runs have none."""
     notes = [
         "CA: images that the smoothed classifier gets right and certifies to an l2 radius of r or more, "
         "[0, 1] units, each with probability 1 - alpha or more. ACR: mean certified radius, 0 where it is "
@@ -225,7 +231,7 @@ def _notes_on_certificates(comparison: Comparison) -> list[str]:
 
 
 def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
-    """Of which runs AA is missing, or of fewer images than TA and RA."""
+    """Which runs have no AA, or AA on fewer images than TA and RA."""
     without = [run.folder.name for run in runs if run.result.aa is None]
     if len(without) == len(runs):
         return ["AA (AutoAttack) was not measured."]
@@ -237,7 +243,7 @@ def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
 
 
 def _meanings(runs: Sequence[Run]) -> list[str]:
-    """What the columns are."""
+    """What the columns mean."""
     attacks = dict.fromkeys(f"{run.result.attack} on {run.result.images} test images" for run in runs)
     return [
         f"Our TA: clean test accuracy; our RA: under {'; '.join(attacks)}.",
@@ -248,7 +254,7 @@ def _meanings(runs: Sequence[Run]) -> list[str]:
 
 
 def _hardware(runs: Sequence[Run]) -> list[str]:
-    """Of the runs, each kind once."""
+    """The hardware of the runs, each kind once."""
     called = folder_names(runs)
     kinds: dict[str, list[str]] = {}
     for run in runs:
@@ -262,3 +268,18 @@ def _hardware(runs: Sequence[Run]) -> list[str]:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def _stated(compared: Compared, quantity: str) -> str:
+    """The paper's number, with its spread over the seeds if it states one."""
+    digits = QUANTITIES[quantity].digits
+    spread = compared.row.spreads.get(quantity)
+    return _number(compared.paper.get(quantity), digits) + (f" ± {spread:g}" if spread else "")
+
+
+def _other_epochs(run: Run, table: PaperTable) -> list[str]:
+    """The images that a run sees in all, if the table states another number for the paper."""
+    if table.epochs is None:
+        return []
+    ours, paper = sum(epoch["images"] for epoch in run.epochs), prod(table.epochs)
+    return [] if ours == paper else [f"images in all epochs: {ours:,}, the paper's {paper:,} (assumed)"]

@@ -1,4 +1,4 @@
-"""Plots of reports and evaluations, as SVG texts."""
+"""Plots of reports and evaluations, as SVG text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
@@ -17,7 +18,7 @@ from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run
 from hpcdat.report.papers.dat import stated_accuracies
 
 OURS, PAPERS, REST = "#1f6fb2", "#c9a15a", "#b9cfe4"
-"""Colours of our bars, of the paper's, and of the part of T that is not C."""
+"""Colours of our bars, of the paper's, and of T without C."""
 PANELS = (
     "c_of_reference",
     "speed_up",
@@ -29,16 +30,18 @@ PANELS = (
     "throughput_of_reference",
     "gap",
 )
-"""Quantities that are drawn, those of them that a table has."""
+"""Quantities to draw, if a table has them."""
 
 BatchCurve = Mapping[int, Mapping[str, Sequence[float]]]
-"""By global batch the accuracies ``ta`` and ``ra`` (%) of every seed."""
+"""By global batch: the accuracies ``ta`` and ``ra`` (%) of every seed."""
 
 
 def plot_comparison(comparison: Comparison) -> str:
-    """Ours and the paper's: bars for each quantity, of a sweep or of certificates lines."""
+    """Ours and the paper's: bars, or lines for a sweep, for certificates and for a figure over batches."""
     if comparison.table.swept:
         return _plot_perturbations(comparison)
+    if comparison.table.over_batch:
+        return _plot_batches(comparison)
     if comparison.table.certified:
         return _plot_certificates(comparison)
     keys = [key for key in PANELS if any(key in row.ours for row in comparison.rows)]
@@ -62,13 +65,13 @@ def plot_comparison(comparison: Comparison) -> str:
 
 
 def plot_runs(runs: Sequence[Run]) -> str:
-    """C and the rest of T of every run, and its accuracies."""
+    """C, the rest of T, and the accuracies of every run."""
     runs = list(reversed(runs))
     figure = _figure(2, len(runs))
     places = range(len(runs))
     seconds, accuracies = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     communication = [run.result.communication or 0.0 for run in runs]
-    # With exchanges beside the backward pass C is a part of T's time, not an addend.
+    # If exchanges overlap the backward pass, C is part of T, not added to it.
     rest = [(run.result.total or 0.0) - c for run, c in zip(runs, communication, strict=True)]
     seconds.barh(places, communication, color=OURS, label="C")
     seconds.barh(places, rest, left=communication, color=REST, label="rest of T")
@@ -83,13 +86,13 @@ def plot_runs(runs: Sequence[Run]) -> str:
     accuracies.set_title("accuracy", fontsize=10)
     accuracies.set_yticks([])
     for axes in figure.axes:
-        # Below the numbers of the axis, where it covers no bar.
+        # Below the axis, where it covers no bar.
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3, ncols=2)
     return _svg(figure)
 
 
 def plot_bars(values: Mapping[str, float], title: str) -> str:
-    """A bar for each name, the first one on top."""
+    """A bar for each name, the first at the top."""
     figure = _figure(1, len(values))
     axes = figure.add_subplot()
     axes.barh(list(values)[::-1], list(values.values())[::-1], color=OURS)
@@ -103,15 +106,15 @@ def plot_certified(
     """Certified accuracy against radius.
 
     Args:
-        ours: by label, the radii to which each image is certified rightly; below 0 for none.
-        paper: by label, of ours where they belong together, accuracies (%) by radius.
+        ours: by label, the radius to which each image is certified correctly; negative if it is not.
+        paper: accuracies (%) by radius, by label; labels shared with ours get the same colour.
     """
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     colours: dict[str, ColorType] = {}
     for label, radii in ours.items():
         steps = np.unique(radii[radii >= 0])
-        # Up to each radius and with it, accuracy is that of the images whose own is no smaller.
+        # At a radius, accuracy is the share of images whose own radius is at least as large.
         heights = [100 * (radii >= step).mean() for step in steps]
         x, y = [0.0, *steps, *steps[-1:]], [*heights[:1], *heights, 0.0]
         (line,) = axes.step(x, y, where="pre", label=label)
@@ -119,7 +122,7 @@ def plot_certified(
     for marker, (label, accuracies) in zip(cycle("os^D"), paper.items(), strict=False):
         points, colour = zip(*accuracies.items(), strict=True), colours.get(label, PAPERS)
         axes.plot(*points, marker, color=colour, fillstyle="none", markersize=5, label=f"paper, {label}")
-    axes.set_xlabel("l2 radius, [0, 1] units", fontsize=9)
+    axes.set_xlabel("l2 radius, [0, 1] units (assumed for the paper)", fontsize=9)
     axes.set_ylabel("certified accuracy (%)", fontsize=9)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
@@ -128,10 +131,10 @@ def plot_certified(
 
 
 def plot_over_batch(figures: Mapping[str, Mapping[str, BatchCurve]]) -> str:
-    """TA and RA over the global batch, as Figures 1, 2 and A1 of DAT have them: a row of panels a figure.
+    """TA and RA over the global batch, as in Figures 1, 2 and A1 of DAT: a row of panels for each figure.
 
     Args:
-        figures: by title, which may be empty, lines by label; of several seeds the bars are one standard
+        figures: lines by label, by title (may be empty). With several seeds, error bars are one standard
             deviation each way.
     """
     figure = Figure(figsize=(9.5, 3.2 * len(figures)), layout="constrained")
@@ -155,7 +158,7 @@ def plot_over_batch(figures: Mapping[str, Mapping[str, BatchCurve]]) -> str:
 
 
 def _plot_perturbations(comparison: Comparison) -> str:
-    """Accuracy by perturbation, of the methods that were run."""
+    """Accuracy over the perturbation, for the methods that were run."""
     methods: dict[str, list[Compared]] = {}
     for row in comparison.rows:
         methods.setdefault(row.row.label, []).append(row)
@@ -176,7 +179,7 @@ def _plot_perturbations(comparison: Comparison) -> str:
             ]
             axes.plot(*zip(*known, strict=True), color=colour, marker="o", markersize=4, label=name)
         axes.set_title(label, fontsize=10)
-        axes.set_xlabel("p, 255ths", fontsize=8)
+        axes.set_xlabel("p, 255ths (assumed)", fontsize=8)
         axes.set_ylabel(QUANTITIES["ta"].header, fontsize=8)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return _svg(figure)
@@ -187,7 +190,7 @@ def plot_sweep(over: str, curves: Mapping[str, Mapping[float, float]]) -> str:
 
     Args:
         over: ``eps`` or ``steps``.
-        curves: by label, RA in [0, 1] by radius ([0, 1] units) or number of steps; one needs no label.
+        curves: by label (may be empty if there is only one), RA in [0, 1] by radius ([0, 1] units) or steps.
     """
     figure = Figure(figsize=(4.2 if len(curves) == 1 else 6.5, 3.2), layout="constrained")
     axes = figure.add_subplot()
@@ -203,8 +206,71 @@ def plot_sweep(over: str, curves: Mapping[str, Mapping[float, float]]) -> str:
     return _svg(figure)
 
 
+EpochCurve = Mapping[str, Mapping[int, Sequence[float]]]
+"""``ta`` and ``ra``: by epoch the accuracies (%) of every seed."""
+
+
+def plot_over_epochs(figures: Mapping[str, Mapping[str, EpochCurve]]) -> str:
+    """TA and RA over the epochs, as in Figure 4 of DAT: a row of panels for each data set.
+
+    Args:
+        figures: by title, lines by label. With several seeds, the band is one standard deviation each way.
+    """
+    figure = Figure(figsize=(9.5, 3.2 * len(figures)), layout="constrained")
+    for row, (title, curves) in enumerate(figures.items()):
+        for column, key in enumerate(("ta", "ra"), start=1):
+            axes = figure.add_subplot(len(figures), 2, 2 * row + column)
+            for label, curve in curves.items():
+                epochs = sorted(curve[key])
+                means = np.array([fmean(curve[key][epoch]) for epoch in epochs])
+                spread = np.array([stdev(s) if len(s := curve[key][e]) > 1 else 0.0 for e in epochs])
+                # Few epochs are seen as points, many as a line.
+                style = "o-" if len(epochs) <= 30 else "-"
+                (line,) = axes.plot(epochs, means, style, markersize=4, label=label)
+                colour = line.get_color()
+                axes.fill_between(epochs, means - spread, means + spread, color=colour, alpha=0.2, lw=0)
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("epoch", fontsize=9)
+            axes.set_ylabel(QUANTITIES[key].header, fontsize=9)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend_beside(axes)
+    return _svg(figure)
+
+
+def _plot_batches(comparison: Comparison) -> str:
+    """Accuracy over the global batch: our line and the paper's for each method."""
+    methods: dict[str, list[Compared]] = {}
+    for row in comparison.rows:
+        methods.setdefault(row.row.label, []).append(row)
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    ticks: dict[int, str] = {}
+    for number, (label, rows) in enumerate(methods.items()):
+        ticks |= {row.row.work["global batch"]: row.row.setup.removeprefix("batch ") for row in rows}
+        for style, name, values in (
+            ("o-", f"{label}, ours", [row.ours.get("ta") for row in rows]),
+            ("s--", f"{label}, paper", [row.paper.get("ta") for row in rows]),
+        ):
+            known = [
+                (row.row.work["global batch"], value)
+                for row, value in zip(rows, values, strict=True)
+                if value is not None
+            ]
+            if known:
+                hollow = "full" if name.endswith("ours") else "none"
+                points = zip(*known, strict=True)
+                axes.plot(*points, style, color=f"C{number}", fillstyle=hollow, markersize=5, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(ticks), list(ticks.values()), rotation=45)
+    axes.minorticks_off()
+    axes.set_xlabel("global batch", fontsize=9)
+    axes.set_ylabel(QUANTITIES["ta"].header, fontsize=9)
+    _legend_beside(axes)
+    return _svg(figure)
+
+
 def _plot_certificates(comparison: Comparison) -> str:
-    """Certified accuracy by radius, over all seeds of a row."""
+    """Certified accuracy over the radius, all seeds of a row together."""
     ours, paper = {}, {}
     for compared in comparison.rows:
         certified = [run.certified for run in compared.runs if run.certified]
@@ -216,7 +282,7 @@ def _plot_certificates(comparison: Comparison) -> str:
 
 
 def _legend_beside(axes: Axes) -> None:
-    """Where it covers nothing."""
+    """Put the legend beside the axes, where it covers nothing."""
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
 
 
@@ -230,5 +296,5 @@ def _svg(figure: Figure) -> str:
         axes.tick_params(labelsize=8)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    # A page has one document type, its own.
+    # Without the XML prologue: an HTML page has its own document type.
     return text.getvalue()[text.getvalue().index("<svg") :]

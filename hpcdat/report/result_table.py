@@ -1,4 +1,4 @@
-"""The result table, in the columns of the DAT paper's Table 1 and 4."""
+"""The result table, with the columns of the DAT paper's Tables 1 and 4."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ HEADERS = [
 
 
 def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, one a run; without a column for AA where no run has it.
+    """Header and rows, one per run; without a column for AA if no run has it.
 
     Args:
-        runs: results by the folders of their runs.
-        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
+        runs: results by run folder.
+        mean: add a row with mean and standard deviation: the runs are one job with several seeds.
     """
     rows = [
         [
@@ -59,11 +59,11 @@ def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[lis
 
 
 def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
-    """A Markdown table, one row a run, with the meaning of its columns below.
+    """A Markdown table with one row per run and a note on its columns.
 
     Args:
-        runs: results by the folders of their runs.
-        mean: whether they are one job with several seeds, whose mean and standard deviation are wanted.
+        runs: results by run folder.
+        mean: add a row with mean and standard deviation: the runs are one job with several seeds.
     """
     header, rows = result_rows(runs, mean=mean)
     attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
@@ -78,14 +78,14 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
 
 
 def in_pixel_units(eps: float) -> str:
-    """A radius as people write it: ``0.2``, or ``8/255`` where that is shorter."""
+    """A radius in its usual notation: ``0.2``, or ``8/255`` if that is shorter."""
     if float(f"{eps:.3g}") == eps or abs(eps * 255 - round(eps * 255)) > 1e-6:
         return f"{eps:.4g}"
     return f"{round(eps * 255)}/255"
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and of several values the standard deviation (n - 1)."""
+    """The mean and, for several values, the standard deviation (n - 1)."""
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{fmean(values):.{digits}f}{spread}"
 

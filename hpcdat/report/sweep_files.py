@@ -8,18 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpcdat.evaluation.sweep import sweep_name
 from hpcdat.storage.atomic_files import write_text
 
 
 def write_sweeps(sections: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Write ``ra-over-eps`` and ``ra-over-steps``, each as .csv and .svg, of the sweeps that were measured.
+    """Write the measured sweeps of an evaluation, each as .csv and .svg.
+
+    Plain sweeps are ``ra-over-eps`` and ``ra-over-steps``; accumulating ones end in ``-accumulating``.
 
     Args:
         sections: of :class:`~hpcdat.evaluation.results.Results`.
         folder: of the files.
 
     Returns:
-        The files.
+        The files written.
 
     Raises:
         OSError: one could not be written; names it.
@@ -29,11 +32,12 @@ def write_sweeps(sections: Mapping[str, Mapping[str, Any]], folder: Path) -> lis
 
     written = []
     for over in ("eps", "steps"):
-        if section := sections.get(f"sweep-{over}"):
-            table, plot = (folder / f"ra-over-{over}.{kind}" for kind in ("csv", "svg"))
-            write_text(table, _table(over, section))
-            write_text(plot, plot_sweep(over, {"": dict(section["curve"])}))
-            written += [table, plot]
+        for kind, ending in (("plain", ""), ("accumulating", "-accumulating")):
+            if section := sections.get(sweep_name(over, kind)):
+                table, plot = (folder / f"ra-over-{over}{ending}.{type_}" for type_ in ("csv", "svg"))
+                write_text(table, _table(over, section))
+                write_text(plot, plot_sweep(over, {"": dict(section["curve"])}))
+                written += [table, plot]
     return written
 
 

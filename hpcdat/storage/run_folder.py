@@ -183,12 +183,12 @@ class RunFolder:
             raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
 
     def checkpoint_of_result(self, job: Job) -> Checkpoint:
-        """The checkpoint to evaluate: the newest one, or with early stopping the best one.
+        """The checkpoint to evaluate: the best one if early stopping chooses the weights, else the newest.
 
         Raises:
             CheckpointError: there is no readable one.
         """
-        if job.early_stopping.patience and self.checkpoints.best_file.exists():
+        if job.early_stopping.chooses_weights and self.checkpoints.best_file.exists():
             return self.checkpoints.best()
         return self.newest_checkpoint()
 

@@ -81,7 +81,7 @@ class Validation:
             return False
         if state.epoch == self.job.total_epochs:
             # Without early stopping the last evaluation is the result.
-            return bool(self.job.early_stopping.patience)
+            return self.job.early_stopping.chooses_weights
         return state.epoch % every == 0
 
     def measure(self) -> Accuracy:
@@ -89,9 +89,9 @@ class Validation:
         return self._measure(self._validation)
 
     def result(self) -> Accuracy:
-        """TA and RA of the run on the test images; with early stopping, the best weights are restored."""
+        """TA and RA of the run on the test images; the best weights are restored if the job asks for them."""
         history = self.state.history
-        if not self.job.early_stopping.patience or not history.best_epoch:
+        if not self.job.early_stopping.chooses_weights or not history.best_epoch:
             return self._measure(self._test)
         if history.since:
             self.progress.say(f"the weights of epoch {history.best_epoch} are the best: they are the result")

@@ -8,7 +8,7 @@ from hpcdat.cli.options import read_request
 from hpcdat.config.job_file import read_job
 from hpcdat.errors import InputError, shorten
 from hpcdat.evaluation.request import EvaluationRequest
-from tests.conftest import DEMO
+from tests.conftest import CHECKOUT, DEMO
 
 
 def test_options_are_parsed():
@@ -18,6 +18,16 @@ def test_options_are_parsed():
     assert request == EvaluationRequest(1000, (0.0, 4 / 255, 8 / 255), (1, 50))
     assert read_request("all", None, None, job).autoattack == "all"
     assert read_request(None, "3", None, read_job(DEMO, ["attack.norm=l2"])).radii == (3.0,)
+
+
+def test_figure_3_is_in_multiples_of_the_radius_of_the_evaluation():
+    """On ImageNet 0 to 8 over 255; beyond 1 there are no radii."""
+    imagenet = read_job(CHECKOUT / "jobs" / "imagenet-dat-pgd.yaml")
+    request = read_request(None, None, None, imagenet, figure_3=True)
+    assert [255 * eps for eps in request.radii] == pytest.approx([0, 1, 2, 3, 4, 6, 8])
+    assert request.sweep == "plain" and request.steps[-1] == 100
+    wide = read_request(None, None, "3", read_job(DEMO, ["attack.eps=0.4"]), figure_3=True)
+    assert wide.radii == pytest.approx((0, 0.2, 0.4, 0.6, 0.8)) and wide.steps == (3,)
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ def test_more_images_than_there_are_cannot_be_attacked(run_dir):
 BALL = {"eps": 0.2, "norm": "linf"}
 WHOLE = {
     "autoattack": {"images": 9, "warnings": [], "aa": 0.5, "attack": BALL},
-    "sweep-eps": {"images": 9, "warnings": [], "curve": [[0.1, 0.5]]},
-    "sweep-steps": {"images": 9, "warnings": [], "curve": [[10, 0.5]]},
+    "sweep-eps": {"images": 9, "warnings": [], "attack": {"kind": "plain"}, "curve": [[0.1, 0.5]]},
+    "sweep-steps": {"images": 9, "warnings": [], "attack": {"kind": "plain"}, "curve": [[10, 0.5]]},
 }
 
 

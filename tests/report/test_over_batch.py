@@ -28,7 +28,7 @@ def test_a_method_is_a_line_with_the_mean_of_its_seeds(make_run):
         ["dat-lsgd", "75", "0", "70.00", "50.00"],
     ]
     assert "dat-fgsm" in section.plot and "dat-pgd" not in section.plot
-    assert not any("not only the batch" in note for note in section.notes)
+    assert not any("more than the batch" in note for note in section.notes)
 
 
 def test_runs_of_one_batch_that_are_no_seeds_are_lines_of_their_own(make_run):
@@ -39,8 +39,8 @@ def test_runs_of_one_batch_that_are_no_seeds_are_lines_of_their_own(make_run):
 
 def test_what_changes_along_a_line_is_told(make_run):
     runs = [make_run("slow", "", p=1), make_run("fast", "", p=6, more="schedule: {decay_epochs: [1]}")]
-    (told,) = [note for note in section_of(*runs).notes if "not only the batch" in note]
-    assert told == "Along the line of dat-pgd not only the batch changes: schedule.decay_epochs ([] / [1])."
+    (told,) = [note for note in section_of(*runs).notes if "more than the batch" in note]
+    assert told == "Along the line of dat-pgd, more than the batch changes: schedule.decay_epochs ([] / [1])."
 
 
 def test_a_report_has_it_in_each_of_its_files(make_run, tmp_path):

@@ -55,6 +55,35 @@ def test_conadv_gains_what_its_text_says():
     assert one["aa-4k"] - one["aa-32k"] == pytest.approx(0.6) and told("conadv-1", "loses 0.6")
 
 
+def test_autoaugment_turns_from_a_gain_into_a_loss():
+    """Sec. 3.1: 76.9 to 77.5 at 1k, 73.2 to 72.9 at 128k, 64.7 to 62.5 at 256k."""
+    top_1, one = stated("conadv-fig2", "ta"), stated("conadv-1", "ta")
+    pairs = {batch: (top_1[f"vanilla-{batch}"], top_1[f"aa-{batch}"]) for batch in ("1k", "128k", "256k")}
+    assert pairs == {"1k": (76.9, 77.5), "128k": (73.2, 72.9), "256k": (64.7, 62.5)}
+    assert {key: one[key] for key in one if key in top_1} == {key: top_1[key] for key in top_1 if key in one}
+    gains = {b: top_1[f"aa-{b}"] - top_1[f"vanilla-{b}"] for b in ("1k", "4k", "8k", "16k", "32k", "64k")}
+    assert min(gains.values()) > 0 and top_1["aa-96k"] == top_1["vanilla-96k"]
+    assert told("conadv-fig2", "ahead up to 64k and level at 96k")
+
+
+def test_units_that_the_papers_leave_out_are_said_to_be_assumed():
+    assert told("conadv-5", "no unit of p") and "(255ths, assumed)" in TABLES["conadv-5"].title
+    assert told("conadv-1", "no unit of the warm-up") and told("dat-2", "The radii have no unit")
+
+
+def test_an_epoch_of_table_3_is_assumed():
+    """What its note says of C: an all-gather among twelve nodes fits with ResNet-18, not with WRN-28-10."""
+    c = stated("dat-3", "c")
+    (epochs, images), link = TABLES["dat-3"].epochs, 1e9 / 8
+    assert epochs == 100 and images == 550_000 and "epochs" not in TABLES["dat-3"].work
+    seconds = {
+        name: c[f"{name}-dat-pgd"] / (images / (12 * b)) for name, b in (("resnet18", 2048), ("wrn", 128))
+    }
+    assert f"{seconds['resnet18']:.1f}" == "3.8" and f"{11 * 42.6 * 2**20 / link:.1f}" == "3.9"
+    assert f"{seconds['wrn']:.2f}" == "0.84" and f"{139 * 2**20 / link:.1f}" == "1.2"
+    assert told("dat-3", "3.8 s each") and told("dat-3", "0.84 s")
+
+
 def test_conadv_times_are_what_the_notes_say():
     ratios = stated("conadv-3", "training_of_reference")
     seconds, throughput = stated("conadv-3", "training"), stated("conadv-fig4", "throughput")
@@ -73,7 +102,8 @@ def test_conadv_times_are_what_the_notes_say():
     assert told("conadv-fig4", "are 96.8 and 170.3")
     ratios = stated("conadv-fig4", "throughput_of_reference")
     assert ratios["conadv-2k-limit"] == pytest.approx(2, abs=0.03)
-    assert ratios["conadv-4k"] == ratios["conadv-32k"] == 1.5
+    assert {ratios[f"conadv-{batch}"] for batch in ("4k", "8k", "16k", "32k")} == {1.5}
+    assert ratios["conadv-512-limit"] == ratios["conadv-1k-limit"] == 2
 
 
 def test_conadv_gaps_are_differences_of_what_stands_above_them():

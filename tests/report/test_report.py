@@ -131,6 +131,44 @@ def test_a_report_is_whole_in_each_of_its_files(make_run, tmp_path):
     assert done.exit_code == 0 and (tmp_path / "plain" / "report.html").exists()
 
 
+def test_seconds_of_table_3_are_scaled_to_the_papers_epoch(make_run):
+    """550,000 images, where the run's has 600; the images of all epochs are compared, not their number."""
+    run = read_run(make_run("run", "dat-3/resnet18-dat-pgd", c=3.0, t=5.0))
+    comparison = compare("dat-3", [run])
+    rows = {row.row.key: row for row in comparison.rows}
+    assert rows["resnet18-dat-pgd"].ours["t"] == pytest.approx(5 * 550_000 / 600)
+    assert rows["resnet18-dat-pgd"].ratio("c") == pytest.approx(3 * 550_000 / 600 / 86)
+    section = comparison_section(comparison)
+    notes = " ".join(section.notes)
+    assert "Our C and T are scaled to 550,000 images, assumed to be the paper's epoch." in notes
+    assert "images in all epochs: 1,200, the paper's 55,000,000 (assumed)" in notes
+    assert " epochs: 2" not in notes
+    # What the paper quotes is there, and nobody has to run it.
+    (carmon,) = [row for row in section.rows if row[0].startswith("Carmon")]
+    assert "89.69" in carmon
+    (missing,) = [note for note in section.notes if note.startswith("Not run:")]
+    assert "Carmon" not in missing
+    with pytest.raises(InputError, match="reproduces dat-3/carmon, but the rows are"):
+        compare("dat-3", [read_run(make_run("quoted", "dat-3/carmon"))])
+
+
+def test_a_papers_spread_stands_beside_its_mean(make_run):
+    section = comparison_section(compare("dat-1", [read_run(make_run("run", "dat-1/dat-fgsm"))]))
+    cells = {row[0]: row for row in section.rows}
+    assert "40.27 ± 1.5" in cells["DAT-FGSM"] and "38.45 ± 0.5" in cells["DAT-PGD"]
+
+
+def test_figure_2_is_drawn_over_the_batch(make_run):
+    runs = [
+        read_run(make_run(f"{method}-{batch}", f"conadv-fig2/{method}-{batch}", ta=ta))
+        for method, batch, ta in (("vanilla", "64k", 0.7), ("aa", "64k", 0.71), ("aa", "256k", 0.6))
+    ]
+    section = comparison_section(compare("conadv-fig2", runs))
+    assert len(section.rows) == 18 and ["62.50" in row for row in section.rows].count(True) == 1
+    for text in ("ResNet-50 + AA, ours", "ResNet-50, paper", "256k"):
+        assert text in section.plot
+
+
 def test_times_and_throughputs_are_divided_by_those_of_the_same_batch(make_run):
     rows = "conadv-3/{0}-32k, conadv-fig4/{0}-32k"
     runs = [
@@ -228,7 +266,7 @@ def test_what_does_not_fit_is_told(make_run):
     plain, wrong = make_run("plain", ""), make_run("wrong", "dat-4/dat-pgd-7")
     swept = make_run("swept", "conadv-5/conadv-32k", eps="11/255")
     for folder, table, told in (
-        (plain, "dat-4", "none of these runs stands for a row of dat-4"),
+        (plain, "dat-4", "none of these runs reproduces a row of dat-4"),
         (plain, "conadv-5", "as in reproduces: [conadv-5/conadv-32k]"),
         (plain, "dat-9", "dat-9: there are dat-1, dat-2, dat-3, dat-4, conadv-1, conadv-2"),
         (swept, "conadv-5", "reproduces conadv-5/conadv-32k-p11, but the rows are: conadv-32k-p0"),

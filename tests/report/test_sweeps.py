@@ -14,12 +14,15 @@ from hpcdat.report.sweeps import sweep_sections
 def swept(make_run):
     """Makes a run whose RA over eps was measured."""
 
-    def make(name, method, curve, *, norm="linf", steps=20, images=397, signature="same"):
+    def make(name, method, curve, *, norm="linf", steps=20, images=397, signature="same", kind="plain"):
         folder = make_run(name, "", method=method)
-        attack = {"eps": list(curve), "norm": norm, "random_start": True, "steps": steps}
+        attack = {"eps": list(curve), "kind": kind, "norm": norm, "random_start": True, "steps": steps}
+        if kind is None:
+            del attack["kind"]
         section = {"images": images, "attack": attack, "curve": list(curve.items()), "warnings": []}
-        findings = {"images": {"count": images, "signature": signature}, "sections": {"sweep-eps": section}}
-        (folder / "evaluation.json").write_text(json.dumps(findings))
+        sections = {"accumulating-sweep-eps" if kind == "accumulating" else "sweep-eps": section}
+        evaluation = {"images": {"count": images, "signature": signature}, "sections": sections}
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
         return folder
 
     return make
@@ -53,8 +56,8 @@ def test_what_was_measured_otherwise_stands_apart_and_is_told(swept):
         one, two = sections_of(*runs, swept(name, "at", curve, **other))
         assert (one.name, two.name) == ("ra-over-eps", "ra-over-eps-2")
         assert [row[0] for row in one.rows] == ["dat-pgd", "dat-fgsm"] and two.rows[0][0] == "at"
-        assert one.notes[1].startswith(f"Not in this plot: {name}, measured otherwise: ")
-        assert two.notes[1].startswith("Not in this plot: pgd, fgsm, measured otherwise: linf, 20 steps")
+        assert one.notes[1].startswith(f"Not in this plot: {name}, measured differently: ")
+        assert two.notes[1].startswith("Not in this plot: pgd, fgsm, measured differently: linf, 20 steps")
     (section,) = sections_of(*runs, swept("copy", "at", curve, signature="other"))
     assert "Not all of these runs were measured on the same files" in section.notes[1]
 
@@ -70,3 +73,16 @@ def test_sweeps_stand_in_the_report_and_damage_is_told(swept, tmp_path):
         (run / "evaluation.json").write_text(damage)
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 2 and "evaluation.json cannot be read" in done.output.replace("\n", "")
+
+
+def test_plain_and_accumulating_sweeps_are_never_in_one_plot(swept):
+    """Of earlier versions, whose sweeps all accumulate and do not say so, too."""
+    curve = {0.0: 0.9, 0.1: 0.5}
+    plain, other = sections_of(
+        swept("plain", "dat-pgd", curve),
+        swept("accumulating", "dat-fgsm", curve, kind="accumulating"),
+        swept("earlier", "at", curve, kind=None),
+    )
+    assert (plain.name, other.name) == ("ra-over-eps", "ra-over-eps-accumulating")
+    assert [row[0] for row in plain.rows] == ["dat-pgd"] and "Figure 3" in plain.title
+    assert [row[0] for row in other.rows] == ["dat-fgsm", "at"] and "Figure 3" not in other.title

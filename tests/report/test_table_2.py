@@ -76,4 +76,4 @@ def test_damaged_certificates_are_told(certified, tmp_path):
     for name, text in (("certified.csv", "sigma,image\n0.25,1\n"), ("certified.json", "[1]")):
         (run / "certification" / name).write_text(text)
         done = report(tmp_path / "out", run)
-        assert done.exit_code == 2 and "hpcdat certify writes them anew" in done.output.replace("\n", " ")
+        assert done.exit_code == 2 and "`hpcdat certify` writes them again" in done.output.replace("\n", " ")

@@ -267,3 +267,14 @@ def test_slurms_warning_reaches_a_run_whose_launcher_passes_on_neither_signals_n
             process.kill()
     assert "hpcdat: requeue: stopped with a checkpoint: epoch" in log.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
+def test_what_follows_a_setting_that_is_swept_is_each_elements_own(tmp_path):
+    """A step of FGSM is as long as the radius, of PGD 2.5 eps / steps: not that of the job's own radius."""
+    job = CHECKOUT / "jobs" / "conadv" / "table-5" / "conadv-32k.yaml"
+    command = ["submit", str(job), f"run_dir={tmp_path}/run", "--nodes", "2", "--dry-run"]
+    done = CliRunner().invoke(app, [*command, "--sweep", "attack.eps=0,3/255,12/255"])
+    assert done.exit_code == 0, done.output
+    steps = re.findall(r"attack\.eps=(\S+)'? '?attack\.step_size=([\d.]+)", done.output)
+    assert [float(step) * 255 for _, step in steps] == pytest.approx([0, 12])
+    assert "attack.eps=3/255" in done.output

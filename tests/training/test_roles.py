@@ -71,7 +71,7 @@ CONADV = ["method=conadv"]
 @pytest.mark.parametrize(
     "settings, told",
     [
-        (["concurrent.delay=1"], "concurrent: .*dat-pgd attacks with current weights"),
+        (["concurrent.delay=1"], "concurrent: .*not allowed with method dat-pgd"),
         (["attack.branch=adversarial"], "attack.branch"),
         (["objective.combine=sum"], "objective.combine"),
         (["method=disadv", "concurrent.delay=1"], "concurrent.delay"),

@@ -1,11 +1,11 @@
-"""The ConAdv paper (Liu et al., ICLR 2022): Tables 1 to 5 and Figure 4."""
+"""The ConAdv paper (Liu et al., ICLR 2022): Tables 1 to 5, Figures 2 and 4."""
 
 from __future__ import annotations
 
 from hpcdat.report.papers.paper_table import RESNET_50_ON_IMAGENET, PaperRow, PaperTable
 
 PERTURBATIONS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12)
-"""p of Table 5, in 255ths of a pixel's range."""
+"""p of Table 5. The paper gives no unit: 255ths of a pixel's range are assumed."""
 
 WORK = {
     **RESNET_50_ON_IMAGENET,
@@ -17,13 +17,13 @@ WORK = {
     "schedule.name": "polynomial",
     "objective.label_smoothing": 0.1,
 }
-"""Of every batch; from the optimiser on Table 6."""
+"""Settings of every batch; those from the optimiser on are of Table 6."""
 RATES = {
     "32k": {"optimizer.lr": 35.0, "schedule.warmup_epochs": 40},
     "64k": {"optimizer.lr": 41.0, "schedule.warmup_epochs": 41},
     "96k": {"optimizer.lr": 43.0, "schedule.warmup_epochs": 41},
 }
-"""Of the batches that Table 6 has."""
+"""Settings of the batches in Table 6, which gives no unit for the warm-up: epochs are assumed."""
 HARDWARE = "TPU v3 pods, 64 images a core"
 
 VANILLA, AA, DISADV, CONADV = "ResNet-50", "ResNet-50 + AA", "ResNet-50 + DisAdv", "ResNet-50 + ConAdv"
@@ -33,8 +33,8 @@ AA_TOP_1 = (77.5, 77.5, 77.4, 77.1, 76.9, 75.6, 74.3)
 
 
 def _images(batch: str) -> int:
-    """Of a global batch by the paper's name of it, such as ``32k``."""
-    return 1024 * int(batch.removesuffix("k"))
+    """Size of a global batch by the paper's name for it, such as ``32k`` or ``512``."""
+    return 1024 * int(batch[:-1]) if batch.endswith("k") else int(batch)
 
 
 def _row(
@@ -78,16 +78,33 @@ def _perturbed(method: str, label: str, batch: str, *numbers: float) -> list[Pap
     ]
 
 
+def _over_batch(method: str, label: str, top_1: tuple[float, ...], *larger: float) -> list[PaperRow]:
+    """Figure 2: the batches of Table 1, and 128k and 256k."""
+    more = zip(("128k", "256k"), larger, strict=True)
+    return [*_top_1(method, label, *top_1), *(_row(method, label, batch, ta=ta) for batch, ta in more)]
+
+
 def _throughput(method: str, label: str, batch: str, **values: float) -> PaperRow:
-    """A row of Figure 4: of (b), where as many workers as possible share the batch, or of (a)."""
-    part, end, images = ("(b)", "-limit", 4) if batch == "2k" else ("(a)", "", 64)
+    """Figure 4 (a): 64 images a worker."""
     return PaperRow(
-        f"{method}-{batch}{end}",
-        f"{label} {part}",
+        f"{method}-{batch}",
+        f"{label} (a)",
         f"batch {batch}",
         values,
-        f"disadv-{batch}{end}",
-        {"batch_size": images, "global batch": _images(batch)},
+        f"disadv-{batch}",
+        {"batch_size": 64, "global batch": _images(batch)},
+    )
+
+
+def _limit(method: str, label: str, batch: str, **values: float) -> PaperRow:
+    """Figure 4 (b): as many workers as can share the batch."""
+    return PaperRow(
+        f"{method}-{batch}-limit",
+        f"{label} (b)",
+        f"batch {batch}",
+        values,
+        f"disadv-{batch}-limit",
+        {"batch_size": 4, "global batch": _images(batch)},
     )
 
 
@@ -112,7 +129,8 @@ TABLES = (
             "Eq. (2) adds the clean and the adversarial loss, eq. (4) averages them, with a plus where a "
             "descent has a minus. Eqs. (3) and (5) step along the gradient itself; the 1-step PGD that the "
             "text names, as ours, steps along its sign.",
-            "Table 6 gives rates and warm-ups for 32k, 64k and 96k alone, and not the power of the decay.",
+            "Table 6 gives rates and warm-ups for 32k, 64k and 96k only, no unit of the warm-up (epochs are "
+            "assumed), and not the power of the decay.",
         ),
     ),
     PaperTable(
@@ -176,7 +194,7 @@ TABLES = (
     ),
     PaperTable(
         "conadv-5",
-        "ConAdv paper, Table 5: top-1 accuracy of ResNet-50 on ImageNet by perturbation, p / 255",
+        "ConAdv paper, Table 5: top-1 accuracy of ResNet-50 on ImageNet by perturbation p (255ths, assumed)",
         WORK,
         HARDWARE,
         ("ta",),
@@ -219,6 +237,7 @@ TABLES = (
             ),
         ),
         (
+            "The paper gives no unit of p: 255ths of a pixel's range are assumed.",
             "At 96k the text has 7 for ConAdv's best p; the table has 75.1 there, and its best, 75.3, at 4 "
             "and at 8, which is bold.",
             "The text's best p of 8 at 16k and 12 at 64k belong to no row of the table.",
@@ -231,23 +250,50 @@ TABLES = (
         swept=True,
     ),
     PaperTable(
+        "conadv-fig2",
+        "ConAdv paper, Figure 2: top-1 accuracy of ResNet-50 on ImageNet over the batch",
+        WORK,
+        HARDWARE,
+        ("ta",),
+        (
+            *_over_batch("vanilla", VANILLA, VANILLA_TOP_1, 73.2, 64.7),
+            *_over_batch("aa", AA, AA_TOP_1, 72.9, 62.5),
+        ),
+        (
+            "The text states the numbers at 1k, 128k and 256k; the others are those of the same two methods "
+            "in Table 1.",
+            "Rate and warm-up at 128k and 256k are not stated; the jobs take those of 96k.",
+            "AutoAugment is ahead up to 64k and level at 96k, where Table 1 has 74.3 for both.",
+        ),
+        over_batch=True,
+    ),
+    PaperTable(
         "conadv-fig4",
         "ConAdv paper, Figure 4: throughput of ResNet-50 on ImageNet",
         RESNET_50_ON_IMAGENET,
-        "TPU v3; (a) 64 images a core, (b) as many cores as the batch allows (2k: TPU v3-512)",
+        "TPU v3; (a) 64 images a core, (b) as many cores as the batch allows (512: v3-128, 1k: v3-256, 2k: "
+        "v3-512)",
         ("throughput", "throughput_of_reference"),
         (
             _throughput("disadv", "DisAdv", "4k", throughput=10.3),
-            _throughput("conadv", "ConAdv", "4k", throughput_of_reference=1.5),
+            _throughput("disadv", "DisAdv", "8k"),
+            _throughput("disadv", "DisAdv", "16k"),
             _throughput("disadv", "DisAdv", "32k", throughput=81.7),
-            _throughput("conadv", "ConAdv", "32k", throughput_of_reference=1.5),
-            _throughput("vanilla", VANILLA, "2k", throughput=75.7),
-            _throughput("disadv", "DisAdv", "2k", throughput=36.1),
-            _throughput("conadv", "ConAdv", "2k", throughput=71.3),
+            *(
+                _throughput("conadv", "ConAdv", batch, throughput_of_reference=1.5)
+                for batch in ("4k", "8k", "16k", "32k")
+            ),
+            *(_limit("vanilla", VANILLA, batch) for batch in ("512", "1k")),
+            _limit("vanilla", VANILLA, "2k", throughput=75.7),
+            *(_limit("disadv", "DisAdv", batch) for batch in ("512", "1k")),
+            _limit("disadv", "DisAdv", "2k", throughput=36.1),
+            *(_limit("conadv", "ConAdv", batch, throughput_of_reference=2) for batch in ("512", "1k")),
+            _limit("conadv", "ConAdv", "2k", throughput=71.3),
         ),
         (
             "Only the numbers that the text states are here; the others would have to be read off bars. In "
             "(a) it gives ConAdv about 1.5 times DisAdv's throughput, in (b) about 2 times.",
+            "Of the batches of (a) the text names 4k and 32k; 8k and 16k between them are assumed.",
             "Table 3 has other throughputs: at 32k its 1191 s of DisAdv and 677 s of ConAdv are 96.8 and "
             "170.3 images / ms, 1.76 times.",
             "TPU v3-512 has 512 cores, which leaves 4 images of 2k for each; by the text's count of (a), "

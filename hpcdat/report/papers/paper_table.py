@@ -1,4 +1,4 @@
-"""A paper's own numbers: what a report puts runs beside."""
+"""The numbers that a paper states, which a report compares runs with."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class PaperRow:
     """One row of a paper's table.
 
     Attributes:
-        key: last part of the name that a job's ``reproduces`` gives, such as ``dat-pgd-8``.
-        label: as the paper names it.
-        setup: what sets it apart: workers, bits, batch.
-        values: what the paper states, by quantity; what it leaves out is not there.
-        reference: key of the row that this one's times are divided by, if any.
-        work: of this row alone, beside its table's.
+        key: last part of the name in a job's ``reproduces``, such as ``dat-pgd-8``.
+        label: the paper's name for it.
+        setup: what distinguishes it from other rows: workers, bits, batch.
+        values: the numbers that the paper states, by quantity; missing where it states none.
+        reference: key of the row that its times are divided by, if any.
+        work: settings of this row, in addition to its table's.
+        spreads: spread over the seeds, by quantity, where the paper states one.
+        cited: whether the paper quotes it from elsewhere; no job reproduces it.
     """
 
     key: str
@@ -29,6 +31,8 @@ class PaperRow:
     values: Mapping[str, float]
     reference: str | None = None
     work: Mapping[str, Any] = field(default_factory=dict)
+    spreads: Mapping[str, float] = field(default_factory=dict)
+    cited: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,21 @@ class PaperTable:
     """A table or figure of a paper.
 
     Attributes:
-        name: as ``hpcdat report --table`` takes it.
-        title: where it stands and what it shows.
-        work: what the paper trained, so that a report can say where a run differs: settings of the job by
-            their dotted names, ``data.images`` and ``global batch``.
+        name: as given to ``hpcdat report --table``.
+        title: where it is in the paper, and what it shows.
+        work: what the paper trained: settings of the job by their dotted names, ``data.images`` and
+            ``global batch``. A report lists where a run differs.
         hardware: what the paper ran on.
         quantities: the columns, in order; see :data:`hpcdat.report.comparison.QUANTITIES`.
         rows: in the paper's order.
-        notes: where the paper contradicts itself, or does not say enough.
-        seeds: whose mean its numbers are; None where it does not say.
-        swept: whether its rows are a few methods, each with many perturbations. A job names the method; its
-            ``attack.eps``, in 255ths, is the end of the row's key: ``conadv-32k-p3``.
-        certified: whether its numbers are of certificates, which ``hpcdat certify`` samples.
+        notes: where the paper contradicts itself, or leaves something open.
+        seeds: number of seeds that its numbers are means of; None if the paper does not say.
+        swept: whether its rows are a few methods, each with many perturbations. A job then names the method;
+            its ``attack.eps``, in 255ths, is the end of the row's key: ``conadv-32k-p3``.
+        certified: whether its numbers are from certificates, sampled by ``hpcdat certify``.
+        over_batch: whether it is a figure with the global batch on its horizontal axis.
+        epochs: number of the paper's epochs and the images of each. Given where an epoch of the paper is not
+            a pass over a run's training images: C and T are then scaled to that many images.
     """
 
     name: str
@@ -60,11 +67,13 @@ class PaperTable:
     seeds: int | None = None
     swept: bool = False
     certified: bool = False
+    over_batch: bool = False
+    epochs: tuple[int, int] | None = None
 
     def key_of(self, name: str, eps: float) -> str:
-        """Key of the row that a job means by a name, with its ``attack.eps``."""
+        """Key of the row that a job with this ``attack.eps`` means by a name."""
         return f"{name}-p{255 * eps:.4g}" if self.swept else name
 
     def name_of(self, row: PaperRow) -> str:
-        """What jobs call a row."""
+        """The name that jobs use for a row."""
         return row.key.rpartition("-p")[0] if self.swept else row.key

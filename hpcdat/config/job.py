@@ -89,9 +89,7 @@ class Job(Settings):
                 raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
         if self.optimizer.name not in (None, *method.optimizers):
             fitting = " or ".join(method.optimizers)
-            raise _refusal(
-                "optimizer.name", f"{fitting}, or nothing: method {self.method} is defined with it"
-            )
+            raise _refusal("optimizer.name", f"{fitting}: method {self.method} is defined with it")
         self._check_regulariser()
         if method.oracle == "none" and self.objective.lambda_ != 0:
             raise _refusal(

@@ -22,7 +22,7 @@ def test_lalr_is_lamb_and_may_be_over_momentum(method):
     settings = [f"method={method}", "attack.steps=1"]
     job = read_job(DEMO, [*settings, "optimizer.name=lalr-momentum"])
     assert (job.optimizer.name, job.optimizer.exclude) == ("lalr-momentum", "none")
-    with pytest.raises(JobError, match=r"optimizer\.name: expected lamb or lalr-momentum, or nothing"):
+    with pytest.raises(JobError, match=r"optimizer\.name: expected lamb or lalr-momentum: method"):
         read_job(DEMO, [*settings, "optimizer.name=sgd"])
 
 

@@ -61,7 +61,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     )
     if state == "finished":
         if workers.is_rank0:
-            print(f"the run in {job.run_dir} is already finished; overwrite it to train again", flush=True)
+            print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
         return workers.on_all_ranks("read the result", folder.read_result)
     with enough_memory(job, "batch_size"):
         model = build_model_for(job, len(images.train.classes)).to(device)

@@ -267,7 +267,7 @@ class RunFolder:
         Raises:
             RunError: a setting changed that may not, or the old settings cannot be read.
         """
-        advice = "choose another run_dir, or overwrite this run"
+        advice = "choose another run_dir, or start over with --overwrite"
         try:
             before = by_name(read_job(self.job_file))
         except JobError as error:

@@ -24,6 +24,9 @@ PLACEMENTS = {
 }
 """Delays, team, batches of a step and settings."""
 
+FULL = ("a pair over Gloo", "two pairs")
+"""Those that only `make test-full` trains."""
+
 
 @pytest.fixture(scope="module")
 def simulated(digits):
@@ -57,7 +60,7 @@ def test_one_workers_weights_are_those_of_a_plain_simulation(tmp_path, digits, s
 @pytest.mark.parametrize(
     "team, placement",
     [
-        pytest.param(team, placement, marks=[pytest.mark.full] if placement == "a pair over Gloo" else [])
+        pytest.param(team, placement, marks=[pytest.mark.full] if placement in FULL else [])
         for placement, (_, team, _, _) in PLACEMENTS.items()
     ],
     indirect=["team"],

@@ -110,7 +110,7 @@ def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_o
 @pytest.mark.parametrize(
     "prefix, arguments, name",
     [
-        ([], ["-np", "2"], r"rank 1 .* exited on\s+signal 9"),
+        pytest.param([], ["-np", "2"], r"rank 1 .* exited on\s+signal 9", marks=pytest.mark.full),
         pytest.param(*(launcher("MPI", 2), [], r"rank 1 .* exited on\s+signal 9"), marks=pytest.mark.full),
         (launcher("Gloo", 2), [], r"Process name: 1\s+Exit code: 137"),
     ],
@@ -126,7 +126,9 @@ def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path, start, prefix
     assert weights(run_dir)
 
 
-@pytest.mark.parametrize("workers", [[], ["-np", "2"]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "workers", [pytest.param([], marks=pytest.mark.full), ["-np", "2"]], ids=["one", "two"]
+)
 def test_nothing_lives_on_when_the_process_that_was_started_is_killed(tmp_path, start, workers):
     run_dir = tmp_path / "run"
     process = start(run_dir, "data.loader=torchvision", *workers)

@@ -40,7 +40,7 @@ def test_the_serial_evaluation_means_something(serial):
     assert len(serial["written"]) == 3 * 15 + 5
 
 
-@on("Gloo 3", full=["MPI 2"])
+@on(full=["Gloo 3", "MPI 2"])
 def test_more_workers_find_exactly_the_same(tmp_path, digits, serial, team):
     answers = team.run("evaluation.examine_all", digits, tmp_path / "kept", 0)
     assert all(answer["sections"] == serial["sections"] for answer in answers)

@@ -175,6 +175,7 @@ def test_compiled_codecs_give_the_same_bytes():
 
 
 @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
+@pytest.mark.full
 def test_compiled_lanes_for_several_numbers_of_workers_exist_in_one_process():
     """A forecast for several numbers of workers makes a plan for each."""
     x = torch.randn(3000, generator=torch.Generator().manual_seed(0))

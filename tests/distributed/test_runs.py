@@ -216,7 +216,7 @@ def test_a_run_folder_is_not_written_over(finished, tmp_path):
     run_dir, _ = finished
     before = RunFolder(run_dir).result_file.read_text()
     done = run_here("train", *short(run_dir))
-    assert done.returncode == 0 and "is already finished; overwrite it to train again" in done.stdout
+    assert done.returncode == 0 and "is finished; --overwrite starts it over" in done.stdout
     assert f"{100 * RunFolder(run_dir).read_result().ra:.2f}" in done.stdout
     done = run_here("train", *short(run_dir, "attack.eps=0.1"))
     assert done.returncode == 2 and "attack.eps: 0.2 -> 0.1" in done.stderr and "--overwrite" in done.stderr

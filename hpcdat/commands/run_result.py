@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from statistics import median
+from typing import Any
 
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator
@@ -35,15 +37,14 @@ def conclude_run(
         InputError, WorkerError: the records cannot be read or the result cannot be written.
     """
 
-    def conclude() -> Result:
+    def conclude() -> dict[str, Any]:
         result = summarise(folder, job, accuracy, epoch, aa)
-        if workers.is_rank0:
-            folder.write_result(result, result_table({folder.path: result}))
-            if finished:
-                folder.log(event="finished")
-        return result
+        folder.write_result(result, result_table({folder.path: result}))
+        if finished:
+            folder.log(event="finished")
+        return asdict(result)
 
-    return workers.on_all_ranks("write the result", conclude)
+    return Result(**workers.on_rank0("write the result", conclude))
 
 
 def summarise(

@@ -139,21 +139,21 @@ def run_sharded(
     workers, progress = execution.workers, execution.progress
     name, task = measurement.name, measurement.task
 
-    def load() -> dict[int, StoredOutcome]:
-        # Only worker 0, since another node may see the files later.
-        return store.load(progress.say) if store and workers.is_rank0 else {}
+    # On worker 0, since another node may see the files later; the others have none.
+    stored: dict[int, StoredOutcome] = {}
+    known: dict[int, StoredOutcome] = {}
 
-    stored = workers.on_all_ranks(f"read the outcomes of {name}", load)
-    skips_images = job.data.corrupt == "skip"
-    known = {
-        number: stored[number]
-        for number, indices in images.batches.items()
-        # A batch that lacks an image is complete only if images that cannot be read are skipped.
-        if number in stored and (stored[number].images == len(indices) or skips_images)
-    }
-    missing = workers.all_gather_object(
-        sorted(images.batches.keys() - known.keys()), f"missing batches of {name}"
-    )[0]
+    def load() -> list[int]:
+        """Batches that are still to be measured."""
+        stored.update(store.load(progress.say) if store else {})
+        for number, indices in images.batches.items():
+            # A batch that lacks an image is complete only if images that cannot be read are skipped.
+            complete = number in stored and stored[number].images == len(indices)
+            if complete or (number in stored and job.data.corrupt == "skip"):
+                known[number] = stored[number]
+        return sorted(images.batches.keys() - known.keys())
+
+    missing = workers.on_rank0(f"read the outcomes of {name}", load)
     if known:
         progress.say(f"{name}: {len(known)} of {len(images.batches)} batches are already measured")
     own = missing[workers.rank :: workers.size]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hpcdat.config.sections import Exchange
-from hpcdat.distributed.communicator import Communicator, Pending
+from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.device import synchronize
-from hpcdat.distributed.single_process import Completed, SingleProcess
+from hpcdat.distributed.single_process import Completed
 from hpcdat.exchange.pipeline import IN_FLIGHT
 from hpcdat.exchange.protocols import Draw
 from hpcdat.exchange.resolve import Plan, make_plan
@@ -149,25 +150,52 @@ def repeats_for(seconds: float, together: float = MEASURING_SECONDS, most: int =
     return min(max(int(together / seconds), MIN_REPEATS), most)
 
 
-class SimulatedCommunicator(SingleProcess):
-    """One worker of M, all of which send the same as this one; every collective completes at once.
+class SimulatedCommunicator(Communicator):
+    """One of M workers whose messages take no time, to measure what a protocol computes.
 
-    The time of a protocol on it is that of its computation.
+    Gathered messages and values are M copies of this worker's own. Sums and maxima, which the network
+    computes, are its own values.
 
     Args:
         size: M.
     """
 
     def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = self.nodes = size
+        super().__init__("none")
+        self.rank, self.size, self.nodes = 0, size, size
+        self.local_rank, self.local_size = 0, 1
         self.node_of = list(range(size))
+        self.transport = "none"
+
+    def iall_reduce(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
+        return Completed(tensors)
+
+    def iall_reduce_max(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+        return Completed(tensor.clone())
+
+    def iall_to_all(self, rows: Tensor, name: str) -> Pending:  # noqa: D102
+        return Completed(rows)
 
     def iall_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
         return Completed(row.expand(self.size, *row.shape).contiguous())
 
     def igather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
         return self.iall_gather(row, name)
+
+    def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
+        return Completed(tensor)
+
+    def iall_to_all_v(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
+        raise NotImplementedError("no protocol sends unequal numbers of rows")
+
+    def all_gather_object(self, value: JSON, name: str) -> list[Any]:  # noqa: D102
+        return [json.loads(json.dumps(value)) for _ in range(self.size)]
+
+    def split(self, groups: Sequence[int]) -> Communicator:  # noqa: D102
+        raise NotImplementedError("the protocol inside a node is not simulated")
+
+    def close(self) -> None:  # noqa: D102
+        pass
 
 
 def coding_rate(workers: Communicator, device: torch.device, *, compiled: bool) -> Rate:

@@ -144,6 +144,8 @@ def _tells_hardware(environment: Any) -> bool:
 
 
 Values = Mapping[str, float]
+WORTH_REPORTING = 0.01
+"""Share of an epoch's images above which a report says that they are left out."""
 
 
 @dataclass(frozen=True)
@@ -319,8 +321,13 @@ def stated_by(table: PaperTable) -> dict[str, Values]:
 def differences(work: Mapping[str, Any], run: Run) -> list[str]:
     """Where the work of a run is not a paper's, in words."""
     job, result = run.job, run.result
+    # Held-out images belong to the paper's data as well, and a dropped last batch is reported by itself.
+    left_out, images = max(
+        (epoch.get("left_out_images", 0), epoch["images"] + epoch.get("left_out_images", 0))
+        for epoch in run.epochs
+    )
     measured: dict[str, object] = {
-        "data.images": max(epoch["images"] + epoch.get("left_out_images", 0) for epoch in run.epochs),
+        "data.images": images + job.early_stopping.held_out,
         "model.name": job.model.name if job.model.width == 1 else f"{job.model.name} x {job.model.width:g}",
         # The weights may be those of an earlier epoch.
         "epochs": run.epochs[-1]["epoch"] - job.extra_warmup_epochs,
@@ -329,11 +336,14 @@ def differences(work: Mapping[str, Any], run: Run) -> list[str]:
         "exchange.levels": job.exchange.levels_among(run.senders),
     }
     ours = {key: measured[key] if key in measured else attrgetter(key)(job) for key in work}
-    return [
+    different = [
         f"{key}: {_short(ours[key])}, the paper's {_short(value)}"
         for key, value in work.items()
         if ours[key] != value
     ]
+    if left_out > WORTH_REPORTING * images:
+        different.append(f"data.last_batch: drop leaves out {left_out / images:.1%} of an epoch's images")
+    return different
 
 
 def _placed(

@@ -82,10 +82,11 @@ class BatchNormStatistics:
             mean = sum_k n_k m_k / sum_k n_k
             var  = sum_k n_k (v_k + (m_k - mean)^2) / sum_k n_k
 
-        by the law of total variance, in float64. Only workers that train a branch count for it. A running
-        statistic has no number of images, since it forgets old ones; n_k is the worker's part in the training
-        since the last average, when all workers had the same statistics. Where it is 0 for all of them, they
-        still have, and nothing changes. Counts of batches become the largest of any worker.
+        by the law of total variance, in float64. Torch keeps unbiased variances v_k, so the result is that of
+        one population but for terms of the order 1 / n_k. Only workers that train a branch count for it. A
+        running statistic has no number of images, since it forgets old ones; n_k is the worker's part in the
+        training since the last average, when all workers had the same statistics. Where it is 0 for all of
+        them, they still have, and nothing changes. Counts of batches become the largest of any worker.
         """
         if not self.means:
             return

@@ -88,7 +88,7 @@ class Trainer:
             # If there are too few images, no checkpoint may bind the run to its settings yet.
             self._shares()
             if pretrained := self.job.model.pretrained:
-                self.workers.on_all_ranks("read model.pretrained", lambda: self._load_pretrained(pretrained))
+                self.workers.on_rank0("read model.pretrained", lambda: self._load_pretrained(pretrained))
             make_equal(self.workers, self.model)
             self.algorithm.batch_norm.reset()
             # A run that is killed before its first checkpoint of training has this one.
@@ -116,11 +116,10 @@ class Trainer:
         return self.state.epoch == self.job.total_epochs or stagnates
 
     def _load_pretrained(self, pretrained: Path) -> None:
-        """Load the weights to start from, on worker 0; the others receive them."""
-        if self.workers.is_rank0:
-            fresh = load_pretrained(self.model, pretrained, self.images.classes)
-            new = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
-            self.progress.say(f"starting from {pretrained}{new}")
+        """Load the weights to start from."""
+        fresh = load_pretrained(self.model, pretrained, self.images.classes)
+        new = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
+        self.progress.say(f"starting from {pretrained}{new}")
 
     def _train_epoch(self) -> bool:
         """Train for one epoch, or the rest of it, with its record and checkpoints.

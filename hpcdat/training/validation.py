@@ -93,7 +93,8 @@ class Validation:
         history = self.state.history
         if not self.job.early_stopping.chooses_weights or not history.best_epoch:
             return self._measure(self._test)
-        if history.since:
+        # The guard against catastrophic overfitting may have restored the end of a later epoch.
+        if history.best_epoch != self.state.epoch:
             self.progress.say(f"the weights of epoch {history.best_epoch} are the best: they are the result")
             self.state.restore_best()
         return history.best if self._validation is self._test else self._measure(self._test)

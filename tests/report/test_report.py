@@ -62,6 +62,7 @@ def test_another_exchange_stands_below_its_row_under_its_own_name(make_run, tmp_
     assert row.ours["mb_of_reference"] == row.paper["mb_of_reference"] == 0.25
     exchanges = [line for line in differences(own.row.work, runs[2]) if line.startswith("exchange.")]
     assert exchanges == [
+        "exchange.protocol: ring, the paper's hierarchical",
         "exchange.between_nodes: ring, the paper's allgather",
         "exchange.norm: max, the paper's l2",
         "exchange.block: 512, the paper's tensor",

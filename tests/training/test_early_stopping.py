@@ -60,3 +60,25 @@ def test_best_weights_on_images_held_out_are_the_result_after_all_epochs(tmp_pat
         *(("epoch", 3, None), ("evaluation", 3, True), ("evaluation", 2, False)),
     ]
     assert {line["images"] for line in lines if line["event"] == "epoch"} == {50}
+
+
+def test_the_best_weights_are_the_result_where_the_guard_ends_training_at_later_ones(tmp_path, monkeypatch):
+    """Evaluated after epoch 2 only; training collapses in epoch 4, and the guard restores epoch 3."""
+    guarded = iter([100, 100, 100, 0])
+
+    def measure(pgd, *_):
+        return Accuracy(256, 250, next(guarded)) if "training" in pgd.name else Accuracy(50, 50, 30)
+
+    monkeypatch.setattr(validation, "measure_accuracy", measure)
+    short = [
+        "method=dat-fgsm",
+        "attack.steps=1",
+        "epochs=5",
+        "data.train_images=100",
+        "schedule.decay_epochs=[]",
+    ]
+    chosen = ["evaluation.every=2", "early_stopping.best_weights=true", "early_stopping.held_out=50"]
+    job = read_job(DEMO, [f"run_dir={tmp_path / 'run'}", *short, *chosen])
+    result, folder = train(job, SingleProcess(), Never()), RunFolder(tmp_path / "run")
+    assert [line["epoch"] for line in folder.metrics("overfitting")] == [4]
+    assert result.epoch == folder.checkpoint_of_result(job).epoch == 2

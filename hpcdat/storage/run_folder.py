@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from hpcdat import __version__
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import JobError, read_job, write_job
 from hpcdat.config.sections import by_name
@@ -233,7 +234,7 @@ class RunFolder:
             ) from None
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise RunError(f"{self.result_file} cannot be read: {problems}") from None
+            raise RunError(f"{self.result_file} cannot be read: {problems}{self._writer()}") from None
         except OSError as error:
             raise RunError(f"{self.result_file} cannot be read: {error}") from None
 
@@ -252,9 +253,23 @@ class RunFolder:
         """
         if not self.job_file.exists():
             raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml")
-        if read_job(self.job_file).evaluation.has_usual_step_size:
+        try:
+            before = read_job(self.job_file)
+        except JobError as error:
+            raise RunError(f"{error}{self._writer()}") from None
+        if before.evaluation.has_usual_step_size:
             settings = ["evaluation.step_size=null", *settings]
         return read_job(self.job_file, settings)
+
+    def _writer(self) -> str:
+        """The hpcdat that wrote the run, for the end of a message; empty if that is unknown or this one."""
+        try:
+            environment = self.environment()
+            version, commit = environment["packages"]["hpcdat"], environment.get("git_commit")
+        except (RunError, KeyError, TypeError):
+            return ""
+        written_by = f"hpcdat {shorten(version)}" + (f" of commit {shorten(commit)}" if commit else "")
+        return f" (the run was written by {written_by}; this is hpcdat {__version__})"
 
     def _never_trained(self) -> bool:
         """Whether a run started but ended before its first checkpoint and metrics."""
@@ -271,7 +286,7 @@ class RunFolder:
         try:
             before = by_name(read_job(self.job_file))
         except JobError as error:
-            raise RunError(f"{error}\n{advice}") from None
+            raise RunError(f"{error}{self._writer()}\n{advice}") from None
         changed = [
             (f"{key}: {shorten(before[key][0])} -> {shorten(value)}", may_change)
             for key, (value, may_change) in by_name(job).items()

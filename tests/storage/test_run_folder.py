@@ -1,5 +1,6 @@
 """Run folders: creating, resuming, overwriting."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -67,3 +68,21 @@ def test_an_overwriting_start_that_is_killed_is_done_by_the_next_one(begin, tmp_
         patched.setattr(shutil, "rmtree", killed_later(shutil.rmtree))
         begin(overwrite=True)
     assert begin() == "new" and not folder.metrics_file.exists() and not folder.checkpoints.exist()
+
+
+def test_a_run_of_another_version_is_refused_with_the_version_that_wrote_it(begin, tmp_path):
+    begin()
+    folder = RunFolder(tmp_path / "run")
+    folder.metrics_file.write_text('{"event": "epoch"}\n')
+    folder.job_file.write_text(folder.job_file.read_text() + "colour: blue\n")
+    written_by_another = {"packages": {"hpcdat": "0.0.9"}, "git_commit": "abc"}
+    folder.environment_file.write_text(json.dumps(written_by_another))
+    expected = r"unknown key.*\(the run was written by hpcdat 0\.0\.9 of commit abc; this is hpcdat "
+    with pytest.raises(RunError, match=expected):
+        folder.read_job([])
+    with pytest.raises(RunError, match=expected):
+        begin()
+    folder.environment_file.write_text("{}")
+    with pytest.raises(RunError, match="unknown key") as refused:
+        folder.read_job([])
+    assert "written by" not in str(refused.value)

@@ -67,10 +67,15 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         model = build_model_for(job, len(images.train.classes)).to(device)
         progress = Progress(shown=workers.is_rank0)
         exchange = choose_exchange(job.exchange, workers, model, folder.choice_file, progress)
-        trainer = Trainer(Algorithm1(job, model, exchange, workers, device), folder, images, stop)
-        if state == "unfinished":
-            trainer.resume()
-        accuracy = trainer.run()
+        algorithm = Algorithm1(job, model, exchange, workers, device)
+        try:
+            trainer = Trainer(algorithm, folder, images, stop)
+            if state == "unfinished":
+                trainer.resume()
+            accuracy = trainer.run()
+        finally:
+            # Its thread would keep model and buffers in memory, in a process that trains again.
+            algorithm.exchange.close()
     return conclude_run(folder, job, accuracy, trainer.state.epoch, workers, finished=True)
 
 

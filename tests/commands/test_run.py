@@ -1,5 +1,7 @@
 """Commands on one worker."""
 
+import threading
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from hpcdat.commands.evaluate import evaluate
 from hpcdat.commands.pseudo_label import pseudo_label
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
+from hpcdat.distributed.loopback import loopback, run_threads
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
@@ -58,3 +61,11 @@ def test_settings_of_another_model_are_wrong_input(trained, tmp_path, use):
         f"{trained}: the settings describe another model than the one that was trained: "
         "do not change method, model and data.channels"
     )
+
+
+def test_training_leaves_no_thread_that_holds_the_model(tmp_path):
+    settings = ["epochs=1", "attack.steps=1", "evaluation.steps=1", "evaluation.every=0", "exchange.bits=8"]
+    settings += ["data.train_images=100", "schedule.decay_epochs=[]", "exchange.protocol=allgather"]
+    job = read_job(DEMO, [f"run_dir={tmp_path / 'run'}", *settings])
+    run_threads(loopback(2, node_of=[0, 1]), lambda workers: train(job, workers, Never()))
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "exchange"]

@@ -23,11 +23,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not full"
 
-# What takes long: every drill, three-seed statistics, the rates of emulated links.
+# Slow tests: every drill, three-seed statistics, the rates of emulated links.
 test-full: setup
 	$(BIN)/python -m pytest -m full
 
-# Twenty times kill -9 of a random worker at a random moment; the run must end as if nothing had been.
+# Twenty times kill -9 of a random worker at a random moment; the result must be that of an undisturbed run.
 drill: setup
 	$(BIN)/python -m tests.distributed.drill --kills 20
 

@@ -43,7 +43,7 @@ setup(
         ],
     },
     package_data={
-        "hpcdat": ["py.typed"],
+        "hpcdat": ["py.typed", "*.pyi"],
         "hpcdat.report": ["*.j2"],
         "hpcdat.slurm": ["templates/*.j2", "sites/*.yaml"],
     },

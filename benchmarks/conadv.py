@@ -72,15 +72,15 @@ TWO_WORKERS = {
     "vanilla, a batch each": ["method=plain"],
     "DisAdv, a batch each": ["method=disadv"],
     "ConAdv, a batch each": ["method=conadv"],
-    "DisAdv, halves apart": ["method=disadv", *SEPARATE_HALVES],
+    "DisAdv, separate halves": ["method=disadv", *SEPARATE_HALVES],
     "ConAdv, update and attack worker": ["method=conadv", *ATTACK_WORKER],
 }
 THREE_WORKERS = {
     "vanilla, three batches": ["method=plain"],
-    "ConAdv, halves and attack apart": ["method=conadv", *ATTACK_WORKER, *SEPARATE_HALVES],
+    "ConAdv, separate halves and attack": ["method=conadv", *ATTACK_WORKER, *SEPARATE_HALVES],
 }
 BY_TURNS = "by turns: "
-"""Prefix of the names of what workers do that take turns on one core."""
+"""Prefix of the names of steps timed with workers taking turns on one core."""
 ROUNDS_PER_START = 2
 """Rounds of workers that take turns, before they are started again."""
 CLASSES = 10
@@ -138,7 +138,7 @@ class Bench:
 
         def gradient(*parts: Labelled | None) -> None:
             algorithm.optimizer.zero_grad(set_to_none=True)
-            local_cost(algorithm.network, *parts, weights=(0.5, 0.5)).total.backward()
+            local_cost(algorithm.compiled_model, *parts, weights=(0.5, 0.5)).total.backward()
 
         parts = {
             "attack": partial(algorithm.attack, Batch(0, 0, len(self.x), {0: images}), 0),
@@ -246,7 +246,7 @@ def compare(step: dict[str, float]) -> dict[str, float]:
     ratios["pair_of_limit"] = ratios["pair_over_disadv"] / limit
     ratios["a_batch_each_over_disadv"] = step["DisAdv, a batch each"] / step["ConAdv, a batch each"]
     ratios["beside_another_worker"] = step["vanilla, a batch each"] / step["vanilla"]
-    three = "ConAdv, halves and attack apart"
+    three = "ConAdv, separate halves and attack"
     how = next((how for how in ("", BY_TURNS) if how + three in step), None)
     if how is None:
         return ratios
@@ -255,7 +255,7 @@ def compare(step: dict[str, float]) -> dict[str, float]:
     )
     limit = (attack + adversarial) / max(attack, clean, adversarial)
     split, halves, vanilla = (
-        step[how + name] for name in (three, "DisAdv, halves apart", "vanilla, three batches")
+        step[how + name] for name in (three, "DisAdv, separate halves", "vanilla, three batches")
     )
     ratios |= {"split_over_disadv_in_halves": halves / split, "split_limit": limit}
     ratios["split_of_limit"] = ratios["split_over_disadv_in_halves"] / limit

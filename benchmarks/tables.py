@@ -9,7 +9,7 @@ Ratios, for PGD and FGSM:
 
 - ``c_8_bits_over_32_*``, ``c_8_bits_two_sided_over_32_*``: C of 8 bits over C of 32 bits, as the
   paper ran them (the DAT paper: 0.66 and 1.21 for PGD).
-- ``c_8_bits_lanes_over_32_ring_*``, ``c_8_bits_sharded_over_32_ring_*``: the same of what hpcdat offers.
+- ``c_8_bits_lanes_over_32_ring_*``, ``c_8_bits_sharded_over_32_ring_*``: the same for hpcdat's own exchanges.
 - ``c_against_*``: C of a job over that of the earlier report, the one furthest from 1.
 """
 

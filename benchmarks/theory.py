@@ -1,4 +1,4 @@
-"""The papers' convergence bounds beside what was measured, on a problem where both can be computed.
+"""The papers' convergence bounds compared with measurements, on a problem where both can be computed.
 
 ``python benchmarks/theory.py [--out FOLDER] [--json PATH]``: five minutes on one core, with two plots.
 
@@ -73,7 +73,7 @@ def print_slopes(panels: dict[str, slopes.Panel]) -> None:
 
 def main() -> None:
     """Measure, print the tables, draw, write the JSON."""
-    parser = argparse.ArgumentParser(description="the papers' convergence bounds beside what was measured")
+    parser = argparse.ArgumentParser(description="the papers' convergence bounds compared with measurements")
     parser.add_argument("--out", type=Path, default=Path("runs/theory"), help="folder of the plots")
     parser.add_argument("--json", type=Path, help="write environment, values and ratios here")
     arguments = parser.parse_args()

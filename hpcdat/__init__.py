@@ -13,11 +13,12 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "LAMB": "hpcdat.optim.lamb",
     "LARS": "hpcdat.optim.lars",
+    "MomentumLALR": "hpcdat.optim.lamb",
     "PGD": "hpcdat.attacks.pgd",
     "QuantizedSum": "hpcdat.exchange.horovod_compression",
 }
 
-__all__ = ["LAMB", "LARS", "PGD", "QuantizedSum"]
+__all__ = ["LAMB", "LARS", "PGD", "MomentumLALR", "QuantizedSum"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 LONGEST_ECHO = 80
@@ -55,3 +56,14 @@ def shorten(value: object) -> str:
     """A user's value as an error message repeats it: at most :data:`LONGEST_ECHO` characters."""
     text = str(value)
     return text if len(text) <= LONGEST_ECHO else text[: LONGEST_ECHO - 3] + "..."
+
+
+def first_few(names: Sequence[str], shown: int = 5) -> str:
+    """The first names and the number of the others: ``a, b, c, d, e and 3 more``."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from hpcdat.config.job import Job
-from hpcdat.errors import WorkerError
+from hpcdat.errors import WorkerError, first_line
 
-MESSAGES = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""Parts of errors that torch raises as a plain RuntimeError: the CPU allocator's and CUDA libraries'."""
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""Texts by which to recognise out-of-memory errors that torch raises as a plain RuntimeError: those of the
+CPU allocator and of CUDA's libraries."""
 
 
 @contextmanager
@@ -28,7 +29,8 @@ def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MESSAGES)):
+        recognised = any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+        if not (isinstance(error, torch.OutOfMemoryError) or recognised):
             raise
         section, _, key = batch_size.rpartition(".")
         value = getattr(getattr(job, section) if section else job, key)
@@ -38,5 +40,5 @@ def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
         if job.data.image_size > 32:
             helpful.append(f"a data.image_size smaller than {job.data.image_size}")
         raise WorkerError(
-            f"out of memory: {str(error).splitlines()[0]}\nWhat would help: {', or '.join(helpful)}"
+            f"out of memory: {first_line(error)}\nWhat would help: {', or '.join(helpful)}"
         ) from None

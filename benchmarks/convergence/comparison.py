@@ -1,4 +1,4 @@
-"""A bound beside what was measured, and what can be concluded from the two."""
+"""Compare a bound with a measurement."""
 
 from __future__ import annotations
 

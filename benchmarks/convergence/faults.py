@@ -1,4 +1,4 @@
-"""What a violation looks like: programs with a fault, and bounds that they keep without it."""
+"""Deliberate faults, to check that the bounds detect them."""
 
 from __future__ import annotations
 

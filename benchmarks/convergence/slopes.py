@@ -64,9 +64,9 @@ def panel(x: Sequence[float], y: Sequence[Tensor]) -> Panel:
 def measure() -> dict[str, Panel]:
     """Every panel: what was varied and what came out.
 
-    But for the first, it is what a term adds to the runs without it, of the same seeds. The exact gradient of
-    all samples has no noise; bits and delays are looked at beside the noise of batches, without which the
-    quantised gradient is soon nothing and weights swing to and fro, every other step where they were.
+    Except in the first, it is what a term adds to the runs without it, with the same seeds. The exact
+    gradient of all samples has no noise; bits and delays are measured with batch noise, without which the
+    quantised gradient soon vanishes and the weights oscillate with a period of two steps.
     """
     exact = Setup(torch.optim.SGD, 400, LAYERS)
     noisy = replace(exact, batch=64)

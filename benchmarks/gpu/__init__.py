@@ -1,4 +1,4 @@
-"""What one GPU does: robust CIFAR-10 in a minute and in ten, the attack step, the codec, ConAdv, Horovod.
+"""Measurements on one GPU: CIFAR-10 in a minute and in ten, the attack step, the codec, ConAdv, Horovod.
 
 ``python benchmarks/gpu SECTION... [--json docs/gpu-h200.json] [--cifar ROOT] [--page FOLDER]`` measures the
 sections one after the other and merges them into the JSON, which is written after each part. A section that

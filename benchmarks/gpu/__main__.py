@@ -33,7 +33,7 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU that torch can use; --device cpu --tiny tries it out")
     if arguments.limit and not arguments.work:
-        raise SystemExit("--limit: what is stopped goes on from the folder --work, which is missing")
+        raise SystemExit("--limit: also give --work, the folder to resume from")
     stop = StopRequest()
     if arguments.limit:
         timer = threading.Timer(arguments.limit, lambda: setattr(stop, "requested", True))
@@ -53,13 +53,13 @@ def main() -> None:
             report = measure(call, arguments.sections, arguments.json)
             show(report)
             if arguments.page:
-                # The page alone needs jinja2.
+                # Only the page needs jinja2.
                 from gpu.page import write_page
 
                 for written in write_page(report, tables_of(report["sections"]), arguments.page):
                     print(f"written: {written}")
         except Stopped as error:
-            print(f"{error}\nthe same command goes on", file=sys.stderr)
+            print(f"{error}\nthe same command resumes", file=sys.stderr)
             raise SystemExit(Exit.STOPPED_RESUMABLE) from None
         except HpcdatError as error:
             print(error, file=sys.stderr)
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="merge device, versions, date, sections and ratios into it")
     parser.add_argument("--page", type=Path, metavar="FOLDER", help="write report.html, .md and .csv there")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small nets, few images: to try it out")
+    parser.add_argument("--tiny", action="store_true", help="small models and few images, for a quick test")
     parser.add_argument("--cifar", type=Path, help="folder that holds cifar-10-batches-py")
     parser.add_argument("--work", type=Path, help="folder of the runs (default: one that is removed)")
     parser.add_argument("--seeds", default="0,1,2", help="of the speed run (default: %(default)s)")

@@ -4,8 +4,8 @@ Batches of 64 and of 256 images of 224x224, in bfloat16; those of 64 also with t
 
 Ratios:
 
-- ``conadv_over_disadv_64``: throughput of ConAdv over that of DisAdv at 64 images, compiled or not, whichever
-  makes ConAdv faster.
+- ``conadv_over_disadv_64``: throughput of ConAdv over that of DisAdv at 64 images, both compiled or both
+  eager, whichever is faster for ConAdv.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import torch
 from gpu.section import JOBS, Call, Keep, Measured, Table
 from hpcdat.storage.run_folder import RunFolder
 
-LONGEST = 300
-"""Seconds that a command may take."""
+COMMAND_TIMEOUT = 300
+"""Seconds after which a command is stopped."""
 
 
 def measure(call: Call, before: Measured, keep: Keep) -> None:
@@ -24,7 +24,7 @@ def measure(call: Call, before: Measured, keep: Keep) -> None:
 
     Raises:
         CheckpointError: a run has left no checkpoint that is whole.
-        subprocess.TimeoutExpired: a command takes longer than LONGEST.
+        subprocess.TimeoutExpired: a command takes longer than COMMAND_TIMEOUT.
     """
     try:
         import horovod.torch  # noqa: F401
@@ -69,9 +69,9 @@ def _run(command: list[str]) -> Measured:
     """Exit code and last five lines of a command.
 
     Raises:
-        subprocess.TimeoutExpired: it takes longer than LONGEST.
+        subprocess.TimeoutExpired: it takes longer than COMMAND_TIMEOUT.
     """
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
     return {"exit_code": done.returncode, "output": (done.stdout + done.stderr).splitlines()[-5:]}
 
 

@@ -100,7 +100,7 @@ def _begin(call: Call, names: Sequence[str], file: Path | None) -> Report:
     environment = describe_environment(SingleProcess(), call.device)
     report = {
         # With another name, a tiny run is neither mistaken for a measurement nor merged with one.
-        "device": device_name(call.device) + (", tried out in small" if call.tiny else ""),
+        "device": device_name(call.device) + (", tiny test run" if call.tiny else ""),
         "versions": {"python": environment["python"], "cuda": environment["cuda"], **environment["packages"]},
         "date": str(date.today()),
         "environment": environment,

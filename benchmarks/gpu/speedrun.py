@@ -5,7 +5,7 @@ on 1,000. In addition, examples are made with PGD-20 by the network in bfloat16 
 both are evaluated by the one in float32.
 
 ``training_seconds`` run from the start, with the images on disk, to the last checkpoint. A run of two steps
-before them compiles the code; its duration, ``compile_seconds``, is reported beside them.
+before them compiles the code; its duration, ``compile_seconds``, is reported separately.
 
 Ratios:
 

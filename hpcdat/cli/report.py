@@ -59,8 +59,9 @@ def report(
     def write() -> tuple[list[Section], list[Path]]:
         from hpcdat.report import pages
         from hpcdat.report.batches import batch_sections
-        from hpcdat.report.comparison import compare, read_run
+        from hpcdat.report.comparison import compare
         from hpcdat.report.epochs import epoch_sections
+        from hpcdat.report.runs import read_run
         from hpcdat.report.sweeps import sweep_sections
 
         read = [read_run(folder) for folder in folders]

@@ -136,11 +136,11 @@ class Job(Settings):
     def _check_data(self) -> None:
         data = self.data
         if data.source == "folder" and data.root is None:
-            raise _refusal("data.root", "the folder that holds the images is needed (train/ and test/ in it)")
+            raise _refusal("data.root", "a folder with train/ and test/ in it")
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
-            raise _refusal("data.channels", f"3: {data.source} has colours")
+            raise _refusal("data.channels", f"3: {data.source} images are in colour")
         if data.policy != "none" and data.channels != 3:
-            raise _refusal("data.policy", f"none: {data.policy} changes colours, and the images are grey")
+            raise _refusal("data.policy", f"none: {data.policy} needs colour images")
         if data.loader == "device" and data.augmentation == "crop-flip":
             raise _refusal("data.augmentation", "none or pad-crop: loader device resizes all images alike")
         if data.loader == "device" and data.policy != "none":
@@ -196,7 +196,7 @@ class Job(Settings):
         if self.attack.batch_norm == "eval" and self.delay:
             raise _refusal("attack.batch_norm", "train: running statistics are not those of stale weights")
         if concurrent.place == "workers" and not self.delay:
-            raise _refusal("concurrent.place", "beside: without delay the update waits for its examples")
+            raise _refusal("concurrent.place", "beside: attack workers need concurrent.delay of 1 or more")
         if concurrent.update_workers and concurrent.place != "workers":
             raise _not_allowed("concurrent.update_workers", "without concurrent.place: workers")
 
@@ -243,7 +243,7 @@ class Job(Settings):
             if given and schedule.name != name:
                 raise _not_allowed(f"schedule.{key}", f"with schedule {schedule.name}, only with {name}")
         if schedule.name == "cyclic" and schedule.warmup_epochs:
-            raise _refusal("schedule.warmup_epochs", "0: the schedule cyclic has its own way up")
+            raise _refusal("schedule.warmup_epochs", "0: schedule cyclic has its own warm-up")
         if schedule.extra_warmup_epochs and (schedule.name == "cyclic" or schedule.warmup_epochs):
             raise _refusal("schedule.extra_warmup_epochs", "0: the schedule has another warm-up")
         if (schedule.peak_epoch or 0) >= self.epochs:

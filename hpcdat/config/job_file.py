@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hpcdat.config.job import Job
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -100,11 +100,11 @@ def _parse_job(text: str, name: str, above: tuple[Path, ...] = ()) -> tuple[dict
         return values, places
     other, place = values.pop("like"), places.pop(("like",))
     if not isinstance(other, str):
-        raise JobError(f"{place}: like: expected the path of another job, not {other!r:.80}")
+        raise JobError(f"{place}: like: expected the path of another job, not {shorten(repr(other))}")
     path = Path(name).parent / other
     above = (*above, Path(name).resolve())
     if path.resolve() in above:
-        raise JobError(f"{place}: like: {path} leads back to itself")
+        raise JobError(f"{place}: like: {path} refers to itself")
     try:
         inherited, its_places = _parse_job(_text_of(path), str(path), above)
     except JobError as error:
@@ -157,7 +157,7 @@ def _lines(node: yaml.Node | None, key: Key, above: set[int]) -> Iterator[tuple[
 
 
 def _override(values: dict[str, Any], places: dict[Key, str], setting: str) -> None:
-    place = f"--set {setting}"
+    place = f"--set {shorten(setting)}"
     name, equals, text = setting.partition("=")
     key = tuple(name.strip().split("."))
     if not equals or not all(key):
@@ -204,7 +204,7 @@ def _complaint(error: Any, places: dict[Key, str], name: str, root: type[BaseMod
         choices = _choices(field)
         near = difflib.get_close_matches(error["input"], choices, n=1, cutoff=0.5)
         expected = f"expected one of {', '.join(choices)}" + (f"; did you mean '{near[0]}'?" if near else "")
-    return f"{place}: {_dotted(key)}: {error['input']!r:.80}: {expected}{meaning}"
+    return f"{place}: {_dotted(key)}: {shorten(repr(error['input']))}: {expected}{meaning}"
 
 
 def _model_at(key: Key, root: type[BaseModel]) -> type[BaseModel] | None:
@@ -230,4 +230,4 @@ def _choices(field: FieldInfo | None) -> list[str]:
 
 
 def _dotted(key: Key) -> str:
-    return ".".join(str(part) for part in key) or "the job"
+    return shorten(".".join(str(part) for part in key)) or "the job"

@@ -17,7 +17,7 @@ class Method:
         scaled_rate: the learning rate grows with the global batch, ``lr`` for every :data:`REFERENCE_BATCH`
             images (large-batch SGD: Goyal et al. 2017, Xie et al. 2019).
         extra_warmup: at rates above :data:`EXTRA_WARMUP_ABOVE` training begins with
-            :data:`EXTRA_WARMUP_EPOCHS` more epochs, of warm-up (DAT, supplement 4.1).
+            :data:`EXTRA_WARMUP_EPOCHS` additional warm-up epochs (DAT, supplement 4.1).
         split: the cost is of clean and adversarial images, each with its own batch norm.
         delay: default tau of eq. (3) of ConAdv.
     """
@@ -38,10 +38,10 @@ REFERENCE_BATCH = 256
 """Images of the global batch that the rate of a method with ``scaled_rate`` is for."""
 
 EXTRA_WARMUP_EPOCHS = 5
-"""Warm-up epochs in front of the others with `extra_warmup`."""
+"""Number of extra warm-up epochs, before the job's own."""
 
 EXTRA_WARMUP_ABOVE = 0.2
-"""Rate above which there are any."""
+"""Learning rate above which `extra_warmup` adds epochs."""
 
 METHODS: dict[str, Method] = {
     "plain": Method("none", (*LALR, "sgd", "lars")),

@@ -55,18 +55,18 @@ class Data(Settings):
     """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
     cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
     download: Annotated[bool, MAY_CHANGE] = False
-    """fetch CIFAR's official batches into `root` where they are not there"""
+    """download CIFAR's official batches into `root` if they are missing"""
     train: str = "train"
     """`folder`: sub-folder of `root` that is trained on"""
     test: str = "test"
     """`folder`: sub-folder of `root` that is evaluated on"""
     train_images: int | None = Field(None, ge=1)
-    """train on so many images, of each class as many; left out: on all"""
+    """train on this many images, equally many of each class; default: all"""
     test_images: int | None = Field(None, ge=1)
-    """evaluate on so many images, of each class as many; left out: on all"""
+    """evaluate on this many images, equally many of each class; default: all"""
     unlabelled: Path | None = None
-    """file of images with pseudo-labels that training batches are mixed with: the .npz of `hpcdat
-    pseudo-label`, or the pickle of Carmon et al. 2019"""
+    """file of pseudo-labelled images to mix into training batches: the .npz of `hpcdat pseudo-label`, or the
+    pickle of Carmon et al. 2019"""
     unlabelled_part: float = Field(0.5, gt=0, lt=1)
     """share of such images in every batch, to the nearest image; an epoch is a pass over the labelled ones"""
     split: Literal["workers", "nodes", "own"] = "workers"
@@ -76,10 +76,10 @@ class Data(Settings):
     """images left at the end of an epoch, fewer than a global batch: left out (`drop`), or a smaller batch
     of their own at the full learning rate (`short`)"""
     corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
-    """what an image that cannot be read does: `stop` the run, or be left out (`skip`), named and counted"""
+    """an unreadable image: `stop` the run, or `skip` the image, which is reported and counted"""
     loader: Literal["dali", "torchvision", "device"] = "dali"
-    """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: all images, which have one
-    size, stay in the memory of the GPU (or CPU) that trains and are shifted and mirrored there"""
+    """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: keeps all images in GPU (or
+    CPU) memory and shifts and flips them there; they must have one size"""
     threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)
@@ -95,10 +95,10 @@ class Data(Settings):
 
 
 class Model(Settings):
-    """The network. Normalisation is its first layer, so attacks work on pixels in [0, 1]."""
+    """The model. Normalisation is its first layer, so attacks work on pixels in [0, 1]."""
 
     name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] = "resnet50"
-    """`digits-cnn`: a small net for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
+    """`digits-cnn`: a small model for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
     `resnet50`: torchvision's, for ImageNet"""
     width: float = Field(1.0, gt=0, le=4)
     """factor on the number of channels of all layers, for `preact-resnet18` and `wide-resnet28-10`"""
@@ -169,8 +169,7 @@ class Smoothing(Settings):
     copies: int = Field(2, ge=1)
     """N: noisy copies of each image, which share its perturbation"""
     workers: int = Field(1, ge=1)
-    """workers that share a batch and divide its copies equally; the global batch then counts each such team
-    once"""
+    """workers that share a batch and divide its copies equally; the global batch counts it once"""
 
 
 class Concurrent(Settings):
@@ -180,8 +179,9 @@ class Concurrent(Settings):
     """tau: steps between the attack on a batch and its update; left out: 1, for `disadv` 0. The first tau
     batches of an epoch are attacked with the weights at its start"""
     place: Literal["beside", "workers"] = "beside"
-    """`beside`: every worker attacks its own batches, on a GPU in a second stream during the update, on a CPU
-    while gradients are exchanged; `workers`: dedicated attack workers make the examples and send them"""
+    """`beside`: every worker attacks its own batches; on a GPU in a second stream during the update, on a
+    CPU during the exchange of gradients; `workers`: dedicated attack workers make the examples and send
+    them"""
     update_workers: int | None = Field(None, ge=1)
     """`workers`: batches that one attack worker serves; left out: the largest number up to 3 that divides the
     workers evenly"""
@@ -226,8 +226,8 @@ class Exchange(Settings):
     )
     """`ring`: all-reduce, of codes on a common grid; `allgather`: all receive all codes;
     `parameter_server`: worker 0 adds; `sharded_server`: each worker adds a shard; `hierarchical`:
-    float32 inside a node, `across` between nodes; `auto`: what is fastest, bits and `bucket_mb` with it,
-    by a measurement of the links at the start of the run"""
+    float32 inside a node, `across` between nodes; `auto`: measure the links at the start and choose the
+    fastest protocol, `bits` and `bucket_mb`"""
     across: Literal["ring", "allgather", "parameter_server", "sharded_server"] = "ring"
     """`hierarchical`: the protocol between nodes"""
     bits: Bits = 32
@@ -235,9 +235,9 @@ class Exchange(Settings):
     bits_allowed: Annotated[list[Bits], Field(min_length=1)] = [32, 8]
     """`auto`: the bits to choose from; fewer are chosen only where they save a tenth of the time"""
     two_sided: bool = False
-    """the sum is quantised too (step 7), with the servers' protocols; `auto`: it may be"""
+    """quantise the sum as well (step 7); server protocols only; with `auto`: allow it"""
     sum_format: Literal["float32", "bfloat16"] = "float32"
-    """what a server sends the sum in, one-sided"""
+    """format in which a server sends the sum in a one-sided exchange"""
     norm: Literal["max", "l2"] = "max"
     """norm that the levels divide: the largest magnitude, or the paper's l2"""
     block: Annotated[int, Field(ge=8)] | Literal["bucket", "tensor"] = 512
@@ -246,15 +246,15 @@ class Exchange(Settings):
     """s of (A6): levels of each sign; left out: 2^(bits - 1) - 1, the most that fit in `bits` bits with the
     sign"""
     lane_bits: int | None = Field(None, ge=2, le=32)
-    """`ring`: bits of a lane, where the sum of all workers' codes must fit, if need be with fewer levels;
-    left out: as wide as it takes for all levels"""
+    """`ring`: bits of a lane, which must hold the sum of all workers' codes; levels are reduced to fit.
+    Default: wide enough for all levels"""
     exact: list[str] = []
     """names of parameters that stay in float32, with * and ?"""
     exact_1d: bool = True
     """biases and batch norm (tensors of one dimension) stay in float32 as well; false: they are quantised
     like all others, as in the DAT authors' public code"""
     error_feedback: bool = False
-    """add what rounding left out to what is sent next"""
+    """add the rounding error of a message to the next one"""
     bucket_mb: float = Field(25.0, gt=0)
     """MiB of gradients that are exchanged together"""
     overlap: bool = True
@@ -266,11 +266,11 @@ class Exchange(Settings):
         return self.across if self.protocol == "hierarchical" else self.protocol
 
     def lane_levels(self, senders: int) -> int | None:
-        """Largest s whose sums of so many senders fit in `lane_bits`; None without that limit."""
+        """Largest s whose sum over this many senders fits in `lane_bits`; None without that limit."""
         return (2**self.lane_bits - 1) // (2 * senders) if self.lane_bits else None
 
     def levels_among(self, senders: int) -> int | None:
-        """s, the levels of each sign, with so many senders; None without codes, or for signs alone."""
+        """s: levels per sign for this number of senders; None without codes or with 1 bit."""
         if self.bits in (1, 32, "float16"):
             return None
         full = self.levels or 2 ** (int(self.bits) - 1) - 1
@@ -289,7 +289,7 @@ class Schedule(Settings):
     """The learning rate over the epochs."""
 
     name: Literal["piecewise", "cyclic", "polynomial"] = "piecewise"
-    """`piecewise`: constant but for decays; `cyclic`: up to the rate and down to 0, Fast AT's;
+    """`piecewise`: constant between decays; `cyclic`: linear up to the rate and down to 0 (Fast AT);
     `polynomial`: down to 0 as (1 - t/T)^power"""
     warmup_epochs: int = Field(0, ge=0)
     """linear warm-up over the first W of the `epochs`; not with `cyclic`"""
@@ -326,7 +326,7 @@ class Evaluation(Settings):
     restarts: int = Field(1, ge=1)
     """number of random starts; an image is robust if the attack fails from all of them. Sweeps start once"""
     batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
-    """images per batch, whatever the number of workers"""
+    """images per batch; independent of the number of workers"""
     every: int = Field(0, ge=0)
     """measure TA and RA after every so many epochs too, on the images of `early_stopping.held_out` if there
     are any; 0: only at the end. Not part of the training time T"""

@@ -24,7 +24,7 @@ class Loader(Protocol):
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, batch by batch.
 
-        An image that cannot be read is missing in its batch, where the job says so.
+        With ``corrupt: skip``, unreadable images are missing from their batches.
 
         Args:
             batches: positions in the list of images, in order; any may be empty.
@@ -71,7 +71,7 @@ def open_loader(
     """
     if settings.loader == "device":
         return DeviceLoader(images, settings, training=training, device=device)
-    # Imported when it is asked for: DALI may be missing where it is not used.
+    # Imported on demand, so that DALI need not be installed if unused.
     if settings.loader == "dali":
         from hpcdat.data.dali_loader import DaliLoader
 

@@ -1,4 +1,4 @@
-"""What the model sees of an image: a pure function of image, seed and the job's settings.
+"""Crop, resize and flip of each image: a pure function of image, seed and settings.
 
 A run can therefore resume anywhere in an epoch: no random state has to be saved. The number of workers
 changes nothing either. All loaders apply the same views, so they agree pixel by pixel, but not in the
@@ -31,12 +31,14 @@ POLICY_FILL = 128
 """Grey level that a policy's rotations and shears bring in from outside the image."""
 
 ATTEMPTS = 10
-"""Sizes of a random resized crop that are tried."""
+"""Sizes tried for a random resized crop."""
 
 DRAWS = {"crop-flip": 2 + 2 * ATTEMPTS, "pad-crop": 2}
-"""Uniform numbers for an image besides that of its flip: two for a place, and two for each size tried."""
+"""Random numbers per image by augmentation, in addition to that of its flip: two for the position, two for
+each size tried."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""SplitMix64's increment of the state: 2^64 over the golden ratio, made odd."""
 
 
 class View(NamedTuple):
@@ -100,8 +102,8 @@ def views_of(
 def uniform(seed: int, index: Indices, count: int) -> NDArray[np.float64]:
     """Independent uniform numbers in [0, 1), multiples of 2^-53, ``count`` for each index: (N, count).
 
-    The generator SplitMix64 (Steele, Lea and Flood 2014), split: of the one that starts with the seed,
-    number i + 1 is the state that the one of index i starts with.
+    From the generator SplitMix64 (Steele, Lea and Flood 2014). Each index i has its own stream: its initial
+    state is output i + 1 of the generator seeded with ``seed``.
 
     Args:
         seed: in [0, 2^64).
@@ -115,7 +117,7 @@ def uniform(seed: int, index: Indices, count: int) -> NDArray[np.float64]:
 
 
 def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """What SplitMix64 gives in a state."""
+    """The output of SplitMix64 for a state."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))

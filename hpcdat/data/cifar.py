@@ -11,6 +11,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from hpcdat.data.images import DataError, Images
 
 DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+"""torchvision's classes by ``data.source``."""
 
 SECONDS_TO_FETCH = 3600
 """How long a worker waits for another one that fetches the same files."""

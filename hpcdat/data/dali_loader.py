@@ -20,8 +20,8 @@ from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
 
-READ_AHEAD = 4
-"""Batches that are searched for one that fails; DALI reads two ahead."""
+BATCHES_SEARCHED = 4
+"""Batches searched for an unreadable image after DALI fails; DALI prefetches two."""
 
 
 class DaliLoader:
@@ -68,7 +68,7 @@ class DaliLoader:
                 try:
                     (output,) = self._pipeline.run(**self._stream())
                 except (RuntimeError, OSError) as error:
-                    self._blame(batches[number : number + READ_AHEAD], error)
+                    self._blame(batches[number : number + BATCHES_SEARCHED], error)
                     self._begin(batches[number:])
                     continue
                 pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())

@@ -20,10 +20,10 @@ from hpcdat.data.sampler import Indices
 
 
 class DeviceLoader:
-    """Holds all images in the device's memory, a byte a pixel and colour, with a margin of zeros.
+    """Holds all images in device memory as uint8, padded with zeros.
 
-    They are resized once; shifts and mirrors of a batch are one indexing of its pixels. Their places for a
-    whole epoch go to the device together, so that no batch waits for the CPU.
+    They are resized once; a batch is shifted and flipped by a single indexing of its pixels. The positions
+    for a whole epoch are copied to the device at once, so that no batch waits for the CPU.
 
     Args:
         images: of one size; those in files are decoded here, in ``threads`` threads.

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 TEST_IMAGES = 397
+"""Digits in the test set; the other 1,400 are for training."""
 
 
 def write_digits(root: Path) -> None:

@@ -16,7 +16,7 @@ from hpcdat.storage.atomic_files import digest
 
 
 class DataError(InputError):
-    """Images that are not there or cannot be read; the message names them."""
+    """Images are missing or unreadable; the message names them."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
         found = _files_below(source.absolute())
         files = sorted(str(file) for file in found if file.suffix.lower() in IMG_EXTENSIONS)
         if not files:
-            raise DataError(f"{source}: no image in it ({', '.join(IMG_EXTENSIONS[:5])}, ...)")
+            raise DataError(f"{source}: contains no images ({', '.join(IMG_EXTENSIONS[:5])}, ...)")
         return Images(files, [0] * len(files), classes)
     try:
         pixels = np.load(source, allow_pickle=False)
@@ -53,9 +53,9 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
         raise DataError(f"{source}: expected a .npy file with one array")
     pixels = _checked(source, pixels)
     if not len(pixels):
-        raise DataError(f"{source}: no image in it")
+        raise DataError(f"{source}: contains no images")
     if pixels.shape[3] != channels:
-        raise DataError(f"{source}: images of {pixels.shape[3]} channels, and the model takes {channels}")
+        raise DataError(f"{source}: images have {pixels.shape[3]} channels, the model expects {channels}")
     return Images(_names(source, len(pixels)), [0] * len(pixels), classes, pixels)
 
 
@@ -97,7 +97,7 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: no array of labels in it (labels, or extrapolated_targets)")
     if not len(labels):
-        raise DataError(f"{path}: no image in it")
+        raise DataError(f"{path}: contains no images")
     if not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
     pixels, files = held.get("images", held.get("data")), held.get("files")

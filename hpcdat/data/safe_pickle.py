@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-PLAIN = re.compile(r"[biuf]\d{1,2}")
-"""Data types as a pickle names them: truth values, integers and floats, with their size in bytes."""
+NUMERIC_TYPE = re.compile(r"[biuf]\d{1,2}")
+"""The data types allowed, as a pickle names them: booleans, integers and floats, with their size in bytes."""
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -50,7 +50,7 @@ class _Type:
     """Stands for ``numpy.dtype``."""
 
     def __init__(self, code: str, *_: object) -> None:
-        if not PLAIN.fullmatch(code):
+        if not NUMERIC_TYPE.fullmatch(code):
             raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of numbers")
         self.code, self.order = code, "|"
 

@@ -1,4 +1,4 @@
-"""Which worker reads which images in which step: pure functions of the seed and the numbers."""
+"""Assign images to workers and steps: pure functions of the seed and the counts."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def training_shares(
     shuffle its images in the same way, cut them into batches of ``batch_size`` for each of them, and each
     takes its slice. M workers of one group with batch B thus see what one worker with batch M * B sees.
 
-    What is left at the end does not fill a batch of all workers. With ``drop`` it is left out, so that
-    every worker has ``batch_size`` images in every step; the order is new in each epoch, so over the epochs
-    all images have the same chance. With ``short`` it is dealt out as evenly as possible, and every image is
-    seen once an epoch.
+    Images left at the end of an epoch do not fill a global batch. ``drop`` omits them, so that every worker
+    has ``batch_size`` images in every step; the order is new in each epoch, so over the epochs all images
+    have the same chance. ``short`` divides them as evenly as possible, and every image is seen once per
+    epoch.
 
     Args:
         count: number of training images.

@@ -17,7 +17,7 @@ from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.srun_rendezvous import connect_under_srun
 from hpcdat.distributed.watchdog import Watchdog
-from hpcdat.errors import WorkerError
+from hpcdat.errors import WorkerError, first_line
 
 SECONDS_TO_CONNECT = 60
 """How long workers may take to connect, even if the stall timeout is shorter: they import torch first."""
@@ -152,7 +152,7 @@ class HorovodCommunicator(Communicator):
         except HorovodInternalError as error:
             raise WorkerError(
                 f"lost the other workers ({what}): one of them has ended or cannot be reached; see its own "
-                f"or its launcher's message. Horovod reports: {str(error).splitlines()[0]}"
+                f"or its launcher's message. Horovod reports: {first_line(error)}"
             ) from None
 
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from hpcdat.config.sections import Data
 from hpcdat.doctor.facts import SHARED_MEMORY, Node, RunDir
-from hpcdat.doctor.links import ALL_PAIRS, Pair, best_of, slow_pairs
+from hpcdat.doctor.links import MAX_NODES_FOR_ALL_PAIRS, Pair, best_of, slow_pairs
+from hpcdat.errors import first_few
 
 MAX_CLOCK_DIFFERENCE = 1.0
 """Seconds that two nodes' clocks may differ by without a warning."""
@@ -46,7 +47,7 @@ def check_horovod(nodes: Sequence[Node], transport: str) -> list[Finding]:
     """Check that Horovod's build is the same on all nodes, and report the transport of this run."""
     check, builds = "Horovod", _hosts_by(nodes, lambda node: _describe_build(node.horovod))
     if len(builds) > 1:
-        found = "; ".join(f"{build} on {_join_hosts(hosts)}" for build, hosts in builds.items())
+        found = "; ".join(f"{build} on {first_few(hosts)}" for build, hosts in builds.items())
         return [Finding("failure", check, found, "", "use one environment on all nodes")]
     if nodes[0].horovod is None:
         found = "cannot be imported; runs are limited to one worker"
@@ -59,7 +60,7 @@ def check_horovod(nodes: Sequence[Node], transport: str) -> list[Finding]:
     if with_gpus and not nodes[0].horovod["nccl"]:
         found = f"built without NCCL: gradients on GPUs pass through the CPU and {transport}"
         advice = "build Horovod with NCCL, as make setup does"
-        findings.append(Finding("warning", check, found, _join_hosts(with_gpus), advice))
+        findings.append(Finding("warning", check, found, first_few(with_gpus), advice))
     return findings
 
 
@@ -84,15 +85,15 @@ def check_gpus(nodes: Sequence[Node], device: Literal["auto", "cpu", "cuda"]) ->
     if unused and device != "cpu":
         found = "an NVIDIA driver, but no GPU that torch can use"
         advice = "request GPUs from Slurm, or check that the driver is new enough for torch's CUDA"
-        findings.append(Finding("warning", check, found, _join_hosts(unused), advice))
+        findings.append(Finding("warning", check, found, first_few(unused), advice))
     if device == "cuda" and without:
         advice = "use nodes with GPUs, or device: cpu"
-        findings.append(Finding("failure", check, "none, but device: cuda", _join_hosts(without), advice))
+        findings.append(Finding("failure", check, "none, but device: cuda", first_few(without), advice))
     elif device == "auto" and 0 < len(without) < len(nodes):
         advice = "use nodes of one kind, or device: cpu"
-        findings.append(Finding("failure", check, "none, but others have GPUs", _join_hosts(without), advice))
+        findings.append(Finding("failure", check, "none, but others have GPUs", first_few(without), advice))
     elif len(kinds) > 1:
-        found = "; ".join(f"{kind} on {_join_hosts(hosts)}" for kind, hosts in kinds.items())
+        found = "; ".join(f"{kind} on {first_few(hosts)}" for kind, hosts in kinds.items())
         findings.append(Finding("warning", check, found, "", "the slowest GPU limits all"))
     else:
         found = f"{next(iter(kinds))}; {count(max(len(node.takes) for node in nodes), 'worker')} per node"
@@ -129,7 +130,7 @@ def check_dali(
     missing = [node for node in nodes if node.dali is None]
     for error, hosts in _hosts_by(missing, lambda node: node.dali_error).items():
         advice = "" if level == "ok" else "install it, or choose data.loader: torchvision"
-        findings.append(Finding(level, "DALI", f"cannot be imported: {error}", _join_hosts(hosts), advice))
+        findings.append(Finding(level, "DALI", f"cannot be imported: {error}", first_few(hosts), advice))
     return findings
 
 
@@ -143,10 +144,10 @@ def check_versions(nodes: Sequence[Node]) -> list[Finding]:
     for name in dict.fromkeys(name for node in nodes for name in node.versions):
         groups = _hosts_by(nodes, version_of(name))
         if len(groups) > 1:
-            found = f"{name}: " + "; ".join(f"{v} on {_join_hosts(hosts)}" for v, hosts in groups.items())
+            found = f"{name}: " + "; ".join(f"{v} on {first_few(hosts)}" for v, hosts in groups.items())
             minority = min(groups.values(), key=len)
             advice = "use the same environment and the same checkout on all nodes"
-            findings.append(Finding("failure", "versions", found, _join_hosts(minority), advice))
+            findings.append(Finding("failure", "versions", found, first_few(minority), advice))
     if not findings:
         some = ", ".join(f"{k} {v}" for k, v in nodes[0].versions.items() if k in ("python", "torch"))
         same = "the same on all nodes: " if len(nodes) > 1 else ""
@@ -169,7 +170,7 @@ def check_clocks(hosts: Sequence[str], clocks: Sequence[tuple[float, float]]) ->
         return [Finding("ok", "clocks", f"no difference beyond the measurement error of {_duration(bound)}")]
     found = f"{hosts[last]} is {_duration(difference)} ahead of {hosts[first]} (± {_duration(bound)})"
     if difference - bound > MAX_CLOCK_DIFFERENCE:
-        where = _join_hosts([hosts[first], hosts[last]])
+        where = first_few([hosts[first], hosts[last]])
         return [Finding("warning", "clocks", found, where, "check that NTP or chrony runs there")]
     return [Finding("ok", "clocks", found)]
 
@@ -186,12 +187,12 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
         return [Finding("ok", check, "not checked: a run downloads them if they are missing")]
     wrong = _hosts_by([node for node in nodes if node.data_error], lambda node: node.data_error)
     findings = [
-        Finding("failure", check, error, _join_hosts(hosts), "copy them there, or mount their file system")
+        Finding("failure", check, error, first_few(hosts), "copy them there, or mount their file system")
         for error, hosts in wrong.items()
     ]
     right = _hosts_by([node for node in nodes if node.classes], lambda node: node.classes)
     if len(right) > 1:
-        found = "; ".join(f"{count(n, 'class', 'es')} on {_join_hosts(hosts)}" for n, hosts in right.items())
+        found = "; ".join(f"{count(n, 'class', 'es')} on {first_few(hosts)}" for n, hosts in right.items())
         findings.append(Finding("failure", check, found, "", "use the same images on all nodes"))
     elif right:
         classes = next(iter(right))
@@ -215,7 +216,7 @@ def check_run_dir(run_dir: RunDir, first: str) -> list[Finding]:
     if run_dir.unseen:
         found = f"a file that {first} wrote in {run_dir.folder} does not appear"
         advice = "choose a run_dir on a file system that all nodes share"
-        findings.append(Finding("failure", check, found, _join_hosts(run_dir.unseen), advice))
+        findings.append(Finding("failure", check, found, first_few(run_dir.unseen), advice))
     else:
         findings.append(Finding("ok", check, f"writable by {first}, visible on all nodes: {run_dir.folder}"))
     found = f"{_gib(run_dir.free)} free for run_dir"
@@ -257,7 +258,8 @@ def check_pairs(pairs: Sequence[Pair], nodes: int) -> list[Finding]:
     """Check the links; report those slower than half of the typical bandwidth."""
     if not pairs:
         return []
-    measured = "each node with its successor" if nodes > ALL_PAIRS else count(len(pairs), "link")
+    successors = nodes > MAX_NODES_FOR_ALL_PAIRS
+    measured = "each node with its successor" if successors else count(len(pairs), "link")
     slow = slow_pairs(pairs)
     if not slow:
         slowest = min(pairs, key=lambda pair: pair.bandwidth)
@@ -265,11 +267,10 @@ def check_pairs(pairs: Sequence[Pair], nodes: int) -> list[Finding]:
     best = best_of(pairs)
     typical = median(best.values())
     found = f"{measured}; slower than half of the typical {megabytes(typical)} MB/s: "
-    found += ", ".join(f"{pair} {megabytes(pair.bandwidth)}" for pair in slow[:5])
-    found += f" and {len(slow) - 5} more" if len(slow) > 5 else ""
+    found += first_few([f"{pair} {megabytes(pair.bandwidth)}" for pair in slow])
     # If all links of a node are slow, the cause is the node's own link.
     slow_hosts = [host for host in best if best[host] < typical / 2]
-    where = _join_hosts(
+    where = first_few(
         slow_hosts or list(dict.fromkeys(host for pair in slow for host in (pair.one, pair.other)))
     )
     advice = "check its network card, cable and selected interface, or exclude the node"
@@ -286,11 +287,7 @@ def _hosts_by(nodes: Iterable[Node], key: Callable[[Node], Hashable]) -> dict[An
 
 def _where(groups: dict[Hashable, list[str]], nodes: Sequence[Node]) -> str:
     hosts = [host for group in groups.values() for host in group]
-    return "" if len(hosts) == len(nodes) else _join_hosts(hosts)
-
-
-def _join_hosts(hosts: Sequence[str]) -> str:
-    return ", ".join(hosts[:5]) + (f" and {len(hosts) - 5} more" if len(hosts) > 5 else "")
+    return "" if len(hosts) == len(nodes) else first_few(hosts)
 
 
 def count(number: int, noun: str, plural: str = "s") -> str:

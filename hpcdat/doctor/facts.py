@@ -19,7 +19,7 @@ from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
-from hpcdat.errors import HpcdatError, InputError
+from hpcdat.errors import HpcdatError, InputError, first_line
 from hpcdat.storage.atomic_files import write_text
 
 CLOCK_ROUNDS = 12
@@ -151,7 +151,7 @@ def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str,
 
         dali = nvidia.dali.__version__
     except (ImportError, OSError) as error:
-        dali_error = str(error).splitlines()[0]
+        dali_error = first_line(error)
     classes, data_error = None, ""
     if job:
         try:

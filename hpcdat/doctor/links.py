@@ -15,11 +15,11 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Stopped
 
-ALL_PAIRS = 16
-"""Largest number of nodes for which all pairs are measured; beyond, each node and its successor."""
+MAX_NODES_FOR_ALL_PAIRS = 16
+"""Largest number of nodes for which all pairs are measured; with more, each node and its successor."""
 TINY_MESSAGES = 9
 """One-byte round trips per link, whose median gives the latency."""
-SIZES: list[int] = [2**k for k in range(16, 29)]
+MESSAGE_SIZES: list[int] = [2**k for k in range(16, 29)]
 """Message sizes in bytes, tried in this order until one takes long enough."""
 MIN_SECONDS, MIN_LATENCIES = 0.06, 4
 """A message is long enough if it takes this many seconds and latencies: bandwidth then dominates."""
@@ -45,8 +45,8 @@ class Pair:
 
 
 def pairs_of(nodes: int) -> list[tuple[int, int]]:
-    """The pairs of nodes to measure: all, or each node and its successor beyond :data:`ALL_PAIRS` nodes."""
-    if nodes > ALL_PAIRS:
+    """The pairs to measure: each node and its successor, or all up to :data:`MAX_NODES_FOR_ALL_PAIRS`."""
+    if nodes > MAX_NODES_FOR_ALL_PAIRS:
         return [(node, (node + 1) % nodes) for node in range(nodes)]
     return list(combinations(range(nodes), 2))
 
@@ -106,7 +106,7 @@ def measure_pairs(
 
 
 def _bandwidth(one_way: Callable[[int], float], latency: float) -> float:
-    for size in SIZES:
+    for size in MESSAGE_SIZES:
         seconds = one_way(size)
         if seconds > max(MIN_SECONDS, MIN_LATENCIES * latency):
             break

@@ -27,10 +27,13 @@ from hpcdat.emulation import slurm_daemons
 from hpcdat.errors import InputError, WorkerError, shorten
 
 HOSTS_FILES = Path("/etc/netns")
+"""Folder in which iproute2 looks for the hosts file of each network namespace."""
 LINKS_PREFIX = "# hpcdat box "
 """Starts the line of a node's hosts file that describes its links."""
 RATE_PATTERN = r"(?P<number>\d+(\.\d+)?)(?P<unit>[kmg]?)bit"
+"""A rate as tc writes it, such as ``100mbit`` or ``1.5gbit``."""
 SUBNETS = range(1, 255)
+"""Third bytes of the boxes' subnets; each box takes a free one."""
 CARD = "eth0"
 """The network card of a node, as its processes see it."""
 SHARED_CORES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from hpcdat.emulation.cluster import Box
 
 FOLDERS = Path("/run/hpcdat")
+"""Holds a folder for the Slurm of each box: configuration, state, logs and key."""
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
+"""Programs that must be installed."""
 CONTROLLER = 254
 """Last byte of the bridge's own address, where slurmctld listens."""
 SECONDS_TO_START = 30.0
@@ -43,6 +45,7 @@ class Timeouts:
 
 
 TIMEOUTS = Timeouts()
+"""Slurm's timeouts unless a caller sets others."""
 
 CONFIGURATION = """\
 ClusterName={name}
@@ -74,6 +77,7 @@ SchedulerParameters=batch_sched_delay=0
 NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr={first}[1-{nodes}] CPUs={cpus} State=UNKNOWN
 PartitionName=box Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+"""The slurm.conf of a box, as a template."""
 
 
 class SlurmError(InputError):

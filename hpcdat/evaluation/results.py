@@ -57,6 +57,7 @@ class _AutoAttack(_Section):
 
 
 SWEEPS = [sweep_name(over, kind) for over in ("eps", "steps") for kind in ("plain", "accumulating")]
+"""Names of the sections for sweeps."""
 SCHEMAS: dict[str, type[_Section]] = {"autoattack": _AutoAttack, **dict.fromkeys(SWEEPS, _Sweep)}
 """Schemas of sections that have more fields than :class:`_Section`."""
 

@@ -149,5 +149,5 @@ def check_autoattack(outcomes: Outcomes) -> list[str]:
     columns = outcomes.columns
     return [
         *black_box_beats_white_box(columns["fab-t"], columns["square"], names=("APGD and FAB", "Square")),
-        *(f"AutoAttack says: {warning}" for warning in outcomes.warnings),
+        *(f"AutoAttack warns: {warning}" for warning in outcomes.warnings),
     ]

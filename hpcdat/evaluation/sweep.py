@@ -65,7 +65,7 @@ class Sweep(Measurement[Outcomes]):
         for value in self.values:
             settings, robust = self._attack(value), correct
             if settings.resolved_eps > 0 and correct.any():
-                # Seeded anew, so that no value depends on which others are measured.
+                # Reseeded for each value, so that values do not depend on one another.
                 generator = attack_generator(x.device, self.seed, number)
                 robust = correct & is_correct(model, pgd(model, x, y, settings, self.norm, generator), y)
             columns[str(value)] = robust

@@ -144,11 +144,12 @@ def _remark_on(quantizer: Quantizer, senders: int, full: float) -> str:
     if cost >= 2 * quantizer.bits:
         return (
             f"exchange: in a ring the sum of {senders} workers' {quantizer.bits}-bit codes takes {cost:.1f} "
-            f"bits each, where sharded_server takes {quantizer.bits}; lane_bits would trade levels for bits"
+            f"bits each, where sharded_server takes {quantizer.bits}; exchange.lane_bits saves bits at the "
+            "cost of levels"
         )
     if quantizer.s < full / 8:
         return (
-            f"exchange: {senders} workers leave {quantizer.levels} levels of {full:g} in such lanes; "
-            "protocol sharded_server keeps them all"
+            f"exchange: with {senders} workers these lanes hold only {quantizer.levels} of {full:g} levels; "
+            "protocol sharded_server keeps all"
         )
     return ""

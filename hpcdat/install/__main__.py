@@ -15,6 +15,7 @@ from hpcdat.install.horovod import Site, install_horovod
 from hpcdat.install.steps import InstallError, Steps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+"""The folder that holds the package; the environment is created there."""
 NEEDED_GIB = 8
 """Free disk space needed for a new environment."""
 

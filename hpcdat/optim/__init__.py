@@ -15,9 +15,9 @@ from hpcdat.optim.lars import LARS
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimiser that the job names.
 
-    Every parameter tensor is decayed and, but with ``sgd``, has a rate of its own. With ``exclude:
-    vectors`` those of one dimension, biases and batch norm, are in a second group, which is neither
-    decayed nor rescaled.
+    Every parameter tensor is decayed and, except with ``sgd``, has its own rate. With ``exclude: vectors``
+    those of one dimension, biases and batch norm, are in a second group, which is neither decayed nor
+    rescaled.
 
     Args:
         model: its parameters are optimised.

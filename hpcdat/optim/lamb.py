@@ -15,9 +15,8 @@ from hpcdat.optim.layerwise import LayerwiseOptimizer, layer_rates
 class LALR(LayerwiseOptimizer):
     """theta_i <- theta_i - eta * tau(||theta_i||) / ||u_i|| * u_i for every layer i, eq. (3).
 
-    A layer is a parameter tensor, whatever it is: biases and batch norm's weights are layers, too, as in
-    the paper's public code. tau clips the norm to [c_l, c_u]. A subclass gives the direction u, which
-    eq. (3) leaves open.
+    A layer is any parameter tensor, including biases and batch-norm weights, as in the paper's public code.
+    tau clips the norm to [c_l, c_u]. A subclass gives the direction u, which eq. (3) leaves open.
 
     Where tau or the norm of the direction is zero, the step is eta * u, as in the public code: with
     c_l = 0, eq. (3) taken literally would never move a layer that starts at zero. A group with
@@ -45,16 +44,16 @@ class LALR(LayerwiseOptimizer):
         super().__init__(params, eq_3 | others)
 
     def update(  # noqa: D102
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *buffers: list[Tensor]
     ) -> None:
-        u = self.direction(group, theta, g, *kept)
+        u = self.direction(group, theta, g, *buffers)
         if group["layerwise"]:
             torch._foreach_mul_(u, trust_ratios(theta, u, group["c_l"], group["c_u"]))
         torch._foreach_add_(theta, u, alpha=-group["lr"])
 
     @abstractmethod
     def direction(
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *buffers: list[Tensor]
     ) -> list[Tensor]:
         """The direction u of each layer of a group, in new tensors; the arguments are those of ``update``."""
 
@@ -100,9 +99,9 @@ class LAMB(LALR):
         super().__init__(params, lr, weight_decay, c_l, c_u, betas=betas, zeta=zeta)
 
     def direction(  # noqa: D102
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *buffers: list[Tensor]
     ) -> list[Tensor]:
-        m, v = kept
+        m, v = buffers
         group["t"] = t = group.get("t", 0) + 1
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(m, g, 1 - beta1)
@@ -153,9 +152,9 @@ class MomentumLALR(LALR):
         super().__init__(params, lr, weight_decay, c_l, c_u, momentum=momentum)
 
     def direction(  # noqa: D102
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *buffers: list[Tensor]
     ) -> list[Tensor]:
-        (m,) = kept
+        (m,) = buffers
         decayed = torch._foreach_add(g, theta, alpha=group["weight_decay"]) if group["weight_decay"] else g
         torch._foreach_lerp_(m, list(decayed), 1 - group["momentum"])
         return list(torch._foreach_mul(m, 1.0))

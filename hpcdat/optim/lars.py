@@ -14,10 +14,10 @@ from hpcdat.optim.layerwise import LayerwiseOptimizer, layer_rates
 class LARS(LayerwiseOptimizer):
     """v_i <- m v_i + eta lambda_i (g_i + w theta_i) and theta_i <- theta_i - v_i for every layer i.
 
-    lambda_i = c ||theta_i|| / (||g_i|| + w ||theta_i||) is the layer's own rate. The common rate eta
-    stands inside the momentum, as in You et al. 2017 and in TensorFlow's LARS that the paper's code
-    trains with: a step taken at a high rate goes on at that rate after it has fallen. Outside, as in
-    torch's SGD, the two differ wherever the rate changes.
+    lambda_i = c ||theta_i|| / (||g_i|| + w ||theta_i||) is the layer's own rate. The common rate eta is
+    inside the momentum, as in You et al. 2017 and in TensorFlow's LARS that the paper's code trains with:
+    momentum keeps the rate at which each step was taken. In torch's SGD the rate is outside the momentum;
+    the two differ whenever the rate changes.
 
     A tensor whose weights or gradient have norm zero takes lambda = 1. A group with
     ``layerwise=False`` takes lambda = 1 always.
@@ -60,9 +60,9 @@ class LARS(LayerwiseOptimizer):
         super().__init__(params, defaults)
 
     def update(  # noqa: D102
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *buffers: list[Tensor]
     ) -> None:
-        (v,) = kept
+        (v,) = buffers
         decay = group["weight_decay"]
         step = torch._foreach_add(g, theta, alpha=decay) if decay else torch._foreach_mul(g, 1.0)
         if group["layerwise"]:

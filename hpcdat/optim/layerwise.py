@@ -14,10 +14,10 @@ from torch import Tensor
 class LayerwiseOptimizer(torch.optim.Optimizer):
     """Base of optimisers that scale the step of every layer, a parameter tensor, by a rate of its own.
 
-    Of a group with ``layerwise=False`` no step is scaled.
+    Steps of a group with ``layerwise=False`` are not scaled.
 
     Attributes:
-        buffers: names of the tensors that the optimiser keeps for each parameter; they start at zero.
+        buffers: names of the tensors that the optimiser stores for each parameter; they start at zero.
     """
 
     buffers: ClassVar[tuple[str, ...]]
@@ -33,19 +33,19 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                 if not self.state[p]:
                     for name in self.buffers:
                         self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            kept = [[self.state[p][name] for p in theta] for name in self.buffers]
-            self.update(group, theta, [p.grad for p in theta], *kept)
+            buffers = [[self.state[p][name] for p in theta] for name in self.buffers]
+            self.update(group, theta, [p.grad for p in theta], *buffers)
 
     @abstractmethod
     def update(
-        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *kept: list[Tensor]
+        self, group: dict[str, Any], theta: list[Tensor], g: list[Tensor], *buffers: list[Tensor]
     ) -> None:
         """Update the layers of a group in place.
 
         Args:
             group: its settings.
             theta, g: weights and gradients, one tensor a layer.
-            kept: the optimiser's own tensors, likewise, in the order of ``buffers``.
+            buffers: the optimiser's own tensors, likewise, in the order of :attr:`buffers`.
         """
 
 

@@ -11,12 +11,12 @@ def learning_rate(job: Job, epoch: int, step: int, steps: int, global_batch: int
 
     Warm-up is in front of the ``epochs`` of the job (``extra_warmup_epochs``: DAT, supplement 4.1) or
     their first part (``warmup_epochs``). By epoch, epoch k = 1..W of it runs at (k/W) eta. By step, update
-    i = 0..n-1 of its n has the share (i + 1)/n of eta, or, with a ``warmup_start`` s above 0,
-    s + (1 - s) i/n. Then, with epochs, and T as their number, counted from after the extra ones:
+    i = 0..n-1 of n runs at (i + 1)/n of eta, or, with a ``warmup_start`` s above 0, at s + (1 - s) i/n of
+    it. Then, with epochs, and T as their number, counted from after the extra ones:
 
     - piecewise: every entry of ``decay_epochs`` that is done multiplies eta by ``decay_factor``;
-    - cyclic (Wong et al. 2020): linear from 0 to eta at ``peak_epoch``, and to 0 at the end; the way up has
-      the rate of the end of an update, the way down that of its start, so that no update has rate 0;
+    - cyclic (Wong et al. 2020): linear from 0 to eta at ``peak_epoch``, and to 0 at the end; rising, an
+      update takes the rate at its end, falling, the rate at its start, so no update has rate 0;
     - polynomial: eta (1 - t/T)^power over the epochs after the warm-up, t at the start of an update.
 
     With method ``dat-lsgd`` eta is ``optimizer.lr`` for every 256 images of the global batch, and its

@@ -18,7 +18,7 @@ from hpcdat.data.images import Images
 from hpcdat.data.sampler import steps_of_epoch
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 from hpcdat.exchange.gradient_exchange import gradients_of
 from hpcdat.exchange.resolve import pays_to_compile
 from hpcdat.exchange.traffic import Traffic
@@ -67,7 +67,9 @@ def read_nodes(text: str) -> list[int]:
     """
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--nodes {text}: expected numbers of nodes, as in --nodes 6 or --nodes 1,6,100")
+        raise InputError(
+            f"--nodes {shorten(text)}: expected numbers of nodes, as in --nodes 6 or --nodes 1,6,100"
+        )
     return [int(part) for part in parts]
 
 

@@ -21,11 +21,12 @@ from hpcdat.performance.microbenchmarks import SimulatedCommunicator
 DEFAULT_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
 """Number of classes of each ``data.source``, used where the images are not on this machine."""
 MIB = 2**20
+"""Bytes in a MiB."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """What crosses the network when all gradients of a model are exchanged once.
+    """The network traffic of one exchange of a model's gradients.
 
     Attributes:
         exchange: between the senders; of a hierarchical one, that between nodes.
@@ -49,7 +50,7 @@ class Crossing:
 def crossing_of(
     exchange: Exchange, named: NamedParameters, nodes: int, per_node: int, *, compiled: bool = False
 ) -> Crossing | None:
-    """What crosses the network between p x q workers; None where nothing does.
+    """The traffic between p x q workers; None if there is none.
 
     Args:
         exchange: settings of the job, not ``auto``.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpcdat.report.comparison import Run, varied
 from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_over_batch
 from hpcdat.report.result_table import mean_and_spread
+from hpcdat.report.runs import Run, varied
 
 
 def batch_sections(runs: Sequence[Run]) -> list[Section]:

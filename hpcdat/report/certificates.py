@@ -19,6 +19,13 @@ from hpcdat.storage.atomic_files import write_text
 RADII = (0.0, *dat.RADII)
 """The radii of Table 2, and 0: the accuracy without perturbation."""
 
+CERTIFIED_COLUMNS = (
+    "CA: images that the smoothed classifier gets right and certifies to an l2 radius of r or more ([0, 1] "
+    "units).",
+    "ACR: mean certified radius, 0 where the classifier is wrong or abstains.",
+)
+"""The meaning of the columns of certified accuracy, for the notes below a table."""
+
 
 def write_certificates(certified: Sequence[Certified], folder: Path) -> None:
     """Write certified.json (a summary) and certified.csv (every image).

@@ -8,10 +8,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from hpcdat.config.job import Job
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
 from hpcdat.evaluation.certification.certificates import Certified
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
-from hpcdat.report.certificates import RADII, write_certificates
+from hpcdat.report.certificates import CERTIFIED_COLUMNS, RADII, write_certificates
 from hpcdat.report.papers import TABLES
 from hpcdat.report.papers.dat import stated_accuracies
 from hpcdat.report.papers.paper_table import PaperRow
@@ -43,11 +43,10 @@ def certified_table(certified: Sequence[Certified], paper: Sequence[PaperRow] = 
     largest = ", ".join(
         f"{largest_radius(one.n, one.alpha, one.sigma):.3f} at sigma {one.sigma:g}" for one in certified
     )
+    columns = "\n".join(CERTIFIED_COLUMNS)
     note = (
-        "CA: images that the smoothed classifier gets right and certifies to an l2 radius of r or more,\n"
-        "[0, 1] units. ACR: mean certified radius, 0 where the classifier is wrong or abstains. "
-        f"n0 = {first.n0:,}, n = {first.n:,};\neach certificate is right with probability "
-        f"{100 * (1 - first.alpha):g} % or more. No radius can be larger than {largest}."
+        f"{columns}\nn0 = {first.n0:,}, n = {first.n:,}; each certificate is right with probability "
+        f"{100 * (1 - first.alpha):g} % or more.\nNo radius can be larger than {largest}."
     )
     if len(rows) > len(certified):
         note += (
@@ -57,7 +56,7 @@ def certified_table(certified: Sequence[Certified], paper: Sequence[PaperRow] = 
 
 
 def rows_beside(job: Job) -> list[PaperRow]:
-    """The rows of Table 2 that a job says it reproduces.
+    """The rows of Table 2 named in a job's ``reproduces``.
 
     Raises:
         InputError: there is no such row.
@@ -66,7 +65,7 @@ def rows_beside(job: Job) -> list[PaperRow]:
     names = [name for name in job.reproduces if name.startswith("dat-2/")]
     for name in names:
         if name not in rows:
-            raise InputError(f"reproduces: {name} is no row of Table 2; they are {', '.join(rows)}")
+            raise InputError(f"reproduces: {shorten(name)} is no row of Table 2; they are {', '.join(rows)}")
     return [rows[name] for name in names]
 
 

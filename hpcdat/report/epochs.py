@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hpcdat.errors import InputError
-from hpcdat.report.comparison import Run, varied
+from hpcdat.errors import InputError, shorten
 from hpcdat.report.pages import Section
 from hpcdat.report.papers.dat import FIGURE_4_DATA, FIGURE_4_LINES
 from hpcdat.report.plots import EpochCurve, plot_over_epochs
 from hpcdat.report.result_table import mean_and_spread
+from hpcdat.report.runs import Run, varied
 from hpcdat.storage.run_folder import RunFolder
 
 EPOCHS_IN_TABLE = (1, 3)
@@ -48,8 +48,8 @@ def epoch_sections(runs: Sequence[Run]) -> list[Section]:
             if len(curve["ta"]) == 1:
                 notes.append(f"{data}, {line}: measured once only; evaluation.every: 1 measures every epoch.")
             if others := varied(some):
-                told = "; ".join(f"{key}: {' / '.join(map(str, values))}" for key, values in others.items())
-                notes.append(f"The runs of {data}, {line}, differ in more than their seeds: {told}.")
+                texts = "; ".join(f"{key}: {' / '.join(map(str, values))}" for key, values in others.items())
+                notes.append(f"The runs of {data}, {line}, differ in more than their seeds: {texts}.")
     notes.append("The paper's text states no numbers of this figure, and neither rate nor batch size.")
     title = "TA and RA over the epochs, as in Figure 4 of the DAT paper"
     return [Section("epochs", title, header, rows, 2, plot_over_epochs(figures), notes)]
@@ -65,7 +65,7 @@ def _lines_of(run: Run) -> list[tuple[str, str]]:
         ending = next((line for line in FIGURE_4_LINES if key.endswith(f"-{line}")), None)
         if ending is None:
             raise InputError(
-                f"{run.folder} reproduces {name}, but a line of Figure 4 ends in one of: "
+                f"{run.folder} reproduces {shorten(name)}, but a line of Figure 4 ends in one of: "
                 f"{', '.join(FIGURE_4_LINES)}"
             )
         data = key.removesuffix(f"-{ending}")

@@ -15,15 +15,19 @@ from tabulate import tabulate
 
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
-from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run, differences, folder_names, varied
+from hpcdat.report.certificates import CERTIFIED_COLUMNS
+from hpcdat.report.comparison import Compared, Comparison, differences
 from hpcdat.report.papers.paper_table import PaperTable
 from hpcdat.report.plots import plot_comparison, plot_runs
-from hpcdat.report.result_table import mean_and_spread, result_rows
+from hpcdat.report.quantities import QUANTITIES
+from hpcdat.report.result_table import SECONDS_AND_BYTES, mean_and_spread, result_rows
+from hpcdat.report.runs import Run, folder_names, varied
 from hpcdat.storage.atomic_files import write_text
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("hpcdat.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
 )
+"""Loads the templates in this folder (page.html.j2)."""
 
 
 @dataclass(frozen=True)
@@ -139,17 +143,18 @@ def _notes(comparison: Comparison) -> list[str]:
         missing.setdefault(row.label, []).append(row.setup)
     notes = [f"Paper: {comparison.table.hardware}.", *_hardware(runs)]
     others = _others(comparison)
-    for names, told in others.items():
+    for names, texts in others.items():
         which = "" if len(names) == len(runs) else f" ({', '.join(names)})"
-        notes.append(f"Other work than the paper's{which}: {'; '.join(told)}.")
+        notes.append(f"Differs from the paper{which}: {'; '.join(texts)}.")
     if others:
         notes.append(
-            "So seconds, bytes and accuracies cannot be compared with the paper's; how the rows of one "
-            "side compare with each other can be."
+            "So our seconds, bytes and accuracies are not comparable with the paper's; compare the rows "
+            "within each side instead."
         )
     if below := [compared.row.label for compared in comparison.rows if compared.beside]:
         notes.append(
-            f"Rows of no paper, each below the one that it offers another exchange for: {', '.join(below)}."
+            "Rows that are not in the paper, each below the row whose exchange it replaces: "
+            f"{', '.join(below)}."
         )
     if missing:
         rows = [f"{label} ({'; '.join(setups)})" for label, setups in missing.items()]
@@ -176,14 +181,17 @@ def _notes(comparison: Comparison) -> list[str]:
     theirs = f"; the paper's are means of {comparison.table.seeds} seeds" if comparison.table.seeds else ""
     notes.append(f"Ours are {'single runs' if counts == {1} else several}{theirs}.")
     for compared in comparison.rows:
-        if apart := varied(compared.runs):
-            more = "; ".join(f"{key}: {' / '.join(map(str, values))}" for key, values in apart.items())
-            notes.append(f"The runs of {compared.row.label}, {compared.row.setup}, differ in more: {more}.")
+        if differing := varied(compared.runs):
+            texts = [f"{key}: {' / '.join(map(str, values))}" for key, values in differing.items()]
+            notes.append(
+                f"The runs of {compared.row.label}, {compared.row.setup}, differ in more than their seeds: "
+                f"{'; '.join(texts)}."
+            )
     return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
 
 
 def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
-    """Where the work of runs differs from the paper's, keyed by the names of the runs concerned."""
+    """The settings in which runs differ from the paper, by the names of these runs."""
     called = folder_names(comparison.runs)
     names: dict[str, list[str]] = {}
     for compared in comparison.rows:
@@ -201,21 +209,20 @@ def _setups(compared: Compared, comparison: Comparison) -> list[str]:
     """What distinguishes our runs of a row, as text without duplicates."""
     if not comparison.table.certified:
         return list(dict.fromkeys(run.setup for run in compared.runs))
-    told = [
+    texts = [
         f"{len(c.counts):,} images, n = {c.n:,}, alpha = {c.alpha:g}: r up to "
         f"{largest_radius(c.n, c.alpha, c.sigma):.3f}"
         for run in compared.runs
         if (c := run.certified)
     ]
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(texts))
 
 
 def _notes_on_certificates(comparison: Comparison) -> list[str]:
     """What certificates are, and which runs have none."""
     notes = [
-        "CA: images that the smoothed classifier gets right and certifies to an l2 radius of r or more, "
-        "[0, 1] units, each with probability 1 - alpha or more. ACR: mean certified radius, 0 where it is "
-        "wrong or abstains. The plot is of all images of a row's runs."
+        f"{' '.join(CERTIFIED_COLUMNS)} Each certificate is right with probability 1 - alpha or more. The "
+        "plot shows all images of a row's runs."
     ]
     without = [run.folder for run in comparison.runs if run.certified is None]
     if without:
@@ -223,8 +230,8 @@ def _notes_on_certificates(comparison: Comparison) -> list[str]:
         notes.append(f"Not certified at the noise of their training, so not among the numbers: {commands}.")
     mixed = [row for row in comparison.rows if len(_setups(row, comparison)) > 1]
     notes += [
-        f"The runs of {row.row.label}, {row.row.setup}, were not certified alike: their mean is not one of "
-        "seeds alone."
+        f"The runs of {row.row.label}, {row.row.setup}, were certified with different settings: their mean "
+        "is not over seeds only."
         for row in mixed
     ]
     return notes
@@ -238,7 +245,8 @@ def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
     notes = [f"AA (AutoAttack) was not measured of {', '.join(without)}."] if without else []
     parts = {run.result.aa_images for run in runs if run.result.aa_images not in (None, run.result.images)}
     if parts:
-        notes.append(f"AA is of {'/'.join(f'{n:,}' for n in sorted(parts))} test images, an equal part.")
+        images = "/".join(f"{n:,}" for n in sorted(parts))
+        notes.append(f"AA is measured on {images} test images, balanced over the classes.")
     return notes
 
 
@@ -247,9 +255,7 @@ def _meanings(runs: Sequence[Run]) -> list[str]:
     attacks = dict.fromkeys(f"{run.result.attack} on {run.result.images} test images" for run in runs)
     return [
         f"Our TA: clean test accuracy; our RA: under {'; '.join(attacks)}.",
-        "C: seconds an epoch with gradients on their way, from when the last worker came to each exchange; "
-        "T: of training as a whole; medians over the epochs. MB: MiB that all workers send in an iteration,"
-        " computed.",
+        " ".join(SECONDS_AND_BYTES),
     ]
 
 

@@ -14,8 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
-from hpcdat.report.comparison import QUANTITIES, Compared, Comparison, Run
+from hpcdat.report.comparison import Compared, Comparison
 from hpcdat.report.papers.dat import stated_accuracies
+from hpcdat.report.quantities import QUANTITIES
+from hpcdat.report.runs import Run
 
 OURS, PAPERS, REST = "#1f6fb2", "#c9a15a", "#b9cfe4"
 """Colours of our bars, of the paper's, and of T without C."""
@@ -159,9 +161,7 @@ def plot_over_batch(figures: Mapping[str, Mapping[str, BatchCurve]]) -> str:
 
 def _plot_perturbations(comparison: Comparison) -> str:
     """Accuracy over the perturbation, for the methods that were run."""
-    methods: dict[str, list[Compared]] = {}
-    for row in comparison.rows:
-        methods.setdefault(row.row.label, []).append(row)
+    methods = _rows_by_method(comparison)
     run = {label: rows for label, rows in methods.items() if any(row.runs for row in rows)}
     columns = min(len(run), 3)
     lines = -(-len(run) // columns)
@@ -239,9 +239,7 @@ def plot_over_epochs(figures: Mapping[str, Mapping[str, EpochCurve]]) -> str:
 
 def _plot_batches(comparison: Comparison) -> str:
     """Accuracy over the global batch: our line and the paper's for each method."""
-    methods: dict[str, list[Compared]] = {}
-    for row in comparison.rows:
-        methods.setdefault(row.row.label, []).append(row)
+    methods = _rows_by_method(comparison)
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     ticks: dict[int, str] = {}
@@ -281,8 +279,15 @@ def _plot_certificates(comparison: Comparison) -> str:
     return plot_certified(ours, paper)
 
 
+def _rows_by_method(comparison: Comparison) -> dict[str, list[Compared]]:
+    methods: dict[str, list[Compared]] = {}
+    for row in comparison.rows:
+        methods.setdefault(row.row.label, []).append(row)
+    return methods
+
+
 def _legend_beside(axes: Axes) -> None:
-    """Put the legend beside the axes, where it covers nothing."""
+    """Place the legend to the right of the axes."""
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
 
 

@@ -24,6 +24,13 @@ HEADERS = [
     "MB / iteration",
     "Run folder",
 ]
+"""Headings of the columns."""
+
+SECONDS_AND_BYTES = (
+    "C: seconds per epoch in gradient exchanges; T: seconds per epoch of training (medians).",
+    "MB: MiB that all workers send per iteration, computed.",
+)
+"""The meaning of the columns C, T and MB, for the notes below a table."""
 
 
 def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -69,12 +76,8 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
     attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
     counts = sorted({r.aa_images for r in runs.values() if r.aa_images is not None})
     autoattack = f" AA: under AutoAttack on {'/'.join(map(str, counts))} test images." if counts else ""
-    note = (
-        f"TA: clean test accuracy. RA: under {attacks}.{autoattack}\n"
-        "C, T: seconds with gradients on their way and of training as a whole, per epoch (median). "
-        "MB: MiB all\nworkers send in an iteration, computed."
-    )
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
+    note = [f"TA: clean test accuracy. RA: under {attacks}.{autoattack}", *SECONDS_AND_BYTES]
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + "\n".join(note)
 
 
 def in_pixel_units(eps: float) -> str:

@@ -9,20 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcdat.evaluation.sweep import sweep_name
-from hpcdat.report.comparison import Run, folder_names
 from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_sweep
 from hpcdat.report.result_table import in_pixel_units
+from hpcdat.report.runs import Run, folder_names
 from hpcdat.storage.run_folder import RunError, RunFolder
 
-MEANINGS = {
+SWEEP_MEANINGS = {
     "plain": "At each value, one PGD attack from its own start",
     "accumulating": "An image counts as robust only if it also is at all smaller values",
 }
-TITLES = {
+"""What each kind of sweep measures, for the notes below its table."""
+SWEEP_TITLES = {
     "plain": "RA over {}, as in Figure 3 of the DAT paper: plain PGD at each value",
     "accumulating": "RA over {}, accumulating: robust at all smaller values too",
 }
+"""The title of each kind of sweep; {} is what it varies."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def sweep_sections(runs: Sequence[Run]) -> list[Section]:
     """
     sections = []
     for over in ("eps", "steps"):
-        for kind in MEANINGS:
+        for kind in SWEEP_MEANINGS:
             alike: dict[str, list[Swept]] = {}
             for run in runs:
                 if swept := _read(run, over, kind):
@@ -77,7 +79,7 @@ def _section(
         [label, *(f"{100 * one.curve[value]:.2f}" if value in one.curve else "" for value in values)]
         for label, one in zip(labels, sweeps, strict=True)
     ]
-    notes = [f"RA (%) under PGD: {settings}. {MEANINGS[kind]}. Steps are 2.5 eps / steps long."]
+    notes = [f"RA (%) under PGD: {settings}. {SWEEP_MEANINGS[kind]}. Steps are 2.5 eps / steps long."]
     if len({one.images for one in sweeps}) > 1:
         notes.append("Not all of these runs were measured on the same files of test images (or copies).")
     notes += [
@@ -85,7 +87,7 @@ def _section(
         for other, some in alike.items()
         if other != settings
     ]
-    title = TITLES[kind].format(over) + (f" ({settings})" if len(alike) > 1 else "")
+    title = SWEEP_TITLES[kind].format(over) + (f" ({settings})" if len(alike) > 1 else "")
     ending = ("" if kind == "plain" else f"-{kind}") + (f"-{number}" if number > 1 else "")
     curves = dict(zip(labels, (one.curve for one in sweeps), strict=True))
     return Section(f"ra-over-{over}{ending}", title, header, rows, 1, plot_sweep(over, curves), notes)

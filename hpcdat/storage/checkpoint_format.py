@@ -17,11 +17,12 @@ import pydantic
 import torch
 
 from hpcdat import __version__
-from hpcdat.errors import InputError, shorten
+from hpcdat.errors import InputError, first_line, shorten
 from hpcdat.storage.atomic_files import write_atomically
 from hpcdat.storage.worker_rows import WorkerRows, check_rows
 
 FORMAT = 8
+"""Format of the checkpoints that are written, and the only one that is read."""
 
 DEVELOPMENT_VERSIONS = {
     1: "20 November 2026",
@@ -169,8 +170,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(**torch.load(io.BytesIO(state), map_location="cpu", weights_only=True))
     except Exception as error:
         # A valid checksum does not make the contents trustworthy: anybody can compute one.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path}: not a readable checkpoint: {reason}") from None
+        raise CheckpointError(f"{path}: not a readable checkpoint: {first_line(error)}") from None
 
 
 def _writer(version: object, recorded: object) -> str:
@@ -193,6 +193,6 @@ def load_resumable(path: Path) -> Checkpoint:
         if rows := checkpoint.worker_rows():
             check_rows(path.parent, rows)
     except (OSError, TypeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else next(iter(str(error).splitlines()), "")
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise CheckpointError(f"{path}: damaged: its batch-norm statistics: {reason}") from None
     return checkpoint

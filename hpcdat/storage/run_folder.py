@@ -72,7 +72,8 @@ class Result:
     aa_images: int | None = None
 
 
-RESULT = TypeAdapter(Result)
+RESULT_ADAPTER = TypeAdapter(Result)
+"""Reads and validates result.json."""
 
 
 class RunFolder:
@@ -225,7 +226,7 @@ class RunFolder:
             RunError: there is none yet.
         """
         try:
-            return RESULT.validate_json(self.result_file.read_bytes())
+            return RESULT_ADAPTER.validate_json(self.result_file.read_bytes())
         except FileNotFoundError:
             if not self.job_file.exists():
                 raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml") from None

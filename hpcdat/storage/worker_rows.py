@@ -1,8 +1,8 @@
-"""A table with a row of bytes for every worker, in a file of its own: written in blocks, read row by row.
+"""A table with a row of bytes for every worker, in a separate file: written in blocks, read row by row.
 
-What each worker keeps for itself, such as running statistics, adds up to M times a model's. So that no worker
-holds all of it, worker 0 writes a block of columns at a time, and every worker reads its own row. In the file
-the blocks follow one another, each with its (M, columns) bytes in the order of rows.
+Data of each worker, such as running statistics, takes M times the memory of one model's. To avoid holding all
+of it, worker 0 writes a block of columns at a time, and every worker reads its own row. In the file the
+blocks follow one another, each with its (M, columns) bytes in the order of rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from hpcdat.storage.atomic_files import write_atomically
 
 BYTES_PER_READ = 2**20
+"""Bytes read at once to compute the checksum of the file."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config={"strict": True, "extra": "forbid"})

@@ -1,4 +1,4 @@
-"""Adversarial examples of a step, made now or concurrently: ConAdv, Sec. 3.3 and Algorithm 1 of its paper.
+"""Make the adversarial examples of each step, immediately or concurrently: ConAdv, Sec. 3.3 and Algorithm 1.
 
 The adversarial examples of step t are made with the weights of step t - tau, concurrently with the update of
 that step: theta_{t+1} is computed from x_adv(theta_{t - tau}), eq. (4), while x_adv(theta_t) is made for step
@@ -57,7 +57,7 @@ class Adversary:
 
     Args:
         job: resolved.
-        model: the attacked network, for its weights.
+        model: the attacked model, whose weights are copied.
         roles: of all workers.
         workers: all that train.
         device: of this worker.

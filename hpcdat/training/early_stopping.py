@@ -2,8 +2,8 @@
 
 Robust accuracy on images that are not trained on may fall long before training ends (robust
 overfitting, Rice et al. 2020), and FGSM training may lose it within an epoch while its own attack still
-seems strong (catastrophic overfitting, Wong et al. 2020). Everything here is a function of counts that were
-summed over the workers, so that all workers decide the same.
+seems strong (catastrophic overfitting, Wong et al. 2020). Decisions depend only on counts summed over the
+workers, so all workers make the same ones.
 """
 
 from __future__ import annotations

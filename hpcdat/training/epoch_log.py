@@ -71,7 +71,7 @@ class EpochLog:
         now = time.perf_counter()
         self.state.totals.total_seconds += now - self._clock
         seconds = self.exchange.reset()
-        # The worker that was last to join an exchange did not wait for another: its time is the network's.
+        # The last worker to join an exchange waits for no other, so its time is that of the network.
         steps = zip(*self.workers.all_gather_object(seconds.busy, "seconds of exchanges"), strict=True)
         self.state.totals.communication_seconds += sum(map(min, steps))
         self.state.totals.waited_seconds += seconds.waited

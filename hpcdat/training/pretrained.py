@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, first_few, first_line
 from hpcdat.storage.checkpoint_format import load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
 
@@ -25,7 +25,7 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
         model: normalisation and network, as :func:`~hpcdat.models.build_model` makes them. Its own mean and
             standard deviation of the pixels stay.
         path: a checkpoint of a run, a run's folder, for the weights of its result, or a state dictionary of
-            the network alone (.pth).
+            the model without its normalisation layer (.pth).
         classes: of the model. A run's head has other classes if a name differs, even if their number is the
             same; a file without names, if their number differs.
 
@@ -33,7 +33,7 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
         Names of the tensors that stay as they were initialised: the head's, if it has other classes.
 
     Raises:
-        InputError: the file cannot be read, or its tensors are not those of this network.
+        InputError: the file cannot be read, or its tensors do not fit this model.
     """
     given, trained_on = _read_weights(path)
     # Older torchvision files do not count the batches that batch norm has seen, and nothing here does.
@@ -47,7 +47,7 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
     unknown = sorted(set(given) - set(names.values()))
     if missing or unknown:
         raise InputError(
-            f"model.pretrained: {path} holds another network: "
+            f"model.pretrained: {path} does not fit this model: "
             f"{_some(missing)} missing, {_some(unknown)} unknown"
         )
     head = {name for name in own if names[name].rpartition(".")[0] in HEADS}
@@ -57,7 +57,7 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"model.pretrained: {path} holds another network: {names[name]} is "
+            f"model.pretrained: {path} does not fit this model: {names[name]} is "
             f"{tuple(given[names[name]].shape)} there and {tuple(own[name].shape)} here"
         )
     with torch.no_grad():
@@ -68,7 +68,7 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> list[st
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The tensors of a file's network by name, as without split batch norm, and its classes."""
+    """The tensors of a file by their names as in :func:`_plain`, and the classes of its model, if known."""
     if path.is_dir() or path.suffix == ".pt":
         run = RunFolder(path)
         checkpoint = run.checkpoint_of_result(run.read_job([])) if path.is_dir() else load_checkpoint(path)
@@ -83,8 +83,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     except FileNotFoundError:
         raise InputError(f"model.pretrained: {path}: there is no such file") from None
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"model.pretrained: {path}: not a file of weights: {reason}") from None
+        raise InputError(f"model.pretrained: {path}: not a file of weights: {first_line(error)}") from None
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(t, Tensor) for name, t in state.items()
     ):
@@ -93,9 +92,9 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
 
 
 def _plain(name: str) -> str:
-    """A tensor's name in the network alone, with one batch norm for both branches."""
+    """A tensor's name without normalisation layer and split batch norm."""
     return name.removeprefix("1.").replace(".main.", ".").replace(".auxiliary.", ".")
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    return first_few(names, 3) or "none"

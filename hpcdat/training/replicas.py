@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.errors import WorkerError
+from hpcdat.errors import WorkerError, first_few
 from hpcdat.models.fingerprint import named_state, tensor_fingerprint
 from hpcdat.models.split_batch_norm import BatchNorm, Branch, branch_of
 
@@ -192,9 +192,8 @@ def check_equal(workers: Communicator, model: nn.Module, *, except_batch_norm: b
     same = largest[: len(hashes)] == ~largest[len(hashes) :]
     differing = [name for name, equal in zip(state, same.tolist(), strict=True) if not equal]
     if differing:
-        shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise WorkerError(
-            f"the workers no longer hold the same model: {shown} differ. The run stops, since its "
-            "results would mean nothing; unequal library versions or faulty memory can be the cause.",
+            f"the workers no longer hold the same model: {first_few(differing)} differ. The run stops, "
+            "because its results would be invalid; check for different library versions or faulty memory.",
             everywhere=True,
         )

@@ -1,9 +1,8 @@
 """The role of each worker in a step: ConAdv, Sec. 3.3, and the teams of Smooth-AT.
 
-Workers that share batches are a cell: each update worker computes the cost of a batch, or one of them its
-clean and another its adversarial half; an attack worker, if there is one, makes and sends the examples of
-them all. It has no gradient, but takes part in the exchange and in the update, so that its weights follow
-without being sent.
+Workers that share batches form a cell. Each update worker computes the cost of a batch, or one its clean and
+another its adversarial half. An attack worker, if any, makes the examples for the whole cell. It has no
+gradient, but takes part in the exchange and in the update, so its weights need not be sent.
 """
 
 from __future__ import annotations

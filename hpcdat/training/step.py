@@ -70,7 +70,7 @@ class Algorithm1:
         device: of this worker.
 
     Attributes:
-        network: the model as it is called, compiled if the job says so.
+        compiled_model: the model, compiled if ``model.compiled`` is set.
         batches: number of batches in a step, of all workers.
         roles, role: of all workers, and of this one.
 
@@ -82,7 +82,7 @@ class Algorithm1:
         self, job: Job, model: nn.Module, exchange: Exchange, workers: Communicator, device: torch.device
     ) -> None:
         self.job, self.model, self.workers, self.device = job, model, workers, device
-        self.network = Compiled(model, job.batch_size * job.passes) if job.model.compiled else model
+        self.compiled_model = Compiled(model, job.batch_size * job.passes) if job.model.compiled else model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(model, job.optimizer)
         self.exchange = GradientExchange(workers, gradients_of(model), exchange, job.seed)
@@ -154,18 +154,18 @@ class Algorithm1:
         images, place = batch.images[number], (batch.epoch, batch.step, number)
         if self.job.oracle == "none":
             return images.x
-        network = self.network
+        model = self.compiled_model
         phi: Loss = partial(clean_loss, y=images.y)
         # With batch_norm "train" the running statistics are not used, and are left to the local gradient.
         if self.pgd.batch_norm == "eval" and number in self.role.trains:
             self.batch_norm.enter(self.role.trains.index(number))
         if self.job.objective.regulariser == "trades" and len(images.x):
-            with attacked(network, self.pgd.batch_norm), torch.no_grad():
-                phi = partial(divergence, clean_logits=network(images.x))
+            with attacked(model, self.pgd.batch_norm), torch.no_grad():
+                phi = partial(divergence, clean_logits=model(images.x))
         if self.copies:
-            network, phi = self.copies.smoothed(network, images, *place)
+            model, phi = self.copies.smoothed(model, images, *place)
         self.generator.manual_seed(derive(self.job.seed, "attack", *place))
-        return self.pgd(network, phi, images.x, self.generator)
+        return self.pgd(model, phi, images.x, self.generator)
 
     def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[Tensor, Tensor]:
         """Local gradient computation (A2), left in ``.grad``; starts its exchange.
@@ -194,7 +194,7 @@ class Algorithm1:
             if self.copies:
                 clean, adversarial = None, self.copies.noisy(x_adv[number], now.epoch, now.step, number)
             cost = local_cost(
-                self.network,
+                self.compiled_model,
                 clean,
                 adversarial,
                 weights=self.job.weights_of_cost,

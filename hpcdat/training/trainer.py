@@ -132,8 +132,8 @@ class Trainer:
         steps = len(shares[0])
         if state.step >= steps:
             raise InputError(
-                f"the checkpoint is of step {state.step} of an epoch that now has {steps} steps: with "
-                "data.split: nodes that depends on the nodes; take as many as before",
+                f"the checkpoint is at step {state.step}, but the epoch now has {steps} steps: with "
+                "data.split: nodes, resume with the same number of nodes",
                 everywhere=True,
             )
         batches = self._read(shares)

@@ -130,14 +130,14 @@ class Validation:
 
 
 def hold_out(train: Images, test: Images, job: Job) -> ImageSplits:
-    """Hold out as many training images for validation as the job says.
+    """Split validation images off the training images, as ``early_stopping.held_out`` asks.
 
     Args:
         train, test: all images of the job's data.
-        job: its ``early_stopping.held_out`` counts; without it, validation is on the test images.
+        job: without ``early_stopping.held_out``, its validation images are the test images.
 
     Raises:
-        DataError: there are not so many.
+        DataError: too few training images.
     """
     count = job.early_stopping.held_out
     if not count:

@@ -29,7 +29,7 @@ def test_nothing_slow_is_imported_that_is_not_needed(module, slow):
 
 
 def test_the_package_exports_what_scripts_use():
-    assert {"PGD", "LAMB", "LARS", "QuantizedSum"} <= set(dir(hpcdat))
+    assert {"PGD", "LAMB", "MomentumLALR", "LARS", "QuantizedSum"} <= set(dir(hpcdat))
     assert [getattr(hpcdat, name).__name__ for name in hpcdat.__all__] == hpcdat.__all__
     with pytest.raises(AttributeError, match="'hpcdat' has no attribute 'PGDD'"):
         _ = hpcdat.PGDD

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from hpcdat.cli.app import app
 from hpcdat.cli.options import read_request
 from hpcdat.config.job_file import read_job
-from hpcdat.errors import InputError, shorten
+from hpcdat.errors import InputError, first_few, first_line, shorten
 from hpcdat.evaluation.request import EvaluationRequest
 from tests.conftest import CHECKOUT, DEMO
 
@@ -54,6 +54,12 @@ def test_a_mistake_ends_the_command(trained):
     done = CliRunner().invoke(app, ["evaluate", str(trained), "--sweep-eps", "0,8"])
     assert done.exit_code == 2 and "--sweep-eps 0,8: expected radii" in done.output
     assert "Traceback" not in done.output
+
+
+def test_messages_list_a_few_names_and_one_line_of_an_error():
+    assert first_few([]) == "" and first_few(["a", "b"], 2) == "a, b"
+    assert first_few(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert first_line(ValueError("one\ntwo")) == "one" and first_line(ValueError()) == "ValueError"
 
 
 def test_long_values_are_shortened_in_messages():

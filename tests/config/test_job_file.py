@@ -107,7 +107,7 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
             "data.unlabelled_part: expected a share",
         ),
         ("", ["model.name=resnet5"], "did you mean 'resnet50'?"),
-        ("", ["data.source=folder"], "x.yaml:5: data.root: expected the folder that holds the images"),
+        ("", ["data.source=folder"], "x.yaml:5: data.root: expected a folder with train/ and test/"),
         ("", ["data.channels=3"], "x.yaml:6: model.mean: expected one mean and one std for each"),
         ("", ["schedule.decay_epochs=[3,2]"], "schedule.decay_epochs: expected epochs in increasing order"),
         (
@@ -118,7 +118,7 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
         (
             "schedule: {name: cyclic, warmup_epochs: 1}",
             [],
-            "schedule.warmup_epochs: expected 0: the schedule cyclic",
+            "schedule.warmup_epochs: expected 0: schedule cyclic has",
         ),
         ("schedule: {name: cyclic, peak_epoch: 2}", [], "schedule.peak_epoch: expected less than epochs = 2"),
         (
@@ -145,6 +145,21 @@ def test_mistakes_are_told_with_place_and_remedy(line, settings, complaint):
     with pytest.raises(JobError) as error:
         parse_job(MINIMAL + line, "x.yaml", settings)
     assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line, settings",
+    [
+        (f"{'k' * 500}: 1", []),
+        (f"epochs: {'v' * 500}", []),
+        (f"like: [{'p' * 500}]", []),
+        ("", ["k" * 500]),
+    ],
+)
+def test_long_keys_and_values_are_shortened_in_messages(line, settings):
+    with pytest.raises(JobError) as error:
+        parse_job(MINIMAL.replace("epochs: 2\n", "") + line, "x.yaml", settings)
+    assert "..." in str(error.value) and not any(letter * 81 in str(error.value) for letter in "kvp")
 
 
 def test_all_mistakes_are_told_at_once():
@@ -249,7 +264,7 @@ def test_a_job_like_another_takes_from_it_what_it_does_not_set(tmp_path):
     with pytest.raises(JobError, match=r"middle\.yaml:2: attack\.stepz: unknown key"):
         read_job(last)
     middle.write_text("like: last.yaml\n")
-    with pytest.raises(JobError, match=r"last\.yaml:1: like: .*middle\.yaml:1: like: .*leads back to itself"):
+    with pytest.raises(JobError, match=r"last\.yaml:1: like: .*middle\.yaml:1: like: .*refers to itself"):
         read_job(last)
     last.write_text("like: nowhere.yaml\n")
     with pytest.raises(JobError, match=r"last\.yaml:1: like: .*nowhere\.yaml: cannot be read: No such file"):

@@ -100,7 +100,7 @@ def damaged(content):
         (npz(images=PIXELS, labels=LABELS.astype(float)), "no array of labels"),
         (npz(images=PIXELS, labels=LABELS + 1), "labels from 1 to 3 for 3 classes"),
         (npz(images=PIXELS, labels=LABELS - 1), "labels from -1"),
-        (npz(images=PIXELS[:0], labels=LABELS[:0]), "no image in it"),
+        (npz(images=PIXELS[:0], labels=LABELS[:0]), "contains no images"),
         (npz(images=PIXELS[:6], labels=LABELS), "as many images"),
         (npz(labels=LABELS), "as many images"),
         (npz(images=PIXELS / 255, labels=LABELS), "of uint8, not .* of float64"),
@@ -160,10 +160,10 @@ def npy(array):
 @pytest.mark.parametrize(
     "content, told",
     [
-        (None, "no image in it"),
+        (None, "contains no images"),
         (b"x", "neither a folder"),
-        (npy(PIXELS[:0]), "no image in it"),
-        (npy(PIXELS[..., :1]), "images of 1 channels, and the model takes 3"),
+        (npy(PIXELS[:0]), "contains no images"),
+        (npy(PIXELS[..., :1]), "images have 1 channels, the model expects 3"),
     ],
 )
 def test_sources_without_images_for_the_model_are_told(tmp_path, content, told):

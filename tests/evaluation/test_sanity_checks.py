@@ -107,4 +107,4 @@ def test_square_beating_autoattacks_white_boxes_and_the_packages_own_checks():
     outcomes = Outcomes({"fab-t": flags("1110"), "square": flags("0010")}, ("it seems to be dynamic",))
     warnings = sanity_checks.check_autoattack(outcomes)
     assert "Square breaks 2 of the 3 images that are robust to APGD and FAB" in warnings[0]
-    assert warnings[1] == "AutoAttack says: it seems to be dynamic"
+    assert warnings[1] == "AutoAttack warns: it seems to be dynamic"

@@ -60,7 +60,7 @@ def test_lanes_that_do_not_pay_are_reported_with_their_cost():
         in make_plan(Exchange(bits=8), workers_of(64)).remark
     )
     narrow = make_plan(Exchange(bits=8, lane_bits=8), workers_of(16))
-    assert narrow.codec.quantizer.levels == 7 and "leave 7 levels of 127" in narrow.remark
+    assert narrow.codec.quantizer.levels == 7 and "hold only 7 of 127 levels" in narrow.remark
     few = make_plan(Exchange(bits=8, lane_bits=8, levels=10), workers_of(6))
     assert few.codec.quantizer.s == 10 and few.remark == "", "lanes would hold 21"
     with pytest.raises(InputError, match=r"8 bits cannot hold the sum of 200 workers' codes: take 9 or more"):

@@ -186,6 +186,11 @@ def test_what_is_no_number_of_nodes_is_refused(text):
         read_nodes(text)
 
 
+def test_a_long_text_is_shortened_in_the_message():
+    with pytest.raises(InputError, match=r"--nodes n{77}\.\.\.: expected"):
+        read_nodes("n" * 500)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -3,8 +3,8 @@
 from typer.testing import CliRunner
 
 from hpcdat.cli.app import app
-from hpcdat.report.comparison import read_run
 from hpcdat.report.epochs import epoch_sections
+from hpcdat.report.runs import read_run
 from hpcdat.storage.run_folder import RunFolder
 
 

@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 from hpcdat.cli.app import app
 from hpcdat.report.batches import batch_sections
-from hpcdat.report.comparison import read_run
+from hpcdat.report.runs import read_run
 
 
 def section_of(*folders):

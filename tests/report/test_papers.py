@@ -4,8 +4,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from hpcdat.config.job import Job
-from hpcdat.report.comparison import QUANTITIES, stated_by
+from hpcdat.report.comparison import stated_by
 from hpcdat.report.papers import TABLES
+from hpcdat.report.quantities import QUANTITIES
 
 
 def stated(name, quantity):

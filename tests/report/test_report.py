@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from hpcdat.cli.app import app
 from hpcdat.errors import InputError
-from hpcdat.report.comparison import compare, differences, read_run
+from hpcdat.report.comparison import compare, differences
 from hpcdat.report.pages import comparison_section
 from hpcdat.report.papers import TABLES
 from hpcdat.report.result_table import result_rows, result_table
+from hpcdat.report.runs import read_run
 from hpcdat.storage.run_folder import RunFolder
 
 
@@ -73,14 +74,14 @@ def test_another_exchange_stands_below_its_row_under_its_own_name(make_run, tmp_
     ]
     assert not any(line.startswith("exchange.") for line in differences(row.row.work, runs[1]))
     notes = comparison_section(comparison).notes
-    assert "Rows of no paper, each below the one that it offers another exchange for: lanes." in notes
+    assert "Rows that are not in the paper, each below the row whose exchange it replaces: lanes." in notes
     assert any("lanes/seed-0, lanes/seed-1" in note and "exchange.norm: max" in note for note in notes)
     done = CliRunner().invoke(
         app, ["report", *map(str, folders), "--table", "dat-4", "--out", str(tmp_path / "out")]
     )
     assert done.exit_code == 0 and "| lanes" in done.output, done.output
     wrong = make_run("wrong", "", more="beside: [dat-4/dat-pgd-7]")
-    with pytest.raises(InputError, match="stands beside dat-4/dat-pgd-7, but the rows are: dat-pgd-32"):
+    with pytest.raises(InputError, match="is shown below dat-4/dat-pgd-7, but the rows are: dat-pgd-32"):
         compare("dat-4", [read_run(wrong)])
 
 
@@ -99,7 +100,7 @@ def test_aa_stands_where_it_was_measured(make_run):
     assert "AA: under AutoAttack on 100/397 test images." in result_table(results)
     done = CliRunner().invoke(app, ["report", *map(str, runs), "--table", "dat-1", "--out", str(runs[0])])
     assert "AA (AutoAttack) was not measured of none." in done.output
-    assert "AA is of 100 test images, an equal part." in done.output
+    assert "AA is measured on 100 test images, balanced over the classes." in done.output
     header, cells = result_rows({runs[2]: results[runs[2]]})
     assert "AA (%)" not in header and len(cells[0]) == len(header)
 
@@ -224,9 +225,9 @@ def test_a_sweep_fills_its_rows_by_perturbation(make_run, tmp_path):
 def test_where_only_some_runs_differ_they_are_named(make_run):
     folders = [make_run(f"{batch}/seed-0", f"conadv-1/conadv-{batch}") for batch in ("1k", "4k")]
     notes = comparison_section(compare("conadv-1", list(map(read_run, folders)))).notes
-    assert "Other work than the paper's (1k/seed-0): global batch: 150, the paper's 1,024." in notes
-    assert "Other work than the paper's (4k/seed-0): global batch: 150, the paper's 4,096." in notes
-    shared = [note for note in notes if note.startswith("Other work than the paper's: ")]
+    assert "Differs from the paper (1k/seed-0): global batch: 150, the paper's 1,024." in notes
+    assert "Differs from the paper (4k/seed-0): global batch: 150, the paper's 4,096." in notes
+    shared = [note for note in notes if note.startswith("Differs from the paper: ")]
     assert len(shared) == 1 and "epochs: 2, the paper's 90" in shared[0] and "global" not in shared[0]
 
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hpcdat.cli.app import app
-from hpcdat.report.comparison import read_run
+from hpcdat.report.runs import read_run
 from hpcdat.report.sweeps import sweep_sections
 
 

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from hpcdat.cli.app import app
 from hpcdat.evaluation.certification.certificates import Certified, Counts
 from hpcdat.report.certificates import write_certificates
-from hpcdat.report.comparison import compare, read_run
+from hpcdat.report.comparison import compare
+from hpcdat.report.runs import read_run
 
 
 @pytest.fixture
@@ -67,8 +68,9 @@ def test_runs_without_certificates_are_told_with_the_command(certified, tmp_path
 def test_what_is_no_mean_of_seeds_is_told(certified, tmp_path):
     runs = [certified("one", "dat-25", right=2), certified("two", "dat-25", right=3, copies=20, n=10_000)]
     done = report(tmp_path / "out", *runs)
-    assert "The runs of DAT (N = 20), sigma 0.25, were not certified alike" in done.output
-    assert "The runs of DAT (N = 20), sigma 0.25, differ in more: smoothing.copies: 2 / 20." in done.output
+    assert "The runs of DAT (N = 20), sigma 0.25, were certified with different settings" in done.output
+    differing = "sigma 0.25, differ in more than their seeds: smoothing.copies: 2 / 20."
+    assert f"The runs of DAT (N = 20), {differing}" in done.output
 
 
 def test_damaged_certificates_are_told(certified, tmp_path):

@@ -100,8 +100,8 @@ def test_what_is_no_such_net_is_refused_and_changes_nothing(tmp_path):
     (tmp_path / "text.pth").write_text("x")
     (tmp_path / "text.pt").write_text("x")
     for name, told in {
-        "wide.pth": r"another network: stem.weight is \(13, 3, 3, 3\) there and \(6, 3, 3, 3\) here",
-        "other.pth": "another network: .* missing, a unknown",
+        "wide.pth": r"does not fit this model: stem.weight is \(13, 3, 3, 3\) there and \(6, 3, 3, 3\) here",
+        "other.pth": "does not fit this model: .* missing, a unknown",
         "numbered.pth": "expected a state dictionary",
         "half-numbered.pth": "expected a state dictionary",
         "list.pth": "expected a state dictionary",

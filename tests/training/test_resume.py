@@ -67,7 +67,7 @@ def test_a_step_that_the_epoch_does_not_have_is_refused(tmp_path):
         train(job, SingleProcess(), AfterPolls(1))
     kept = RunFolder(job.run_dir).checkpoints
     save_checkpoint(kept.step_file, dataclasses.replace(load_checkpoint(kept.step_file), step=4))
-    with pytest.raises(InputError, match="step 4 of an epoch that now has 4"):
+    with pytest.raises(InputError, match="at step 4, but the epoch now has 4"):
         train(job, SingleProcess(), Never())
 
 

@@ -1,4 +1,4 @@
-"""The papers' own numbers: tables that a report puts runs beside, and where they contradict themselves."""
+"""The papers' own numbers: tables that reports compare runs with, and their inconsistencies."""
 
 from __future__ import annotations
 

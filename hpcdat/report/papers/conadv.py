@@ -25,11 +25,15 @@ RATES = {
 }
 """Settings of the batches in Table 6, which gives no unit for the warm-up: epochs are assumed."""
 HARDWARE = "TPU v3 pods, 64 images a core"
+"""What the runs of Tables 1 to 5 and Figure 2 used."""
 
 VANILLA, AA, DISADV, CONADV = "ResNet-50", "ResNet-50 + AA", "ResNet-50 + DisAdv", "ResNet-50 + ConAdv"
 CONADV_AA = "ResNet-50 + ConAdv + AA"
+"""The tables' names of these methods; AA is AutoAugment."""
 VANILLA_TOP_1 = (76.9, 76.9, 76.6, 76.6, 76.6, 75.3, 74.3)
+"""Top-1 accuracies (%) of vanilla training in batches of 1k to 96k, in Tables 1 and 2 and Figure 2."""
 AA_TOP_1 = (77.5, 77.5, 77.4, 77.1, 76.9, 75.6, 74.3)
+"""Likewise with AutoAugment."""
 
 
 def _images(batch: str) -> int:
@@ -122,10 +126,10 @@ TABLES = (
             *_top_1("conadv", CONADV, 77.4, 77.4, 77.4, 77.4, 77.3, 76.2, 75.3),
         ),
         (
-            "DisAdv and ConAdv agree to the last digit at every batch; of how many seeds is not said.",
-            "ConAdv has 77.3 at 32k and 76.2 at 64k here, and up to 77.4 and 76.7 in Table 5. Which "
-            "perturbation this table took is not said.",
-            "All methods are said to be stable from 4k to 32k; AutoAugment loses 0.6 there.",
+            "DisAdv and ConAdv agree to the last digit at every batch; the number of seeds is not stated.",
+            "ConAdv has 77.3 at 32k and 76.2 at 64k here, and up to 77.4 and 76.7 in Table 5. The "
+            "perturbation of this table is not stated.",
+            "All methods are described as stable from 4k to 32k; AutoAugment loses 0.6 there.",
             "Eq. (2) adds the clean and the adversarial loss, eq. (4) averages them, with a plus where a "
             "descent has a minus. Eqs. (3) and (5) step along the gradient itself; the 1-step PGD that the "
             "text names, as ours, steps along its sign.",
@@ -145,8 +149,8 @@ TABLES = (
             *_top_1("conadv-aa", CONADV_AA, 78.5, 78.5, 78.5, 78.5, 78.3, 77.3, 76.2),
         ),
         (
-            "ConAdv + AA has 77.3 at 64k here, and up to 77.4 in Table 5. Which perturbation this table took "
-            "is not said.",
+            "ConAdv + AA has 77.3 at 64k here, and up to 77.4 in Table 5. The perturbation of this table is "
+            "not stated.",
             "Of the 1.4, 1.7 and 1.9 that ConAdv adds to AA at 32k, 64k and 96k, 0.9, 1.2 and 1.5 are there "
             "without any perturbation (p = 0 in Table 5).",
             "The text says that the batch can grow to more than 96k; no table goes beyond it.",
@@ -167,11 +171,11 @@ TABLES = (
             "DisAdv takes 1.39 times (16k) and 1.91 times (32k) as long as vanilla training where the "
             "text says about 1.5, and 2.6 times as long as ConAdv at 64k where the text says 1.5 to 2.",
             "ConAdv's 227 s at 64k is a third of its 677 s at 32k, with twice the workers.",
-            "How many cores each time is of is not said. A step of ConAdv computes three gradients (clean, "
-            "adversarial, attack) to one of vanilla training, and takes 1.07 to 1.09 times as long.",
+            "The number of cores for each time is not stated. A step of ConAdv computes three gradients "
+            "(clean, adversarial, attack) to one of vanilla training, and takes 1.07 to 1.09 times as long.",
             "DisAdv's 81.7 images / ms at 32k (Figure 4) make 1411 s of 90 epochs, not 1191 s.",
             "Vanilla training at 64k is left out as its accuracy, 75.3, is below MLPerf's 75.9.",
-            "Batch 32k on 512 cores is said to run on TPU v3-256, which has 256.",
+            "The text has batch 32k on 512 cores run on TPU v3-256, which has 256.",
         ),
     ),
     PaperTable(
@@ -186,8 +190,8 @@ TABLES = (
             *_gaps("conadv-aa", "ConAdv + AA", (81.6, 81.7, 79.6, 78.4), (78.5, 78.3, 77.3, 76.2)),
         ),
         (
-            "On which images training accuracy was measured is not said: augmented or not, on the way or at "
-            "the end.",
+            "It is not stated whether training accuracy was measured with augmentation, or during or after "
+            "training.",
             "The gap of vanilla training does not grow with the batch: 4.8 at 16k, 5.9 at 32k, 4.3 at 64k, "
             "4.6 at 96k.",
         ),
@@ -245,7 +249,7 @@ TABLES = (
             "77.3 of Tables 1 and 2.",
             "With p = 0 no image is changed, yet ConAdv is 0.2 to 0.4 above vanilla training and ConAdv + AA "
             "0.9 to 1.5 above AA (Tables 1 and 2): what remains are two passes and two sets of batch norms.",
-            "Most neighbours differ by 0.1 or less; of how many seeds is not said.",
+            "Most neighbours differ by 0.1 or less; the number of seeds is not stated.",
         ),
         swept=True,
     ),
@@ -298,7 +302,8 @@ TABLES = (
             "170.3 images / ms, 1.76 times.",
             "TPU v3-512 has 512 cores, which leaves 4 images of 2k for each; by the text's count of (a), "
             "where TPU v3-256 has 512, it would be 2.",
-            "Whose 75.7 images / ms are is not said; after what is said of them they are vanilla training's.",
+            "The method of 75.7 images / ms is not stated; from the text's remarks on it, vanilla training "
+            "is assumed.",
         ),
     ),
 )

@@ -8,10 +8,12 @@ from typing import Any
 from hpcdat.report.papers.paper_table import RESNET_50_ON_IMAGENET, PaperRow, PaperTable
 
 WORK = {**RESNET_50_ON_IMAGENET, "epochs": 30, "attack.eps": 2 / 255, "batch_size": 85}
+"""Settings that all rows of Tables 1 and 4 share."""
 HARDWARE = (
     "6 nodes with 6 NVIDIA V100 (or P100) each, dual 22-core CPUs, 1 Gbit/s Ethernet; the HPC rows: "
     "InfiniBand between nodes, NVLink inside"
 )
+"""What the runs of Tables 1 and 4 used."""
 IN_32_BITS = {
     "exchange.protocol": "hierarchical",
     "exchange.between_nodes": "allgather",
@@ -83,7 +85,9 @@ def _codes(bits: int, *, two_sided: bool = False) -> dict[str, Any]:
 
 
 SERVER = _codes(8, two_sided=True)
+"""The exchange of Table 4's two-sided rows, which needs a server."""
 HPC = {"exchange.protocol": "ring", "exchange.bits": 32}
+"""The exchange of Table 4's rows with fast links."""
 
 TABLES = (
     PaperTable(
@@ -215,10 +219,10 @@ TABLES = (
             "MB, 592 s), as if all of them passed through the link of one server.",
             "A quarter of the bits take 0.66 of the time, half of them 0.95: more than bytes was measured.",
             "8 bits take a quarter of the bytes of 32, sign included, although Appendix 1 counts 32 + d + bd "
-            "bits, the sign apart: 823 MB at b = 8. Nor do its s = 2^b levels of each sign, 2^(b+1) + 1 "
-            "codes with zero, fit. How many there were is not stated. The authors' public code has s = 127 "
-            "in a byte with the sign and one l2 norm for each tensor, biases and batch norm too; it has no "
-            "16 bits and no server. Our rows have these norms and s = 2^(b-1) - 1.",
+            "bits, with separate bits for the signs: 823 MB at b = 8. Nor do its s = 2^b levels of each "
+            "sign, 2^(b+1) + 1 codes with zero, fit. How many there were is not stated. The authors' public "
+            "code has s = 127 in a byte with the sign and one l2 norm for each tensor, biases and batch norm "
+            "too; it has no 16 bits and no server. Our rows have these norms and s = 2^(b-1) - 1.",
         ),
         seeds=3,
     ),

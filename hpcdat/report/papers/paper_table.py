@@ -45,7 +45,7 @@ class PaperTable:
         work: what the paper trained: settings of the job by their dotted names, ``data.images`` and
             ``global batch``. A report lists where a run differs.
         hardware: what the paper ran on.
-        quantities: the columns, in order; see :data:`hpcdat.report.comparison.QUANTITIES`.
+        quantities: the columns, in order; see :data:`hpcdat.report.quantities.QUANTITIES`.
         rows: in the paper's order.
         notes: where the paper contradicts itself, or leaves something open.
         seeds: number of seeds that its numbers are means of; None if the paper does not say.

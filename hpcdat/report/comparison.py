@@ -14,7 +14,6 @@ from hpcdat.report.papers.paper_table import PaperRow, PaperTable
 from hpcdat.report.quantities import QUANTITIES, SECONDS_PER_EPOCH, Values
 from hpcdat.report.runs import Run, images_per_epoch
 
-
 WORTH_REPORTING = 0.01
 """Share of an epoch's images above which a report says that they are left out."""
 

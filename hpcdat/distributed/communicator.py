@@ -29,7 +29,11 @@ class Pending(Protocol):
         ...
 
     def ready(self) -> bool:
-        """Whether the result is available, so that :meth:`wait` returns immediately."""
+        """Whether the result is there, so that :meth:`wait` returns at once."""
+        ...
+
+    def wait_or(self, other: Callable[[], bool]) -> None:
+        """Wait until the result is there or ``other()``, which is called often, is true."""
         ...
 
 

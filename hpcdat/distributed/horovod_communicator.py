@@ -169,14 +169,21 @@ class _Handle:
         self._workers, self._handle, self._name, self._result = workers, handle, name, result
 
     def wait(self) -> Any:
-        hvd, start = self._workers._hvd, time.monotonic()
         with self._workers._bounded(self._name):
-            # Horovod's own wait polls without a pause: it would take a core, and Python's lock, from the
-            # computation that overlaps with the exchange.
-            while not hvd.poll(self._handle):
-                waited = time.monotonic() - start
-                time.sleep(min(max(SHORTEST_PAUSE, waited / 8), LONGEST_PAUSE))
-            return self._result(hvd.synchronize(self._handle))
+            self._poll(lambda: False)
+            return self._result(self._workers._hvd.synchronize(self._handle))
+
+    def wait_or(self, other: Callable[[], bool]) -> None:
+        with self._workers._bounded(self._name):
+            self._poll(other)
+
+    def _poll(self, other: Callable[[], bool]) -> None:
+        # Horovod's own wait polls without pausing: it would take a core, and the GIL, from the
+        # computation that the exchange overlaps.
+        start = time.monotonic()
+        while not self.ready() and not other():
+            waited = time.monotonic() - start
+            time.sleep(min(max(SHORTEST_PAUSE, waited / 8), LONGEST_PAUSE))
 
     def ready(self) -> bool:
         return bool(self._workers._hvd.poll(self._handle))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.errors import WorkerError
 
 T = TypeVar("T")
+SECONDS_BETWEEN_POLLS = 0.001
+"""Seconds after which a wait for one of several collectives looks at all of them again."""
 
 
 @dataclass
@@ -79,6 +82,15 @@ class _Switchboard:
             raise WorkerError(f"{name}: ranks {missing} have not called it: {why}")
         return collective.outputs
 
+    def wait_or(self, collective: _Collective, other: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self.timeout
+        with self.changed:
+            # What the other one waits for may complete without a notification here.
+            while not (collective.outputs is not None or self.failed or other()):
+                if time.monotonic() > deadline:
+                    break
+                self.changed.wait(SECONDS_BETWEEN_POLLS)
+
     def fail(self, why: str) -> None:
         """Wake all waiting ranks because one has failed."""
         with self.changed:
@@ -98,6 +110,12 @@ class _Started:
 
     def ready(self) -> bool:
         return self._collective.outputs is not None
+
+    def wait_or(self, other: Callable[[], bool]) -> None:
+        self._workers._switchboard.wait_or(self._collective, other)
+        if not self.ready() and not other():
+            # Failed or timed out, which the wait reports.
+            self.wait()
 
     def wait(self) -> Any:
         outputs = self._workers._switchboard.wait(self._collective, self._name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,9 @@ class Completed:
 
     def ready(self) -> bool:  # noqa: D102
         return True
+
+    def wait_or(self, other: Callable[[], bool]) -> None:  # noqa: D102
+        pass
 
 
 class SingleProcess(Communicator):

@@ -20,7 +20,7 @@ Steps = Generator[Pending, Any, Any]
 """An exchange: yields started collectives and receives their results."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     steps: Steps
     pending: Pending
@@ -92,11 +92,28 @@ class Engine:
         self._resume(steps, None, deliver, running)
 
     def _advance(self, running: deque[_Running]) -> None:
-        """Wait for the oldest collective and resume its exchange."""
-        exchange = running.popleft()
+        """Wait until a collective is complete, and resume its exchange; or until another exchange can start.
+
+        To wait for the oldest collective only could be a deadlock: in exchange A worker 0 may have to start
+        the collective that worker 1 waits for, while it waits itself for one of exchange B, which worker 1,
+        whose gradients came later, has not started.
+        """
+
+        def other() -> bool:
+            can_start = len(running) < IN_FLIGHT and not self._new.empty()
+            return can_start or any(one.pending.ready() for one in running)
+
+        exchange = running[0]
         try:
+            exchange.pending.wait_or(other)
+            exchange = next((one for one in running if one.pending.ready()), exchange)
+            if not exchange.pending.ready():
+                return
+            running.remove(exchange)
             result = exchange.pending.wait()
         except BaseException as error:
+            if exchange in running:
+                running.remove(exchange)
             self._fail(error, running)
             return
         self._resume(exchange.steps, result, exchange.deliver, running)

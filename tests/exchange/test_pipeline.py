@@ -1,10 +1,13 @@
 """The engine of the exchange: closing it early, and errors of exchanges."""
 
 import threading
+import time
 
 import pytest
+import torch
 
 from hpcdat.distributed.communicator import Pending
+from hpcdat.distributed.loopback import loopback
 from hpcdat.exchange.pipeline import IN_FLIGHT, Engine
 
 
@@ -19,6 +22,14 @@ class Held(Pending):
     def wait(self):
         self.waiting.set()
         assert self.released.wait(10)
+
+    def ready(self):
+        return self.released.is_set()
+
+    def wait_or(self, other):
+        self.waiting.set()
+        while not self.ready() and not other():
+            time.sleep(0.001)
 
 
 def exchange(pending):
@@ -66,3 +77,30 @@ def test_an_error_is_raised_once_by_wait():
     engine.wait()
     assert sums == ["sum"]
     engine.close()
+
+
+def test_a_worker_waits_for_any_of_its_exchanges_not_only_for_the_oldest_collective():
+    """Worker 1 gets the sum of A from worker 0 before it starts B, whose sum worker 0 waits for already."""
+    ranks, across = loopback(2, timeout=5), Held()
+    engines, sums = [Engine(), Engine()], []
+
+    def first(workers):
+        yield workers.iall_reduce([torch.ones(1)], "A: in the node")
+        if workers.is_rank0:
+            yield across
+        return (yield workers.ibroadcast(torch.ones(1), "A: to the node")).item()
+
+    def second(workers):
+        return (yield workers.iall_reduce([torch.ones(1)], "B: in the node"))[0].item()
+
+    engines[0].submit(lambda: first(ranks[0]), sums.append)
+    engines[0].submit(lambda: second(ranks[0]), sums.append)
+    engines[1].submit(lambda: first(ranks[1]), sums.append)
+    # Worker 0 has started B, and worker 1 waits for the end of A.
+    time.sleep(0.2)
+    across.released.set()
+    engines[1].submit(lambda: second(ranks[1]), sums.append)
+    for engine in engines:
+        engine.wait()
+        engine.close()
+    assert sorted(sums) == [1, 1, 2, 2]

@@ -179,20 +179,17 @@ class SimulatedCommunicator(Communicator):
     def iall_gather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
         return Completed(row.expand(self.size, *row.shape).contiguous())
 
-    def igather(self, row: Tensor, name: str) -> Pending:  # noqa: D102
-        return self.iall_gather(row, name)
-
     def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
         return Completed(tensor)
 
     def iall_to_all_v(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
-        raise NotImplementedError("no protocol sends unequal numbers of rows")
+        return Completed(torch.cat([rows[: counts[0]]] * self.size))
 
     def all_gather_object(self, value: JSON, name: str) -> list[Any]:  # noqa: D102
         return [json.loads(json.dumps(value)) for _ in range(self.size)]
 
     def split(self, groups: Sequence[int]) -> Communicator:  # noqa: D102
-        raise NotImplementedError("the protocol inside a node is not simulated")
+        return SimulatedCommunicator(list(groups).count(groups[0]))
 
     def close(self) -> None:  # noqa: D102
         pass

@@ -21,6 +21,7 @@ from hpcdat.storage.run_folder import RunFolder
 from hpcdat.storage.worker_rows import check_rows, read_row, write_rows
 from hpcdat.training.replicas import BatchNormStatistics
 from tests.conftest import DEMO, Never
+from tests.training.test_resume import AfterPolls
 
 
 def batch_norm_of(workers, *, split=False, features=3, virtual=1, momentum=1.0):
@@ -189,18 +190,6 @@ SETTINGS = ["epochs=2", "batch_size=25", "data.train_images=200", "data.test_ima
 SETTINGS += ["evaluation.steps=1", "evaluation.every=0"]
 
 
-class AtStep:
-    """Asks for a stop at a step, counted from 1."""
-
-    def __init__(self, step):
-        self.left = step
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left <= 0
-
-
 @pytest.mark.parametrize("step", [1, 2], ids=["within an epoch", "at its end"])
 def test_virtual_workers_resume_with_their_own_statistics(tmp_path, step):
     """Four batches in each of two steps an epoch; the same bits as without the stop."""
@@ -210,7 +199,7 @@ def test_virtual_workers_resume_with_their_own_statistics(tmp_path, step):
     ]
     train(jobs[0], SingleProcess(), Never())
     with pytest.raises(Stopped):
-        train(jobs[1], SingleProcess(), AtStep(step))
+        train(jobs[1], SingleProcess(), AfterPolls(step - 1))
     folder = RunFolder(jobs[1].run_dir).checkpoints.folder
     assert len(list(folder.glob("statistics-*.bin"))) == (step == 1)
     train(jobs[1], SingleProcess(), Never())

@@ -75,7 +75,8 @@ class Images:
             DataError: a class has a single image.
         """
         names = ["/".join(Path(file).parts[-2:]) for file in self.files]
-        order = sorted(range(len(self)), key=lambda index: (derive(seed, f"test {names[index]}"), index))
+        # Names may hold bytes that are no text.
+        order = sorted(range(len(self)), key=lambda index: (derive(seed, f"test {names[index]!a}"), index))
         labels = np.array(self.labels)
         sizes = np.bincount(labels)
         if sizes.min() == 1:

@@ -111,7 +111,7 @@ def test_images_that_are_skipped_are_counted_before_training(root, capfd, checke
     (root / "test" / "a" / "0.png").write_bytes(b"")
     check(data)
     told = capfd.readouterr().out
-    assert "1 of 6 test images cannot be read and will be left out (data.corrupt: skip): " in told
+    assert "1 of 6 test images cannot be read and will be left out (data.corrupt: skip); " in told
     for file in (root / "test").rglob("*.png"):
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"none of 6 test images can be read: .*: found an empty file"):

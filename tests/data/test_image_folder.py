@@ -15,6 +15,8 @@ from hpcdat.data import find_images
 from hpcdat.data.image_folder import list_folder, list_images
 from hpcdat.data.images import DataError
 from hpcdat.data.pseudo_labelled import find_unlabelled
+from hpcdat.doctor.facts import _count_classes
+from hpcdat.performance.network_bytes import count_classes
 from hpcdat.storage.run_folder import RunError, RunFolder
 from tests.conftest import DEMO
 
@@ -169,6 +171,8 @@ def test_a_fraction_of_the_training_images_is_held_back_for_the_test(root):
     assert len({*added.files} ^ {*test.files}) <= 2, "a new file leaves all others where they were, but one"
     with pytest.raises(ValidationError):
         Data(root=root, test_fraction=1)
+    Path(os.fsdecode(os.fsencode(root / "train" / "b") + b"/\xff\xfe.png")).write_bytes(b"")
+    assert sum(map(len, find_images(Data(root=root, test_fraction=0.3)))) == 15
     put(root / "train" / "c" / "0.png")
     with pytest.raises(DataError, match="class c has one image, which cannot be divided"):
         find_images(Data(root=root, test_fraction=0.3))
@@ -185,6 +189,14 @@ def test_a_fraction_of_the_training_images_is_held_back_for_the_test(root):
 def test_a_fraction_that_does_not_apply_is_refused(settings, told):
     with pytest.raises(JobError, match=told):
         read_job(DEMO, settings)
+
+
+def test_the_doctor_counts_the_same_classes(root):
+    put(root / "train" / ".cache" / "0.png")
+    (root / "test").rename(root / "moved")
+    assert _count_classes(Data(root=root, test_fraction=0.5)) == count_classes(Data(root=root)) == 2
+    with pytest.raises(FileNotFoundError):
+        _count_classes(Data(root=root))
 
 
 def test_images_of_the_training_do_not_become_test_images_afterwards(tmp_path):

@@ -106,6 +106,21 @@ def test_loaders_agree_on_every_file(specimens, images, channels, training, capf
             assert apart.max() <= 2 * specimen.lossy and apart.mean() < 0.5, name
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_on_the_device_are_those_of_the_other_loaders(specimens, images, channels, capfd):
+    """Of the files that are images of one size, and those that are none."""
+    size = (zoo.HEIGHT, zoo.WIDTH)
+    some = [n for n, s in enumerate(specimens) if s.pixels is None or s.pixels.shape[:2] == size]
+    listed = images.subset(2 * np.array(some))
+    settings = Data(root="x", loader="device", image_size=SIZE, channels=channels, corrupt="skip", threads=1)
+    reader = open_loader(listed, settings, training=False, batch_size=9, device=torch.device("cpu"))
+    told = sorted(capfd.readouterr().err.splitlines())
+    torchvision, told_by_torchvision = read_by_torchvision(listed, settings, False, 0)
+    assert [line for line in told if line.startswith("hpcdat: ")] == told_by_torchvision
+    ((x, _),) = reader.read([np.arange(len(listed))], 0)
+    assert len(torchvision) > 50 and torch.equal(x.mul(255).round(), torch.stack([*torchvision.values()]))
+
+
 def test_damage_inside_a_file_that_its_checksums_do_not_show_is_decided_alike(tmp_path, capfd):
     """What a decoder makes of damaged pixels is its own affair, but not whether it reads the file."""
     bases = [*zoo.whole_jpegs(), *zoo.whole_pngs(), *zoo.whole_tiffs(), *zoo.whole_others()]

@@ -195,10 +195,11 @@ def damaged(specimen):
     yield specimen._replace(name=f"{specimen.name} that ends in zeros", content=zeros, pixels=None)
 
 
-def damaged_inside(specimen):
-    """The same with other bytes in the middle: what a decoder makes of them is its own affair."""
-    content, middle = bytearray(specimen.content), len(specimen.content) // 2
-    content[middle : middle + 8] = bytes(byte ^ 0x55 for byte in content[middle : middle + 8])
+def damaged_inside(specimen, random):
+    """The same with up to three other bytes anywhere; what its pixels are is for a decoder to say."""
+    content = bytearray(specimen.content)
+    for place in random.integers(len(content), size=random.integers(1, 4)):
+        content[place] = random.integers(256)
     return specimen._replace(name=f"{specimen.name} damaged inside", content=bytes(content), pixels=None)
 
 

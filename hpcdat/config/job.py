@@ -84,6 +84,7 @@ class Job(Settings):
         method = METHODS[self.method]
         if method.oracle == "fgsm" and self.attack.steps not in (None, 1):
             raise _refusal("attack.steps", f"1: method {self.method} attacks with one step (FGSM)")
+        self._check_n_fgsm()
         for key, eps in (("attack.eps", self.attack.eps), ("evaluation.eps", self.evaluation.eps)):
             if self.attack.norm == "linf" and (eps or 0) > 1:
                 raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
@@ -117,6 +118,17 @@ class Job(Settings):
         self._check_exchange()
         self._check_schedule()
         return self
+
+    def _check_n_fgsm(self) -> None:
+        attack, method = self.attack, METHODS[self.method]
+        if attack.name != "n-fgsm":
+            return
+        if method.oracle != "fgsm" or method.split:
+            raise _refusal("attack.name", "pgd: n-fgsm attacks with one step, as dat-fgsm does")
+        if attack.norm != "linf":
+            raise _refusal("attack.norm", "linf: n-fgsm is defined in it")
+        if not attack.random_start:
+            raise _refusal("attack.random_start", "true: n-fgsm starts from noise")
 
     def _check_regulariser(self) -> None:
         objective, method = self.objective, METHODS[self.method]
@@ -312,11 +324,14 @@ class Job(Settings):
         """This job with every omitted setting filled in."""
         method = METHODS[self.method]
         steps = self.attack.steps or (1 if method.oracle == "fgsm" else 10)
-        factor = 2.5 / steps if method.oracle != "fgsm" else 1.0 if method.split else 1.25
+        noisy = self.attack.name == "n-fgsm"
+        factor = 2.5 / steps if method.oracle != "fgsm" else 1.0 if method.split or noisy else 1.25
         attack = self.attack.model_copy(
             update={
                 "steps": steps,
                 "step_size": _or(self.attack.step_size, factor * self.attack.eps),
+                "noise": _or(self.attack.noise, 2.0 if noisy else 1.0),
+                "projection": not noisy if self.attack.projection is None else self.attack.projection,
                 "batch_norm": self.attack.batch_norm or ("train" if method.split else "eval"),
                 "branch": self.attack.branch or ("adversarial" if method.split else "clean"),
             }

@@ -121,6 +121,9 @@ class Model(Settings):
 class Attack(Settings):
     """The inner maximisation oracle of (A1) while training."""
 
+    name: Literal["pgd", "n-fgsm"] = "pgd"
+    """`pgd`: projected gradient ascent, with one step FGSM; `n-fgsm`: FGSM from noise of 2 eps, without
+    projection onto the ball, which prevents catastrophic overfitting (de Jorge et al. 2022)"""
     norm: Norm = "linf"
     """norm of the ball of perturbations"""
     eps: Fraction = 8 / 255
@@ -128,13 +131,18 @@ class Attack(Settings):
     steps: int | None = Field(None, ge=1)
     """gradient steps; left out: 10 for PGD, 1 for FGSM (the only value FGSM takes)"""
     step_size: Fraction | None = None
-    """step size, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for `disadv` and
-    `conadv`"""
+    """step size, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for `n-fgsm`,
+    `disadv` and `conadv`"""
     direction: Literal["steepest", "gradient"] = "steepest"
     """`steepest`: ascent of the norm, for linf the sign of the gradient; `gradient`: `step_size` times the
     gradient itself, as eq. (3) of ConAdv has it"""
     random_start: bool = True
     """start from a uniform random point of the ball"""
+    noise: float | None = Field(None, ge=0, le=10)
+    """radius of the ball of random starts, in multiples of eps; left out: 1, for `n-fgsm` 2"""
+    projection: bool | None = None
+    """keep perturbed images in the ball of radius eps; left out: true, for `n-fgsm` false. They always stay
+    within [0, 1]"""
     batch_norm: Literal["eval", "train"] | None = None
     """batch-norm statistics during the attack: running (eval) or the batch's own (train); left out: eval,
     for `disadv` and `conadv` train"""

@@ -46,6 +46,9 @@ def test_what_is_left_out_is_filled_in():
     assert job.attack.batch_norm == "eval"
     fgsm = parse_job(MINIMAL, "x.yaml", ["method=dat-fgsm", "attack.eps=0.1"])
     assert fgsm.attack.steps == 1 and fgsm.attack.step_size == pytest.approx(0.125)
+    assert fgsm.attack.noise == 1 and fgsm.attack.projection
+    noisy = parse_job(MINIMAL, "x.yaml", ["method=dat-fgsm", "attack={eps: 0.1, name: n-fgsm}"])
+    assert noisy.attack.step_size == 0.1 and noisy.attack.noise == 2 and noisy.attack.projection is False
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,17 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
             "",
             ["method=dat-fgsm", "attack.steps=10"],
             "--set attack.steps=10: attack.steps: expected 1: method dat-fgsm",
+        ),
+        ("", ["method=dat-pgd", "attack.name=n-fgsm"], "attack.name: expected pgd: n-fgsm attacks with one"),
+        (
+            "",
+            ["method=dat-fgsm", "attack.name=n-fgsm", "attack.norm=l2"],
+            "attack.norm: expected linf: n-fgsm",
+        ),
+        (
+            "",
+            ["method=dat-fgsm", "attack.name=n-fgsm", "attack.random_start=false"],
+            "attack.random_start: expected true: n-fgsm",
         ),
         ("", ["method=at", "optimizer.name=lamb"], "optimizer.name: expected sgd: method at"),
         ("", ["method=plain", "objective.lambda=1"], "objective.lambda: expected 0"),

@@ -163,6 +163,10 @@ class Job(Settings):
             raise _refusal(
                 "data.unlabelled_part", f"a share that leaves images of both kinds in {self.batch_size}"
             )
+        if data.mixing == "none" and data.mixing_alpha != Data().mixing_alpha:
+            raise _not_allowed("data.mixing_alpha", "without data.mixing: mixup or cutmix")
+        if data.mixing != "none" and self.concurrent.place == "workers":
+            raise _refusal("data.mixing", "none: attack workers hand over labels, not proportions of classes")
         if data.download and data.source not in ("cifar10", "cifar100"):
             raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
 

@@ -92,6 +92,11 @@ class Data(Settings):
     policy: Literal["none", "autoaugment"] = "none"
     """`autoaugment`: in training, after crop and flip, AutoAugment's policy for ImageNet (Cubuk et al.
     2019), carried out by the loader's own operations; for images in colour"""
+    mixing: Literal["none", "mixup", "cutmix"] = "none"
+    """in training, each image of a batch and its label mixed with another's: `mixup`, a weighted mean
+    (Zhang et al. 2018); `cutmix`, a rectangle of the other (Yun et al. 2019)"""
+    mixing_alpha: float = Field(1.0, gt=0, le=100)
+    """both parameters of the Beta distribution of the proportion, drawn once for each batch"""
 
 
 class Model(Settings):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdat.data import open_loader
+from hpcdat.data.mixing import mix
 from hpcdat.data.sampler import Share, training_shares, with_unlabelled
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError, Stopped, WorkerError
@@ -209,9 +210,15 @@ class Trainer:
         indices = [share.indices for step in list(zip(*shares, strict=True))[first:] for share in step]
         loaded = self.loader.read(indices if reads else [], derive(self.job.seed, "augmentation", epoch))
         for step, share in enumerate(shares[0][first:], start=first):
-            yield Batch(epoch, step, share.global_size, {n: Labelled(*next(loaded)) for n in reads})
+            images = {n: self._mixed(Labelled(*next(loaded)), epoch, step, n) for n in reads}
+            yield Batch(epoch, step, share.global_size, images)
         # The loader may clean up after its last batch.
         next(loaded, None)
+
+    def _mixed(self, images: Labelled, epoch: int, step: int, number: int) -> Labelled:
+        """A batch as data.mixing mixes it; all workers that read it mix it alike."""
+        seed = derive(self.job.seed, "mixing", epoch, step, number)
+        return mix(images, self.job.data, len(self.images.classes), seed)
 
     def _set_rate(self, steps: int) -> float:
         """Set and return the learning rate of the current step, the same on all workers."""

@@ -115,6 +115,12 @@ def test_the_methods_of_the_settings_and_of_the_table_are_the_same():
             "attack.random_start: expected true",
         ),
         ("", ["data.unlabelled_part=0.3"], "data.unlabelled: expected a file"),
+        ("", ["data.mixing_alpha=0.3"], "data.mixing_alpha: not allowed without data.mixing"),
+        (
+            "",
+            ["method=conadv", "concurrent.place=workers", "data.mixing=mixup"],
+            "data.mixing: expected none",
+        ),
         (
             "",
             ["data.unlabelled=x.npz", "data.unlabelled_part=0.999"],

@@ -68,7 +68,8 @@ def box_up(
     created = reported_once(
         lambda: create_box(name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm)
     )
-    print(f"created box {name}: {nodes} nodes from {created.address(1)} on, {rate} links")
+    number = f"{nodes} nodes from {created.address(1)} on" if nodes > 1 else f"1 node, {created.address(1)}"
+    print(f"created box {name}: {number}, {rate} links")
     if slurm:
         print(f"to use its Slurm: hpcdat box login {name} -- sinfo")
 

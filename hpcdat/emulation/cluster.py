@@ -106,14 +106,14 @@ def create_box(
     if not re.fullmatch(r"[A-Za-z0-9-]{1,40}", name):
         raise BoxError(f"{shorten(repr(name))}: expected up to 40 letters, digits and '-'")
     if not 1 <= nodes <= 200:
-        raise BoxError(f"{nodes} nodes: expected 1 to 200")
-    for value, pattern, example in (
-        (rate, RATE_PATTERN, "1gbit"),
-        (delay, r"\d+(\.\d+)?(us|ms|s)", "1ms"),
-        (loss, r"\d+(\.\d+)?%", "0.1%"),
+        raise BoxError(f"--nodes {nodes}: expected 1 to 200")
+    for option, value, pattern, example in (
+        ("--rate", rate, RATE_PATTERN, "1gbit"),
+        ("--delay", delay, r"\d+(\.\d+)?(us|ms|s)", "1ms"),
+        ("--loss", loss, r"\d+(\.\d+)?%", "0.1%"),
     ):
         if not re.fullmatch(pattern, value):
-            raise BoxError(f"{shorten(repr(value))}: expected a value like {example}")
+            raise BoxError(f"{option} {shorten(repr(value))}: expected a value like {example}")
     if find_box(name) is not None:
         raise BoxError(f"box {name} already exists; remove it first")
     box = Box(name, nodes, _claim_subnet())

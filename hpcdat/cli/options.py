@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -21,9 +22,13 @@ T = TypeVar("T", int, float)
 def path(text: str) -> Path:
     """Read the path of an argument or option, which the shell may not have expanded, as in ``--out=~/x``.
 
+    A file whose own name has a dollar sign, as a shell's ``*`` may find it, is taken as it is.
+
     Raises:
         typer.Exit: a variable in it is not set; the message is on stderr.
     """
+    if not text.startswith("~") and os.path.exists(text):  # noqa: PTH110  (Path.exists fails for long names)
+        return Path(text)
 
     def read() -> Path:
         try:

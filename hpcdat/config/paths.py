@@ -11,23 +11,28 @@ from pydantic import BeforeValidator, PlainSerializer
 
 VARIABLE = re.compile(r"\$(?:\$|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})")
 """``$NAME``, ``${NAME}``, or ``$$`` for a dollar sign; any other dollar sign is one."""
+LONGEST_NAME = 255
+"""Bytes of the name of a file, on all usual file systems."""
 
 
 def expand(text: str) -> str:
     """Replace a leading ``~`` or ``~user``, and ``$NAME`` and ``${NAME}`` of the environment.
 
     Raises:
-        ValueError: the path is empty, a variable is not set or empty, or a home folder is unknown.
+        ValueError: there can be no such path, a variable is not set or empty, or a home folder is unknown.
     """
     if not text or "\0" in text:
         raise ValueError("expected a path" + (" without null characters" if text else "; . is this folder"))
     home, rest = "", text
     if text.startswith("~"):
         user, slash, rest = text.partition("/")
-        home, rest = os.path.expanduser(user), slash + rest  # noqa: PTH111  (Path.expanduser takes no $HOME = "")
-        if home in ("", user):
+        home, rest = os.path.expanduser(user), slash + rest  # noqa: PTH111  (Path.expanduser fails for an unknown user)
+        if home == user or (user == "~" and os.environ.get("HOME") == ""):
             raise ValueError(f"the home folder of {user} is unknown; write the whole path, or ./{user}")
-    return home + VARIABLE.sub(_value, rest)
+    path = home + VARIABLE.sub(_value, rest)
+    if max(map(len, os.fsencode(path).split(b"/"))) > LONGEST_NAME:
+        raise ValueError(f"expected a path; a name in it is longer than {LONGEST_NAME} bytes")
+    return path
 
 
 def escape(path: str | Path) -> str:

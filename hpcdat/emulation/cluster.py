@@ -86,6 +86,7 @@ def create_box(
     loss: str = "0%",
     slurm: bool = False,
     timeouts: slurm_daemons.Timeouts = slurm_daemons.TIMEOUTS,
+    bind_cores: bool = False,
 ) -> Box:
     """Create a box.
 
@@ -97,6 +98,7 @@ def create_box(
         loss: share of packets lost at each card, such as ``0.1%``.
         slurm: whether to start Slurm on its nodes.
         timeouts: Slurm's.
+        bind_cores: whether Slurm binds tasks to the cores that they are given. All nodes have the same cores.
 
     Raises:
         SlurmError: Slurm is not installed or does not start.
@@ -122,7 +124,7 @@ def create_box(
         for node in range(1, nodes + 1):
             _add_node(box, node, rate, delay, loss)
         if slurm:
-            slurm_daemons.start_slurm(box, timeouts)
+            slurm_daemons.start_slurm(box, timeouts, bind_cores=bind_cores)
     except BaseException:
         _remove(box)
         raise

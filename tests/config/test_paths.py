@@ -48,11 +48,19 @@ def test_every_path_of_a_job_is_expanded(key, tmp_path):
         ("~nobody-of-this-name/x", "the home folder of ~nobody-of-this-name is unknown"),
         ('""', "expected a path"),
         ('"a\\0b"', "expected a path without null characters"),
+        (f"a/{'x' * 256}/b", "expected a path; a name in it is longer than 255 bytes"),
+        ('"\\ud800"', "surrogates not allowed"),
     ],
 )
 def test_a_path_that_cannot_be_expanded_is_refused_with_its_key(key, text, complaint):
     with pytest.raises(JobError, match=f"{key}: .*{complaint}"):
         parse_job(MINIMAL, "x.yaml", [f"{key}={text}"])
+
+
+def test_an_empty_home_is_unknown(monkeypatch):
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(ValueError, match="the home folder of ~ is unknown; write the whole path"):
+        expand("~/x")
 
 
 def test_a_null_is_no_path():
@@ -106,3 +114,11 @@ def test_the_commands_read_a_path_in_the_home_folder(tmp_path):
     run = tmp_path / "home" / "run"
     done = CliRunner().invoke(app, ["report", "~/run"])
     assert done.exit_code == 2 and str(run) in done.stderr
+
+
+def test_a_file_whose_name_has_a_dollar_sign_is_found_as_a_shell_names_it(tmp_path):
+    job = tmp_path / "$NOWHERE.yaml"
+    job.write_text("epocs: 3")
+    for name in (str(job), str(job).replace("$", "$$")):
+        done = CliRunner().invoke(app, ["train", name])
+        assert f"{job}:1: epocs: unknown key" in done.stderr

@@ -14,7 +14,7 @@ import typer
 from hpcdat.cli.options import JobArgument, SetOption, Settings
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
-from hpcdat.config.job_file import read_job
+from hpcdat.config.job_file import JobError, read_job
 from hpcdat.config.paths import escape
 from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError, shorten
@@ -87,7 +87,11 @@ def submit(
         workers = workers_per_node or max(gpus.count if gpus else 0, 1)
 
         def read_and_check(more: tuple[str, ...]) -> Job:
-            checked = read_job(job, [*replaced, *more])
+            try:
+                checked = read_job(job, [*replaced, *more])
+            except JobError as error:
+                # What is wrong with an element only is a value of a sweep.
+                raise JobError(str(error).replace("--set ", "--sweep ") if more else str(error)) from None
             check_workers(checked, nodes=nodes, size=nodes * workers)
             return checked
 

@@ -267,7 +267,8 @@ def test_a_sweep_has_lists_and_expanded_paths(monkeypatch):
     assert "'schedule.decay_epochs=[1,2]'" in settings[0] and "'data.root=\"/s c/a\"'" in settings[0]
     assert "data.root=/b" in settings[3]
     refused = submit("--sweep", "seed=010,1")
-    assert refused.exit_code == 2 and "seed: '010': expected a whole number" in refused.stderr
+    assert refused.exit_code == 2
+    assert "--sweep seed=010: seed: '010': expected a whole number" in refused.stderr
 
 
 def test_variables_that_would_override_the_script_are_left_out(tmp_path, monkeypatch, capfd):

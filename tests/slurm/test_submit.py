@@ -40,6 +40,14 @@ SITES = {
         "sbatch": {"exclusive": None, "comment": NASTY, "nice": "5"},
     },
     "horovodrun": {"launcher": "horovodrun", "interface": "eth0"},
+    "set up": {
+        "cpus_per_worker": 2,
+        "setup": ["export A='1'  # one", "source /dev/null"],
+        "environment": {"TORCH_HOME": "$PATH/torch", "NASTY": NASTY},
+        "container": ["env", "A=$PATH"],
+        "python": "~/$PATH/python",
+        "sbatch": {"gres": "gpu:a100:2"},
+    },
 }
 
 
@@ -79,6 +87,7 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
             "SLURM_ARRAY_TASK_ID": "1",
             "SLURM_JOB_NODELIST": "n",
             "PATH": "/usr/bin:/bin",
+            "HOME": "/h",
         },
     )
     lines = done.stdout.splitlines()
@@ -204,6 +213,10 @@ def test_time_limits_as_sbatch_reads_them(time):
         ("submit --nodes 2 --sweep method=dat-pgd,at", "method at is centralised training"),
         ("submit --nodes 3 smoothing.sigma=0.1 smoothing.workers=2", "3 workers cannot be divided"),
         ("plan --link 1gbit method=at", "this run has 2 nodes"),
+        ("plan --link fast", "--link 'fast': expected a value like 1gbit"),
+        ("submit method=trades", "trades is a value of objective.regulariser"),
+        ("submit data.source=folder", "data.root: expected a folder with train/ and test/ in it"),
+        ("submit concurrent.delay=1", "concurrent: not allowed with method dat-pgd"),
     ],
 )
 def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, message):

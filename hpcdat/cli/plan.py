@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import SetOption, Settings, WorkersOption
+from hpcdat.cli.options import JobArgument, SetOption, Settings, WorkersOption, path
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.emulation.cluster import bytes_per_second
+from hpcdat.emulation.cluster import BoxError, bytes_per_second
 from hpcdat.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)],
+    job: JobArgument,
     settings: Settings = None,
     set_: SetOption = None,
     nodes: Annotated[
@@ -31,13 +31,13 @@ def plan(
     workers_per_node: Annotated[int, typer.Option(min=1, help="Workers per node (q).")] = 1,
     workers: WorkersOption = 1,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Use links measured before (see --save).")
+        Path | None, typer.Option(metavar="FILE", help="Use links measured before (see --save).", parser=path)
     ] = None,
     link: Annotated[
         str | None, typer.Option(metavar="RATE", help="Assume links of this rate: 1gbit, 200gbit.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the measured links to this file.")
+        Path | None, typer.Option(metavar="FILE", help="Save the measured links to this file.", parser=path)
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Training images, if they are not on this machine.")
@@ -85,7 +85,10 @@ def plan(
         if calibration:
             return resolved, node_counts, Calibration.read(calibration)
         if link:
-            return resolved, node_counts, assume_links(bytes_per_second(link))
+            try:
+                return resolved, node_counts, assume_links(bytes_per_second(link))
+            except BoxError as error:
+                raise InputError(f"--link {error}") from None
         if started == 1 and max(node_counts) * workers_per_node > 1:
             raise InputError(
                 "the links are unknown: start the command on several nodes, like hpcdat train, to measure "

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-
-def fraction(value: Any) -> Any:
-    """Read ``8/255`` as a number; anything else is left to pydantic."""
-    if isinstance(value, str) and value.count("/") == 1:
-        numerator, denominator = (float(part) for part in value.split("/"))
-        if denominator == 0:
-            raise ValueError("division by zero")
-        return numerator / denominator
-    return value
-
+from hpcdat.config.paths import ExpandedName, ExpandedPath
+from hpcdat.config.settings import Settings
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAY_CHANGE = "may change when a run resumes"
 """Marks settings that do not affect what training computes: they may change when a run resumes."""
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True
-    )
 
 
 def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -> dict[str, tuple[Any, bool]]:
@@ -51,20 +34,20 @@ class Data(Settings):
     source: Literal["digits", "folder", "cifar10", "cifar100"] = "folder"
     """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
     scikit-learn's digits, written to `root` if not there"""
-    root: Annotated[Path | None, MAY_CHANGE] = None
+    root: Annotated[ExpandedPath | None, MAY_CHANGE] = None
     """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
     cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
     download: Annotated[bool, MAY_CHANGE] = False
     """download CIFAR's official batches into `root` if they are missing"""
-    train: str = "train"
+    train: ExpandedName = "train"
     """`folder`: sub-folder of `root` that is trained on"""
-    test: str = "test"
+    test: ExpandedName = "test"
     """`folder`: sub-folder of `root` that is evaluated on"""
     train_images: int | None = Field(None, ge=1)
     """train on this many images, equally many of each class; default: all"""
     test_images: int | None = Field(None, ge=1)
     """evaluate on this many images, equally many of each class; default: all"""
-    unlabelled: Path | None = None
+    unlabelled: ExpandedPath | None = None
     """file of pseudo-labelled images to mix into training batches: the .npz of `hpcdat pseudo-label`, or the
     pickle of Carmon et al. 2019"""
     unlabelled_part: float = Field(0.5, gt=0, lt=1)
@@ -107,7 +90,7 @@ class Model(Settings):
     `resnet50`: torchvision's, for ImageNet"""
     width: float = Field(1.0, gt=0, le=4)
     """factor on the number of channels of all layers, for `preact-resnet18` and `wide-resnet28-10`"""
-    pretrained: Path | None = None
+    pretrained: ExpandedPath | None = None
     """initial weights: a run's folder or checkpoint, or a weight file of torchvision's (.pth); a head with
     other classes is initialised at random"""
     mean: list[Finite] = [0.485, 0.456, 0.406]

@@ -35,7 +35,8 @@ from tabulate import tabulate
 
 from hpcdat.config.sections import Data
 from hpcdat.data import Loader, open_loader
-from hpcdat.data.images import Images, list_images
+from hpcdat.data.image_folder import list_images
+from hpcdat.data.images import Images
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.storage.run_folder import RunFolder

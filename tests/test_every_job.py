@@ -117,7 +117,7 @@ def test_a_job_file_trains_two_steps_and_evaluates(
     path, tmp_path, monkeypatch, stand_in, weights_of_resnet50
 ):
     job, workers, images = shortened(path, tmp_path, stand_in, weights_of_resnet50)
-    monkeypatch.setattr(command, "find_images", lambda data: images)
+    monkeypatch.setattr(command, "find_images", lambda data, **_: images)
     # torch.compile is not made for several threads, which here are the workers.
     monkeypatch.setattr(gradient_exchange, "pays_to_compile", lambda count: False)
     try:

@@ -91,7 +91,8 @@ def pseudo_label(
     workers.on_rank0("check the output file", check)
     trained = load_trained(folder, job, workers)
     images = workers.on_all_ranks(
-        "find the images", lambda: find_unlabelled(source, trained.classes, job.data.channels)
+        "find the images",
+        lambda: find_unlabelled(source, trained.classes, job.data.channels, quiet=not workers.is_rank0),
     )
     # Every image needs a label: one that cannot be read ends the command.
     job = job.model_copy(update={"data": job.data.model_copy(update={"corrupt": "stop"})})

@@ -8,6 +8,7 @@ from hpcdat.commands.run_result import conclude_run
 from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
 from hpcdat.data import find_images
+from hpcdat.data.image_check import check_images
 from hpcdat.data.images import Images
 from hpcdat.data.pseudo_labelled import joined, read_pseudo_labelled
 from hpcdat.distributed.communicator import Communicator
@@ -48,7 +49,9 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     """
     check_workers(job, nodes=workers.nodes, size=workers.size)
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
-    train_images, test_images = workers.on_all_ranks("find the images", lambda: find_images(job.data))
+    train_images, test_images = workers.on_all_ranks(
+        "find the images", lambda: find_images(job.data, quiet=not workers.is_rank0)
+    )
     images = workers.on_all_ranks("hold images out", lambda: hold_out(train_images, test_images, job))
     if unlabelled := job.data.unlabelled:
         mixed = workers.on_all_ranks("read data.unlabelled", lambda: _mixed(unlabelled, images.train))
@@ -63,9 +66,11 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         if workers.is_rank0:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
         return workers.on_all_ranks("read the result", folder.read_result)
+    progress = Progress(shown=workers.is_rank0)
+    if state == "new":
+        check_images(images.train, [images.validation, images.test], job.data, workers, stop, progress)
     with enough_memory(job, "batch_size"):
         model = build_model_for(job, len(images.train.classes)).to(device)
-        progress = Progress(shown=workers.is_rank0)
         exchange = choose_exchange(job.exchange, workers, model, folder.choice_file, progress)
         algorithm = Algorithm1(job, model, exchange, workers, device)
         try:

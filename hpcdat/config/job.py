@@ -148,6 +148,12 @@ class Job(Settings):
             raise refusal("data.root", "a folder with train/ and test/ in it")
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
             raise refusal("data.channels", f"3: {data.source} images are in colour")
+        if data.test_fraction and data.source != "folder":
+            raise not_allowed("data.test_fraction", f"with data.source: {data.source}, which has test images")
+        if data.test_fraction and data.test != Data().test:
+            raise not_allowed("data.test_fraction", "with data.test, whose images it would replace")
+        if data.test_seed and not data.test_fraction:
+            raise not_allowed("data.test_seed", "without data.test_fraction")
         if data.policy != "none" and data.channels != 3:
             raise refusal("data.policy", f"none: {data.policy} needs colour images")
         if data.loader == "device" and data.augmentation == "crop-flip":

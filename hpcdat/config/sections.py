@@ -43,6 +43,12 @@ class Data(Settings):
     """`folder`: sub-folder of `root` that is trained on"""
     test: ExpandedName = "test"
     """`folder`: sub-folder of `root` that is evaluated on"""
+    test_fraction: float | None = Field(None, gt=0, lt=1)
+    """`folder`: evaluate on this share of the images of each class in `train`, which are not trained on; for
+    images without a folder `test`"""
+    test_seed: int = Field(0, ge=0, lt=2**32)
+    """`test_fraction`: seed that chooses those images; they do not depend on the job's `seed`, so that runs
+    with several seeds are evaluated on the same images"""
     train_images: int | None = Field(None, ge=1)
     """train on this many images, equally many of each class; default: all"""
     test_images: int | None = Field(None, ge=1)
@@ -59,16 +65,17 @@ class Data(Settings):
     """images left at the end of an epoch, fewer than a global batch: left out (`drop`), or a smaller batch
     of their own at the full learning rate (`short`)"""
     corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
-    """an unreadable image: `stop` the run, or `skip` the image, which is reported and counted"""
+    """an image that cannot be read, or is in another format than JPEG, PNG, GIF, BMP, PNM, TIFF and WebP:
+    `stop` the run, or `skip` the image, which is reported and counted"""
     loader: Literal["dali", "torchvision", "device"] = "dali"
-    """`dali`: NVIDIA DALI; `torchvision`: its decoder and transforms; `device`: keeps all images in GPU (or
-    CPU) memory and shifts and flips them there; they must have one size"""
+    """`dali`: NVIDIA DALI; `torchvision`: its transforms, after Pillow's decoders; `device`: keeps all images
+    in GPU (or CPU) memory and shifts and flips them there; they must have one size"""
     threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)
     """height and width of an image as the model sees it, pixels"""
     channels: Literal[1, 3] = 3
-    """1 for grey, 3 for colour"""
+    """1 for grey (images in colour are converted), 3 for colour"""
     augmentation: Literal["none", "crop-flip", "pad-crop"] = "none"
     """in training, `crop-flip`: random resized crop and flip (ImageNet); `pad-crop`: shifts by up to
     4 pixels and flip (CIFAR); otherwise resize and centre crop"""

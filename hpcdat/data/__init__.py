@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,8 @@ from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
-from hpcdat.data.images import Images, list_images
+from hpcdat.data.image_folder import Listing, list_folder
+from hpcdat.data.images import Images
 from hpcdat.data.sampler import Indices
 
 
@@ -33,10 +35,15 @@ class Loader(Protocol):
         ...
 
 
-def find_images(settings: Data) -> tuple[Images, Images]:
-    """The training and the test images of a job.
+def find_images(settings: Data, *, quiet: bool = False) -> tuple[Images, Images]:
+    """The training and the test images of a job, the same on all workers.
 
     Digits are written to files first if they are not there yet.
+
+    Args:
+        settings: the job's ``data`` section.
+        quiet: do not report what is left out of a folder, and images of both training and test; for all
+            workers but one.
 
     Raises:
         DataError: a folder is missing or empty, the two hold different classes, or fewer images than
@@ -48,13 +55,49 @@ def find_images(settings: Data) -> tuple[Images, Images]:
     else:
         if settings.source == "digits":
             write_digits(root)
-        train = list_images(root / settings.train)
-        test = list_images(root / settings.test, classes=train.classes)
+        train, test = _find_in_folders(root, settings, quiet)
     if settings.train_images:
         train = train.equal_part(settings.train_images)
     if settings.test_images:
         test = test.equal_part(settings.test_images)
     return train, test
+
+
+def _find_in_folders(root: Path, settings: Data, quiet: bool) -> tuple[Images, Images]:
+    """The images of ``data.source: folder``, or of digits that have been written."""
+    folders = (
+        [root / settings.train] if settings.test_fraction else [root / settings.train, root / settings.test]
+    )
+    listings = [list_folder(folders[0])]
+    listings += [list_folder(folder, listings[0].images.classes) for folder in folders[1:]]
+    if not quiet:
+        for folder, listing in zip(folders, listings, strict=True):
+            if listing.left_out:
+                _report(f"{folder}: left out: {listing.left_out}")
+    if settings.test_fraction:
+        return listings[0].images.split_off(settings.test_fraction, settings.test_seed)
+    if not quiet and (common := _common(*listings)):
+        test = len(listings[1].images)
+        _report(
+            f"{folders[1]}: {common:,} of the {test:,} test images are training images, too ({folders[0]}), "
+            "so that TA and RA do not show how the model generalises; data.test_fraction: 0.2 takes a fifth "
+            "of the images in data.train for the test instead"
+        )
+    return listings[0].images, listings[1].images
+
+
+def _common(train: Listing, test: Listing) -> int:
+    """Number of test images that lie in folders of training images."""
+    common = train.folders & test.folders
+    if not common:
+        return 0
+    folders = {file.rpartition("/")[0] for file in test.images.files}
+    shared = {folder for folder in folders if os.path.realpath(folder) in common}
+    return sum(file.rpartition("/")[0] in shared for file in test.images.files)
+
+
+def _report(line: str) -> None:
+    print(f"hpcdat: {line}", file=sys.stderr, flush=True)
 
 
 def open_loader(

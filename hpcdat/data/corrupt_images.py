@@ -8,6 +8,9 @@ from typing import Literal
 from hpcdat.data.images import DataError
 from hpcdat.data.sampler import Indices
 
+HINT = "(data.corrupt: skip leaves such images out)"
+"""What an error about images that cannot be read ends with."""
+
 
 class Unreadable:
     """The images that a loader cannot read.
@@ -31,7 +34,7 @@ class Unreadable:
             DataError: the job asks to stop.
         """
         if self.policy == "stop":
-            raise DataError(f"{complaint} (data.corrupt: skip leaves such images out)")
+            raise DataError(f"{complaint} {HINT}")
         if index not in self._found:
             self._found.add(index)
             print(f"hpcdat: {complaint}; it is left out", file=sys.stderr, flush=True)
@@ -43,6 +46,6 @@ class Unreadable:
         return indices[[int(i) not in self._found for i in indices]] if len(indices) else indices
 
 
-def complaint_about(file: str, error: Exception) -> str:
+def complaint_about(file: str, reason: object) -> str:
     """File and reason in one line."""
-    return f"{file}: cannot be read as an image: {error}"
+    return f"{file}: cannot be read as an image: {reason}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,25 +11,30 @@ from typing import Any
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
-from PIL import Image
 from torch import Tensor
 
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import View, views_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.dali_autoaugment import AutoAugment
+from hpcdat.data.image_file import Unusable, as_pnm, decode, read_file
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
 
-BATCHES_SEARCHED = 4
-"""Batches searched for an unreadable image after DALI fails; DALI prefetches two."""
+BATCHES_IN_FLIGHT = 4
+"""Batches that may hold the image at which DALI fails; it prefetches two."""
+
+Stored = tuple[np.ndarray, int, int]
+"""An image as DALI receives it, an encoded file (bytes,) or pixels (H, W, C), with height and width."""
 
 
 class DaliLoader:
     """Reads with NVIDIA DALI, on the GPU if the images go to one.
 
-    On the CPU DALI decodes and torch resizes in threads, in a third of DALI's time.
+    On the CPU DALI decodes and torch resizes in threads, in a third of DALI's time. Files that DALI and
+    Pillow do not decode alike are decoded by Pillow in those threads, so that all loaders agree on every
+    file: other formats than JPEG and PNG, 16 bits, palettes, CMYK, colour that is to become grey.
 
     Args:
         images: what is read.
@@ -50,9 +57,11 @@ class DaliLoader:
         self._pipeline: Any = None
         self._threads = ThreadPoolExecutor(settings.threads)
         self._requested: Iterator[Indices] = iter(())
+        self._prepared: deque[Indices] = deque()
+        self._output: Any = None
+        self._with_pillow: set[int] = set()
         self._seed = 0
         self._exhausted = False
-        self._shapes: dict[int, tuple[int, int]] = {}
 
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,) on the device.
@@ -63,20 +72,35 @@ class DaliLoader:
         labels = torch.tensor(self.images.labels)
         self._seed = seed
         self._begin(batches)
-        for number, batch in enumerate(batches):
-            while len(indices := self.unreadable.without(batch)):
-                try:
-                    (output,) = self._pipeline.run(**self._stream())
-                except (RuntimeError, OSError) as error:
-                    self._blame(batches[number : number + BATCHES_SEARCHED], error)
-                    self._begin(batches[number:])
-                    continue
-                pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())
-                yield to_pixels(pixels, self.device), labels[indices].to(self.device)
-                break
-            else:
+        for number in range(len(batches)):
+            indices, output = self._next(batches, number)
+            if output is None:
                 yield empty_batch(self.settings, self.device)
+                continue
+            pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())
+            yield to_pixels(pixels, self.device), labels[indices].to(self.device)
         self._exhausted = True
+
+    def _next(self, batches: list[Indices], number: int) -> tuple[Indices, Any]:
+        """The readable images of a batch, and DALI's output for them; None if there are none.
+
+        Args:
+            batches: all of the epoch.
+            number: of the next one.
+        """
+        # Batches are prepared in order, and those without readable images are not given to DALI.
+        while not self._prepared or (len(self._prepared[0]) and self._output is None):
+            try:
+                (self._output,) = self._pipeline.run(**self._stream())
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                self._decode_with_pillow(batches[number : number + BATCHES_IN_FLIGHT], error)
+                self._begin(batches[number:])
+        indices, output = self._prepared.popleft(), None
+        if len(indices):
+            output, self._output = self._output, None
+        return indices, output
 
     def _stream(self) -> dict[str, torch.cuda.Stream]:
         """The stream that uses the images, so that their memory is not reused before."""
@@ -84,8 +108,9 @@ class DaliLoader:
 
     def _begin(self, batches: list[Indices]) -> None:
         """Have the pipeline read these batches next."""
-        readable = [self.unreadable.without(indices) for indices in batches]
-        self._requested = iter([indices for indices in readable if len(indices)])
+        self._requested = iter(batches)
+        self._prepared.clear()
+        self._output = None
         # A pipeline that was interrupted has read ahead.
         if self._exhausted:
             self._pipeline.reset()
@@ -93,44 +118,63 @@ class DaliLoader:
             self._pipeline = self._build()
         self._exhausted = False
 
-    def _blame(self, batches: list[Indices], error: Exception) -> None:
-        """Find the images that do not decode, with another decoder."""
-        found = False
-        for index in np.concatenate(batches).tolist() if self.images.pixels is None else ():
-            try:
-                with Image.open(self.images.files[index]) as image:
-                    image.load()
-            except Exception as reason:
-                found = True
-                self.unreadable.add(index, complaint_about(self.images.files[index], reason))
-        if not found:
-            raise DataError(f"DALI failed: {error}") from None
+    def _decode_with_pillow(self, batches: list[Indices], error: RuntimeError) -> None:
+        """After a failure of DALI, leave the images in flight to Pillow, which decides about them.
+
+        Raises:
+            DataError: Pillow had decoded all of them already.
+        """
+        suspects = set(np.concatenate(batches).tolist()) - self._with_pillow
+        if self.images.pixels is not None or not suspects:
+            raise DataError(f"DALI failed: {textwrap.shorten(str(error), 300)}") from None
+        self._with_pillow |= suspects
 
     def _source(self) -> tuple[list[np.ndarray], ...]:
-        """The images of the next batch as they are stored, the view of each, and a policy's choices."""
-        indices = next(self._requested)
-        if self.images.pixels is not None:
-            stored = list(self.images.pixels[indices])
-        else:
-            stored = [np.fromfile(self.images.files[i], dtype=np.uint8) for i in indices]
-        views = list(np.stack(self._views(indices), axis=1).astype(np.int32))
-        if self._policy is None:
-            return stored, views
-        return stored, views, [self._policy.choices(int(i), self._seed) for i in indices]
+        """The images of the next batch that has any, the view of each, and a policy's choices."""
+        for requested in self._requested:
+            indices, stored = self._read_files(self.unreadable.without(requested))
+            self._prepared.append(indices)
+            if not len(indices):
+                continue
+            images, heights, widths = zip(*stored, strict=True)
+            shown = views_of(
+                np.array(heights),
+                np.array(widths),
+                indices,
+                self.settings,
+                training=self.training,
+                seed=self._seed,
+            )
+            views = list(np.stack(shown, axis=1).astype(np.int32))
+            if self._policy is None:
+                return list(images), views
+            return list(images), views, [self._policy.choices(int(i), self._seed) for i in indices]
+        raise StopIteration
 
-    def _views(self, indices: Indices) -> View:
-        height, width = np.array([self._shape(int(i)) for i in indices]).T
-        return views_of(height, width, indices, self.settings, training=self.training, seed=self._seed)
-
-    def _shape(self, index: int) -> tuple[int, int]:
-        """Height and width of an image as it is stored."""
+    def _read_files(self, indices: Indices) -> tuple[Indices, list[Stored]]:
+        """The images that can be read, of those at these positions, and what is stored for each."""
         if self.images.pixels is not None:
-            return self.images.pixels.shape[1:3]
-        if index not in self._shapes:
-            # Pillow reads only the header.
-            with Image.open(self.images.files[index]) as image:
-                self._shapes[index] = (image.height, image.width)
-        return self._shapes[index]
+            height, width = self.images.pixels.shape[1:3]
+            return indices, [(pixels, height, width) for pixels in self.images.pixels[indices]]
+        read = list(self._threads.map(self._stored, indices.tolist()))
+        for index, stored in zip(indices.tolist(), read, strict=True):
+            if isinstance(stored, str):
+                self.unreadable.add(index, stored)
+        readable = [not isinstance(stored, str) for stored in read]
+        return indices[readable], [stored for stored in read if not isinstance(stored, str)]
+
+    def _stored(self, index: int) -> Stored | str:
+        """An image as it is stored, in a form that DALI decodes as Pillow does, or why it cannot be read."""
+        file, channels = self.images.files[index], self.settings.channels
+        try:
+            contents = read_file(file)
+            # DALI's grey is the luma of JPEG, and that of colour PNG is rounded differently.
+            if contents.plain in (1, channels) and index not in self._with_pillow:
+                return np.frombuffer(contents.encoded, np.uint8), contents.height, contents.width
+            pixels = decode(contents, channels)
+        except Unusable as reason:
+            return complaint_about(file, reason)
+        return as_pnm(pixels), pixels.shape[0], pixels.shape[1]
 
     def _build(self) -> Any:  # DALI's types are not public
         on_gpu = self.device.type == "cuda"

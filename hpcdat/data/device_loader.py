@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import PADDING, View, views_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
+from hpcdat.data.image_file import Unusable, decode, read_file
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
@@ -75,17 +75,15 @@ class DeviceLoader:
         """The images as they are stored: (N, H, W, C), uint8; zeros in place of one that cannot be read."""
         if images.pixels is not None:
             return images.pixels
-        mode = "L" if self.settings.channels == 1 else "RGB"
 
-        def decode(file: str) -> np.ndarray | str:
+        def stored(file: str) -> np.ndarray | str:
             try:
-                with Image.open(file) as image:
-                    return np.atleast_3d(np.array(image.convert(mode)))
-            except Exception as error:
-                return complaint_about(file, error)
+                return decode(read_file(file), self.settings.channels)
+            except Unusable as reason:
+                return complaint_about(file, reason)
 
         with ThreadPoolExecutor(self.settings.threads) as threads:
-            decoded = list(threads.map(decode, images.files))
+            decoded = list(threads.map(stored, images.files))
         first: int | None = None
         shape: tuple[int, ...] = ()
         for number, image in enumerate(decoded):

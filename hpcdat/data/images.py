@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from hpcdat.errors import InputError
+from hpcdat.seeds import derive
 from hpcdat.storage.atomic_files import digest
 
 
@@ -62,6 +62,33 @@ class Images:
             None if self.pixels is None else self.pixels[indices],
         )
 
+    def split_off(self, fraction: float, seed: int) -> tuple[Images, Images]:
+        """The images without a part of each class, and that part; by the names of the files.
+
+        A file that is added or removed moves at most one other per class from one part to the other.
+
+        Args:
+            fraction: of the images of each class, to the nearest image, at least one.
+            seed: another one chooses other images.
+
+        Raises:
+            DataError: a class has a single image.
+        """
+        names = ["/".join(Path(file).parts[-2:]) for file in self.files]
+        order = sorted(range(len(self)), key=lambda index: (derive(seed, f"test {names[index]}"), index))
+        labels = np.array(self.labels)
+        sizes = np.bincount(labels)
+        if sizes.min() == 1:
+            single = self.classes[int(sizes.argmin())]
+            raise DataError(f"data.test_fraction: class {single} has one image, which cannot be divided")
+        left = np.clip(np.rint(fraction * sizes).astype(np.int64), 1, sizes - 1)
+        taken = np.zeros(len(self), dtype=bool)
+        for index in order:
+            label = labels[index]
+            taken[index] = left[label] > 0
+            left[label] -= 1
+        return self.subset(np.flatnonzero(~taken)), self.subset(np.flatnonzero(taken))
+
     def equal_part(self, count: int) -> Images:
         """A part of the images with equal numbers of each class (up to one), the same every time.
 
@@ -77,33 +104,6 @@ class Images:
             members = labels == label
             turn[members] = np.arange(members.sum())
         return self.subset(np.sort(order[np.lexsort((labels, turn))[:count]]))
-
-
-def list_images(folder: Path, classes: list[str] | None = None) -> Images:
-    """List a folder as torchvision's ImageFolder does.
-
-    Args:
-        folder: holds one sub-folder a class.
-        classes: the classes that are expected, or None to take those found.
-
-    Raises:
-        DataError: no such folder, no class, an empty class, or other classes than expected.
-    """
-    try:
-        found, positions = find_classes(folder)
-        if classes is not None and found != classes:
-            different = sorted(set(found) ^ set(classes))
-            raise DataError(f"{folder}: other classes than in training: {', '.join(different[:5])}")
-        samples = make_dataset(str(folder), positions, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: {error.strerror or error}. Expected {folder.name}/CLASS/*.jpg (or png, ...) "
-            "in data.root"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}") from None
-    files, labels = zip(*samples, strict=True)
-    return Images(list(files), list(labels), found)
 
 
 def _stamp(file: Path) -> list[int] | None:

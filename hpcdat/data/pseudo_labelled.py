@@ -6,16 +6,15 @@ Nothing but arrays is ever unpickled.
 
 from __future__ import annotations
 
-import os
+import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from hpcdat.data.image_folder import IMAGE_SUFFIXES, files_below
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.safe_pickle import read_arrays
 from hpcdat.storage.atomic_files import write_atomically
@@ -24,13 +23,14 @@ PICKLED = ("data", "extrapolated_targets")
 """Names of images and labels in Carmon et al.'s file."""
 
 
-def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
+def find_unlabelled(source: Path, classes: list[str], channels: int, *, quiet: bool = False) -> Images:
     """Images to be labelled.
 
     Args:
         source: a folder, searched with all below it through links, or a .npy file of (N, H, W, C) uint8.
         classes: of the model.
         channels: of its input; files are read with as many, an array must have as many.
+        quiet: do not report what is left out of a folder: hidden files, thumbnails, other files.
 
     Returns:
         The images, each with label 0; files by their full paths, which mean the same from elsewhere.
@@ -39,10 +39,11 @@ def find_unlabelled(source: Path, classes: list[str], channels: int) -> Images:
         DataError: there are none, or it is another array.
     """
     if source.is_dir():
-        found = _files_below(source.absolute())
-        files = sorted(str(file) for file in found if file.suffix.lower() in IMG_EXTENSIONS)
+        files, left_out = files_below(source.absolute())
         if not files:
-            raise DataError(f"{source}: contains no images ({', '.join(IMG_EXTENSIONS[:5])}, ...)")
+            raise DataError(f"{source}: contains no images ({', '.join(IMAGE_SUFFIXES[:5])}, ...)")
+        if left_out and not quiet:
+            print(f"hpcdat: {source}: left out: {left_out}", file=sys.stderr, flush=True)
         return Images(files, [0] * len(files), classes)
     try:
         pixels = np.load(source, allow_pickle=False)
@@ -124,18 +125,6 @@ def joined(labelled: Images, unlabelled: Images) -> Images:
     pixels = None if ours is None or theirs is None else np.concatenate([ours, theirs])
     files = labelled.files + unlabelled.files
     return Images(files, labelled.labels + unlabelled.labels, labelled.classes, pixels, len(unlabelled))
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and of those below it, each visited once, however many links lead to it."""
-    seen = {folder.resolve()}
-    # Data sets are often made of links, which rglob does not follow.
-    for at, below, files in os.walk(folder, followlinks=True):
-        yield from (Path(at, file) for file in files)
-        # On all nodes under the same one of its names.
-        new = {Path(at, name).resolve(): name for name in sorted(below, reverse=True)}
-        below[:] = sorted(name for place, name in new.items() if place not in seen)
-        seen |= new.keys()
 
 
 def _names(path: Path, count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The alternative to DALI: torchvision's decoder and transforms in torch's DataLoader."""
+"""The alternative to DALI: Pillow's decoders and torchvision's transforms in torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from functools import partial
 from multiprocessing import forkserver, resource_tracker
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -20,6 +19,7 @@ from torchvision.transforms import v2
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import POLICY_FILL, policy_seed, view_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
+from hpcdat.data.image_file import Unusable, decode, read_file
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
@@ -154,7 +154,6 @@ class _Decoded(Dataset[tuple[int, Tensor | str]]):
         self.images = images
         self.settings = settings
         self.training = training
-        self.mode = "L" if settings.channels == 1 else "RGB"
         self.policy = None
         if training and settings.policy == "autoaugment":
             self.policy = v2.AutoAugment(
@@ -163,14 +162,15 @@ class _Decoded(Dataset[tuple[int, Tensor | str]]):
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[int, Tensor | str]:
         index, seed = place
-        try:
-            if self.images.pixels is not None:
-                pixels = torch.from_numpy(self.images.pixels[index]).permute(2, 0, 1)
-            else:
-                with Image.open(self.images.files[index]) as image:
-                    pixels = v2.functional.pil_to_tensor(image.convert(self.mode))
-        except Exception as error:
-            return index, complaint_about(self.images.files[index], error)
+        if self.images.pixels is not None:
+            stored = self.images.pixels[index]
+        else:
+            file = self.images.files[index]
+            try:
+                stored = decode(read_file(file), self.settings.channels)
+            except Unusable as reason:
+                return index, complaint_about(file, reason)
+        pixels = torch.from_numpy(stored).permute(2, 0, 1)
         _, height, width = pixels.shape
         view = view_of(height, width, index, self.settings, training=self.training, seed=seed)
         seen = apply_view(pixels, view, self.settings.image_size)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.datasets.folder import find_classes
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
+from hpcdat.data.image_folder import find_classes
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.errors import HpcdatError, InputError, first_line
@@ -191,15 +191,18 @@ def _count_classes(data: Data) -> int | None:
     if data.source != "folder":
         return len(read_cifar(data.source, data.root, download=False)[0].classes)
     found = {}
-    for split in (data.train, data.test):
-        found[split], _ = find_classes(data.root / split)
+    splits = [data.train] if data.test_fraction else [data.train, data.test]
+    for split in splits:
+        found[split] = find_classes(data.root / split)
+        if not found[split]:
+            raise FileNotFoundError(f"{data.root / split} has no folders, one for each class")
         files = (data.root / split / found[split][0]).rglob("*")
         image = next((file for file in files if file.is_file()), None)
         if image is None:
             raise FileNotFoundError(f"{data.root / split / found[split][0]} has no images")
         with image.open("rb") as file:
             file.read(1)
-    if found[data.train] != found[data.test]:
+    if found[data.train] != found[splits[-1]]:
         raise InputError(f"{data.root}: {data.train} and {data.test} have different classes")
     return len(found[data.train])
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from tabulate import tabulate
-from torchvision.datasets.folder import find_classes
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Data, Exchange
+from hpcdat.data.image_folder import find_classes
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import Bucket, NamedParameters, gradients_of, make_buckets, traffic_of
 from hpcdat.exchange.resolve import Plan, make_plan
@@ -116,7 +116,8 @@ def count_classes(data: Data) -> int:
     """Classes of a job's images: its folders where they are here, otherwise those of its data set."""
     if data.source == "folder" and data.root:
         try:
-            return len(find_classes(str(data.root / data.train))[0])
+            if classes := find_classes(data.root / data.train):
+                return len(classes)
         except OSError:
             pass
     return DEFAULT_CLASSES[data.source]

@@ -249,7 +249,7 @@ class RunFolder:
             settings: ``key=value`` texts that override the job's.
 
         Raises:
-            RunError: the folder is not a run's.
+            RunError: the folder is not a run's, or images of the training would become test images.
             JobError: a setting is invalid.
         """
         if not self.job_file.exists():
@@ -260,7 +260,14 @@ class RunFolder:
             raise RunError(f"{error}{self._writer()}") from None
         if before.evaluation.has_usual_step_size:
             settings = ["evaluation.step_size=null", *settings]
-        return read_job(self.job_file, settings)
+        job = read_job(self.job_file, settings)
+        split = (job.data.test_fraction, job.data.test_seed)
+        if job.data.test_fraction and split != (before.data.test_fraction, before.data.test_seed):
+            raise RunError(
+                "data.test_fraction, data.test_seed: not to be changed after training, which has seen images "
+                "that would now be test images; set data.root or data.test to others"
+            )
+        return job
 
     def _writer(self) -> str:
         """The hpcdat that wrote the run, for the end of a message; empty if that is unknown or this one."""

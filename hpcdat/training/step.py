@@ -14,7 +14,6 @@ from hpcdat.attacks.pgd import PGD, Loss, attacked
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import GradientExchange, grad_of, gradients_of
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.losses import Labelled, clean_loss, divergence, local_cost
@@ -112,7 +111,6 @@ class Algorithm1:
             The outcome, the same on all workers.
 
         Raises:
-            InputError: on all workers; no image of the global batch could be read.
             WorkerError: the other workers are lost.
         """
         statistics = self.batch_norm.local()
@@ -130,10 +128,12 @@ class Algorithm1:
         finite = all_finite([*gradients, scalars])
         # One wait for the device, not one for each number.
         cost, correct, images, stop, save, finite = torch.cat([scalars, finite[None]]).tolist()
-        if images != now.global_size:
+        if 0 < images < now.global_size:
             cost *= _rescale(gradients, int(images), now.global_size)
-        self.exchange.commit(counts=bool(finite))
-        if finite:
+        # A step of which no image can be read changes nothing: neither momentum nor decay moves the weights.
+        updates = bool(finite) and images > 0
+        self.exchange.commit(counts=updates)
+        if updates:
             self.optimizer.step()  # step 9: (A4)
         else:
             # The sum is the same on all workers, so all of them skip the step.
@@ -225,11 +225,6 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 def _rescale(gradients: list[Tensor], images: int, global_size: int) -> float:
     """Turn sums over the images that were read, divided by the global batch, into means; the factor."""
-    if images == 0:
-        raise InputError(
-            f"none of the {global_size} images of a step can be read; each worker has printed the files",
-            everywhere=True,
-        )
     factor = global_size / images
     torch._foreach_mul_(gradients, factor)
     return factor

@@ -165,6 +165,12 @@ class Trainer:
                     self._stop()
         self.log.measure()
         self.progress.end()
+        if state.totals.skipped_images and not (state.totals.images or state.totals.skipped_steps):
+            raise InputError(
+                f"none of the {state.totals.skipped_images} images of epoch {state.epoch + 1} can be read; "
+                "each worker has printed the files",
+                everywhere=True,
+            )
         self.algorithm.batch_norm.average()
         check_equal(self.workers, self.model)
         state.epoch, state.step = state.epoch + 1, 0

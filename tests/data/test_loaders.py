@@ -1,6 +1,7 @@
 """All loaders read the same pixels, whole epochs, and name what they cannot read."""
 
 import hashlib
+import itertools
 import os
 import pickle
 import signal
@@ -19,7 +20,8 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from hpcdat.config.sections import Data
 from hpcdat.data import find_images, open_loader
 from hpcdat.data.digits import write_digits
-from hpcdat.data.images import DataError, Images, list_images
+from hpcdat.data.image_folder import list_images
+from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import to_pixels
 from hpcdat.data.torchvision_loader import _Decoded
 from tests.conftest import CHECKOUT
@@ -349,10 +351,10 @@ def test_official_cifar_batches_are_read_and_others_never_opened(tmp_path, monke
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_file_that_is_no_image_is_named(photos, tmp_path, loader):
-    for split in ("train", "test"):
-        (tmp_path / split / "dog").mkdir(parents=True)
-        Image.new("RGB", (20, 20)).save(tmp_path / split / "dog" / "fine.png")
-        (tmp_path / split / "dog" / "torn.jpg").write_bytes(b"\xff\xd8 not a picture")
+    for split, name in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / split / name / "fine.png")
+        (tmp_path / split / name / "torn.jpg").write_bytes(b"\xff\xd8 not a picture")
     settings = Data(root=tmp_path, loader=loader, image_size=16)
     train, _ = find_images(settings)
     with pytest.raises(DataError, match=r"torn\.jpg: cannot be read as an image"):
@@ -362,11 +364,15 @@ def test_a_file_that_is_no_image_is_named(photos, tmp_path, loader):
 def test_folders_that_do_not_fit_are_told(tmp_path):
     with pytest.raises(DataError, match=r"No such file"):
         find_images(Data(root=tmp_path / "nowhere"))
-    (tmp_path / "train" / "dog").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"Found no valid file for the classes dog"):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"holds no folders, one for each class. Expected train/CLASS"):
         find_images(Data(root=tmp_path))
-    Image.new("RGB", (4, 4)).save(tmp_path / "train" / "dog" / "a.png")
-    (tmp_path / "test" / "wolf").mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(tmp_path / "test" / "wolf" / "a.png")
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir()
+    with pytest.raises(DataError, match=r"classes without images: cat, dog; expected files that end in .jpg"):
+        find_images(Data(root=tmp_path))
+    for place in ("train/cat", "train/dog", "test/cat", "test/wolf"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place / "a.png")
     with pytest.raises(DataError, match=r"other classes than in training: dog, wolf"):
         find_images(Data(root=tmp_path))

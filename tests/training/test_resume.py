@@ -1,6 +1,7 @@
 """Where a stop finds a run in one process, what it goes on from, and what it refuses to go on with."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -23,13 +24,16 @@ def quick(run_dir, *settings):
 
 
 class AfterPolls:
-    """A stop request that is made after a number of polls, one per step."""
+    """A stop request that is made after a number of polls of the trainer, one per step."""
 
     def __init__(self, polls):
         self.left = polls
 
     @property
     def requested(self):
+        if sys._getframe(1).f_globals["__name__"] == "hpcdat.distributed.uneven_work":
+            # Of a check of images, or an evaluation, which polls at its own pace.
+            return False
         self.left -= 1
         return self.left < 0
 

@@ -1,0 +1,154 @@
+"""All loaders decide alike about files of every kind, and read the same pixels, in whole and in crops."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hpcdat.config.sections import Data
+from hpcdat.data import open_loader
+from hpcdat.data.augmentation import view_of
+from hpcdat.data.image_file import inspect
+from hpcdat.data.image_folder import IMAGE_SUFFIXES
+from hpcdat.data.images import Images
+from hpcdat.data.pixels import apply_view
+from hpcdat.data.torchvision_loader import _Decoded
+from tests.data import image_zoo as zoo
+
+SIZE = 32
+
+
+def by_pillow(specimen):
+    """A damaged file of a format that only Pillow decodes: with the pixels that it reads, if any."""
+    try:
+        with Image.open(io.BytesIO(specimen.content)) as image:
+            return specimen._replace(pixels=np.array(image.convert("RGB")))
+    except Exception:
+        return specimen
+
+
+def all_specimens():
+    jpegs, pngs, tiffs, others = (
+        list(made()) for made in (zoo.whole_jpegs, zoo.whole_pngs, zoo.whole_tiffs, zoo.whole_others)
+    )
+    yield from (*jpegs, *pngs, *tiffs, *others, *zoo.no_images())
+    for specimen in (*jpegs, *pngs):
+        if specimen.name not in ("jpeg trailer", "mpo"):
+            yield from zoo.damaged(specimen)
+    for specimen in (*tiffs[:1], *others):
+        if specimen.name != "pgm 16":
+            yield from map(by_pillow, zoo.damaged(specimen))
+
+
+@pytest.fixture(scope="module")
+def specimens():
+    return list(all_specimens())
+
+
+@pytest.fixture(scope="module")
+def images(specimens, tmp_path_factory):
+    """Their files, each under two names; the label of an image is its position."""
+    folder = tmp_path_factory.mktemp("zoo")
+    files = []
+    for number, specimen in enumerate(specimens):
+        for copy in (0, 1):
+            suffix = IMAGE_SUFFIXES[(5 * number + 3 * copy) % len(IMAGE_SUFFIXES)]
+            files.append(folder / f"{number}-{copy}{suffix}")
+            files[-1].write_bytes(specimen.content)
+    return Images([str(file) for file in files], list(range(len(files))), ["a"])
+
+
+def read_by_dali(images, settings, training, seed, capfd):
+    """The images that DALI's loader reads, by position, and its complaints."""
+    reader = open_loader(images, settings, training=training, batch_size=16, device=torch.device("cpu"))
+    batches = np.array_split(np.arange(len(images)), len(images) // 12)
+    seen = {}
+    for x, labels in reader.read(batches, seed):
+        seen |= {int(label): image.mul(255).round() for image, label in zip(x.clone(), labels, strict=True)}
+    # DALI's libraries may print lines of their own.
+    return seen, sorted(line for line in capfd.readouterr().err.splitlines() if line.startswith("hpcdat: "))
+
+
+def read_by_torchvision(images, settings, training, seed):
+    decoder = _Decoded(images, settings, training)
+    read = dict(decoder[index, seed] for index in range(len(images)))
+    complaints = [f"hpcdat: {answer}; it is left out" for answer in read.values() if isinstance(answer, str)]
+    seen = {i: answer.permute(2, 0, 1).float() for i, answer in read.items() if not isinstance(answer, str)}
+    return seen, sorted(complaints)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "crops"])
+def test_loaders_agree_on_every_file(specimens, images, channels, training, capfd):
+    settings = Data(
+        root="x", image_size=SIZE, channels=channels, augmentation="crop-flip", corrupt="skip", threads=1
+    )
+    for seed in (1, 2) if training else (0,):
+        dali, told_by_dali = read_by_dali(images, settings, training, seed, capfd)
+        torchvision, told_by_torchvision = read_by_torchvision(images, settings, training, seed)
+        assert told_by_dali == told_by_torchvision
+        for position in range(len(images)):
+            specimen = specimens[position // 2]
+            name = f"{specimen.name}, seed {seed}"
+            if specimen.pixels is None:
+                assert position not in dali and position not in torchvision, name
+                continue
+            pixels = zoo.grey_of(specimen.pixels)[..., None] if channels == 1 else specimen.pixels
+            pixels = np.dstack([pixels] * 3) if channels == 3 and pixels.ndim == 2 else pixels
+            stored = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+            view = view_of(*pixels.shape[:2], position, settings, training=training, seed=seed)
+            expected = apply_view(stored, view, SIZE).float()
+            assert torch.equal(torchvision[position], expected), name
+            apart = (dali[position] - expected).abs()
+            # Decoders of JPEG round differently.
+            assert apart.max() <= 2 * specimen.lossy and apart.mean() < 0.5, name
+
+
+def test_damage_inside_a_file_that_its_checksums_do_not_show_is_decided_alike(tmp_path, capfd):
+    """What a decoder makes of damaged pixels is its own affair, but not whether it reads the file."""
+    bases = [*zoo.whole_jpegs(), *zoo.whole_pngs(), *zoo.whole_tiffs(), *zoo.whole_others()]
+    files = []
+    for number, specimen in enumerate(map(zoo.damaged_inside, bases)):
+        files.append(tmp_path / f"{number}.png")
+        files[-1].write_bytes(specimen.content)
+    images = Images([str(file) for file in files], list(range(len(files))), ["a"])
+    settings = Data(root="x", image_size=SIZE, augmentation="crop-flip", corrupt="skip", threads=1)
+    for training in (False, True):
+        dali, told_by_dali = read_by_dali(images, settings, training, 1, capfd)
+        torchvision, told_by_torchvision = read_by_torchvision(images, settings, training, 1)
+        assert dali.keys() == torchvision.keys() and told_by_dali == told_by_torchvision
+        assert 0 < len(dali) < len(images)
+
+
+def test_complaints_say_what_was_found_and_what_is_accepted(specimens, images):
+    settings = Data(root="x", image_size=SIZE)
+    decoder = _Decoded(images, settings, training=False)
+    told = {s.name: decoder[2 * n, 0][1] for n, s in enumerate(specimens) if s.pixels is None}
+    for name, what in {
+        "nothing": "found an empty file; accepted are JPEG, PNG, GIF, BMP, PNM, TIFF and WebP",
+        "html": "found an HTML, XML or SVG page; accepted are",
+        "heic": "found an HEIC, AVIF or video file (brand 'heic'); accepted are",
+        "pointer": "found a Git LFS pointer (`git lfs pull` fetches the image)",
+        "jpeg 2000": "found a JPEG 2000 image; accepted are",
+        "jpeg cut at 97 %": "found a JPEG file without its end, as after a copy or download that was interr",
+        "png cut at 97 %": "found a PNG file without its end",
+        "huge png": "found an image of 65535 x 65535 pixels; accepted are up to 178 million",
+        "tiff float": "found a TIFF image with pixels of another type (Pillow's mode F), in which no white",
+    }.items():
+        assert f": cannot be read as an image: {what}" in told[name], told[name]
+    assert all("\n" not in one and "0x" not in one for one in told.values())
+
+
+def test_only_complete_files_are_plain(specimens):
+    """Of what DALI decodes, nothing is left for it to decide."""
+    plain = [
+        specimen.name
+        for specimen in specimens
+        if specimen.pixels is not None and inspect(specimen.content).plain
+    ]
+    assert {"jpeg", "jpeg grey", "jpeg progressive", "mpo", "png", "png grey", "png metadata"} < set(plain)
+    assert not {"jpeg cmyk", "jpeg rgb", "png 16", "png palette", "png alpha", "gif"} & set(plain)
+    with_text = next(specimen for specimen in specimens if specimen.name == "png metadata")
+    assert inspect(with_text.content).encoded == zoo.png(zoo.COLOUR, 2, 8)

@@ -65,9 +65,13 @@ class Spread:
     def describe(self) -> str:
         """``71.2 ms a step, the median of 9 samples with an interquartile range of 2.1 ms (3 %)``."""
         return (
-            f"{1e3 * self.median:.4g} ms a step, the median of {self.count} samples with an interquartile "
-            f"range of {1e3 * self.interquartile:.3g} ms ({100 * self.relative:.0f} %)"
+            f"{_duration(self.median)} a step, the median of {self.count} samples with an interquartile range "
+            f"of {_duration(self.interquartile)} ({100 * self.relative:.0f} %)"
         )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def take_until_agreed(

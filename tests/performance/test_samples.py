@@ -38,6 +38,7 @@ def test_the_spread_is_median_and_interquartile_range():
     assert spread.describe() == (
         "300 ms a step, the median of 5 samples with an interquartile range of 200 ms (67 %)"
     )
+    assert "1.5 s a step" in Spread.of([Sample(1.5, 0, 0)] * 3).describe()
 
 
 def test_equal_samples_end_the_measurement():

@@ -87,6 +87,7 @@ def work(
     images = STEPS * batch * workers.size
     common = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
     common += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
+    common += ["early_stopping.best_weights=false", "early_stopping.held_out=0"]
     calibration = measure_links(workers, device)
     if workers.is_rank0:
         calibration.write(save)

@@ -28,6 +28,7 @@ from hpcdat.training.epoch_log import EpochLog
 from hpcdat.training.pretrained import load_pretrained
 from hpcdat.training.replicas import check_equal, make_equal
 from hpcdat.training.roles import homes_of_batches
+from hpcdat.training.single_images import check_batches, reported
 from hpcdat.training.state import TrainingState
 from hpcdat.training.step import Algorithm1, Requests, all_finite
 from hpcdat.training.validation import ImageSplits, Validation
@@ -87,7 +88,12 @@ class Trainer:
         state = self.state
         if state.epoch == state.step == 0:
             # If there are too few images, no checkpoint may bind the run to its settings yet.
-            self._shares()
+            passes = self.job.passes
+            sizes = {passes * len(share.indices) for shares in self._shares() for share in shares}
+            self.workers.on_all_ranks(
+                "train on the smallest batch",
+                lambda: check_batches(sizes, self.model, self.job.data, self.device),
+            )
             if pretrained := self.job.model.pretrained:
                 self.workers.on_rank0("read model.pretrained", lambda: self._load_pretrained(pretrained))
             make_equal(self.workers, self.model)
@@ -98,8 +104,9 @@ class Trainer:
         if self.algorithm.exchange.plan.remark:
             self.progress.say(self.algorithm.exchange.plan.remark)
         self._validate()
-        while not self._is_finished() and self._train_epoch():
-            self._validate()
+        with reported(self.job.data):
+            while not self._is_finished() and self._train_epoch():
+                self._validate()
         return self.validation.result()
 
     def _validate(self) -> None:

@@ -22,9 +22,6 @@ from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
 
-BATCHES_IN_FLIGHT = 4
-"""Batches that may hold the image at which DALI fails; it prefetches two."""
-
 Stored = tuple[np.ndarray, int, int]
 """An image as DALI receives it, an encoded file (bytes,) or pixels (H, W, C), with height and width."""
 
@@ -95,7 +92,7 @@ class DaliLoader:
             except StopIteration:
                 break
             except RuntimeError as error:
-                self._decode_with_pillow(batches[number : number + BATCHES_IN_FLIGHT], error)
+                self._decode_with_pillow(error)
                 self._begin(batches[number:])
         indices, output = self._prepared.popleft(), None
         if len(indices):
@@ -118,13 +115,13 @@ class DaliLoader:
             self._pipeline = self._build()
         self._exhausted = False
 
-    def _decode_with_pillow(self, batches: list[Indices], error: RuntimeError) -> None:
+    def _decode_with_pillow(self, error: RuntimeError) -> None:
         """After a failure of DALI, leave the images in flight to Pillow, which decides about them.
 
         Raises:
             DataError: Pillow had decoded all of them already.
         """
-        suspects = set(np.concatenate(batches).tolist()) - self._with_pillow
+        suspects = {int(i) for indices in self._prepared for i in indices} - self._with_pillow
         if self.images.pixels is not None or not suspects:
             raise DataError(f"DALI failed: {textwrap.shorten(str(error), 300)}") from None
         self._with_pillow |= suspects

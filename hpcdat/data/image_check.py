@@ -1,6 +1,7 @@
 """Check images before training starts, so that a file that cannot be read is not found hours later.
 
-All test and held-out images are checked, since an evaluation at the end of a run is the first to read them.
+All test and held-out images are checked, since an evaluation at the end of a run is the first to read them;
+they are decoded as well, unless there are very many.
 Training images are checked whenever they are read, with the bytes that are read anyway; before training
 starts, only a sample of them, since reading all of 1.28 million would delay every start, and many mistakes
 affect many files. The workers divide the files among themselves: of ImageNet's 50,000 test images, 6.7 GB,
@@ -26,6 +27,9 @@ from hpcdat.progress import Progress
 
 TRAINING_IMAGES_CHECKED = 2000
 """Training images that each worker checks."""
+
+IMAGES_DECODED = 2000
+"""Test images a worker up to which they are decoded; of more, JPEG and PNG only to their end markers."""
 
 MANY = 5000
 """Images of a check that is announced, since it may take more than some seconds."""
@@ -69,13 +73,17 @@ def check_images(
     files = [file for images in lists for file in images.files]
     if data.corrupt == "stop" and train.pixels is None:
         count = min(len(train), TRAINING_IMAGES_CHECKED * workers.size)
-        # Every so-manieth: some of each class.
+        # Evenly spaced, so that it has images of every class.
         sample = np.linspace(0, len(train), count, endpoint=False).astype(int)
         files = [train.files[index] for index in sample] + files
     files = list(dict.fromkeys(files))
+    if not files:
+        return
     if len(files) > MANY:
         progress.say(f"checking {len(files):,} images before training starts")
-    own = files[workers.rank :: workers.size]
+    tested = {file for images in lists for file in images.files}
+    decoded = tested if len(tested) <= IMAGES_DECODED * workers.size else set()
+    own = {file: file in decoded for file in files[workers.rank :: workers.size]}
     found = run_unevenly(workers, "check the images", lambda poll: _faults(own, data, poll, progress), stop)
     every = workers.all_gather_object(found, "images that cannot be read")
     faults = {file: fault for of_worker in every for file, fault in of_worker.items()}
@@ -103,12 +111,23 @@ def _conclude(
             )
 
 
-def _faults(files: Sequence[str], data: Data, poll: Callable[[], None], progress: Progress) -> dict[str, str]:
-    """Why files cannot be used, by file, for those of which this is so."""
+def _faults(
+    files: dict[str, bool], data: Data, poll: Callable[[], None], progress: Progress
+) -> dict[str, str]:
+    """Why files cannot be used, by file, for those of which this is so.
+
+    Args:
+        files: whether each is to be decoded.
+        data, progress: as above.
+        poll: of :func:`run_unevenly`.
+    """
     progress.begin("checking images", len(files))
     threads = ThreadPoolExecutor(data.threads)
     try:
-        futures = [threads.submit(find_fault, file, data.channels) for file in files]
+        futures = [
+            threads.submit(find_fault, file, data.channels, decoded=decoded)
+            for file, decoded in files.items()
+        ]
         faults = {}
         for file, fault in zip(files, _results(futures, poll), strict=True):
             if fault is not None:

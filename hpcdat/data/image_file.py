@@ -108,7 +108,9 @@ def read_file(file: str) -> Contents:
 
 
 def inspect(data: bytes) -> Contents:
-    """Check the content of a file as far as possible without decoding: a tenth of the time that takes.
+    """Check the content of a file as far as possible without decoding.
+
+    This takes a hundredth (JPEG) to a seventh (PNG) of the time of decoding.
 
     Raises:
         Unusable: it is no accepted format; or a JPEG or PNG that is incomplete, has a wrong checksum or is
@@ -151,16 +153,17 @@ def decode(contents: Contents, channels: int) -> NDArray[np.uint8]:
         raise Unusable(f"found a damaged {contents.format} file ({first_line(error)})") from None
 
 
-def find_fault(file: str, channels: int) -> str | None:
-    """Why a file cannot be used, or None; images that :func:`inspect` does not check are decoded.
+def find_fault(file: str, channels: int, *, decoded: bool) -> str | None:
+    """Why a file cannot be used, or None.
 
     Args:
         file: its path.
         channels: as for :func:`decode`.
+        decoded: decode every image, not only those of which :func:`inspect` finds no damage.
     """
     try:
         contents = read_file(file)
-        if not contents.plain:
+        if decoded or not contents.plain:
             decode(contents, channels)
     except Unusable as error:
         return str(error)

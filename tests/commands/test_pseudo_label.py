@@ -91,7 +91,9 @@ class FirstOfTwoNodes(SingleProcess):
         self.node_of = [0, 1]
 
 
-def test_too_few_for_the_nodes_are_refused_before_the_run_is_fixed(tmp_path):
+def test_too_few_for_the_nodes_are_refused_before_the_run_is_fixed(tmp_path, monkeypatch):
+    # The other node does not answer.
+    monkeypatch.setattr("hpcdat.commands.train.check_images", lambda *arguments: None)
     with pytest.raises(InputError, match="1 images are too few for 2 nodes"):
         train(mixed_job(tmp_path, 1, "data.split=nodes"), FirstOfTwoNodes(), Never())
     job = mixed_job(tmp_path, 1)

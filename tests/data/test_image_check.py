@@ -44,9 +44,9 @@ def checked(monkeypatch):
     """The files that are checked, in the order in which they are."""
     files, find_fault = [], image_check.find_fault
 
-    def spied(file, channels):
+    def spied(file, channels, *, decoded):
         files.append(file)
-        return find_fault(file, channels)
+        return find_fault(file, channels, decoded=decoded)
 
     monkeypatch.setattr(image_check, "find_fault", spied)
     return files
@@ -89,6 +89,20 @@ def test_of_many_training_images_a_sample_of_all_classes_is_checked(root, checke
     assert len(checked) == 4 + 6
 
 
+def test_test_images_are_decoded_unless_there_are_very_many(root, monkeypatch):
+    file = root / "test" / "a" / "1.jpg"
+    Image.effect_noise((64, 64), 50).save(file, progressive=True)
+    content = bytearray(file.read_bytes())
+    scan = content.rindex(b"\xff\xda")
+    content[scan + 5 : scan + 9] = b"\xee\xee\xee\xee"
+    file.write_bytes(content)
+    data = Data(root=root, **GREY)
+    with pytest.raises(DataError, match=r"1\.jpg: cannot be read as an image: found a damaged JPEG file"):
+        check(data)
+    monkeypatch.setattr(image_check, "IMAGES_DECODED", 6)
+    check(data)
+
+
 def test_images_that_are_skipped_are_counted_before_training(root, capfd, checked):
     data = Data(root=root, corrupt="skip", **GREY)
     check(data)
@@ -114,7 +128,7 @@ def test_images_in_memory_or_on_the_device_are_not_checked(root, checked):
 def test_a_stop_is_heard_while_a_file_system_does_not_answer(root, monkeypatch):
     hangs, answered = threading.Event(), threading.Event()
 
-    def never(file, channels):
+    def never(file, channels, *, decoded):
         hangs.set()
         answered.wait(60)
 

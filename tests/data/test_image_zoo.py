@@ -60,10 +60,10 @@ def images(specimens, tmp_path_factory):
     return Images([str(file) for file in files], list(range(len(files))), ["a"])
 
 
-def read_by_dali(images, settings, training, seed, capfd):
+def read_by_dali(images, settings, training, seed, capfd, batch_size=12):
     """The images that DALI's loader reads, by position, and its complaints."""
     reader = open_loader(images, settings, training=training, batch_size=16, device=torch.device("cpu"))
-    batches = np.array_split(np.arange(len(images)), len(images) // 12)
+    batches = np.array_split(np.arange(len(images)), len(images) // batch_size)
     seen = {}
     for x, labels in reader.read(batches, seed):
         seen |= {int(label): image.mul(255).round() for image, label in zip(x.clone(), labels, strict=True)}
@@ -115,8 +115,8 @@ def test_damage_inside_a_file_that_its_checksums_do_not_show_is_decided_alike(tm
         files[-1].write_bytes(specimen.content)
     images = Images([str(file) for file in files], list(range(len(files))), ["a"])
     settings = Data(root="x", image_size=SIZE, augmentation="crop-flip", corrupt="skip", threads=1)
-    for training in (False, True):
-        dali, told_by_dali = read_by_dali(images, settings, training, 1, capfd)
+    for training, batch_size in ((False, 12), (True, 12), (True, 1)):
+        dali, told_by_dali = read_by_dali(images, settings, training, 1, capfd, batch_size)
         torchvision, told_by_torchvision = read_by_torchvision(images, settings, training, 1)
         assert dali.keys() == torchvision.keys() and told_by_dali == told_by_torchvision
         assert 0 < len(dali) < len(images)

@@ -27,7 +27,7 @@ EXPECTED = {
     "list_type": "a list, as in [A, B]",
     "dict_type": "a mapping, as in {{NAME: VALUE}}",
     "model_type": "settings, as in {{KEY: VALUE}}",
-    "too_short": "at least {min_length}",
+    "too_short": "a list of {min_length} or more",
     "string_pattern_mismatch": "text that matches {pattern}",
 }
 """What a type of pydantic's errors means."""

@@ -234,7 +234,8 @@ class Job(Settings):
         served = free or protocol in ("parameter_server", "sharded_server")
         if exchange.two_sided and not (served and coded):
             raise refusal(
-                "exchange.two_sided", "false, or codes and a server that quantises their sum (sharded_server)"
+                "exchange.two_sided",
+                "false, or codes (exchange.bits) and a server (exchange.protocol: sharded_server)",
             )
         if exchange.sum_format != "float32" and (not served or exchange.two_sided):
             raise refusal("exchange.sum_format", "float32: it is for one-sided exchange over servers")

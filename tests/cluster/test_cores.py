@@ -9,7 +9,7 @@ from hpcdat.config.job_file import read_job
 from hpcdat.slurm.site import Site
 from hpcdat.slurm.submit import Resources, write_script
 from tests.cluster.nodes import Cluster
-from tests.conftest import DEMO
+from tests.conftest import DEMO, run_here
 
 
 @pytest.mark.full
@@ -31,3 +31,8 @@ def test_a_worker_has_the_cores_that_its_profile_asks_for(make_box, tmp_path):
         script, _ = write_script(job, site, Resources(1, 1, None, "30"))
         made.do("sbatch", "--wait", str(script))
         assert seen.read_text() == cores
+
+
+def test_only_slurm_binds_cores():
+    done = run_here("box", "up", "unbound", "--bind-cores")
+    assert (done.returncode, done.stderr) == (2, "--bind-cores: not allowed without --slurm\n")

@@ -235,7 +235,10 @@ def test_no_mapping_whatever_ends_in_anything_but_a_job_or_a_job_error(mapping):
 @pytest.mark.parametrize(
     "settings, told",
     [
-        (["exchange.two_sided=true"], "exchange.two_sided: expected false, or codes and a server"),
+        (
+            ["exchange.two_sided=true"],
+            "exchange.two_sided: expected false, or codes (exchange.bits) and a server",
+        ),
         (["exchange.bits=9"], "exchange.bits: 9"),
         (["exchange.bits=8", "exchange.sum_format=bfloat16"], "exchange.sum_format: expected float32"),
         (["exchange.lane_bits=8"], "exchange.lane_bits: not allowed without codes in a ring"),

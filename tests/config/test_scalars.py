@@ -60,6 +60,9 @@ def job_with(line, *settings):
         ("exchange: {block: 4}", "x.yaml:8: exchange.block: 4: expected 8 or more"),
         ("exchange: 3", "exchange: 3: expected settings, as in {KEY: VALUE}"),
         ("exchange:", "exchange: null: expected settings"),
+        ("certification: {sigma: []}", "certification.sigma: []: expected a list of 1 or more"),
+        ('"o\\nne": 1', "x.yaml:8: o\\nne: unknown key"),
+        ('seed: "1\\n2"', "seed: '1\\n2': expected a whole number"),
     ],
 )
 def test_what_yaml_1_1_would_change_is_refused_with_what_was_read(line, complaint):

@@ -44,7 +44,8 @@ from hpcdat.exchange.codecs import can_compile
 from hpcdat.performance.calibration import Calibration, measure_links
 from hpcdat.performance.forecast import forecast, no_correction, trial_corrections
 from hpcdat.performance.microbenchmarks import coding_rate
-from hpcdat.performance.step_timing import time_step
+from hpcdat.performance.step_timing import timing_of
+from hpcdat.performance.trial_step import TrialStep, trial_step
 from hpcdat.storage.run_folder import RunFolder
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "miniature" / "dat-fgsm-ring.yaml"
@@ -61,6 +62,8 @@ EXCHANGES = {
 }
 STEPS = 4
 """Steps in an epoch."""
+SAMPLES = 3
+"""Samples of a step's time, which all workers take at once."""
 
 
 def work(
@@ -84,6 +87,7 @@ def work(
     images = STEPS * batch * workers.size
     common = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
     common += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
+    common += ["early_stopping.best_weights=false", "early_stopping.held_out=0"]
     calibration = measure_links(workers, device)
     if workers.is_rank0:
         calibration.write(save)
@@ -94,9 +98,11 @@ def work(
     for turn, (name, settings) in product(range(rounds), EXCHANGES.items()):
         folder = runs / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name)}"
         job = read_job(JOB, [*common, f"run_dir={folder}", *(f"exchange.{setting}" for setting in settings)])
-        model, timing, compute = time_step(job, 10, device)
-        correction = trial_corrections(calibration, model, rate, workers, compute)
-        known = forecast(job, images, model, timing, calibration, p, q, rate, correction)
+        trial = trial_step(job, 10, device)
+        timing = timing_of([trial.sample() for _ in range(SAMPLES)], trial.images, "this machine")
+        brief = TrialStep(job, 10, device, trial.images, attack_steps=1)
+        correction = trial_corrections(calibration, brief.model, rate, workers, brief.compute)
+        known = forecast(job, images, brief.model, timing, calibration, p, q, rate, correction, timing)
         train(job, workers, StopRequest())
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
         rows[name].append(
@@ -109,7 +115,7 @@ def work(
             }
         )
         if other:
-            known = forecast(job, images, model, timing, other, p, q, rate, no_correction)
+            known = forecast(job, images, brief.model, timing, other, p, q, rate, no_correction, timing)
             rows[name][-1]["predicted_elsewhere"] = known.communication
     report = {
         "environment": describe_environment(workers, device),

@@ -39,7 +39,10 @@ from hpcdat.storage.atomic_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTED = ROOT / "benchmarks" / "mutants.yaml"
-KINDS = {"serial": ["-m", "not distributed", "--timeout=60"], "distributed": ["--maxfail=3"]}
+KINDS = {
+    "serial": ["-m", "not distributed", "--timeout=60"],
+    "distributed": ["-m", "distributed and not full", "--maxfail=3"],
+}
 """Kinds of tests, by their key in mutants.yaml, with their options for pytest."""
 MAX_SECONDS = {"serial": 600, "distributed": 3600}
 """Time limit of the tests of one mutant; exceeding it counts as a kill."""

@@ -53,8 +53,8 @@ class Stopped(HpcdatError):
 
 
 def shorten(value: object) -> str:
-    """A user's value as an error message repeats it: at most :data:`LONGEST_ECHO` characters."""
-    text = str(value)
+    """A user's value as an error message repeats it: on one line, at most :data:`LONGEST_ECHO` characters."""
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(value))
     return text if len(text) <= LONGEST_ECHO else text[: LONGEST_ECHO - 3] + "..."
 
 

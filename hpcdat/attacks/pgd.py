@@ -1,11 +1,12 @@
 """The inner maximisation oracle (A1): PGD, and FGSM as its one-step case, in l-inf and l2 balls.
 
-Sources: Madry et al. 2017 (PGD); Wong et al. 2020 (FGSM with a random start); DAT, Algorithm A1,
-step 5; ConAdv, eq. (3) and (5).
+Sources: Madry et al. 2017 (PGD); Wong et al. 2020 (FGSM with a random start); de Jorge et al. 2022
+(N-FGSM); DAT, Algorithm A1, step 5; ConAdv, eq. (3) and (5).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -33,6 +34,7 @@ class PGD:
 
     ``steps > 1`` is PGD (Madry et al. 2017). One step of ``step_size = 1.25 eps`` from a random start is
     Fast AT's FGSM (Wong et al. 2020), one step of ``step_size = eps`` without random start the plain FGSM.
+    N-FGSM (de Jorge et al. 2022) is one step of ``step_size = eps`` with ``noise=2, projection=False``.
 
     Attributes:
         eps: radius of the ball, [0, 1] units, in [0, 1e4].
@@ -43,12 +45,14 @@ class PGD:
         direction: of a step: ``steepest`` ascent of the norm, or the ``gradient`` itself (ConAdv, eq. (3)
             and (5)).
         random_start: start uniformly in the ball, clipped to [0, 1], instead of at the image.
+        noise: radius of the ball of random starts, in multiples of eps, >= 0.
+        projection: project onto the ball of radius eps; without it, only [0, 1] bounds the images.
         batch_norm: statistics the attacked model's batch norm uses: ``eval`` the running ones, ``train``
             those of the attacked batch. Everything else is in evaluation mode.
         branch: of split batch norm, for the attacked images.
 
     Raises:
-        ValueError: eps, step size or number of steps out of range; an unknown norm or batch-norm mode.
+        ValueError: eps, step size, noise or number of steps out of range; an unknown norm or batch-norm mode.
     """
 
     eps: float
@@ -57,6 +61,8 @@ class PGD:
     norm: Norm = "linf"
     direction: Literal["steepest", "gradient"] = "steepest"
     random_start: bool = True
+    noise: float = 1.0
+    projection: bool = True
     batch_norm: Literal["eval", "train"] = "eval"
     branch: Branch = "clean"
 
@@ -65,11 +71,12 @@ class PGD:
             raise ValueError(f"norm {self.norm!r} is unknown; one of {', '.join(BALLS)}")
         if self.batch_norm not in ("eval", "train"):
             raise ValueError(f"batch-norm mode {self.batch_norm!r} is unknown; one of eval, train")
-        in_range = all(0 <= length <= MAX_EPS_AND_STEP for length in (self.eps, self.step_size))
+        lengths = (self.eps, self.step_size, self.noise * self.eps)
+        in_range = all(0 <= length <= MAX_EPS_AND_STEP for length in lengths)
         if not in_range or self.steps < 1:
             raise ValueError(
-                f"eps {self.eps} and step_size {self.step_size} must lie in [0, {MAX_EPS_AND_STEP:g}] "
-                f"([0, 1] pixel units) and steps {self.steps} must be at least 1"
+                f"eps {self.eps}, step_size {self.step_size} and noise {self.noise} times eps must lie in "
+                f"[0, {MAX_EPS_AND_STEP:g}] ([0, 1] pixel units) and steps {self.steps} must be at least 1"
             )
 
     @classmethod
@@ -108,8 +115,8 @@ class PGD:
             start: starting points, like x, in place of a random start; projected onto the ball.
 
         Returns:
-            Images of x's shape and dtype in [0, 1], no farther than eps from x even after rounding, without
-            gradient history.
+            Images of x's shape and dtype in [0, 1], without gradient history; with ``projection`` no farther
+            than eps from x, even after rounding.
 
         Raises:
             ValueError: x is not floating point or leaves [0, 1]; a random start without a generator.
@@ -121,11 +128,11 @@ class PGD:
         if x.numel() == 0:
             return x.detach().clone()
         x = x.detach()
-        ball = BALLS[self.norm](x, self.eps)
+        ball = BALLS[self.norm](x, self.eps if self.projection else math.inf)
         with attacked(model, self.batch_norm), routed(model, self.branch), torch.enable_grad():
             x_adv = x if start is None else ball.project(start.detach())
             if at_random and generator is not None:
-                x_adv = ball.project(x + ball.sample(generator))
+                x_adv = ball.project(x + BALLS[self.norm](x, self.noise * self.eps).sample(generator))
             for _ in range(self.steps):
                 gradient = input_gradient(model, loss, x_adv)
                 direction = ball.steepest(gradient) if self.direction == "steepest" else gradient

@@ -57,6 +57,10 @@ def box_up(
     delay: Annotated[str, typer.Option(help="Delay of every packet.")] = "0ms",
     loss: Annotated[str, typer.Option(help="Share of packets lost.")] = "0%",
     slurm: Annotated[bool, typer.Option("--slurm", help="Start Slurm on the nodes.")] = False,
+    bind_cores: Annotated[
+        bool,
+        typer.Option("--bind-cores", help="Let Slurm bind tasks to cores, which all nodes share."),
+    ] = False,
 ) -> None:
     """Create a box.
 
@@ -65,10 +69,17 @@ def box_up(
       hpcdat box up six --rate 100mbit
       hpcdat box up six --nodes 6 --delay 1ms --slurm
     """
-    created = reported_once(
-        lambda: create_box(name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm)
-    )
-    print(f"created box {name}: {nodes} nodes from {created.address(1)} on, {rate} links")
+
+    def create() -> Box:
+        if bind_cores and not slurm:
+            raise BoxError("--bind-cores: not allowed without --slurm")
+        return create_box(
+            name, nodes=nodes, rate=rate, delay=delay, loss=loss, slurm=slurm, bind_cores=bind_cores
+        )
+
+    created = reported_once(create)
+    number = f"{nodes} nodes from {created.address(1)} on" if nodes > 1 else f"1 node, {created.address(1)}"
+    print(f"created box {name}: {number}, {rate} links")
     if slurm:
         print(f"to use its Slurm: hpcdat box login {name} -- sinfo")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import SetOption, Settings, WorkersOption
+from hpcdat.cli.options import SetOption, Settings, WorkersOption, path
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 def doctor(
     job: Annotated[
-        Path | None, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)
+        Path | None, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False, parser=path)
     ] = None,
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write facts, findings and links to this file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write facts, findings and links to this file.", parser=path),
     ] = None,
 ) -> None:
     """Check the nodes of a run and measure the links between them.

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
 
+from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
-from hpcdat.config.sections import fraction
+from hpcdat.config.paths import expand
+from hpcdat.config.scalars import fraction, number
 from hpcdat.errors import InputError, shorten
 from hpcdat.evaluation.request import FIGURE_3_RADII, FIGURE_3_STEPS, EvaluationRequest, SweepKind
 
 T = TypeVar("T", int, float)
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)]
+
+def path(text: str) -> Path:
+    """Read the path of an argument or option, which the shell may not have expanded, as in ``--out=~/x``.
+
+    A file whose own name has a dollar sign, as a shell's ``*`` may find it, is taken as it is.
+
+    Raises:
+        typer.Exit: a variable in it is not set; the message is on stderr.
+    """
+    if not text.startswith("~") and os.path.exists(text):  # noqa: PTH110  (Path.exists fails for long names)
+        return Path(text)
+
+    def read() -> Path:
+        try:
+            return Path(expand(text))
+        except ValueError as error:
+            raise InputError(f"{shorten(repr(text))}: {error}") from None
+
+    return reported_once(read)
+
+
+JobArgument = Annotated[
+    Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False, parser=path)
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False, parser=path)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override settings of the job.", show_default=False),
@@ -56,18 +85,19 @@ def read_request(
     if autoattack == "all":
         images = "all"
     elif autoattack is not None:
-        if not autoattack.isdecimal() or int(autoattack) == 0:
+        count = number(autoattack)
+        if not isinstance(count, int) or count < 1:
             raise InputError(f"--autoattack {shorten(autoattack)}: expected a number of images, or all")
-        images = int(autoattack)
+        images = count
     radii = _numbers(
         sweep_eps,
-        lambda text: float(fraction(text)),
+        fraction,
         "--sweep-eps",
         "radii in [0, 1] pixel units, separated by commas, such as 0,2/255,4/255",
         lambda eps: 0 <= eps <= (1 if job.attack.norm == "linf" else float("1e4")),
     )
     steps = _numbers(
-        sweep_steps, int, "--sweep-steps", "numbers of steps, separated by commas", lambda n: n > 0
+        sweep_steps, _whole, "--sweep-steps", "numbers of steps, separated by commas", lambda n: n > 0
     )
     if figure_3:
         radii = radii or tuple(factor * job.evaluation.resolved_eps for factor in FIGURE_3_RADII)
@@ -75,6 +105,13 @@ def read_request(
         if job.attack.norm == "linf":
             radii = tuple(eps for eps in radii if eps <= 1)
     return EvaluationRequest(images, radii, steps, sweep)
+
+
+def _whole(text: str) -> int:
+    value = number(text.strip())
+    if not isinstance(value, int):
+        raise ValueError
+    return value
 
 
 def _numbers(

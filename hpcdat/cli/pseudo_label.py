@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import RunArgument, SetOption, Settings, WorkersOption
+from hpcdat.cli.options import RunArgument, SetOption, Settings, WorkersOption, path
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.storage.run_folder import RunFolder
@@ -24,9 +24,12 @@ def pseudo_label(
             metavar="IMAGES",
             help="Folder of images, or .npy file of (N, H, W, C) uint8.",
             show_default=False,
+            parser=path,
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="File to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.npz", help="File to write.", show_default=False, parser=path)
+    ],
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpcdat.cli.options import path
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.run_folder import RunFolder
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False, parser=path)
     ],
     table: Annotated[
         list[str] | None,
@@ -27,7 +28,9 @@ def report(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write report.md, .csv and .html and plots to this folder."),
+        typer.Option(
+            metavar="FOLDER", help="Write report.md, .csv and .html and plots to this folder.", parser=path
+        ),
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "Runs of hpcdat",
 ) -> None:

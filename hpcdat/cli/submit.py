@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Annotated
 
 import typer
 
-from hpcdat.cli.options import SetOption, Settings
+from hpcdat.cli.options import JobArgument, SetOption, Settings
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
-from hpcdat.config.job_file import read_job
+from hpcdat.config.job_file import JobError, read_job
+from hpcdat.config.paths import escape
 from hpcdat.config.sections import by_name
+from hpcdat.errors import InputError, shorten
+from hpcdat.slurm.site import Site, check_name, read_site
 from hpcdat.slurm.submit import (
     Resources,
     Task,
     array_tasks,
-    read_site,
+    choose_gpus,
     render_script,
     submit_script,
     write_script,
@@ -27,22 +31,34 @@ from hpcdat.slurm.submit import (
 
 
 def submit(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)],
+    job: JobArgument,
     settings: Settings = None,
     set_: SetOption = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes (p).")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs per node, with one worker each.")] = 0,
+    gpus_per_node: Annotated[
+        str | None,
+        typer.Option(metavar="[TYPE:]N", help="GPUs per node, with one worker each: 4, a100:4."),
+    ] = None,
     workers_per_node: Annotated[
         int | None, typer.Option(min=1, help="Workers per node (q), if not one per GPU.")
     ] = None,
-    time: Annotated[str, typer.Option(help="Time limit; the run is requeued before it is reached.")] = "1-0",
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Time limit; the run is requeued before it is reached. Default: the profile's, or 1-0."
+        ),
+    ] = None,
     site: Annotated[
-        str, typer.Option(help="Profile of the cluster: a YAML file, or a name in slurm/sites.")
+        str, typer.Option(help="Profile of the cluster: a YAML file, or a name in hpcdat/slurm/sites.")
     ] = "plain",
+    partition: Annotated[str | None, typer.Option(help="Partition, if not the profile's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Submit an array of N seeds.")] = 1,
     sweep: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,VALUE,...", help="Submit an array over these values."),
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Run at most N elements of an array at a time.")
     ] = None,
     after: Annotated[
         list[int] | None, typer.Option(metavar="JOBID", help="Start after this job has succeeded.")
@@ -66,29 +82,33 @@ def submit(
     def write() -> tuple[Path, str, list[Path], bool]:
         from hpcdat.commands.train import check_workers
 
-        workers = workers_per_node or max(gpus_per_node, 1)
+        profile = _profile(site, partition)
+        gpus = choose_gpus(profile, gpus_per_node)
+        workers = workers_per_node or max(gpus.count if gpus else 0, 1)
 
         def read_and_check(more: tuple[str, ...]) -> Job:
-            checked = read_job(job, [*replaced, *more])
+            try:
+                checked = read_job(job, [*replaced, *more])
+            except JobError as error:
+                # What is wrong with an element only is a value of a sweep.
+                raise JobError(str(error).replace("--set ", "--sweep ") if more else str(error)) from None
             check_workers(checked, nodes=nodes, size=nodes * workers)
             return checked
 
         resolved = read_and_check(())
-        resources = Resources(nodes, workers, gpus_per_node, time, after or ())
+        limit, elements = time or profile.time_limit() or "1-0", at_once or profile.at_once
+        resources = Resources(nodes, workers, gpus, limit, after or (), elements)
         tasks = array_tasks(
             resolved.run_dir,
             sweep or [],
             range(resolved.seed, resolved.seed + seeds),
             read_and_check,
         )
-        tasks = [
-            replace(
-                task, settings=(*task.settings, *_followers(resolved, read_and_check(task.settings), task))
-            )
-            for task in tasks
-        ]
+        if at_once and not tasks:
+            raise InputError("--at-once: not allowed without an array (--seeds, --sweep)")
+        tasks = [_as_read(task, resolved, read_and_check(task.settings)) for task in tasks]
         make_script = render_script if dry_run else write_script
-        script, text = make_script(resolved, read_site(site), resources, tasks)
+        script, text = make_script(resolved, profile, resources, tasks)
         # hpcdat report finds the seeds in the folder that holds all of them.
         folders = [task.run_dir for task in tasks] if sweep else [resolved.run_dir]
         return script, text, folders, bool(tasks)
@@ -105,19 +125,32 @@ def submit(
     print(f"result, when done: hpcdat report {shlex.join(map(str, folders))}")
 
 
-def _followers(job: Job, element: Job, task: Task) -> list[str]:
-    """Settings that follow those of an array's element, such as ``attack.step_size`` its ``attack.eps``.
+def _profile(name: str, partition: str | None) -> Site:
+    """The profile of a cluster, with another partition if one is given."""
+    site = read_site(name)
+    if partition is None:
+        return site
+    try:
+        return site.model_copy(update={"partition": check_name(partition)})
+    except ValueError as error:
+        raise InputError(f"--partition {shorten(repr(partition))}: {error}") from None
 
-    The script starts from the resolved job, in which they are filled in with the values of the job itself.
+
+def _as_read(task: Task, job: Job, element: Job) -> Task:
+    """An array's element with all settings in which it differs from the job, its paths expanded.
+
+    The script starts from the resolved job, in which settings that follow from others, such as
+    ``attack.step_size`` from ``attack.eps``, are filled in with the values of the job itself.
 
     Args:
+        task: with the settings that it is given.
         job, element: resolved.
-        task: with the settings that the element is given.
     """
-    given, before, after = (
-        {text.partition("=")[0] for text in task.settings},
-        by_name(job),
-        by_name(element),
-    )
-    changed = [key for key in after if key not in given and after[key] != before[key]]
-    return [f"{key}={json.dumps(after[key][0], default=str)}" for key in changed]
+    given = {text.partition("=")[0].strip(): text for text in task.settings}
+    before, after = by_name(job), by_name(element)
+    for key, (value, _) in after.items():
+        if isinstance(value, Path | str) and re.search(r"[$~]", given.get(key, "")):
+            given[key] = f"{key}={json.dumps(escape(value))}"
+        elif key not in given and value != before[key][0]:
+            given[key] = f"{key}={json.dumps(value, default=escape)}"
+    return replace(task, settings=tuple(given.values()))

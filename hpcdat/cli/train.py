@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import SetOption, Settings, WorkersOption
+from hpcdat.cli.options import JobArgument, SetOption, Settings, WorkersOption
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False)],
+    job: JobArgument,
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,

@@ -7,13 +7,12 @@ each section are in :mod:`hpcdat.config.sections`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
+from hpcdat.config.paths import ExpandedPath
 from hpcdat.config.sections import (
     MAY_CHANGE,
     Attack,
@@ -27,15 +26,15 @@ from hpcdat.config.sections import (
     Objective,
     Optimizer,
     Schedule,
-    Settings,
     Smoothing,
 )
+from hpcdat.config.settings import Settings, not_allowed, refusal
 
 
 class Job(Settings):
     """A training job."""
 
-    run_dir: Annotated[Path, MAY_CHANGE]
+    run_dir: Annotated[ExpandedPath, MAY_CHANGE]
     """folder of the run: settings, environment, metrics, checkpoints, result"""
     method: MethodName
     """training method, by its name in the DAT or the ConAdv paper"""
@@ -83,34 +82,35 @@ class Job(Settings):
     def _agrees_with_itself(self) -> Job:
         method = METHODS[self.method]
         if method.oracle == "fgsm" and self.attack.steps not in (None, 1):
-            raise _refusal("attack.steps", f"1: method {self.method} attacks with one step (FGSM)")
+            raise refusal("attack.steps", f"1: method {self.method} attacks with one step (FGSM)")
+        self._check_n_fgsm()
         for key, eps in (("attack.eps", self.attack.eps), ("evaluation.eps", self.evaluation.eps)):
             if self.attack.norm == "linf" and (eps or 0) > 1:
-                raise _refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255, not {eps:g}")
+                raise refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255")
         if self.optimizer.name not in (None, *method.optimizers):
             fitting = " or ".join(method.optimizers)
-            raise _refusal("optimizer.name", f"{fitting}: method {self.method} is defined with it")
+            raise refusal("optimizer.name", f"{fitting}: method {self.method} is defined with it")
         self._check_regulariser()
         if method.oracle == "none" and self.objective.lambda_ != 0:
-            raise _refusal(
+            raise refusal(
                 "objective.lambda",
                 "0: method plain has no robustness regulariser that the clean loss is weighed against",
             )
         if not len(self.model.mean) == len(self.model.std) == self.data.channels:
-            raise _refusal(
+            raise refusal(
                 "model.mean",
                 f"one mean and one std for each of data.channels = {self.data.channels} channels",
             )
         if self.model.width != 1 and self.model.name not in ("preact-resnet18", "wide-resnet28-10"):
-            raise _refusal("model.width", f"1: it is fixed for {self.model.name}")
+            raise refusal("model.width", f"1: it is fixed for {self.model.name}")
         if self.optimizer.c_l > self.optimizer.c_u:
-            raise _refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
+            raise refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
         if self.evaluation.restarts > 1 and not self.evaluation.random_start:
-            raise _refusal("evaluation.restarts", "1: without random start all of them are the same")
+            raise refusal("evaluation.restarts", "1: without random start all of them are the same")
         if self.early_stopping.chooses_weights and not self.evaluation.every:
-            raise _refusal("evaluation.every", "1 or more: early stopping compares those evaluations")
+            raise refusal("evaluation.every", "1 or more: early stopping compares those evaluations")
         if self.early_stopping.held_out and not self.early_stopping.chooses_weights:
-            raise _refusal("early_stopping.best_weights", "true, or a patience, if images are held out")
+            raise refusal("early_stopping.best_weights", "true, or a patience, if images are held out")
         self._check_data()
         self._check_smoothing()
         self._check_concurrent()
@@ -118,125 +118,139 @@ class Job(Settings):
         self._check_schedule()
         return self
 
+    def _check_n_fgsm(self) -> None:
+        attack, method = self.attack, METHODS[self.method]
+        if attack.name != "n-fgsm":
+            return
+        if method.oracle != "fgsm" or method.split:
+            raise refusal("attack.name", "pgd: n-fgsm attacks with one step, as dat-fgsm does")
+        if attack.norm != "linf":
+            raise refusal("attack.norm", "linf: n-fgsm is defined in it")
+        if not attack.random_start:
+            raise refusal("attack.random_start", "true: n-fgsm starts from noise")
+
     def _check_regulariser(self) -> None:
         objective, method = self.objective, METHODS[self.method]
         if objective.regulariser == "loss":
             if objective.beta is not None:
-                raise _not_allowed("objective.beta", "without objective.regulariser: trades")
+                raise not_allowed("objective.beta", "without objective.regulariser: trades")
             return
         if method.oracle == "none" or method.split:
-            raise _refusal("objective.regulariser", f"loss: method {self.method} has no regulariser")
+            raise refusal("objective.regulariser", f"loss: method {self.method} has no regulariser")
         if objective.lambda_:
-            raise _refusal("objective.lambda", "0: TRADES has the weights 1 and beta")
+            raise refusal("objective.lambda", "0: TRADES has the weights 1 and beta")
         if not self.attack.random_start:
-            raise _refusal(
-                "attack.random_start", "true: the divergence of TRADES is flat at the image itself"
-            )
+            raise refusal("attack.random_start", "true: the divergence of TRADES is flat at the image itself")
 
     def _check_data(self) -> None:
         data = self.data
         if data.source == "folder" and data.root is None:
-            raise _refusal("data.root", "a folder with train/ and test/ in it")
+            raise refusal("data.root", "a folder with train/ and test/ in it")
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
-            raise _refusal("data.channels", f"3: {data.source} images are in colour")
+            raise refusal("data.channels", f"3: {data.source} images are in colour")
         if data.test_fraction and data.source != "folder":
-            raise _not_allowed(
-                "data.test_fraction", f"with data.source: {data.source}, which has test images"
-            )
+            raise not_allowed("data.test_fraction", f"with data.source: {data.source}, which has test images")
         if data.test_fraction and data.test != Data().test:
-            raise _not_allowed("data.test_fraction", "with data.test, whose images it would replace")
+            raise not_allowed("data.test_fraction", "with data.test, whose images it would replace")
         if data.test_seed and not data.test_fraction:
-            raise _not_allowed("data.test_seed", "without data.test_fraction")
+            raise not_allowed("data.test_seed", "without data.test_fraction")
         if data.policy != "none" and data.channels != 3:
-            raise _refusal("data.policy", f"none: {data.policy} needs colour images")
+            raise refusal("data.policy", f"none: {data.policy} needs colour images")
         if data.loader == "device" and data.augmentation == "crop-flip":
-            raise _refusal("data.augmentation", "none or pad-crop: loader device resizes all images alike")
+            raise refusal("data.augmentation", "none or pad-crop: loader device resizes all images alike")
         if data.loader == "device" and data.policy != "none":
-            raise _refusal("data.policy", "none: loader device has no policies; dali and torchvision do")
+            raise refusal("data.policy", "none: loader device has no policies; dali and torchvision do")
         if data.unlabelled_part != Data().unlabelled_part and data.unlabelled is None:
-            raise _refusal("data.unlabelled", "a file, if batches are to have unlabelled images")
+            raise refusal(
+                "data.unlabelled", "a file of pseudo-labelled images, as data.unlabelled_part is set"
+            )
         if data.unlabelled and not 1 <= self.labelled_batch < self.batch_size:
-            raise _refusal(
+            raise refusal(
                 "data.unlabelled_part", f"a share that leaves images of both kinds in {self.batch_size}"
             )
+        if data.mixing == "none" and data.mixing_alpha != Data().mixing_alpha:
+            raise not_allowed("data.mixing_alpha", "without data.mixing: mixup or cutmix")
+        if data.mixing != "none" and self.concurrent.place == "workers":
+            raise refusal("data.mixing", "none: attack workers hand over labels, not proportions of classes")
         if data.download and data.source not in ("cifar10", "cifar100"):
-            raise _refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
+            raise refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
 
     def _check_smoothing(self) -> None:
         method, smoothing = METHODS[self.method], self.smoothing
         if not smoothing.sigma:
             if smoothing != Smoothing():
-                raise _refusal("smoothing.sigma", "more than 0, if images are to pass as noisy copies")
+                raise refusal("smoothing.sigma", "more than 0, as other settings of smoothing are set")
             return
         if method.oracle == "none" or method.split:
-            raise _not_allowed("smoothing", f"with method {self.method}")
+            raise not_allowed("smoothing", f"with method {self.method}")
         if self.objective.lambda_:
-            raise _refusal("objective.lambda", "0: Smooth-AT has no clean loss")
+            raise refusal("objective.lambda", "0: Smooth-AT has no clean loss")
         if self.objective.regulariser != "loss":
-            raise _refusal("objective.regulariser", "loss: Smooth-AT is not defined with another")
+            raise refusal("objective.regulariser", "loss: Smooth-AT is not defined with another")
         if smoothing.copies % smoothing.workers:
-            raise _refusal(
+            raise refusal(
                 "smoothing.workers", f"a number that divides smoothing.copies = {smoothing.copies} evenly"
             )
         if smoothing.workers > 1 and self.data.corrupt != "stop":
-            raise _refusal("data.corrupt", "stop: smoothing.workers that share a batch must read all of it")
+            raise refusal("data.corrupt", "stop: smoothing.workers that share a batch must read all of it")
 
     def _check_concurrent(self) -> None:
         method, concurrent = METHODS[self.method], self.concurrent
         if self.virtual_workers > 1 and (concurrent.place, concurrent.halves) != ("beside", "together"):
-            raise _refusal("virtual_workers", "1: the workers of a batch divide its work among them")
+            raise refusal("virtual_workers", "1: the workers of a batch divide its work among them")
         if not method.split:
             if concurrent.delay or concurrent.model_copy(update={"delay": None}) != Concurrent():
-                raise _not_allowed("concurrent", f"with method {self.method}")
+                raise not_allowed("concurrent", f"with method {self.method}")
             if self.attack.branch == "adversarial":
-                raise _not_allowed("attack.branch", f"with method {self.method}, which has one batch norm")
+                raise not_allowed("attack.branch", f"with method {self.method}, which has one batch norm")
             if self.objective.combine != Objective().combine:
-                raise _not_allowed(
+                raise not_allowed(
                     "objective.combine", f"with method {self.method}, only with disadv and conadv"
                 )
             return
         if self.objective.lambda_:
-            raise _refusal(
+            raise refusal(
                 "objective.lambda", f"0: objective.combine weighs the losses of method {self.method}"
             )
         if self.method == "disadv" and concurrent.delay:
-            raise _refusal("concurrent.delay", "0: method disadv attacks with current weights")
+            raise refusal("concurrent.delay", "0: method disadv attacks with current weights")
         if self.attack.batch_norm == "eval" and self.delay:
-            raise _refusal("attack.batch_norm", "train: running statistics are not those of stale weights")
+            raise refusal("attack.batch_norm", "train: running statistics are not those of stale weights")
         if concurrent.place == "workers" and not self.delay:
-            raise _refusal("concurrent.place", "beside: attack workers need concurrent.delay of 1 or more")
+            raise refusal("concurrent.place", "beside: attack workers need concurrent.delay of 1 or more")
         if concurrent.update_workers and concurrent.place != "workers":
-            raise _not_allowed("concurrent.update_workers", "without concurrent.place: workers")
+            raise not_allowed("concurrent.update_workers", "without concurrent.place: workers")
 
     def _check_exchange(self) -> None:
         exchange = self.exchange
         protocol = exchange.between_nodes
         free = protocol == "auto"
         if exchange.bits_allowed != Exchange().bits_allowed and not free:
-            raise _not_allowed("exchange.bits_allowed", "without exchange.protocol: auto")
+            raise not_allowed("exchange.bits_allowed", "without exchange.protocol: auto")
         if free and exchange.bits != Exchange().bits:
-            raise _not_allowed("exchange.bits", "with exchange.protocol: auto; set exchange.bits_allowed")
+            raise not_allowed("exchange.bits", "with exchange.protocol: auto; set exchange.bits_allowed")
         bits = exchange.bits_allowed if free else [exchange.bits]
         coded = any(b not in (32, "float16") for b in bits)
         served = free or protocol in ("parameter_server", "sharded_server")
         if exchange.two_sided and not (served and coded):
-            raise _refusal(
-                "exchange.two_sided", "false, or codes and a server that quantises their sum (sharded_server)"
+            raise refusal(
+                "exchange.two_sided",
+                "false, or codes (exchange.bits) and a server (exchange.protocol: sharded_server)",
             )
         if exchange.sum_format != "float32" and (not served or exchange.two_sided):
-            raise _refusal("exchange.sum_format", "float32: it is for one-sided exchange over servers")
+            raise refusal("exchange.sum_format", "float32: it is for one-sided exchange over servers")
         if exchange.lane_bits and not (protocol == "ring" and coded):
-            raise _not_allowed("exchange.lane_bits", "without codes in a ring (exchange.bits, protocol)")
+            raise not_allowed("exchange.lane_bits", "without codes in a ring (exchange.bits, protocol)")
         if exchange.levels:
             if free or not coded or exchange.bits == 1:
-                raise _not_allowed("exchange.levels", "without codes of 2 to 8 or 16 bits")
+                raise not_allowed("exchange.levels", "without codes of 2 to 8 or 16 bits")
             most = 2 ** (int(exchange.bits) - 1) - 1
             if exchange.levels > most:
-                raise _refusal(
+                raise refusal(
                     "exchange.levels", f"at most {most}: sign and levels share {exchange.bits} bits"
                 )
         if exchange.error_feedback and not coded:
-            raise _refusal("exchange.error_feedback", f"false: with bits {bits} there are no codes")
+            raise refusal("exchange.error_feedback", f"false: with bits {bits} there are no codes")
 
     def _check_schedule(self) -> None:
         schedule = self.schedule
@@ -249,15 +263,15 @@ class Job(Settings):
         for key, name in belongs.items():
             given = getattr(schedule, key) != Schedule.model_fields[key].default
             if given and schedule.name != name:
-                raise _not_allowed(f"schedule.{key}", f"with schedule {schedule.name}, only with {name}")
+                raise not_allowed(f"schedule.{key}", f"with schedule {schedule.name}, only with {name}")
         if schedule.name == "cyclic" and schedule.warmup_epochs:
-            raise _refusal("schedule.warmup_epochs", "0: schedule cyclic has its own warm-up")
+            raise refusal("schedule.warmup_epochs", "0: schedule cyclic has its own warm-up")
         if schedule.extra_warmup_epochs and (schedule.name == "cyclic" or schedule.warmup_epochs):
-            raise _refusal("schedule.extra_warmup_epochs", "0: the schedule has another warm-up")
+            raise refusal("schedule.extra_warmup_epochs", "0: the schedule has another warm-up")
         if (schedule.peak_epoch or 0) >= self.epochs:
-            raise _refusal("schedule.peak_epoch", f"less than epochs = {self.epochs}")
+            raise refusal("schedule.peak_epoch", f"less than epochs = {self.epochs}")
         if self.schedule.decay_epochs != sorted(set(self.schedule.decay_epochs)):
-            raise _refusal("schedule.decay_epochs", "epochs in increasing order, each once")
+            raise refusal("schedule.decay_epochs", "epochs in increasing order, each once")
 
     @property
     def oracle(self) -> Literal["none", "pgd", "fgsm"]:
@@ -320,11 +334,14 @@ class Job(Settings):
         """This job with every omitted setting filled in."""
         method = METHODS[self.method]
         steps = self.attack.steps or (1 if method.oracle == "fgsm" else 10)
-        factor = 2.5 / steps if method.oracle != "fgsm" else 1.0 if method.split else 1.25
+        noisy = self.attack.name == "n-fgsm"
+        factor = 2.5 / steps if method.oracle != "fgsm" else 1.0 if method.split or noisy else 1.25
         attack = self.attack.model_copy(
             update={
                 "steps": steps,
                 "step_size": _or(self.attack.step_size, factor * self.attack.eps),
+                "noise": _or(self.attack.noise, 2.0 if noisy else 1.0),
+                "projection": not noisy if self.attack.projection is None else self.attack.projection,
                 "batch_norm": self.attack.batch_norm or ("train" if method.split else "eval"),
                 "branch": self.attack.branch or ("adversarial" if method.split else "clean"),
             }
@@ -357,15 +374,3 @@ class Job(Settings):
 
 def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
-
-
-def _refusal(key: str, expected: str) -> PydanticCustomError:
-    return _error(key, f"expected {expected}")
-
-
-def _not_allowed(key: str, why: str) -> PydanticCustomError:
-    return _error(key, f"not allowed {why}")
-
-
-def _error(key: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("job", "{message}", {"key": key, "message": message})

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-
-def fraction(value: Any) -> Any:
-    """Read ``8/255`` as a number; anything else is left to pydantic."""
-    if isinstance(value, str) and value.count("/") == 1:
-        numerator, denominator = (float(part) for part in value.split("/"))
-        if denominator == 0:
-            raise ValueError("division by zero")
-        return numerator / denominator
-    return value
-
+from hpcdat.config.paths import ExpandedName, ExpandedPath
+from hpcdat.config.settings import Settings
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAY_CHANGE = "may change when a run resumes"
 """Marks settings that do not affect what training computes: they may change when a run resumes."""
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True
-    )
 
 
 def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -> dict[str, tuple[Any, bool]]:
@@ -51,14 +34,14 @@ class Data(Settings):
     source: Literal["digits", "folder", "cifar10", "cifar100"] = "folder"
     """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
     scikit-learn's digits, written to `root` if not there"""
-    root: Annotated[Path | None, MAY_CHANGE] = None
+    root: Annotated[ExpandedPath | None, MAY_CHANGE] = None
     """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
     cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
     download: Annotated[bool, MAY_CHANGE] = False
     """download CIFAR's official batches into `root` if they are missing"""
-    train: str = "train"
+    train: ExpandedName = "train"
     """`folder`: sub-folder of `root` that is trained on"""
-    test: str = "test"
+    test: ExpandedName = "test"
     """`folder`: sub-folder of `root` that is evaluated on"""
     test_fraction: float | None = Field(None, gt=0, lt=1)
     """`folder`: evaluate on this share of the images of each class in `train`, which are not trained on; for
@@ -70,7 +53,7 @@ class Data(Settings):
     """train on this many images, equally many of each class; default: all"""
     test_images: int | None = Field(None, ge=1)
     """evaluate on this many images, equally many of each class; default: all"""
-    unlabelled: Path | None = None
+    unlabelled: ExpandedPath | None = None
     """file of pseudo-labelled images to mix into training batches: the .npz of `hpcdat pseudo-label`, or the
     pickle of Carmon et al. 2019"""
     unlabelled_part: float = Field(0.5, gt=0, lt=1)
@@ -99,6 +82,11 @@ class Data(Settings):
     policy: Literal["none", "autoaugment"] = "none"
     """`autoaugment`: in training, after crop and flip, AutoAugment's policy for ImageNet (Cubuk et al.
     2019), carried out by the loader's own operations; for images in colour"""
+    mixing: Literal["none", "mixup", "cutmix"] = "none"
+    """in training, each image of a batch and its label mixed with another's: `mixup`, a weighted mean
+    (Zhang et al. 2018); `cutmix`, a rectangle of the other (Yun et al. 2019)"""
+    mixing_alpha: float = Field(1.0, gt=0, le=100)
+    """both parameters of the Beta distribution of the proportion, drawn once for each batch"""
 
 
 class Model(Settings):
@@ -109,7 +97,7 @@ class Model(Settings):
     `resnet50`: torchvision's, for ImageNet"""
     width: float = Field(1.0, gt=0, le=4)
     """factor on the number of channels of all layers, for `preact-resnet18` and `wide-resnet28-10`"""
-    pretrained: Path | None = None
+    pretrained: ExpandedPath | None = None
     """initial weights: a run's folder or checkpoint, or a weight file of torchvision's (.pth); a head with
     other classes is initialised at random"""
     mean: list[Finite] = [0.485, 0.456, 0.406]
@@ -128,6 +116,9 @@ class Model(Settings):
 class Attack(Settings):
     """The inner maximisation oracle of (A1) while training."""
 
+    name: Literal["pgd", "n-fgsm"] = "pgd"
+    """`pgd`: projected gradient ascent, with one step FGSM; `n-fgsm`: FGSM from noise of 2 eps, without
+    projection onto the ball, which prevents catastrophic overfitting (de Jorge et al. 2022)"""
     norm: Norm = "linf"
     """norm of the ball of perturbations"""
     eps: Fraction = 8 / 255
@@ -135,13 +126,18 @@ class Attack(Settings):
     steps: int | None = Field(None, ge=1)
     """gradient steps; left out: 10 for PGD, 1 for FGSM (the only value FGSM takes)"""
     step_size: Fraction | None = None
-    """step size, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for `disadv` and
-    `conadv`"""
+    """step size, [0, 1] units; left out: 2.5 eps / steps for PGD, 1.25 eps for FGSM, eps for `n-fgsm`,
+    `disadv` and `conadv`"""
     direction: Literal["steepest", "gradient"] = "steepest"
     """`steepest`: ascent of the norm, for linf the sign of the gradient; `gradient`: `step_size` times the
     gradient itself, as eq. (3) of ConAdv has it"""
     random_start: bool = True
     """start from a uniform random point of the ball"""
+    noise: float | None = Field(None, ge=0, le=10)
+    """radius of the ball of random starts, in multiples of eps; left out: 1, for `n-fgsm` 2"""
+    projection: bool | None = None
+    """keep perturbed images in the ball of radius eps; left out: true, for `n-fgsm` false. They always stay
+    within [0, 1]"""
     batch_norm: Literal["eval", "train"] | None = None
     """batch-norm statistics during the attack: running (eval) or the batch's own (train); left out: eval,
     for `disadv` and `conadv` train"""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -175,9 +176,12 @@ class DaliLoader:
 
     def _build(self) -> Any:  # DALI's types are not public
         on_gpu = self.device.type == "cuda"
+        # DALI holds its callbacks where the garbage collector does not see them; of methods it would hold the
+        # loader, and the loader holds the pipeline.
+        source, resize = WeakMethod(self._source), WeakMethod(self._apply_views)
         pipeline = _pipeline(
-            source=self._source,
-            resize=self._apply_views,
+            source=lambda: _alive(source)(),
+            resize=lambda regions, views: _alive(resize)(regions, views),
             size=self.settings.image_size,
             colour=types.GRAY if self.settings.channels == 1 else types.RGB,
             encoded=self.images.pixels is None,
@@ -202,6 +206,13 @@ class DaliLoader:
             return apply_view(pixels, rest, self.settings.image_size).permute(1, 2, 0).numpy()
 
         return list(self._threads.map(seen, regions, views))
+
+
+def _alive(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:
+    """The method of a loader that is reading, which therefore exists."""
+    bound = method()
+    assert bound is not None
+    return bound
 
 
 @pipeline_def  # type: ignore[untyped-decorator]  # DALI's decorator has no types

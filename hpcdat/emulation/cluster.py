@@ -86,6 +86,7 @@ def create_box(
     loss: str = "0%",
     slurm: bool = False,
     timeouts: slurm_daemons.Timeouts = slurm_daemons.TIMEOUTS,
+    bind_cores: bool = False,
 ) -> Box:
     """Create a box.
 
@@ -97,6 +98,7 @@ def create_box(
         loss: share of packets lost at each card, such as ``0.1%``.
         slurm: whether to start Slurm on its nodes.
         timeouts: Slurm's.
+        bind_cores: whether Slurm binds tasks to the cores that they are given. All nodes have the same cores.
 
     Raises:
         SlurmError: Slurm is not installed or does not start.
@@ -106,14 +108,14 @@ def create_box(
     if not re.fullmatch(r"[A-Za-z0-9-]{1,40}", name):
         raise BoxError(f"{shorten(repr(name))}: expected up to 40 letters, digits and '-'")
     if not 1 <= nodes <= 200:
-        raise BoxError(f"{nodes} nodes: expected 1 to 200")
-    for value, pattern, example in (
-        (rate, RATE_PATTERN, "1gbit"),
-        (delay, r"\d+(\.\d+)?(us|ms|s)", "1ms"),
-        (loss, r"\d+(\.\d+)?%", "0.1%"),
+        raise BoxError(f"--nodes {nodes}: expected 1 to 200")
+    for option, value, pattern, example in (
+        ("--rate", rate, RATE_PATTERN, "1gbit"),
+        ("--delay", delay, r"\d+(\.\d+)?(us|ms|s)", "1ms"),
+        ("--loss", loss, r"\d+(\.\d+)?%", "0.1%"),
     ):
         if not re.fullmatch(pattern, value):
-            raise BoxError(f"{shorten(repr(value))}: expected a value like {example}")
+            raise BoxError(f"{option} {shorten(repr(value))}: expected a value like {example}")
     if find_box(name) is not None:
         raise BoxError(f"box {name} already exists; remove it first")
     box = Box(name, nodes, _claim_subnet())
@@ -122,7 +124,7 @@ def create_box(
         for node in range(1, nodes + 1):
             _add_node(box, node, rate, delay, loss)
         if slurm:
-            slurm_daemons.start_slurm(box, timeouts)
+            slurm_daemons.start_slurm(box, timeouts, bind_cores=bind_cores)
     except BaseException:
         _remove(box)
         raise

@@ -64,7 +64,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+{tasks}
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -80,6 +80,12 @@ PartitionName=box Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """The slurm.conf of a box, as a template."""
 
 
+BOUND = """\
+TaskPlugin=task/affinity
+TaskPluginParam=autobind=cores"""
+"""The lines of slurm.conf that bind tasks to cores."""
+
+
 class SlurmError(InputError):
     """Slurm cannot be started; the message says what is missing."""
 
@@ -89,8 +95,13 @@ def configuration_file(box: Box) -> Path:
     return FOLDERS / box.name / "slurm.conf"
 
 
-def start_slurm(box: Box, timeouts: Timeouts) -> None:
+def start_slurm(box: Box, timeouts: Timeouts, *, bind_cores: bool = False) -> None:
     """Start Slurm on the nodes of a box.
+
+    Args:
+        box: it.
+        timeouts: Slurm's.
+        bind_cores: whether tasks are bound to the cores that they are given.
 
     Raises:
         SlurmError: a program is missing, or Slurm does not start.
@@ -117,6 +128,7 @@ def start_slurm(box: Box, timeouts: Timeouts) -> None:
             first=box.address(0).removesuffix("0"),
             cpus=os.cpu_count(),
             timeouts=timeouts,
+            tasks=BOUND if bind_cores else "TaskPlugin=task/none",
         )
     )
     # A node's own /sys has no control groups; they are not needed.

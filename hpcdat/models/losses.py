@@ -18,10 +18,20 @@ Phi = Literal["loss", "trades"]
 
 
 class Labelled(NamedTuple):
-    """Images (N, C, H, W) in [0, 1] and their labels (N,), int64; N may be 0."""
+    """Images in [0, 1] and their labels; N may be 0.
+
+    Attributes:
+        x: (N, C, H, W), floating point.
+        y: classes (N,), int64; of mixed images the proportions of all classes, (N, classes), float32.
+    """
 
     x: Tensor
     y: Tensor
+
+    @property
+    def main_class(self) -> Tensor:
+        """The class of each image, of a mixed one that with the largest proportion: (N,), int64."""
+        return self.y if self.y.dim() == 1 else self.y.argmax(1)
 
 
 class LocalCost(NamedTuple):
@@ -41,7 +51,7 @@ def clean_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tenso
 
     Args:
         logits: (N, classes).
-        y: labels (N,), int64.
+        y: labels (N,), int64, or proportions of the classes (N, classes).
         label_smoothing: share of the target that is distributed evenly over all classes, in [0, 1).
 
     Returns:
@@ -97,7 +107,7 @@ def local_cost(
     if clean is not None and weights[0]:
         with routed(model, "clean"):
             clean_logits = model(clean.x)
-        correct = (clean_logits.argmax(1) == clean.y).sum()
+        correct = (clean_logits.argmax(1) == clean.main_class).sum()
         costs.append(weights[0] * clean_loss(clean_logits, clean.y, label_smoothing).sum())
     if adversarial is not None and weights[1]:
         if phi == "trades":

@@ -10,10 +10,14 @@ import torch
 from hpcdat.distributed.device import synchronize
 
 
+def now(device: torch.device) -> float:
+    """Wall-clock time, seconds, once all work queued on the device is done."""
+    synchronize(device)
+    return time.perf_counter()
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Wall-clock time of the work, seconds, including what it has queued on the device."""
-    synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     work()
-    synchronize(device)
-    return time.perf_counter() - start
+    return now(device) - start

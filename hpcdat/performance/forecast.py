@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,21 +15,23 @@ from torch import nn
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
 from hpcdat.data import find_images
-from hpcdat.data.images import Images
 from hpcdat.data.sampler import steps_of_epoch
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.distributed.device import choose_device
-from hpcdat.errors import InputError, shorten
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import gradients_of
 from hpcdat.exchange.resolve import pays_to_compile
 from hpcdat.exchange.traffic import Traffic
 from hpcdat.performance.autotune import Correction, choose_for, predicted
 from hpcdat.performance.calibration import Calibration, assume_links, measure_links
 from hpcdat.performance.microbenchmarks import Rate, coding_rate
-from hpcdat.performance.network_bytes import DEFAULT_CLASSES, crossing_of
-from hpcdat.performance.step_timing import StepTiming, time_step
+from hpcdat.performance.network_bytes import count_classes, crossing_of
+from hpcdat.performance.samples import SECONDS_TO_AGREE
+from hpcdat.performance.step_timing import StepTiming, time_share
 from hpcdat.performance.trial_exchange import measure_correction
+from hpcdat.performance.trial_step import TrialStep
 from hpcdat.training.roles import assign_roles, first_workers
+from hpcdat.training.validation import hold_out
 
 BACKWARD_FRACTION = 2 / 3
 """Fraction of a local gradient's time that is the backward pass, with which exchanges overlap."""
@@ -44,7 +47,7 @@ class Forecast:
         exchange: settings of the exchange; never ``auto`` with several workers.
         seconds: of one exchange.
         communication, total: C and T, seconds per epoch.
-        speed_up: T of one worker on the same images, divided by T.
+        speed_up: T of one worker alone on a node, with the same images, divided by T.
         traffic: bytes per iteration between nodes (``hierarchical``) or workers (other protocols).
     """
 
@@ -59,20 +62,6 @@ class Forecast:
     traffic: Traffic
 
 
-def read_nodes(text: str) -> list[int]:
-    """Parse numbers of nodes such as ``1,6,100``.
-
-    Raises:
-        InputError: the text is not a list of positive numbers.
-    """
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(
-            f"--nodes {shorten(text)}: expected numbers of nodes, as in --nodes 6 or --nodes 1,6,100"
-        )
-    return [int(part) for part in parts]
-
-
 def predict_job(
     job: Job,
     nodes: Sequence[int],
@@ -81,6 +70,7 @@ def predict_job(
     calibration: Calibration | None,
     save: Path | None,
     workers: Communicator,
+    stop: StopRequest | None,
 ) -> str:
     """The output of ``hpcdat plan``.
 
@@ -88,40 +78,81 @@ def predict_job(
         job: resolved.
         nodes: the values of p.
         per_node: q.
-        images: images per epoch; None: count those of the job.
+        images: training images; None: count those of the job.
         calibration: the links; None: measure those between the workers.
         save: file for the measured links.
         workers: all workers of this process group; they call this together.
+        stop: request to stop.
 
     Raises:
         InputError: the images cannot be found and their number is not given, or a file cannot be written.
+        WorkerError: the machine is too noisy to time a step.
+        Stopped: a stop was requested.
     """
-    device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
-    if images is None:
-        found = workers.on_all_ranks("find the images", lambda: _find(job))
-        images, classes = len(found) - job.early_stopping.held_out, len(found.classes)
-    else:
-        classes = DEFAULT_CLASSES[job.data.source]
+    count, classes = workers.on_all_ranks("count the images", lambda: images_of_epoch(job, images))
+    if workers.is_rank0:
+        print(f"timing a step, about {SECONDS_TO_AGREE:.0f} s at most", file=sys.stderr, flush=True)
+    alone, device = time_share(job, classes, workers, 1, stop)
+    timing = alone
+    if per_node > 1 and device.type == "cpu":
+        timing, device = time_share(job, classes, workers, per_node, stop)
     measured = calibration is None and workers.size > 1
     if measured:
         calibration = measure_links(workers, device)
         if save:
             workers.on_rank0("write the calibration", partial(calibration.write, save))
-    model, timing, compute = workers.on_all_ranks("time a step", lambda: time_step(job, classes, device))
-    compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(model)))
+    trial = workers.on_all_ranks(
+        "prepare a step", lambda: TrialStep(job, classes, device, timing.images, attack_steps=1)
+    )
+    compiled = pays_to_compile(sum(p.numel() for _, p in gradients_of(trial.model)))
     rate = coding_rate(workers, device, compiled=compiled)
     correction: Correction = no_correction
     if measured and calibration:
-        correction = trial_corrections(calibration, model, rate, workers, compute)
-    rows, links = [], calibration or assume_links(1.0)
-    for p in nodes:
-        known = forecast(job, images, model, timing, links, p, per_node, rate, correction)
-        bucket = f", buckets of {known.exchange.bucket_mb:g} MiB" if p * per_node > 1 else ""
+        correction = trial_corrections(calibration, trial.model, rate, workers, trial.compute)
+    links = calibration or assume_links(1.0)
+    forecasts = [
+        forecast(job, count, trial.model, timing, links, p, per_node, rate, correction, alone) for p in nodes
+    ]
+    used = f"Links: {calibration.measured_on if calibration else 'none needed'}."
+    return "\n".join([_table(forecasts), "", *_notes(job, count, classes, timing), used])
+
+
+def images_of_epoch(job: Job, given: int | None) -> tuple[int, int]:
+    """Labelled images of an epoch, without those that are held out, and number of classes.
+
+    Args:
+        job: resolved.
+        given: number of training images, where they are not on this machine; None: count the job's.
+
+    Raises:
+        InputError: the images cannot be found, or fewer are given than the job takes or holds out.
+    """
+    if given is None:
+        try:
+            split = hold_out(*find_images(job.data), job)
+        except InputError as error:
+            raise InputError(f"{error}; --images N gives their number without reading them") from None
+        return len(split.train), len(split.train.classes)
+    taken, held_out = job.data.train_images or given, job.early_stopping.held_out
+    if taken > given:
+        raise InputError(f"--images {given}: data.train_images takes {taken} of them")
+    if held_out >= taken:
+        raise InputError(
+            f"early_stopping.held_out: {held_out} leaves none of the {taken} training images; give more "
+            "--images, or hold out fewer"
+        )
+    return taken - held_out, count_classes(job.data)
+
+
+def _table(forecasts: Sequence[Forecast]) -> str:
+    rows = []
+    for known in forecasts:
+        alone = known.nodes * known.per_node == 1
         rows.append(
             [
-                f"{p} x {per_node}",
+                f"{known.nodes} x {known.per_node}",
                 known.steps,
-                "" if p * per_node == 1 else known.exchange.describe() + bucket,
+                "" if alone else f"{known.exchange.describe()}, buckets of {known.exchange.bucket_mb:g} MiB",
                 f"{known.traffic.total / 2**20:.4g}",
                 f"{1e3 * known.seconds:.4g}",
                 f"{known.communication:.4g}",
@@ -129,28 +160,20 @@ def predict_job(
                 f"{known.speed_up:.2f}",
             ]
         )
-    header = ["p x q", "steps", "exchange", "MB / iteration", "ms / exchange", "C (s)", "T (s)", "speed-up"]
-    table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
-    return "\n".join(
-        [
-            table,
-            "",
-            f"C, T: predicted seconds per epoch of {images:,} images, {job.batch_size} per worker and step;",
-            "not included: reading images, waiting for slower workers, evaluation, and transfers inside a",
-            "node. Speed-up: T of one worker over T.",
-            f"Computation: measured on {timing.measured_on}; per image "
-            f"{1e3 * timing.attack:.4g} ms for the attack and {1e3 * timing.gradient:.4g} ms for the "
-            f"gradient, with {classes} classes.",
-            f"Links: {calibration.measured_on if calibration else 'none needed'}.",
-        ]
-    )
+    header = ["p x q", "steps", "exchange", "MiB / iteration", "ms / exchange", "C (s)", "T (s)", "speed-up"]
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
-def _find(job: Job) -> Images:
-    try:
-        return find_images(job.data)[0]
-    except InputError as error:
-        raise InputError(f"{error}; --images N gives their number without reading them") from None
+def _notes(job: Job, images: int, classes: int, timing: StepTiming) -> list[str]:
+    return [
+        f"C, T: predicted seconds per epoch of {images:,} images, {job.batch_size} per worker and step;",
+        "not included: reading images, waiting for slower workers, evaluation, and transfers inside a",
+        "node. Speed-up: T of one worker alone on a node over T.",
+        f"Computation: measured on {timing.measured_on}; per image "
+        f"{1e3 * timing.attack:.4g} ms for the attack and {1e3 * timing.gradient:.4g} ms for the "
+        f"gradient, with {classes} classes.",
+        f"Timing: {timing.spread}.",
+    ]
 
 
 def trial_corrections(
@@ -198,6 +221,7 @@ def forecast(
     per_node: int,
     rate: Rate,
     correction: Correction,
+    alone: StepTiming,
 ) -> Forecast:
     """Predict a job on p x q workers.
 
@@ -208,11 +232,12 @@ def forecast(
         job: resolved; with ``exchange.protocol: auto`` the exchange is chosen here.
         images: labelled images per epoch.
         model: of the job.
-        timing: of a worker's computation.
+        timing: of a worker's computation, next to the others of its node.
         calibration: of the links.
         nodes, per_node: p and q.
         rate: of the codecs, from :func:`~hpcdat.performance.microbenchmarks.coding_rate`.
         correction: measured over predicted time of an exchange.
+        alone: of the computation of a worker that has a node to itself, for the speed-up.
     """
     workers = nodes * per_node
     named = gradients_of(model)
@@ -244,7 +269,7 @@ def forecast(
     # The last bucket's exchange overlaps with nothing.
     waited = max(seconds - hidden, seconds / max(buckets, 1))
     total = steps * (timing.step(share, set(roles)) + waited)
-    per_image = job.copies // job.passes * (timing.attack + timing.gradient)
-    one_worker = images * ratio * per_image + math.ceil(images / job.labelled_batch) * timing.update
+    per_image = job.copies // job.passes * (alone.attack + alone.gradient)
+    one_worker = images * ratio * per_image + math.ceil(images / job.labelled_batch) * alone.update
     speed_up = one_worker / total
     return Forecast(nodes, per_node, steps, exchange, seconds, steps * seconds, total, speed_up, sent)

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 import torch
-from torch import nn
 
 from hpcdat.config.job import Job
-from hpcdat.config.sections import Concurrent
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import device_name
-from hpcdat.distributed.single_process import SingleProcess
-from hpcdat.models import build_model_for
-from hpcdat.models.compiled import fastest_convolutions
-from hpcdat.models.losses import Labelled
-from hpcdat.performance.autotune import exact
-from hpcdat.performance.clock import seconds
-from hpcdat.training.concurrent_attack import Batch
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.distributed.uneven_work import run_unevenly
+from hpcdat.performance.node_share import NodeShare, OtherWorkers, share_of_node, use_share
+from hpcdat.performance.samples import Sample, Spread, take_until_agreed
+from hpcdat.performance.trial_step import trial_step
 from hpcdat.training.roles import Role
-from hpcdat.training.step import Algorithm1
-
-REPEATS = 3
-"""Repetitions of each measurement, after a warm-up."""
-MAX_CPU_IMAGES = 16
-"""Largest batch with which a step is timed on a CPU; on a GPU the job's batch size is used."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +27,18 @@ class StepTiming:
     Attributes:
         attack: of the inner maximisation, per image, including a worker's noisy copies of it.
         gradient: of the local gradient, likewise.
-        update: of the optimiser's step.
-        measured_on: description of device and batch.
+        update: of the rest of a step: the optimiser's update and what is checked before it.
+        images: in the batch of the measurement.
+        measured_on: description of device, batch, and workers at the same time.
+        spread: description of how far the samples differ.
     """
 
     attack: float
     gradient: float
     update: float
+    images: int
     measured_on: str
+    spread: str
 
     def step(self, batch: float, roles: Iterable[Role]) -> float:
         """Seconds of a training step on the worker with the most work.
@@ -60,62 +55,73 @@ class StepTiming:
         return max(map(image, roles)) * batch + self.update
 
 
-def time_step(
-    job: Job, classes: int, device: torch.device
-) -> tuple[nn.Module, StepTiming, Callable[[], object]]:
-    """Time the attack, the local gradient and the update of a job on random images.
+def timing_of(samples: Sequence[Sample], images: int, measured_on: str, slowdown: float = 1.0) -> StepTiming:
+    """The timing that samples give: their medians.
+
+    Args:
+        samples: two or more.
+        images: in the batch.
+        measured_on: description.
+        slowdown: factor on all seconds.
+    """
+    rest = median(sample.step - sample.attack - sample.gradient for sample in samples)
+    return StepTiming(
+        attack=slowdown * median(sample.attack for sample in samples) / images,
+        gradient=slowdown * median(sample.gradient for sample in samples) / images,
+        update=slowdown * rest,
+        images=images,
+        measured_on=measured_on,
+        spread=Spread.of(samples).describe(),
+    )
+
+
+def time_share(
+    job: Job, classes: int, workers: Communicator, per_node: int, stop: StopRequest | None
+) -> tuple[StepTiming, torch.device]:
+    """Time one worker's step while the others of its node compute too; all workers call this together.
+
+    On each node one worker is timed, next to processes that compute what the others would. The slowest node's
+    timing counts.
 
     Args:
         job: resolved.
         classes: number of classes.
-        device: to compute on.
+        workers: one or more on each node.
+        per_node: workers per node that share its cores (q).
+        stop: request to stop.
 
     Returns:
-        The model, for its shapes; the seconds, medians of REPEATS repetitions; and a function that computes a
-        training step with a single attack step.
+        The timing, the same on all workers, and this worker's device, with whose threads torch now computes.
+
+    Raises:
+        InputError: the job requests a GPU and none is available.
+        WorkerError: the machine is too noisy.
+        Stopped: a stop was requested.
     """
-    model = build_model_for(job, classes).to(device).train()
-    size = job.batch_size if device.type == "cuda" else min(job.batch_size, MAX_CPU_IMAGES)
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (size, job.data.channels, job.data.image_size, job.data.image_size)
-    x = torch.rand(shape, device=device, generator=generator)
-    images = Labelled(x, torch.randint(classes, (size,), device=device, generator=generator))
-    batch = Batch(0, 0, size, {0: images})
+    device = workers.on_all_ranks("choose a device", lambda: use_share(job, workers, per_node))
+    share = share_of_node(workers, per_node, device)
 
-    def algorithm(attack_steps: int) -> Algorithm1:
-        one_worker = _single_worker_job(job, size, attack_steps)
-        return Algorithm1(one_worker, model, exact(job.exchange), SingleProcess(), device)
+    def work(poll: Callable[[], None]) -> dict[str, Any] | None:
+        return asdict(_time(job, classes, device, share, poll)) if workers.local_rank == 0 else None
 
-    def median_of(work: Callable[[], object]) -> float:
-        with fastest_convolutions(job.model.compiled):
-            return _median_seconds(work, device)
-
-    assert job.attack.steps is not None  # the job is resolved
-    whole = algorithm(job.attack.steps)
-    timing = StepTiming(
-        attack=0.0 if job.oracle == "none" else median_of(partial(whole.attack, batch, 0)) / size,
-        gradient=median_of(partial(whole.local_gradient, batch, {0: images})) / size,
-        update=median_of(whole.optimizer.step),
-        measured_on=f"{device_name(device)}, {size} images a step",
-    )
-    brief = whole if job.attack.steps == 1 else algorithm(1)
-    return model, timing, partial(brief.step, batch, None)
+    timed = run_unevenly(workers, "time a step", work, stop)
+    every = [StepTiming(**one) for one in workers.all_gather_object(timed, "timings") if one]
+    return max(every, key=lambda one: job.batch_size * (one.attack + one.gradient) + one.update), device
 
 
-def _single_worker_job(job: Job, batch_size: int, attack_steps: int) -> Job:
-    """The job for one worker, which attacks and trains on one batch with its share of the noisy copies."""
-    return job.model_copy(
-        update={
-            "batch_size": batch_size,
-            "virtual_workers": 1,
-            "concurrent": Concurrent(delay=0),
-            "smoothing": job.smoothing.model_copy(update={"copies": job.passes, "workers": 1}),
-            "attack": job.attack.model_copy(update={"steps": attack_steps}),
-        }
-    )
+def _time(
+    job: Job, classes: int, device: torch.device, share: NodeShare, poll: Callable[[], None]
+) -> StepTiming:
+    trial = trial_step(job, classes, device)
+    measured_on = f"{device_name(device)}, {trial.images} images a step"
+    if device.type == "cpu":
+        measured_on += f", {share.describe()}"
+    with OtherWorkers(job, classes, trial.images, share, poll) as others:
 
+        def take() -> Sample:
+            sample = trial.sample()
+            others.check()
+            return sample
 
-def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median of REPEATS repetitions, after a warm-up."""
-    times = [seconds(work, device) for _ in range(1 + REPEATS)]
-    return median(times[1:])
+        samples = take_until_agreed(take, poll, own_cores=share.own_cores)
+    return timing_of(samples, trial.images, measured_on, share.slowdown)

@@ -14,65 +14,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jinja2
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
 
 from hpcdat.config.job import Job
-from hpcdat.config.job_file import read_settings, write_job
+from hpcdat.config.job_file import write_job
+from hpcdat.config.paths import escape
 from hpcdat.errors import InputError, WorkerError, shorten
+from hpcdat.slurm.gpus import Gpus, parse_gpus
+from hpcdat.slurm.shell import quote_expanding
+from hpcdat.slurm.site import OPTIONS, OWN, Site
+from hpcdat.slurm.time_limit import SECONDS_OF_WARNING, seconds
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import RunFolder
 
-SITES = Path(__file__).with_name("sites")
-"""Folder of the profiles that come with hpcdat."""
-SECONDS_OF_WARNING = 120
-"""Time between Slurm's warning and the time limit, for a step, a checkpoint and the requeue."""
-SHORTEST_TIME_LIMIT = 300
-"""Seconds; a shorter limit would leave no time to train between start and warning."""
-
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:+&|@/-]+$")]
-"""A name for Slurm or a module system, without characters that a shell interprets."""
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-OneLine = Annotated[str, StringConstraints(pattern=r"^[^\n\r\x00]*$")]
-
-
-class Site(BaseModel):
-    """The profile of a cluster: what its jobs need.
-
-    Attributes:
-        launcher: what starts the workers.
-        partition, account, qos, constraint: options of sbatch.
-        cpus_per_worker: cores per worker.
-        modules: environment modules to load first.
-        container: command that Python runs under, such as ``[apptainer, exec, --nv, image.sif]``.
-        interface: network card for the workers' traffic; with mpirun also a subnet.
-        environment: variables of the workers, such as NCCL's.
-        sbatch: other options of sbatch, without ``--``; null for those without a value.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    launcher: Literal["srun", "mpirun", "horovodrun"] = "srun"
-    partition: Name | None = None
-    account: Name | None = None
-    qos: Name | None = None
-    constraint: Name | None = None
-    cpus_per_worker: int | None = None
-    modules: list[Name] = []
-    container: list[OneLine] = []
-    interface: Name | None = None
-    environment: dict[Variable, OneLine] = {}
-    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], OneLine | int | None] = {}
-
-    @field_validator("interface")
-    @classmethod
-    def _check_interface(cls, interface: str | None, info: ValidationInfo) -> str | None:
-        launcher = info.data.get("launcher", "mpirun")
-        if launcher != "mpirun" and "/" in (interface or ""):
-            raise ValueError(f"expected a network card, such as ib0; {launcher} accepts no subnet")
-        return interface
+ENVIRONMENT_OF = {"time": "SBATCH_TIMELIMIT", "array": "SBATCH_ARRAY_INX"}
+"""Variables that override an option of a script and do not have its name."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +40,10 @@ class Resources:
     Attributes:
         nodes: number of nodes (p).
         workers_per_node: workers per node (q).
-        gpus_per_node: GPUs per node; 0 for none.
+        gpus: GPUs per node; None for none.
         time: time limit in sbatch's notation: ``30``, ``12:00:00``, ``1-06:00``; ``0`` for none.
         after: ids of jobs that must have succeeded before.
+        at_once: elements of an array that may run at the same time; None for all.
 
     Raises:
         InputError: the time limit is not one, or too short.
@@ -92,19 +51,16 @@ class Resources:
 
     nodes: int
     workers_per_node: int
-    gpus_per_node: int
+    gpus: Gpus | None
     time: str
     after: Sequence[int] = ()
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
-            raise InputError(f"time limit {shorten(repr(self.time))}: expected minutes, HH:MM:SS or D-HH:MM")
-        # 0 means no limit.
-        if 0 < _seconds(self.time) < SHORTEST_TIME_LIMIT:
-            raise InputError(
-                f"time limit {shorten(self.time)}: expected {SHORTEST_TIME_LIMIT // 60} minutes or more; a "
-                f"run stops {SECONDS_OF_WARNING // 60} minutes before its limit to write a checkpoint"
-            )
+        try:
+            seconds(self.time)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -120,20 +76,30 @@ class Task:
     settings: tuple[str, ...]
 
 
-def read_site(name: str) -> Site:
-    """Read the profile of a cluster.
+def choose_gpus(site: Site, requested: str | None) -> Gpus | None:
+    """The GPUs per node that a job gets, from the profile or from ``--gpus-per-node``.
 
     Args:
-        name: path of a YAML file, or the name of a profile in ``slurm/sites``.
+        site: the cluster's profile.
+        requested: a number, or a type and a number such as ``a100:4``; None for what the profile requests.
 
     Raises:
-        InputError: there is no such profile, or it is invalid.
+        InputError: it is neither, or not what the profile requests.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) or "/" in name else SITES / f"{name}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in SITES.glob("*.yaml")))
-        raise InputError(f"site {shorten(name)}: no such profile; expected a YAML file or one of: {names}")
-    return read_settings(path, Site)
+    if requested is None:
+        return site.gpus
+    try:
+        gpus = parse_gpus(requested)
+    except ValueError as error:
+        raise InputError(f"--gpus-per-node {error}") from None
+    if site.gpus is None:
+        return gpus if gpus.count else None
+    if site.gpus.count != gpus.count or (":" in requested and not site.gpus.value.endswith(requested)):
+        raise InputError(
+            f"--gpus-per-node {shorten(requested)}: the profile requests others "
+            f"(sbatch.{site.gpus.option}: {shorten(site.gpus.value)}); remove one of them"
+        )
+    return site.gpus
 
 
 def render_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()) -> tuple[Path, str]:
@@ -163,12 +129,12 @@ def render_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Ta
         directives=_directives(job, site, resources, tasks, folder),
         site=site,
         environment=environment,
-        container="".join(f"{shlex.quote(word)} " for word in site.container),
-        python=sys.executable,
+        container="".join(f"{quote_expanding(word)} " for word in site.container),
+        python=quote_expanding(site.python) if site.python else shlex.quote(sys.executable),
         mpirun=_next_to_python("mpirun"),
         horovodrun=_next_to_python("horovodrun"),
         as_root=os.geteuid() == 0,
-        job=str(job_file),
+        job=escape(job_file),
         array=bool(tasks),
         tasks=[_element(task) for task in tasks or [Task(job.run_dir, ())]],
         nodes=resources.nodes,
@@ -224,12 +190,13 @@ def array_tasks(
     """
     axes = []
     for sweep in sweeps:
-        key, equals, values = sweep.partition("=")
-        if not equals or not all(values.split(",")):
+        key, equals, text = sweep.partition("=")
+        values = _split(text)
+        if not equals or not all(values):
             raise InputError(
                 f"sweep {shorten(sweep)}: expected KEY=VALUE,VALUE,... as in attack.eps=2/255,4/255"
             )
-        axes.append([f"{key}={value}" for value in values.split(",")])
+        axes.append([f"{key}={value}" for value in values])
     tasks = []
     for settings in itertools.product(*axes):
         folder = run_dir.joinpath(*(re.sub(r"[^A-Za-z0-9_.=-]", "_", text) for text in settings))
@@ -248,6 +215,18 @@ def array_tasks(
     return tasks
 
 
+def _split(values: str) -> list[str]:
+    """Split at commas, but not at those of a list: ``[1,2],[3]`` has two values."""
+    parts, depth = [""], 0
+    for character in values:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
 def submit_script(script: Path) -> int:
     """Submit a script with sbatch.
 
@@ -256,48 +235,49 @@ def submit_script(script: Path) -> int:
 
     Raises:
         InputError: sbatch is not on PATH.
-        WorkerError: Slurm rejects the job; the message is Slurm's.
+        WorkerError: Slurm rejects the job, with its message, or prints no id.
     """
     if shutil.which("sbatch") is None:
         raise InputError("sbatch not found: submit from a login node of a Slurm cluster, or make a dry run")
-    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True)
+    environment, options = dict(os.environ), re.findall(r"(?m)^#SBATCH --([a-z-]+)", script.read_text())
+    for option in sorted({*options, *OPTIONS, *OWN}):
+        variable = ENVIRONMENT_OF.get(option, f"SBATCH_{option.upper().replace('-', '_')}")
+        if (value := environment.pop(variable, None)) is not None:
+            print(f"ignored: {variable}={shorten(value)}, which would override the script", file=sys.stderr)
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(script)], capture_output=True, text=True, env=environment
+    )
     if done.returncode != 0:
-        raise WorkerError(f"sbatch rejected {script}: {done.stderr.strip()}")
-    return int(done.stdout.strip().split(";")[0])
-
-
-def _seconds(time: str) -> int:
-    """Seconds of a time limit in sbatch's notation: D-H[:M[:S]], M[:S] or H:M:S."""
-    days, dash, rest = time.rpartition("-")
-    numbers = [int(number) for number in rest.split(":")]
-    if not dash and len(numbers) < 3:
-        numbers.insert(0, 0)
-    hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+        raise WorkerError(f"sbatch rejected {script}: {'; '.join(done.stderr.strip().splitlines())}")
+    match = re.search(r"^(\d+)(;\S*)?$", done.stdout, re.MULTILINE)
+    if match is None:
+        raise WorkerError(f"sbatch printed no job id for {script}: {shorten(repr(done.stdout))}; see squeue")
+    return int(match[1])
 
 
 def _element(task: Task) -> dict[str, Any]:
     run_dir = str(task.run_dir.resolve())
     # Settings are YAML, of which JSON strings are a subset.
-    return {"run_dir": run_dir, "settings": [f"run_dir={json.dumps(run_dir)}", *task.settings]}
+    return {"run_dir": run_dir, "settings": [f"run_dir={json.dumps(escape(run_dir))}", *task.settings]}
 
 
 def _directives(
     job: Job, site: Site, resources: Resources, tasks: Sequence[Task], folder: Path
 ) -> dict[str, str | int | None]:
     log = str(folder).replace("%", "%%") + ("/%A_%a.log" if tasks else "/%j.log")
+    gpus, limit = resources.gpus, f"%{resources.at_once}" if resources.at_once else ""
     directives: dict[str, str | int | None] = {
         "job-name": re.sub(r"[^A-Za-z0-9_.-]+", "-", job.run_dir.name) or "hpcdat",
         "nodes": resources.nodes,
         "ntasks-per-node": resources.workers_per_node,
         "cpus-per-task": site.cpus_per_worker,
-        "gpus-per-node": resources.gpus_per_node or None,
+        "gpus-per-node": gpus.value if gpus and gpus.option == "gpus-per-node" else None,
         "time": resources.time,
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
         "constraint": site.constraint,
-        "array": f"0-{len(tasks) - 1}" if tasks else None,
+        "array": f"0-{len(tasks) - 1}{limit}" if tasks else None,
         "dependency": "afterok:" + ":".join(map(str, resources.after)) if resources.after else None,
         # Relative paths in a job start at the folder it was submitted from.
         "chdir": str(Path.cwd()),
@@ -313,7 +293,7 @@ def _directives(
                 f"{shorten(repr(str(value)))}: line breaks and other control characters are not allowed in "
                 f"sbatch --{name}; rename the folder"
             )
-    return given | {"requeue": None} | site.sbatch
+    return given | {"requeue": None} | {name: value for name, value in site.sbatch.items() if name != "time"}
 
 
 def _render(**values: object) -> str:
@@ -323,9 +303,10 @@ def _render(**values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  (a shell script; every value passes through q)
+        autoescape=False,  # noqa: S701  (a shell script; every value passes through q or expanding)
     )
     environment.filters["q"] = lambda value: shlex.quote(str(value))
+    environment.filters["expanding"] = quote_expanding
     text = environment.get_template("job.sh.j2").render(values)
     return re.sub(r"\n{3,}", "\n\n", text)
 

@@ -79,7 +79,7 @@ class NoisyCopies:
         """This worker's copies of a batch, (n * k, C, H, W), those of an image together, with its label."""
         noise = self.noise(images.x, epoch, step, batch)
         copies = (images.x[:, None] + noise).flatten(0, 1)
-        return Labelled(copies, images.y.repeat_interleave(len(self.numbers)))
+        return Labelled(copies, images.y.repeat_interleave(len(self.numbers), dim=0))
 
     def noise(self, x: Tensor, epoch: int, step: int, batch: int) -> Tensor:
         """Eta of this worker's copies: (n, k, C, H, W), of x's dtype."""
@@ -98,7 +98,7 @@ class NoisyCopies:
         only the sum is needed. As logarithms, since probabilities may be too small for a float.
         """
         copies = logits.shape[1]
-        losses = clean_loss(logits.flatten(0, 1), y.repeat_interleave(copies))
+        losses = clean_loss(logits.flatten(0, 1), y.repeat_interleave(copies, dim=0))
         own = (-losses).view(-1, copies).logsumexp(1)
         total = self.team.iall_gather(own.detach(), "probabilities of noisy copies").wait().logsumexp(0)
         share = (own.detach() - total).exp()

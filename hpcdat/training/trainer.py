@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdat.data import open_loader
+from hpcdat.data.mixing import mix
 from hpcdat.data.sampler import Share, training_shares, with_unlabelled
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError, Stopped, WorkerError
@@ -27,6 +28,7 @@ from hpcdat.training.epoch_log import EpochLog
 from hpcdat.training.pretrained import load_pretrained
 from hpcdat.training.replicas import check_equal, make_equal
 from hpcdat.training.roles import homes_of_batches
+from hpcdat.training.single_images import check_batches, reported
 from hpcdat.training.state import TrainingState
 from hpcdat.training.step import Algorithm1, Requests, all_finite
 from hpcdat.training.validation import ImageSplits, Validation
@@ -86,7 +88,12 @@ class Trainer:
         state = self.state
         if state.epoch == state.step == 0:
             # If there are too few images, no checkpoint may bind the run to its settings yet.
-            self._shares()
+            passes = self.job.passes
+            sizes = {passes * len(share.indices) for shares in self._shares() for share in shares}
+            self.workers.on_all_ranks(
+                "train on the smallest batch",
+                lambda: check_batches(sizes, self.model, self.job.data, self.device),
+            )
             if pretrained := self.job.model.pretrained:
                 self.workers.on_rank0("read model.pretrained", lambda: self._load_pretrained(pretrained))
             make_equal(self.workers, self.model)
@@ -97,8 +104,9 @@ class Trainer:
         if self.algorithm.exchange.plan.remark:
             self.progress.say(self.algorithm.exchange.plan.remark)
         self._validate()
-        while not self._is_finished() and self._train_epoch():
-            self._validate()
+        with reported(self.job.data):
+            while not self._is_finished() and self._train_epoch():
+                self._validate()
         return self.validation.result()
 
     def _validate(self) -> None:
@@ -215,9 +223,15 @@ class Trainer:
         indices = [share.indices for step in list(zip(*shares, strict=True))[first:] for share in step]
         loaded = self.loader.read(indices if reads else [], derive(self.job.seed, "augmentation", epoch))
         for step, share in enumerate(shares[0][first:], start=first):
-            yield Batch(epoch, step, share.global_size, {n: Labelled(*next(loaded)) for n in reads})
+            images = {n: self._mixed(Labelled(*next(loaded)), epoch, step, n) for n in reads}
+            yield Batch(epoch, step, share.global_size, images)
         # The loader may clean up after its last batch.
         next(loaded, None)
+
+    def _mixed(self, images: Labelled, epoch: int, step: int, number: int) -> Labelled:
+        """A batch as data.mixing mixes it; all workers that read it mix it alike."""
+        seed = derive(self.job.seed, "mixing", epoch, step, number)
+        return mix(images, self.job.data, len(self.images.classes), seed)
 
     def _set_rate(self, steps: int) -> float:
         """Set and return the learning rate of the current step, the same on all workers."""

@@ -92,6 +92,20 @@ def test_a_step_by_the_gradient_itself_has_its_length(w, generator):
     torch.testing.assert_close(x_adv, (x + moved).clamp(0, 1), rtol=0, atol=1e-6)
 
 
+def test_n_fgsm_steps_from_noise_of_two_eps_without_projection(w, generator):
+    """De Jorge et al. 2022, Algorithm 1: x + noise + alpha sign(gradient at x + noise), within [0, 1]."""
+    x, eps = images(generator), 0.1
+    seed = generator.get_state()
+    noise = (2 * torch.rand(x.shape, generator=generator) - 1) * 2 * eps
+    generator.set_state(seed)
+    n_fgsm = PGD(eps=eps, step_size=eps, steps=1, noise=2, projection=False)
+    x_adv = n_fgsm(Linear(w), loss_of_zero, x, generator)
+    expected = ((x + noise).clamp(0, 1) + eps * w.sign()).clamp(0, 1)
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
+    farthest = (x_adv - x).abs().max()
+    assert 2.5 * eps < farthest <= 3 * eps + 1e-6
+
+
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("low, high", [(0.3, 0.7), (0.0, 1.0)], ids=["inside the box", "box active"])
 def test_l2_pgd_reaches_the_worst_case_of_a_linear_model(w, generator, random_start, low, high):

@@ -65,6 +65,7 @@ def test_messages_list_a_few_names_and_one_line_of_an_error():
 def test_long_values_are_shortened_in_messages():
     assert shorten("x" * 80) == "x" * 80
     assert shorten("x" * 81) == "x" * 77 + "..."
+    assert shorten("one\ntwo\x1b[0m \u2028é") == "one\\ntwo\\x1b[0m \\u2028é"
     with pytest.raises(InputError) as failure:
         read_request("9" * 500 + "x", None, None, read_job(DEMO))
     assert len(str(failure.value)) < 150

@@ -11,7 +11,8 @@ from pathlib import Path
 from hpcdat.config.job_file import read_job
 from hpcdat.emulation import slurm_daemons
 from hpcdat.emulation.cluster import SHARED_CORES
-from hpcdat.slurm.submit import Resources, Site, write_script
+from hpcdat.slurm.site import Site
+from hpcdat.slurm.submit import Resources, write_script
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
@@ -37,7 +38,7 @@ class Cluster:
 
     def script(self, run_dir, launcher="srun", *settings):
         job = read_job(DEMO, [f"run_dir={run_dir}", *SETTINGS, *settings])
-        return write_script(job, Site(launcher=launcher), Resources(3, 1, 0, "30"))[0]
+        return write_script(job, Site(launcher=launcher), Resources(3, 1, None, "30"))[0]
 
     def submit(self, run_dir, *settings):
         number = self.do("sbatch", "--parsable", str(self.script(run_dir, "srun", *settings)))

@@ -1,5 +1,6 @@
 """All loaders read the same pixels, whole epochs, and name what they cannot read."""
 
+import gc
 import hashlib
 import itertools
 import os
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +92,24 @@ def test_a_loader_serves_epoch_after_epoch_in_any_order(photos, loader):
                 assert label == train.labels[index]
                 assert torch.equal(by_index.setdefault(index, image.clone()), image)
     assert len(by_index) == 5
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_loader_that_is_no_longer_used_leaves_no_thread_and_no_memory(photos, loader):
+    """A process may train several jobs: the seeds of one, for example."""
+    images = list_images(photos / "train")
+    before = threading.active_count()
+    reader = loader_of(images, Data(root=photos, loader=loader, image_size=24), training=True)
+    list(reader.read([np.arange(4)], seed=0))
+    unused = weakref.ref(reader)
+    del reader
+    gc.collect()
+    assert unused() is None
+    # Threads end a moment after their pool.
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("loader", LOADERS)

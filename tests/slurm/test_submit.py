@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 from hpcdat.cli.app import app
 from hpcdat.config.job_file import JobError, read_job
 from hpcdat.errors import InputError
+from hpcdat.slurm.gpus import parse_gpus
 from hpcdat.slurm.preemption import decide
-from hpcdat.slurm.submit import Resources, Site, Task, array_tasks, read_site, render_script, write_script
+from hpcdat.slurm.site import Site, read_site
+from hpcdat.slurm.submit import Resources, Task, array_tasks, render_script, write_script
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
@@ -32,11 +34,20 @@ SITES = {
         "cpus_per_worker": 4,
         "modules": ["gcc/13", "cuda/13.0"],
         "container": ["apptainer", "exec", "--nv", "/images/my image.sif"],
+        "python": "/opt/hpc dat/bin/python",
         "interface": "10.0.0.0/24",
         "environment": {"NCCL_IB_HCA": "mlx5 $(touch owned)"},
-        "sbatch": {"exclusive": None, "comment": NASTY, "nice": 5},
+        "sbatch": {"exclusive": None, "comment": NASTY, "nice": "5"},
     },
     "horovodrun": {"launcher": "horovodrun", "interface": "eth0"},
+    "set up": {
+        "cpus_per_worker": 2,
+        "setup": ["export A='1'  # one", "source /dev/null"],
+        "environment": {"TORCH_HOME": "$PATH/torch", "NASTY": NASTY},
+        "container": ["env", "A=$PATH"],
+        "python": "~/$PATH/python",
+        "sbatch": {"gres": "gpu:a100:2"},
+    },
 }
 
 
@@ -45,7 +56,8 @@ def job_in(run_dir):
 
 
 def resources(**values):
-    return Resources(**{"nodes": 6, "workers_per_node": 2, "gpus_per_node": 2, "time": "1-0"} | values)
+    given = {"nodes": 6, "workers_per_node": 2, "gpus": parse_gpus("2"), "time": "1-0"} | values
+    return Resources(**given)
 
 
 @pytest.fixture(params=SITES)
@@ -75,6 +87,7 @@ def test_the_script_is_sound_and_no_value_becomes_a_command(tmp_path, site, arra
             "SLURM_ARRAY_TASK_ID": "1",
             "SLURM_JOB_NODELIST": "n",
             "PATH": "/usr/bin:/bin",
+            "HOME": "/h",
         },
     )
     lines = done.stdout.splitlines()
@@ -124,7 +137,7 @@ def test_what_slurm_is_asked_for(tmp_path):
         assert expected in directives, text
     assert "-np 12 --map-by ppr:2:node" in text and "module load gcc/13 cuda/13.0" in text
     assert not (tmp_path / "run").exists(), "a dry run writes nothing"
-    cpu = render_script(job_in(tmp_path / "run"), Site(), resources(gpus_per_node=0))[1]
+    cpu = render_script(job_in(tmp_path / "run"), Site(), resources(gpus=None))[1]
     assert "gpus" not in cpu and "srun --ntasks 12" in cpu
 
 
@@ -157,7 +170,7 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
         ("[1]", "expected a mapping"),
         (
             "interface: 10.0.0.0/24",
-            "'10.0.0.0/24': expected a network card.*; srun accepts no subnet",
+            r"interface: expected a network card.*; srun accepts no subnet \(found '10.0.0.0/24'\)",
         ),
     ],
 )
@@ -170,7 +183,9 @@ def test_an_invalid_profile_is_reported_with_its_place(tmp_path, text, message):
 
 def test_an_unknown_site_is_refused_with_the_known_ones():
     assert read_site("plain") == Site()
-    with pytest.raises(InputError, match="site mars: no such profile; expected a YAML file or one of: plain"):
+    with pytest.raises(
+        InputError, match="--site mars: no such profile; expected a YAML file or one of: plain"
+    ):
         read_site("mars")
 
 
@@ -198,6 +213,10 @@ def test_time_limits_as_sbatch_reads_them(time):
         ("submit --nodes 2 --sweep method=dat-pgd,at", "method at is centralised training"),
         ("submit --nodes 3 smoothing.sigma=0.1 smoothing.workers=2", "3 workers cannot be divided"),
         ("plan --link 1gbit method=at", "this run has 2 nodes"),
+        ("plan --link fast", "--link 'fast': expected a value like 1gbit"),
+        ("submit method=trades", "trades is a value of objective.regulariser"),
+        ("submit data.source=folder", "data.root: expected a folder with train/ and test/ in it"),
+        ("submit concurrent.delay=1", "concurrent: not allowed with method dat-pgd"),
     ],
 )
 def test_what_would_fail_in_the_queue_is_refused_before_in_one_line(command, message):

@@ -117,9 +117,8 @@ class Trainer:
 
     def _load_pretrained(self, pretrained: Path) -> None:
         """Load the weights to start from."""
-        fresh = load_pretrained(self.model, pretrained, self.images.classes)
-        new = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
-        self.progress.say(f"starting from {pretrained}{new}")
+        loaded = load_pretrained(self.model, pretrained, self.images.classes)
+        self.progress.say(loaded.describe(pretrained))
 
     def _train_epoch(self) -> bool:
         """Train for one epoch, or the rest of it, with its record and checkpoints.
@@ -241,10 +240,11 @@ class Trainer:
             )
 
     def _after_divergence(self) -> str:
-        return (
-            f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
-            f"checkpoints are in {self.folder.checkpoints.folder}"
-        )
+        advice = f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs"
+        checkpoints = self.folder.checkpoints
+        if not checkpoints.exist():
+            return advice
+        return f"{advice}; the last good checkpoints are in {checkpoints.folder}"
 
     def _save(self) -> None:
         if not all_finite(self.algorithm.parameters):

@@ -59,7 +59,7 @@ def plan(
     Attack, gradient and update of the job's model are timed on this machine, on random images. Started on
     several nodes, like `hpcdat train`, the command measures the links between them; otherwise give
     `--calibration` or `--link`. With exchange.protocol auto it prints the protocol that a run would choose.
-    `--bytes` prints only MB per iteration, computed from the settings and the model's shapes.
+    `--bytes` prints only MiB per iteration, computed from the settings and the model's shapes.
     """
     replaced = [*(set_ or []), *(settings or [])]
     if bytes_:

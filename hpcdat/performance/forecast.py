@@ -129,7 +129,7 @@ def predict_job(
                 f"{known.speed_up:.2f}",
             ]
         )
-    header = ["p x q", "steps", "exchange", "MB / iteration", "ms / exchange", "C (s)", "T (s)", "speed-up"]
+    header = ["p x q", "steps", "exchange", "MiB / iteration", "ms / exchange", "C (s)", "T (s)", "speed-up"]
     table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
     return "\n".join(
         [

@@ -94,7 +94,7 @@ def describe_bytes(job: Job, nodes: Sequence[int], per_node: int) -> str:
             codes = _describe_codes(job.exchange, senders)
             cells = [job.exchange.describe(), codes, f"{crossing.traffic.total / MIB:.1f}"]
         rows.append([f"{p} x {per_node}", *cells])
-    header = ["p x q", "exchange", "codes", "MB / iteration"]
+    header = ["p x q", "exchange", "codes", "MiB / iteration"]
     table = tabulate(rows, header, tablefmt="github", disable_numparse=True)
     count = sum(parameter.numel() for _, parameter in named)
     if job.exchange.protocol == "hierarchical":
@@ -105,9 +105,9 @@ def describe_bytes(job: Job, nodes: Sequence[int], per_node: int) -> str:
         [
             table,
             "",
-            f"MB: MiB (2^20 bytes) {senders_are}, computed; packet headers add 1 to 3 %.",
+            f"MiB: 2^20 bytes {senders_are}, computed; packet headers add 1 to 3 %.",
             f"Gradients: {count:,} numbers in {len(named)} tensors ({job.model.name}, {classes:,} classes), "
-            f"{4 * count / MIB:.2f} MB in float32.",
+            f"{4 * count / MIB:.2f} MiB in float32.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""MB per iteration by a job's settings: those of the DAT paper's Table 4, without timing anything."""
+"""MiB per iteration by a job's settings: those of the DAT paper's Table 4, without timing anything."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_the_table_says_what_it_counts():
     assert ["1 x 6", "", "", "0"] in lines
     codes = "l2 norm of each tensor, 127 levels"
     assert ["6 x 6", "hierarchical (allgather), 8 bits", codes, "731.2"] in lines
-    assert "25,557,032 numbers in 161 tensors (resnet50, 1,000 classes), 97.49 MB in float32" in done.stdout
+    assert "25,557,032 numbers in 161 tensors (resnet50, 1,000 classes), 97.49 MiB in float32" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ def accuracy_notes(results: Sequence[Result]) -> list[str]:
         USUAL_ATTACK,
     ]
     if any(one.aa is not None for one in evaluations):
-        notes.append("AA: under AutoAttack's standard version in the ball of the row's attack.")
+        notes.append(
+            "AA: under AutoAttack's standard version in the ball of the row's attack; if on fewer images, in"
+            " a row of its own with TA and RA on these."
+        )
     if any(one.aa is not None and one.aa_ra is not None and one.aa > one.aa_ra for one in evaluations):
         notes.append("Where AA is above RA, PGD breaks images that AutoAttack does not: RA is the bound.")
     if any(result.others for result in results):

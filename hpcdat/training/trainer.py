@@ -240,15 +240,21 @@ class Trainer:
             )
 
     def _after_divergence(self) -> str:
-        advice = f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs"
-        checkpoints = self.folder.checkpoints
-        if not checkpoints.exist():
-            return advice
-        return f"{advice}; the last good checkpoints are in {checkpoints.folder}"
+        # There is at least that of the initial weights.
+        return (
+            f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
+            f"checkpoints are in {self.folder.checkpoints.folder}"
+        )
 
     def _save(self) -> None:
         if not all_finite(self.algorithm.parameters):
             # The same on all workers, as the weights are.
+            if self.state.epoch == self.state.step == 0:
+                raise WorkerError(
+                    f"the initial weights of {self.job.model.name} are not finite, so training has not begun: "
+                    "check how the network is initialised",
+                    everywhere=True,
+                )
             raise WorkerError(
                 f"the weights are no longer finite in epoch {self.state.epoch + 1}, step {self.state.step}: "
                 f"they are not saved. {self._after_divergence()}",

@@ -103,6 +103,7 @@ class Results:
     def merged_with(self, file: Path) -> Results:
         """These results, and the sections of a file that were not measured again.
 
+        A plain sweep, whose values do not depend on one another, retains the values that a file has of it.
         What a file has of another model or other images is ignored; so is a section that lacks a field, and a
         file that is damaged.
 
@@ -112,7 +113,12 @@ class Results:
         stored = next((one for one in read_evaluations(file) if _changed(one) == self.changed), None)
         if stored is None or any(stored.get(name) != value for name, value in self.key.items()):
             return self
-        return replace(self, sections={**stored["sections"], **self.sections})
+        sections = {**stored["sections"], **self.sections}
+        for over in ("eps", "steps"):
+            name = sweep_name(over, "plain")
+            if name in stored["sections"] and name in self.sections:
+                sections[name] = _joined(stored["sections"][name], self.sections[name], over)
+        return replace(self, sections=sections)
 
     def autoattack(self, settings: Evaluation, norm: Norm) -> AutoAttacked | None:
         """AA, and TA and RA on the same images.
@@ -169,6 +175,20 @@ def read_evaluations(file: Path) -> list[Section]:
             complete = {name: section for name, section in sections.items() if _is_complete(name, section)}
             evaluations.append({**one, "sections": complete})
     return evaluations
+
+
+def _joined(before: Section, now: Section, over: str) -> Section:
+    """A plain sweep with the values of an earlier one, if both have the same attack and images."""
+    attacks = [{key: value for key, value in one["attack"].items() if key != over} for one in (before, now)]
+    if attacks[0] != attacks[1] or before["images"] != now["images"]:
+        return now
+    curve = {value: ra for one in (before, now) for value, ra in one["curve"]}
+    values = sorted(curve)
+    return {
+        **now,
+        "attack": {**now["attack"], over: values},
+        "curve": [(value, curve[value]) for value in values],
+    }
 
 
 def _changed(evaluation: Section) -> tuple[str, ...]:

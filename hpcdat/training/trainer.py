@@ -251,8 +251,8 @@ class Trainer:
             # The same on all workers, as the weights are.
             if self.state.epoch == self.state.step == 0:
                 raise WorkerError(
-                    f"the initial weights of {self.job.model.name} are not finite, so training has not begun: "
-                    "check how the network is initialised",
+                    f"the initial weights of {self.job.model.name} are not finite, so training has not "
+                    "begun: check how the network is initialised",
                     everywhere=True,
                 )
             raise WorkerError(

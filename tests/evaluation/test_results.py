@@ -193,3 +193,23 @@ def test_evaluations_with_other_settings_have_a_place_of_their_own_in_the_file(t
     assert json.loads(file.read_text())["sections"]["accuracy"]["images"] == 2
     results(5, *l2, weights="later").write(file, epoch=4)
     assert found() == [("later", l2, 5)]
+
+
+def test_other_values_of_a_plain_sweep_are_added_to_it(tmp_path):
+    file = tmp_path / "evaluation.json"
+
+    def swept(curve, kind="plain", steps=20):
+        attack = {"eps": list(curve), "kind": kind, "steps": steps}
+        section = {"images": 9, "attack": attack, "curve": list(curve.items()), "warnings": []}
+        name = "sweep-eps" if kind == "plain" else "accumulating-sweep-eps"
+        found = Results({"weights": "abc"}, Accuracy(9, 5, 5), {name: section}).merged_with(file)
+        found.write(file, epoch=1)
+        assert found.sections[name]["attack"]["eps"] == list(dict(found.sections[name]["curve"]))
+        return dict(found.sections[name]["curve"])
+
+    swept({0.1: 0.5, 0.3: 0.2})
+    assert swept({0.2: 0.4, 0.3: 0.1}) == {0.1: 0.5, 0.2: 0.4, 0.3: 0.1}
+    # Of an accumulating sweep the values depend on one another, and those of other attacks are others.
+    swept({0.1: 0.5}, "accumulating")
+    assert swept({0.2: 0.4}, "accumulating") == {0.2: 0.4}
+    assert swept({0.2: 0.3}, steps=5) == {0.2: 0.3}

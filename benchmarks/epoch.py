@@ -203,7 +203,16 @@ def table_of(report: dict[str, Any]) -> str:
                 f"{median(row['predicted_total'] for row in rounds):.2f}",
             ]
         )
-    header = ["protocol", "MB / iteration", "C (s)", "range", "predicted", "of C", "range", "elsewhere, of C"]
+    header = [
+        "protocol",
+        "MiB / iteration",
+        "C (s)",
+        "range",
+        "predicted",
+        "of C",
+        "range",
+        "elsewhere, of C",
+    ]
     header += ["T (s)", "predicted"]
     sharing = report["calibration"]["network"]["sharing"]
     title = f"{report['p']} x {report['q']} workers, {report['links']}, sharing {sharing:.2f}"

@@ -16,16 +16,17 @@ Ratios:
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 
 from gpu.section import Call, Keep, Measured, Table, number, with_model, without_tf32
+from hpcdat.attacks.pgd import PGD
 from hpcdat.commands.evaluate import evaluate
 from hpcdat.commands.train import train
 from hpcdat.commands.trained_model import load_trained
@@ -34,8 +35,10 @@ from hpcdat.data import find_images, open_loader
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import HpcdatError
 from hpcdat.evaluation.autoattack import AutoAttack
-from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
+from hpcdat.evaluation.pgd import attack_generator, is_correct
 from hpcdat.evaluation.request import EvaluationRequest
+from hpcdat.evaluation.results import read_evaluations
+from hpcdat.models.losses import clean_loss
 from hpcdat.storage.run_folder import RunFolder
 
 GOAL = 0.46
@@ -160,10 +163,14 @@ def _accuracies(job: Job, call: Call) -> Measured:
     except HpcdatError as error:
         images, found["aa_missing"] = None, str(error)
     result = evaluate(job.run_dir, settings, EvaluationRequest(images), SingleProcess(), call.stop)
-    sections = json.loads(RunFolder(job.run_dir).evaluation_file.read_text())["sections"]
-    keys = ("ta", "ra", "images", "attack", "aa", "aa_images", "epoch", "total")
+    # Of this evaluation, not of the job's own.
+    measured = result.others[-1]
+    evaluations = read_evaluations(RunFolder(job.run_dir).evaluation_file)
+    sections = next(one["sections"] for one in evaluations if tuple(one["changed"]) == measured.changed)
+    keys = ("ta", "ra", "images", "attack", "aa", "aa_images", "epoch")
     return found | {
-        **{key: getattr(result, key) for key in keys},
+        **{key: getattr(measured, key) for key in keys},
+        "total": result.total,
         "warnings": [warning for section in sections.values() for warning in section["warnings"]],
     }
 
@@ -184,12 +191,13 @@ def _compare_precisions(job: Job, call: Call) -> tuple[float, float, int]:
     some = test.equal_part(count)
     loader = open_loader(some, job.data, training=False, batch_size=500, device=call.device)
     robust = dict.fromkeys(networks, 0)
+    pgd = PGD.from_settings(job.evaluation, job.attack.norm)
     with without_tf32():
         batches = np.array_split(np.arange(count), -(-count // 500))
         for index, (x, y) in enumerate(loader.read(batches, seed=0)):
             for precision, network in networks.items():
                 generator = attack_generator(call.device, job.seed, index)
-                x_adv = pgd(network, x, y, job.evaluation, job.attack.norm, generator)
+                x_adv = pgd(network, partial(clean_loss, y=y), x, generator)
                 correct = is_correct(networks["float32"], x, y) & is_correct(networks["float32"], x_adv, y)
                 robust[precision] += int(correct.sum())
     return robust["bfloat16"] / count, robust["float32"] / count, count

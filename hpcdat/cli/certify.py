@@ -42,7 +42,7 @@ def certify(
     The latest checkpoint is certified (Cohen et al. 2019). The options override the job's `certification`
     settings. The counts of every finished image are stored: after a stop or a failure the same command
     resumes, with any number of workers, and gives the same result. Table, plot and data are written to
-    RUN/certification.
+    RUN/certification, next to the certificates at other noise levels or with other settings.
     """
     named = {"sigma": f"[{sigma}]" if sigma else None, "n0": n0, "n": n, "alpha": alpha, "every": every}
     given = [f"certification.{key}={value}" for key, value in named.items() if value is not None]

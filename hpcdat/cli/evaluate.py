@@ -57,6 +57,9 @@ def evaluate(
       hpcdat evaluate runs/demo evaluation.steps=100
       hpcdat evaluate runs/demo --autoattack 1000 --sweep-eps 0,4/255,8/255
 
+    What the run's own job measures stays the first row of its table; an evaluation with another attack, other
+    images or other settings is a row of its own.
+
     The latest checkpoint is evaluated; the run may be finished or interrupted. The outcomes of every batch
     are stored in the run folder: after a stop or a kill the same command resumes, with any number of workers.
     Sanity checks warn of implausibly good results.

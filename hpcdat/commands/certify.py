@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from hpcdat.commands.run_result import CERTIFICATION_SETTINGS, changed_settings
 from hpcdat.commands.trained_model import find_test_images, load_trained
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.certificates import Certified
 from hpcdat.evaluation.certification.certifier import certify_images
 from hpcdat.evaluation.determinism import deterministic
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.sharded_runner import Execution
+from hpcdat.models.fingerprint import fingerprint
 from hpcdat.progress import Progress
-from hpcdat.report.certified import rows_beside, write_certified
+from hpcdat.report.certificates import read_certificates
+from hpcdat.report.certified import rows_beside, with_certified, write_certified
 from hpcdat.storage.folder_lock import locked
 from hpcdat.storage.run_folder import RunFolder
 
@@ -28,7 +33,7 @@ def certify(run_dir: Path, settings: list[str], workers: Communicator, stop: Sto
 
     Returns:
         The certificates, one list per noise level; worker 0 has written table, plot and data files to the
-        run folder.
+        run folder, with those of earlier calls at other noise levels or with other settings.
 
     Raises:
         InputError, WorkerError, Stopped: as there.
@@ -47,6 +52,21 @@ def certify(run_dir: Path, settings: list[str], workers: Communicator, stop: Sto
             certify_images(sigma, images, trained.model, job, execution, counts_folder)
             for sigma in job.certification.sigma
         ]
+    weights = fingerprint(trained.model)
 
-    workers.on_rank0("write the certificates", lambda: write_certified(certified, paper, counts_folder))
-    return certified
+    def write() -> list[str]:
+        changed = changed_settings(folder, job, CERTIFICATION_SETTINGS)
+        described = [replace(one, changed=changed, weights=weights) for one in certified]
+        write_certified(with_certified(_stored(folder), described), paper, counts_folder)
+        return list(changed)
+
+    changed = tuple(workers.on_rank0("write the certificates", write))
+    return [replace(one, changed=changed, weights=weights) for one in certified]
+
+
+def _stored(folder: RunFolder) -> list[Certified]:
+    """The certificates so far; none if they cannot be read: the counts behind them are in other files."""
+    try:
+        return read_certificates(folder.certification_folder)
+    except InputError:
+        return []

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpcdat.commands.run_result import conclude_run
+from hpcdat.commands.run_result import EVALUATION_SETTINGS, changed_settings, conclude_run
 from hpcdat.commands.trained_model import find_test_images, load_trained
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.determinism import deterministic
 from hpcdat.evaluation.request import EvaluationRequest
-from hpcdat.evaluation.results import evaluate_robustness
+from hpcdat.evaluation.results import AutoAttacked, evaluate_robustness
 from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.progress import Progress
 from hpcdat.report.sweep_files import write_sweeps
@@ -33,8 +34,9 @@ def evaluate(
         stop: request to stop.
 
     Returns:
-        The result. Worker 0 has written it and the results of all measurements to the run folder, and the
-        warnings of the sanity checks to stderr.
+        The result of the run, with this evaluation: as its own one if no setting differs from its job's,
+        otherwise among the others. Worker 0 has written it and the results of all measurements to the run
+        folder, and the warnings of the sanity checks to stderr.
 
     Raises:
         InputError: the folder is not a run's or has no checkpoint, a setting is wrong, or another evaluation
@@ -54,9 +56,10 @@ def evaluate(
         )
 
     def write() -> list[Any] | None:
-        everything = results.merged_with(folder.evaluation_file)
+        changed = changed_settings(folder, job, EVALUATION_SETTINGS)
+        everything = replace(results, changed=changed).merged_with(folder.evaluation_file)
         everything.write(folder.evaluation_file, trained.epoch)
-        for file in write_sweeps(everything.sections, folder.path):
+        for file in write_sweeps(folder.evaluation_file, folder.path):
             progress.say(f"written: {file}")
         for warning in results.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -64,5 +67,8 @@ def evaluate(
         return None if aa is None else list(aa)
 
     written = workers.on_rank0("write the results", write)
-    aa = (written[0], written[1]) if written else None
-    return conclude_run(folder, job, results.accuracy, trained.epoch, workers, finished=False, aa=aa)
+    aa = AutoAttacked(*written) if written else None
+    weights = results.key["weights"]
+    return conclude_run(
+        folder, job, results.accuracy, trained.epoch, workers, weights=weights, finished=False, aa=aa
+    )

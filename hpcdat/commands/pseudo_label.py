@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def pseudo_label(
         Number of images by class, in the order of the logits.
 
     Raises:
-        InputError: the run or the images cannot be used, or the output file cannot be written.
+        InputError: the run or the images cannot be used, or the output file cannot be written or holds
+            something else.
         WorkerError: something failed on a worker.
         Stopped: a stop was requested; nothing is written.
     """
@@ -81,6 +83,8 @@ def pseudo_label(
     job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
 
     def check() -> None:
+        if out.is_file() and not _is_pseudo_labelled(out):
+            raise InputError(f"{out}: exists and holds no pseudo-labels: choose another name, or remove it")
         try:
             check_writable(out)
         except OSError as error:
@@ -104,3 +108,11 @@ def pseudo_label(
     workers.on_rank0("write the labels", lambda: write_pseudo_labelled(out, images, labels))
     counts = np.bincount(labels, minlength=len(trained.classes)).tolist()
     return dict(zip(trained.classes, counts, strict=True))
+
+
+def _is_pseudo_labelled(file: Path) -> bool:
+    """Whether a file is one of this command, which it may replace."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return {"labels.npy", "classes.npy"} <= set(archive.namelist())

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from statistics import median
 from typing import Any
 
 from hpcdat.config.job import Job
+from hpcdat.config.sections import by_name
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.evaluation.accuracy import Accuracy
+from hpcdat.evaluation.attack_text import describe_attack
+from hpcdat.evaluation.results import AutoAttacked
 from hpcdat.performance.autotune import exchange_of_run
-from hpcdat.report.result_table import in_pixel_units, result_table
-from hpcdat.storage.run_folder import Result, RunFolder
+from hpcdat.report.result_table import result_table
+from hpcdat.storage.evaluated import Evaluated
+from hpcdat.storage.run_folder import RESULT_ADAPTER, Result, RunError, RunFolder
 from hpcdat.training.roles import assign_roles, first_workers
+
+IRRELEVANT = (
+    *("data.train", "data.train_images", "data.unlabelled", "data.unlabelled_part", "data.split"),
+    *("data.last_batch", "data.threads", "data.download", "data.policy"),
+    *("evaluation.every", "model.pretrained", "model.compiled", "certification.sigma"),
+)
+"""Settings of the sections below that make no difference to a measurement, or stand beside it anyway."""
+EVALUATION_SETTINGS = ("attack.norm", "data.", "evaluation.", "model.", "seed")
+"""Beginnings of the settings that TA, RA and AA depend on."""
+CERTIFICATION_SETTINGS = ("certification.", "data.", "model.", "seed")
+"""Beginnings of those that certificates depend on."""
+AGAIN = "measured again"
+"""Stands among the changed settings where none has changed but the accuracies have."""
 
 
 def conclude_run(
@@ -22,33 +39,43 @@ def conclude_run(
     epoch: int,
     workers: Communicator,
     *,
+    weights: str,
     finished: bool,
-    aa: tuple[float, int] | None = None,
+    aa: AutoAttacked | None = None,
 ) -> Result:
-    """Write the result of a run on rank 0, and return it on all workers.
+    """Add an evaluation to the result of a run on rank 0, and return the result on all workers.
 
     Args:
         folder: with the records of the training.
-        job, accuracy, epoch, aa: as for :func:`summarise`.
+        job, accuracy, epoch, weights, aa: as for :func:`summarise`.
         workers: all of them call this together.
-        finished: whether the training is finished, which is logged.
+        finished: whether this is the evaluation at the end of the training, which is logged.
 
     Raises:
         InputError, WorkerError: the records cannot be read or the result cannot be written.
     """
 
     def conclude() -> dict[str, Any]:
-        result = summarise(folder, job, accuracy, epoch, aa)
+        changed = () if finished else changed_settings(folder, job, EVALUATION_SETTINGS)
+        measured = summarise(folder, job, accuracy, epoch, weights, changed, aa)
+        replaces = finished or not folder.metrics("finished")
+        result = with_evaluation(_result_so_far(folder), measured, replaces=replaces)
         folder.write_result(result, result_table({folder.path: result}))
         if finished:
             folder.log(event="finished")
         return asdict(result)
 
-    return Result(**workers.on_rank0("write the result", conclude))
+    return RESULT_ADAPTER.validate_python(workers.on_rank0("write the result", conclude))
 
 
 def summarise(
-    folder: RunFolder, job: Job, accuracy: Accuracy, epoch: int, aa: tuple[float, int] | None = None
+    folder: RunFolder,
+    job: Job,
+    accuracy: Accuracy,
+    epoch: int,
+    weights: str,
+    changed: tuple[str, ...],
+    aa: AutoAttacked | None,
 ) -> Result:
     """The row of a run in the result table.
 
@@ -57,14 +84,14 @@ def summarise(
         job: resolved, with the settings of the evaluation.
         accuracy: of the evaluation.
         epoch: number of epochs trained.
-        aa: AA in [0, 1] and its number of images; None if not measured.
+        weights: hash of the evaluated weights.
+        changed: settings in which the evaluation differs from that of the run's own job.
+        aa: the result of AutoAttack; None if not measured.
     """
     environment = folder.environment()
     epochs = folder.metrics("epoch")
     # Epochs with skipped steps or unreadable images are shorter.
     complete = [e for e in epochs if e["images"] == max(e["images"] for e in epochs)]
-    attack = job.evaluation
-    restarts = f" x {attack.restarts}" if attack.restarts > 1 else ""
     return Result(
         method=job.method,
         seed=job.seed,
@@ -75,12 +102,85 @@ def summarise(
         images=accuracy.images,
         ta=accuracy.ta,
         ra=accuracy.ra,
-        attack=f"PGD-{attack.steps}{restarts}, {job.attack.norm}, eps {in_pixel_units(attack.resolved_eps)}",
+        attack=describe_attack(job.evaluation, job.attack.norm),
         communication=median(e["communication_seconds"] for e in complete) if complete else None,
         total=median(e["total_seconds"] for e in complete) if complete else None,
         exchange=exchange_of_run(job.exchange, folder.choice_file).describe(),
         megabytes=epochs[-1]["megabytes"] if epochs else None,
         epoch=epoch,
-        aa=aa[0] if aa else None,
-        aa_images=aa[1] if aa else None,
+        changed=changed,
+        weights=weights,
+        **aa._asdict() if aa else {},
     )
+
+
+def changed_settings(folder: RunFolder, job: Job, relevant: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings in which a measurement differs from that of the run's own job, with their values.
+
+    Args:
+        folder: of the run.
+        job: of the measurement, resolved.
+        relevant: beginnings of the settings to compare.
+    """
+    own = by_name(folder.read_job([]))
+    return tuple(
+        f"{key}: {'none' if value is None else value}"
+        for key, (value, _) in by_name(job).items()
+        if key.startswith(relevant) and key not in IRRELEVANT and value != own[key][0]
+    )
+
+
+def _result_so_far(folder: RunFolder) -> Result | None:
+    """The result in a run's folder; None if there is none, or none that can be read.
+
+    Before results listed other evaluations, these replaced the run's own: its attack shows that.
+    """
+    try:
+        before = folder.read_result()
+    except RunError:
+        return None
+    own = folder.read_job([])
+    if not before.changed and before.attack != describe_attack(own.evaluation, own.attack.norm):
+        return replace(before, changed=("settings: unknown",))
+    return before
+
+
+def with_evaluation(before: Result | None, measured: Result, *, replaces: bool) -> Result:
+    """The result of a run after a further evaluation; what its own job has measured stays first.
+
+    Args:
+        before: the result so far.
+        measured: the evaluation.
+        replaces: whether it replaces an earlier one with the run's own settings: training has ended with it,
+            or has not ended yet. Otherwise what the end of the training has measured stays.
+
+    Returns:
+        The run's own measurement, or the first evaluation if there is none, and the others.
+    """
+    if before is None:
+        return measured
+    first, others = before, before.others
+    same_weights = before.weights in (None, measured.weights) and before.epoch == measured.epoch
+    if measured.changed == before.changed:
+        if replaces or measured.changed:
+            first = measured
+        elif not same_weights or measured.counts != before.counts:
+            others = _with(others, replace(_evaluated(measured), changed=(AGAIN,)))
+        if same_weights:
+            source = before if measured.aa is None else measured
+            first = replace(first, **{key: getattr(source, key) for key in AutoAttacked._fields})
+    elif not measured.changed:
+        first, others = measured, _with(others, _evaluated(before))
+    else:
+        others = _with(others, _evaluated(measured))
+    return replace(first, others=others)
+
+
+def _evaluated(result: Result) -> Evaluated:
+    """The accuracies of a result without the rest."""
+    return Evaluated(**{field.name: getattr(result, field.name) for field in fields(Evaluated)})
+
+
+def _with(others: tuple[Evaluated, ...], one: Evaluated) -> tuple[Evaluated, ...]:
+    """The evaluations and one more, in place of an earlier one with the same settings."""
+    return (*(other for other in others if other.changed != one.changed), one)

@@ -17,6 +17,7 @@ from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
 from hpcdat.models import build_model_for
+from hpcdat.models.fingerprint import fingerprint
 from hpcdat.out_of_memory import enough_memory
 from hpcdat.performance.autotune import choose_exchange
 from hpcdat.progress import Progress
@@ -81,7 +82,8 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         finally:
             # Its thread would keep model and buffers in memory, in a process that trains again.
             algorithm.exchange.close()
-    return conclude_run(folder, job, accuracy, trainer.state.epoch, workers, finished=True)
+    weights = fingerprint(model)
+    return conclude_run(folder, job, accuracy, trainer.state.epoch, workers, weights=weights, finished=True)
 
 
 def train_seeds(

@@ -15,7 +15,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcomes import Outcomes, merge
-from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
+from hpcdat.evaluation.pgd import PgdEvaluation, attack_generator, is_correct
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, run_sharded
 from hpcdat.models.losses import clean_loss
 from hpcdat.seeds import derive
@@ -71,6 +71,7 @@ class PgdAccuracy(Measurement[Outcomes]):
 
     def __init__(self, settings: Evaluation, norm: Norm, seed: int, name: str = "accuracy") -> None:
         self.evaluation, self.norm, self.seed, self.name = settings, norm, seed, name
+        self.attack = PgdEvaluation(settings, norm)
         self.settings = {
             "norm": norm,
             **settings.model_dump(include={"eps", "steps", "step_size", "random_start", "restarts"}),
@@ -79,13 +80,7 @@ class PgdAccuracy(Measurement[Outcomes]):
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
         correct = is_correct(model, x, y)
         generator = attack_generator(x.device, self.seed, number)
-        robust = correct & is_correct(model, pgd(model, x, y, self.evaluation, self.norm, generator), y)
-        for _ in range(self.evaluation.restarts - 1):
-            if robust.any():
-                # Only images that are still robust are attacked again.
-                x_left, y_left = x[robust], y[robust]
-                x_adv = pgd(model, x_left, y_left, self.evaluation, self.norm, generator)
-                robust = robust.masked_scatter(robust, is_correct(model, x_adv, y_left))
+        robust = self.attack.robust(model, x, y, correct, generator)
         return Outcomes.from_tensors({"correct": correct, "robust": robust})
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
@@ -16,7 +16,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.data.images import Images
 from hpcdat.evaluation import sanity_checks
-from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy
+from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy, PgdAccuracy
 from hpcdat.evaluation.autoattack import AutoAttack
 from hpcdat.evaluation.cache_key import cache_key
 from hpcdat.evaluation.image_batches import ImageBatches
@@ -53,6 +53,8 @@ class _Ball(BaseModel):
 
 class _AutoAttack(_Section):
     aa: float | None
+    ta: float | None = None
+    ra: float | None = None
     attack: _Ball
 
 
@@ -62,19 +64,36 @@ SCHEMAS: dict[str, type[_Section]] = {"autoattack": _AutoAttack, **dict.fromkeys
 """Schemas of sections that have more fields than :class:`_Section`."""
 
 
+class AutoAttacked(NamedTuple):
+    """Accuracies on the images that AutoAttack has attacked.
+
+    Attributes:
+        aa: robust accuracy under AutoAttack, in [0, 1].
+        aa_images: number of images.
+        aa_ta, aa_ra: TA and RA on the same images, in [0, 1]; None if not measured.
+    """
+
+    aa: float
+    aa_images: int
+    aa_ta: float | None
+    aa_ra: float | None
+
+
 @dataclass(frozen=True)
 class Results:
-    """The results of one model.
+    """The results of one evaluation of one model.
 
     Attributes:
         key: of model and images, see :func:`~hpcdat.evaluation.cache_key.cache_key`.
         accuracy: TA and RA.
         sections: by measurement.
+        changed: settings in which the evaluation differs from that of the run's own job.
     """
 
     key: Section
     accuracy: Accuracy
     sections: Mapping[str, Section]
+    changed: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
@@ -84,34 +103,40 @@ class Results:
     def merged_with(self, file: Path) -> Results:
         """These results, and the sections of a file that were not measured again.
 
-        A file that is damaged, or of another model or other images, is ignored; so is a section that lacks a
-        field.
+        A plain sweep, whose values do not depend on one another, retains the values that a file has of it.
+        What a file has of another model or other images is ignored; so is a section that lacks a field, and a
+        file that is damaged.
 
         Args:
             file: written by :meth:`write`; need not exist.
         """
-        try:
-            stored = json.loads(file.read_text())
-            same = all(stored[name] == value for name, value in self.key.items())
-            sections = stored["sections"].items() if same else ()
-            complete = {name: section for name, section in sections if _is_complete(name, section)}
-            return Results(self.key, self.accuracy, {**complete, **self.sections})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        stored = next((one for one in read_evaluations(file) if _changed(one) == self.changed), None)
+        if stored is None or any(stored.get(name) != value for name, value in self.key.items()):
             return self
+        sections = {**stored["sections"], **self.sections}
+        for over in ("eps", "steps"):
+            name = sweep_name(over, "plain")
+            if name in stored["sections"] and name in self.sections:
+                sections[name] = _joined(stored["sections"][name], self.sections[name], over)
+        return replace(self, sections=sections)
 
-    def autoattack(self, settings: Evaluation, norm: Norm) -> tuple[float, int] | None:
-        """AA in [0, 1] and its number of images.
+    def autoattack(self, settings: Evaluation, norm: Norm) -> AutoAttacked | None:
+        """AA, and TA and RA on the same images.
 
         None if it was not measured in the ball of this evaluation, or not with the standard version.
         """
         section = self.sections.get("autoattack")
         if not section or section["aa"] is None:
             return None
-        same = section["attack"]["eps"] == settings.eps and section["attack"]["norm"] == norm
-        return (section["aa"], section["images"]) if same else None
+        if section["attack"]["eps"] != settings.eps or section["attack"]["norm"] != norm:
+            return None
+        return AutoAttacked(section["aa"], section["images"], section.get("ta"), section.get("ra"))
 
     def write(self, file: Path, epoch: int) -> None:
-        """Write the results as JSON.
+        """Write the results as JSON, next to those of evaluations of the same weights with other settings.
+
+        The file has the evaluation with the run's own settings, if there is one, at its top, and a list of
+        the others.
 
         Args:
             file: is replaced.
@@ -120,8 +145,55 @@ class Results:
         Raises:
             OSError: it could not be written; names the file.
         """
-        value = {**self.key, "epoch": epoch, "sections": self.sections}
-        write_text(file, json.dumps(value, indent=2) + "\n")
+        new = {**self.key, "epoch": epoch, "changed": self.changed, "sections": self.sections}
+        stored = [one for one in read_evaluations(file) if one.get("weights") == self.key["weights"]]
+        evaluations = [new if _changed(one) == self.changed else one for one in stored]
+        if new not in evaluations:
+            evaluations.append(new)
+        own: Section = next((one for one in evaluations if not _changed(one)), {"sections": {}})
+        rest = [one for one in evaluations if _changed(one)]
+        write_text(file, json.dumps({**own, "others": rest}, indent=2) + "\n")
+
+
+def read_evaluations(file: Path) -> list[Section]:
+    """The evaluations in a file of :meth:`Results.write`: with the run's own settings, if any, then others.
+
+    Each has the complete ones of its ``sections``, and in ``changed`` the settings that differ from the run's
+    own. Damaged ones are left out.
+    """
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(stored, dict):
+        return []
+    others = stored.pop("others", [])
+    evaluations = []
+    for one in [stored, *(others if isinstance(others, list) else [])]:
+        sections = one.get("sections") if isinstance(one, dict) else None
+        if isinstance(sections, dict) and sections:
+            complete = {name: section for name, section in sections.items() if _is_complete(name, section)}
+            evaluations.append({**one, "sections": complete})
+    return evaluations
+
+
+def _joined(before: Section, now: Section, over: str) -> Section:
+    """A plain sweep with the values of an earlier one, if both have the same attack and images."""
+    attacks = [{key: value for key, value in one["attack"].items() if key != over} for one in (before, now)]
+    if attacks[0] != attacks[1] or before["images"] != now["images"]:
+        return now
+    curve = {value: ra for one in (before, now) for value, ra in one["curve"]}
+    values = sorted(curve)
+    return {
+        **now,
+        "attack": {**now["attack"], over: values},
+        "curve": [(value, curve[value]) for value in values],
+    }
+
+
+def _changed(evaluation: Section) -> tuple[str, ...]:
+    """The settings that differ from the run's own; evaluations before 0.1.0 have none."""
+    return tuple(evaluation.get("changed") or ())
 
 
 def evaluate_robustness(
@@ -177,7 +249,10 @@ def evaluate_robustness(
         some_images = (
             all_images if some is images else ImageBatches(some, job.data, settings.batch_size, device)
         )
-        sections[attack.name] = _autoattack_section(attack, measure(attack, some_images), len(images))
+        # In one evaluation, so that both have the same images, also where some cannot be read.
+        of_some = outcomes if some is images else measure(_pgd_on_some(settings, norm, job.seed), some_images)
+        attacked = measure(attack, some_images)
+        sections[attack.name] = _autoattack_section(attack, attacked, of_some, len(images))
     return Results(cache_key(model, job, images, workers), accuracy, sections)
 
 
@@ -223,14 +298,22 @@ def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Job) -
     }
 
 
-def _autoattack_section(attack: AutoAttack, outcomes: Outcomes, test_images: int) -> Section:
+def _pgd_on_some(settings: Evaluation, norm: Norm, seed: int) -> PgdAccuracy:
+    """RA on the images that AutoAttack attacks."""
+    return PgdAccuracy(settings, norm, seed, "pgd-on-autoattacks-images")
+
+
+def _autoattack_section(attack: AutoAttack, outcomes: Outcomes, pgd: Outcomes, test_images: int) -> Section:
+    """The section of AutoAttack; ``pgd`` has the outcomes of PGD on the same images."""
     robust = {name: outcomes.share(name) for name in outcomes.columns}
     return {
         "images": outcomes.images,
         "test_images": test_images,
         # Robust accuracy under fewer or weaker attacks must not be called AA.
         "aa": robust["square"] if attack.is_standard else None,
+        "ta": robust["correct"],
+        "ra": pgd.share("robust"),
         "attack": attack.settings,
         "robust": robust,
-        "warnings": sanity_checks.check_autoattack(outcomes),
+        "warnings": sanity_checks.check_autoattack(outcomes, pgd),
     }

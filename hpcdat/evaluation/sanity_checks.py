@@ -144,10 +144,30 @@ def check_accuracy(outcomes: Outcomes, settings: Evaluation) -> list[str]:
     ]
 
 
-def check_autoattack(outcomes: Outcomes) -> list[str]:
-    """All checks of the outcomes of :class:`~hpcdat.evaluation.autoattack.AutoAttack`."""
+def autoattack_beaten_by_pgd(pgd: Flags, autoattack: Flags) -> list[str]:
+    """AutoAttack, the stronger attack, should not leave more images robust than PGD.
+
+    Args:
+        pgd, autoattack: images that are robust to each, (N,).
+    """
+    if autoattack.sum() <= pgd.sum():
+        return []
+    return [
+        f"AA is above RA on the same {len(pgd)} images: PGD breaks {int((autoattack & ~pgd).sum())} that are "
+        "robust to AutoAttack; RA is the bound"
+    ]
+
+
+def check_autoattack(outcomes: Outcomes, pgd: Outcomes) -> list[str]:
+    """All checks of the outcomes of :class:`~hpcdat.evaluation.autoattack.AutoAttack`.
+
+    Args:
+        outcomes: of AutoAttack.
+        pgd: of :class:`~hpcdat.evaluation.accuracy.PgdAccuracy` on the same images.
+    """
     columns = outcomes.columns
     return [
         *black_box_beats_white_box(columns["fab-t"], columns["square"], names=("APGD and FAB", "Square")),
+        *autoattack_beaten_by_pgd(pgd.columns["robust"], columns["square"]),
         *(f"AutoAttack warns: {warning}" for warning in outcomes.warnings),
     ]

@@ -20,8 +20,10 @@ from hpcdat.evaluation.cache_key import cache_key, numerics_key
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcome_store import OutcomeStore, StoredOutcome
 from hpcdat.evaluation.sanity_checks import pixels_out_of_range
+from hpcdat.models.random_numbers import seeded
 from hpcdat.out_of_memory import enough_memory
 from hpcdat.progress import Progress
+from hpcdat.seeds import derive
 
 
 class Outcome(Protocol):
@@ -170,7 +172,8 @@ def run_sharded(
                 if len(x):
                     if problems := pixels_out_of_range(x.min().item(), x.max().item()):
                         raise InputError(problems[0])
-                    with enough_memory(job, measurement.batch_size_setting):
+                    seed = derive(job.seed, "network, evaluation", number)
+                    with enough_memory(job, measurement.batch_size_setting), seeded(seed, x.device):
                         outcome = measurement.measure(polled, x, y, number)
                     measured[number] = StoredOutcome(len(x), outcome.to_json())
                     if store:

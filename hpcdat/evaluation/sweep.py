@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hpcdat.config.sections import Evaluation, Norm
 from hpcdat.evaluation.outcomes import Outcomes
-from hpcdat.evaluation.pgd import attack_generator, is_correct, pgd
+from hpcdat.evaluation.pgd import PgdEvaluation, attack_generator, is_correct
 from hpcdat.evaluation.request import SweepKind
 from hpcdat.evaluation.sharded_runner import Measurement
 
@@ -46,12 +46,23 @@ class Sweep(Measurement[Outcomes]):
         seed: int,
         kind: SweepKind = "plain",
     ) -> None:
-        self.over, self.values, self.evaluation = over, list(values), settings
-        self.norm, self.seed, self.kind = norm, seed, kind
+        self.over, self.values, self.norm, self.seed, self.kind = over, list(values), norm, seed, kind
         self.name = sweep_name(over, kind)
         fixed: dict[str, object] = {"kind": kind, "norm": norm, "random_start": settings.random_start}
         fixed |= {"steps": settings.steps} if over == "eps" else {"eps": settings.eps}
         self.settings = {over: self.values, **fixed}
+        eps, steps = settings.resolved_eps, settings.steps
+        attacks = {
+            value: settings.with_usual_step_size(
+                eps=value if over == "eps" else eps, steps=steps if over == "eps" else int(value)
+            ).model_copy(update={"restarts": 1})
+            for value in self.values
+        }
+        # With a radius of 0 there is no attack.
+        self.attacks = {
+            value: PgdEvaluation(attack, norm) if attack.resolved_eps > 0 else None
+            for value, attack in attacks.items()
+        }
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
         correct = is_correct(model, x, y)
@@ -62,12 +73,12 @@ class Sweep(Measurement[Outcomes]):
         self, model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, number: int
     ) -> dict[str, Tensor]:
         columns = {}
-        for value in self.values:
-            settings, robust = self._attack(value), correct
-            if settings.resolved_eps > 0 and correct.any():
+        for value, attack in self.attacks.items():
+            robust = correct
+            if attack and correct.any():
                 # Reseeded for each value, so that values do not depend on one another.
                 generator = attack_generator(x.device, self.seed, number)
-                robust = correct & is_correct(model, pgd(model, x, y, settings, self.norm, generator), y)
+                robust = attack.robust(model, x, y, correct, generator)
             columns[str(value)] = robust
         return columns
 
@@ -76,24 +87,15 @@ class Sweep(Measurement[Outcomes]):
     ) -> dict[str, Tensor]:
         generator, columns = attack_generator(x.device, self.seed, number), {}
         points: Tensor | None = None
-        for value in self.values:
-            settings = self._attack(value)
-            if settings.resolved_eps > 0 and robust.any():
-                x_left, y_left = x[robust], y[robust]
-                start = points[robust] if points is not None else None
-                x_adv = pgd(model, x_left, y_left, settings, self.norm, generator, start)
+        for value, attack in self.attacks.items():
+            if attack and robust.any():
+                attacked = robust
+                robust, x_adv = attack.still_robust(model, x, y, attacked, generator, points)
                 if self.over == "eps":
                     points = x.clone() if points is None else points
-                    points[robust] = x_adv
-                robust = robust.masked_scatter(robust, is_correct(model, x_adv, y_left))
+                    points[attacked] = x_adv
             columns[str(value)] = robust
         return columns
-
-    def _attack(self, value: float) -> Evaluation:
-        """The attack at one value."""
-        eps = value if self.over == "eps" else self.evaluation.resolved_eps
-        steps = self.evaluation.steps if self.over == "eps" else int(value)
-        return self.evaluation.with_usual_step_size(eps=eps, steps=steps)
 
 
 def sweep_name(over: str, kind: str) -> str:

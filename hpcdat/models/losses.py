@@ -7,12 +7,14 @@ perturbation, which needs no label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from hpcdat.models.split_batch_norm import routed
+from hpcdat.models.split_batch_norm import Branch, routed
 
 Phi = Literal["loss", "trades"]
 
@@ -82,6 +84,7 @@ def local_cost(
     weights: tuple[float, float],
     phi: Phi = "loss",
     label_smoothing: float = 0.0,
+    randomness: Callable[[Branch], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> LocalCost:
     """w_clean l(clean) + w_adv phi(adversarial), summed over the samples of a batch.
 
@@ -95,6 +98,7 @@ def local_cost(
         weights: of the two, >= 0; images with weight 0 are not evaluated.
         phi: ``loss``, or ``trades``, whose gradient includes that through the clean images.
         label_smoothing: of the losses, in [0, 1).
+        randomness: the source of the random numbers that the model draws in a pass of each branch.
 
     Returns:
         The cost. Clean and perturbed images are evaluated one after the other, each with their own batch
@@ -102,10 +106,10 @@ def local_cost(
     """
     costs, clean_logits, correct = [], None, None
     if adversarial is not None and weights[1]:
-        with routed(model, "adversarial"):
+        with routed(model, "adversarial"), randomness("adversarial"):
             logits = model(adversarial.x)
     if clean is not None and weights[0]:
-        with routed(model, "clean"):
+        with routed(model, "clean"), randomness("clean"):
             clean_logits = model(clean.x)
         correct = (clean_logits.argmax(1) == clean.main_class).sum()
         costs.append(weights[0] * clean_loss(clean_logits, clean.y, label_smoothing).sum())

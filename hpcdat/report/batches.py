@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_over_batch
-from hpcdat.report.result_table import mean_and_spread
-from hpcdat.report.runs import Run, varied
+from hpcdat.report.result_table import INTERVALS, USUAL_ATTACK, of_seeds
+from hpcdat.report.runs import Run, folder_names, varied
 
 
 def batch_sections(runs: Sequence[Run]) -> list[Section]:
@@ -21,14 +21,16 @@ def batch_sections(runs: Sequence[Run]) -> list[Section]:
             lines |= _lines(method, some)
     if not lines:
         return []
-    header, rows = ["method", "global batch", "seeds", "TA (%)", "RA (%)"], []
+    header, rows = ["method", "global batch", "seeds", "runs", "TA (%)", "RA (%)"], []
+    names = folder_names(runs)
     curves: dict[str, dict[int, dict[str, list[float]]]] = {}
     for label, by_batch in lines.items():
         for batch, seeds in by_batch.items():
             ta, ra = ([100 * getattr(run.result, key) for run in seeds] for key in ("ta", "ra"))
             curves.setdefault(label, {})[batch] = {"ta": ta, "ra": ra}
             numbers = ", ".join(str(run.result.seed) for run in seeds)
-            rows.append([label, f"{batch:,}", numbers, mean_and_spread(ta, 2), mean_and_spread(ra, 2)])
+            images, folders = seeds[0].result.images, ", ".join(names[run.folder] for run in seeds)
+            rows.append([label, f"{batch:,}", numbers, folders, of_seeds(ta, images), of_seeds(ra, images)])
     title = "Accuracy over the global batch, as in Figures 1, 2 and A1 of the DAT paper"
     return [Section("batches", title, header, rows, 1, plot_over_batch({"": curves}), _notes(lines))]
 
@@ -62,4 +64,4 @@ def _notes(lines: dict[str, dict[int, list[Run]]]) -> list[str]:
     measured = dict.fromkeys(
         run.recipe["RA"] for by_batch in lines.values() for some in by_batch.values() for run in some
     )
-    return [*notes, f"RA: under {'; '.join(measured)}."]
+    return [*notes, f"RA: under {'; '.join(measured)}. {USUAL_ATTACK}", INTERVALS]

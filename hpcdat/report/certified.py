@@ -11,11 +11,13 @@ from hpcdat.config.job import Job
 from hpcdat.errors import InputError, shorten
 from hpcdat.evaluation.certification.certificates import Certified
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
+from hpcdat.evaluation.intervals import with_interval
 from hpcdat.report.certificates import CERTIFIED_COLUMNS, RADII, write_certificates
 from hpcdat.report.papers import TABLES
 from hpcdat.report.papers.dat import stated_accuracies
 from hpcdat.report.papers.paper_table import PaperRow
 from hpcdat.report.plots import plot_certified
+from hpcdat.report.result_table import INTERVALS
 from hpcdat.storage.atomic_files import write_text
 
 
@@ -26,33 +28,51 @@ def certified_table(certified: Sequence[Certified], paper: Sequence[PaperRow] = 
         certified: one for each noise level.
         paper: rows of Table 2 to compare them with.
     """
-    header = ["", "sigma", "images", *(f"r = {radius:g}" for radius in RADII), "ACR", "abstained"]
+    radii = [f"r = {radius:g}" for radius in RADII]
+    header = ["", "sigma", "images", "n", "alpha", *radii, "ACR", "abstained"]
     rows = []
     for one in certified:
-        accuracies = [f"{100 * one.accuracy(radius):.1f}" for radius in RADII]
         images = len(one.counts)
-        rows.append(
-            ["CA (%)", f"{one.sigma:g}", images, *accuracies, f"{one.average_radius:.3f}", one.abstained]
-        )
+        accuracies = [with_interval(one.accuracy(radius), images, 1) for radius in RADII]
+        settings = [f"{one.sigma:g}", images, f"{one.n:,}", f"{one.alpha:g}"]
+        name = "; ".join(["CA (%)", *one.changed])
+        rows.append([name, *settings, *accuracies, f"{one.average_radius:.3f}", one.abstained])
         for row in paper:
             if row.work["smoothing.sigma"] == one.sigma:
                 stated = stated_accuracies(row)
                 cells = [stated.get(radius, "") for radius in RADII]
-                rows.append([f"paper, {row.label}", f"{one.sigma:g}", "", *cells, "", ""])
-    first = certified[0]
-    largest = ", ".join(
-        f"{largest_radius(one.n, one.alpha, one.sigma):.3f} at sigma {one.sigma:g}" for one in certified
+                rows.append([f"paper, {row.label}", f"{one.sigma:g}", "", "", "", *cells, "", ""])
+    largest = dict.fromkeys(
+        f"{largest_radius(one.n, one.alpha, one.sigma):.3f} at sigma {one.sigma:g} (n {one.n:,}, alpha "
+        f"{one.alpha:g})"
+        for one in certified
     )
-    columns = "\n".join(CERTIFIED_COLUMNS)
-    note = (
-        f"{columns}\nn0 = {first.n0:,}, n = {first.n:,}; each certificate is right with probability "
-        f"{100 * (1 - first.alpha):g} % or more.\nNo radius can be larger than {largest}."
-    )
+    selection = "/".join(f"{n0:,}" for n0 in sorted({one.n0 for one in certified}))
+    notes = [
+        *CERTIFIED_COLUMNS,
+        f"n0 = {selection} samples choose the class, n others bound its probability; each certificate is "
+        "right with probability 1 - alpha or more.",
+        f"No radius can be larger than {'; '.join(largest)}.",
+        INTERVALS,
+    ]
     if len(rows) > len(certified):
-        note += (
-            "\nThe paper's rows: CIFAR-10, ResNet-18; unit, n0, n and alpha are not stated ([0, 1] assumed)."
+        notes.append(
+            "The paper's rows: CIFAR-10, ResNet-18; unit, n0, n and alpha are not stated ([0, 1] assumed)."
         )
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + note
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + "\n".join(notes)
+
+
+def with_certified(before: Sequence[Certified], measured: Sequence[Certified]) -> list[Certified]:
+    """All certificates of a run's weights after a further certification, those of its own job first.
+
+    Args:
+        before: those so far, possibly of other weights.
+        measured: new ones, of one model; they replace those with the same noise level and settings.
+    """
+    replaced = {(one.sigma, one.changed) for one in measured}
+    weights = {one.weights for one in measured}
+    stay = [one for one in before if (one.sigma, one.changed) not in replaced and one.weights in weights]
+    return sorted([*stay, *measured], key=lambda one: bool(one.changed))
 
 
 def rows_beside(job: Job) -> list[PaperRow]:
@@ -81,7 +101,7 @@ def write_certified(certified: Sequence[Certified], paper: Sequence[PaperRow], f
         OSError: a file could not be written.
     """
     write_certificates(certified, folder)
-    ours = {f"sigma {one.sigma:g}": one.correct_radii for one in certified}
+    ours = {one.label: one.correct_radii for one in certified}
     stated = {f"{row.setup}, {row.label}": stated_accuracies(row) for row in paper}
     write_text(folder / "certified.svg", plot_certified(ours, stated))
     write_text(folder / "certified.md", certified_table(certified, paper) + "\n")

@@ -8,8 +8,8 @@ from hpcdat.errors import InputError, shorten
 from hpcdat.report.pages import Section
 from hpcdat.report.papers.dat import FIGURE_4_DATA, FIGURE_4_LINES
 from hpcdat.report.plots import EpochCurve, plot_over_epochs
-from hpcdat.report.result_table import mean_and_spread
-from hpcdat.report.runs import Run, varied
+from hpcdat.report.result_table import INTERVALS, USUAL_ATTACK, of_seeds
+from hpcdat.report.runs import Run, folder_names, varied
 from hpcdat.storage.run_folder import RunFolder
 
 EPOCHS_IN_TABLE = (1, 3)
@@ -38,18 +38,26 @@ def epoch_sections(runs: Sequence[Run]) -> list[Section]:
     figures = {data: {line: _curve(seeds) for line, seeds in lines.items()} for data, lines in panels.items()}
     shown = [f"epoch {epoch}" for epoch in EPOCHS_IN_TABLE] + ["end"]
     columns = [f"{key}, {when}" for key in ("TA (%)", "RA (%)") for when in shown]
-    header = ["data", "training", "seeds", *columns]
+    header = ["data", "training", "seeds", "runs", *columns]
+    names = folder_names(runs)
     rows, notes = [], ["± and bands: one standard deviation (n - 1) over the seeds."]
     for data, lines in panels.items():
         for line, some in lines.items():
             curve, seeds = figures[data][line], ", ".join(str(run.result.seed) for run in some)
-            cells = [_cell(curve[key], epoch) for key in ("ta", "ra") for epoch in (*EPOCHS_IN_TABLE, None)]
-            rows.append([data, line, seeds, *cells])
+            images, folders = some[0].result.images, ", ".join(names[run.folder] for run in some)
+            cells = [
+                _cell(curve[key], epoch, images) for key in ("ta", "ra") for epoch in (*EPOCHS_IN_TABLE, None)
+            ]
+            rows.append([data, line, seeds, folders, *cells])
             if len(curve["ta"]) == 1:
                 notes.append(f"{data}, {line}: measured once only; evaluation.every: 1 measures every epoch.")
             if others := varied(some):
                 texts = "; ".join(f"{key}: {' / '.join(map(str, values))}" for key, values in others.items())
                 notes.append(f"The runs of {data}, {line}, differ in more than their seeds: {texts}.")
+    measured = dict.fromkeys(
+        str(run.recipe["RA"]) for lines in panels.values() for s in lines.values() for run in s
+    )
+    notes += [f"RA: under {'; '.join(measured)}. {USUAL_ATTACK}", INTERVALS]
     notes.append("The paper's text states no numbers of this figure, and neither rate nor batch size.")
     title = "TA and RA over the epochs, as in Figure 4 of the DAT paper"
     return [Section("epochs", title, header, rows, 2, plot_over_epochs(figures), notes)]
@@ -86,7 +94,7 @@ def _curve(runs: Sequence[Run]) -> EpochCurve:
     return curve
 
 
-def _cell(by_epoch: Mapping[int, Sequence[float]], epoch: int | None) -> str:
-    """Mean and spread after an epoch, None for the last one; empty if it was not measured."""
+def _cell(by_epoch: Mapping[int, Sequence[float]], epoch: int | None, images: int) -> str:
+    """Accuracy (%) after an epoch, None for the last one, with spread or interval; empty if not measured."""
     values = by_epoch.get(max(by_epoch, default=0) if epoch is None else epoch)
-    return mean_and_spread(values, 2) if values else ""
+    return of_seeds(values, images) if values else ""

@@ -15,12 +15,20 @@ from tabulate import tabulate
 
 from hpcdat.errors import InputError
 from hpcdat.evaluation.certification.clopper_pearson import largest_radius
+from hpcdat.evaluation.intervals import with_interval
 from hpcdat.report.certificates import CERTIFIED_COLUMNS
 from hpcdat.report.comparison import Compared, Comparison, differences
 from hpcdat.report.papers.paper_table import PaperTable
 from hpcdat.report.plots import plot_comparison, plot_runs
 from hpcdat.report.quantities import QUANTITIES
-from hpcdat.report.result_table import SECONDS_AND_BYTES, mean_and_spread, result_rows
+from hpcdat.report.result_table import (
+    INTERVALS,
+    SECONDS_AND_BYTES,
+    USUAL_ATTACK,
+    accuracy_notes,
+    mean_and_spread,
+    result_rows,
+)
 from hpcdat.report.runs import Run, folder_names, varied
 from hpcdat.storage.atomic_files import write_text
 
@@ -79,11 +87,8 @@ def comparison_section(comparison: Comparison) -> Section:
             "; ".join(_setups(compared, comparison)),
         ]
         for key in quantities:
-            digits, ratio = QUANTITIES[key].digits, compared.ratio(key)
-            measured = compared.measured(key)
-            cells.append(
-                mean_and_spread(measured, digits) if measured else _number(compared.ours.get(key), digits)
-            )
+            ratio = compared.ratio(key)
+            cells.append(_measured(compared, key))
             if key in stated:
                 cells.append(_stated(compared, key))
                 cells.append("" if ratio is None else f"{ratio:.3g}")
@@ -95,7 +100,7 @@ def comparison_section(comparison: Comparison) -> Section:
 def runs_section(runs: Sequence[Run]) -> Section:
     """A table of all runs, without a paper's numbers."""
     header, rows = result_rows({run.folder: run.result for run in runs})
-    notes = [*_meanings(runs), *_hardware(runs)]
+    notes = [*accuracy_notes([run.result for run in runs]), " ".join(SECONDS_AND_BYTES), *_hardware(runs)]
     return Section("runs", "Runs", header, rows, 1, plot_runs(runs), notes)
 
 
@@ -141,7 +146,7 @@ def _notes(comparison: Comparison) -> list[str]:
     missing: dict[str, list[str]] = {}
     for row in (compared.row for compared in comparison.rows if not (compared.runs or compared.row.cited)):
         missing.setdefault(row.label, []).append(row.setup)
-    notes = [f"Paper: {comparison.table.hardware}.", *_hardware(runs)]
+    notes = [f"Paper: {comparison.table.hardware}.", *_hardware(runs), *_names(comparison)]
     others = _others(comparison)
     for names, texts in others.items():
         which = "" if len(names) == len(runs) else f" ({', '.join(names)})"
@@ -170,11 +175,12 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append("Emulated nodes share one machine's cores, which bounds the speed-up of computation.")
     notes += [meaning for key in comparison.table.quantities if (meaning := QUANTITIES[key].meaning)]
     if comparison.table.certified:
-        notes += _notes_on_certificates(comparison)
+        notes += [*_notes_on_certificates(comparison), INTERVALS]
     if "aa" in comparison.table.quantities:
         notes += _notes_on_aa(runs)
-    notes += _meanings(runs) if "c" in comparison.table.quantities else []
     quantities = comparison.table.quantities
+    notes += _meanings(runs) if {"ta", "ra"} & set(quantities) else []
+    notes += [" ".join(SECONDS_AND_BYTES)] if "c" in quantities else []
     known = [max(len(row.measured(key)) for key in quantities) for row in comparison.rows]
     counts = {number for number in known if number}
     several = f"means of {'/'.join(map(str, sorted(counts)))} runs a row, ± their standard deviation (n - 1)"
@@ -188,6 +194,17 @@ def _notes(comparison: Comparison) -> list[str]:
                 f"{'; '.join(texts)}."
             )
     return [*notes, *(f"About the paper: {note}" for note in comparison.table.notes)]
+
+
+def _names(comparison: Comparison) -> list[str]:
+    """The folders of our runs, row by row."""
+    called = folder_names(comparison.runs)
+    rows = [
+        f"{one.row.label}, {one.row.setup}: {', '.join(called[run.folder] for run in one.runs)}"
+        for one in comparison.rows
+        if one.runs
+    ]
+    return [f"Runs: {'; '.join(rows)}."]
 
 
 def _others(comparison: Comparison) -> dict[tuple[str, ...], list[str]]:
@@ -238,25 +255,28 @@ def _notes_on_certificates(comparison: Comparison) -> list[str]:
 
 
 def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
-    """Which runs have no AA, or AA on fewer images than TA and RA."""
-    without = [run.folder.name for run in runs if run.result.aa is None]
+    """Which runs have no AA, and RA on the same images where AA is of fewer images than TA and RA."""
+    called = folder_names(runs)
+    without = [called[run.folder] for run in runs if run.result.aa is None]
     if len(without) == len(runs):
         return ["AA (AutoAttack) was not measured."]
     notes = [f"AA (AutoAttack) was not measured of {', '.join(without)}."] if without else []
-    parts = {run.result.aa_images for run in runs if run.result.aa_images not in (None, run.result.images)}
-    if parts:
-        images = "/".join(f"{n:,}" for n in sorted(parts))
-        notes.append(f"AA is measured on {images} test images, balanced over the classes.")
+    for run in runs:
+        result = run.result
+        if result.aa is None or result.aa_images in (None, result.images):
+            continue
+        same = "not measured" if result.aa_ra is None else with_interval(result.aa_ra, result.aa_images or 0)
+        notes.append(
+            f"AA of {called[run.folder]} is measured on {result.aa_images:,} test images, balanced over the "
+            f"classes; RA on the same images: {same}."
+        )
     return notes
 
 
 def _meanings(runs: Sequence[Run]) -> list[str]:
-    """What the columns mean."""
-    attacks = dict.fromkeys(f"{run.result.attack} on {run.result.images} test images" for run in runs)
-    return [
-        f"Our TA: clean test accuracy; our RA: under {'; '.join(attacks)}.",
-        " ".join(SECONDS_AND_BYTES),
-    ]
+    """What TA and RA are, with attack and number of images."""
+    attacks = dict.fromkeys(f"{run.result.conditions} on {run.result.images:,} test images" for run in runs)
+    return [f"Our TA: clean test accuracy; our RA: under {'; '.join(attacks)}. {USUAL_ATTACK} {INTERVALS}"]
 
 
 def _hardware(runs: Sequence[Run]) -> list[str]:
@@ -270,6 +290,17 @@ def _hardware(runs: Sequence[Run]) -> list[str]:
         f"Ours{'' if alike else ' (' + ', '.join(names) + ')'}: {hardware}."
         for hardware, names in kinds.items()
     ]
+
+
+def _measured(compared: Compared, key: str) -> str:
+    """Our number: mean and spread over several runs, with an interval for an accuracy of a single one."""
+    quantity, measured = QUANTITIES[key], compared.measured(key)
+    if not measured:
+        return _number(compared.ours.get(key), quantity.digits)
+    images = next(filter(None, map(quantity.images, compared.runs)), None) if quantity.images else None
+    if len(measured) == 1 and images:
+        return with_interval(measured[0] / 100, images, quantity.digits)
+    return mean_and_spread(measured, quantity.digits)
 
 
 def _number(value: float | None, digits: int) -> str:

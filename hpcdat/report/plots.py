@@ -185,22 +185,25 @@ def _plot_perturbations(comparison: Comparison) -> str:
     return _svg(figure)
 
 
-def plot_sweep(over: str, curves: Mapping[str, Mapping[float, float]]) -> str:
+def plot_sweep(over: str, curves: Mapping[str, Mapping[float, float]], *, fine: bool) -> str:
     """RA over radii or over steps, with the axes of DAT's Figure 3.
 
     Args:
         over: ``eps`` or ``steps``.
         curves: by label (may be empty if there is only one), RA in [0, 1] by radius ([0, 1] units) or steps.
+        fine: whether the axis of radii is in 255ths.
     """
-    figure = Figure(figsize=(4.2 if len(curves) == 1 else 6.5, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.5 if any(curves) else 4.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    scale = 255 if over == "eps" else 1
+    scale = 255 if over == "eps" and fine else 1
     for label, curve in curves.items():
         values, ra = [scale * value for value in curve], [100 * share for share in curve.values()]
-        axes.plot(values, ra, "o-", markersize=4, label=label)
-    if len(curves) > 1:
+        # A dollar sign would start a formula.
+        axes.plot(values, ra, "o-", markersize=4, label=label.replace("$", r"\$"))
+    if any(curves):
         _legend_beside(axes)
-    axes.set_xlabel("perturbation size (over 255)" if over == "eps" else "PGD steps", fontsize=9)
+    radius = f"perturbation size ({'over 255' if fine else '[0, 1] units'})"
+    axes.set_xlabel(radius if over == "eps" else "PGD steps", fontsize=9)
     axes.set_ylabel("RA (%)", fontsize=9)
     axes.set_ylim(0, 100)
     return _svg(figure)

@@ -23,6 +23,7 @@ class Quantity:
         measure: reads it from a run; None if it was not measured.
         derive: computes it from a row's values and those of its reference row.
         meaning: note for the reader, if any.
+        images: number of test images of which it is a share in %; None if it is no accuracy on them.
     """
 
     header: str
@@ -30,6 +31,7 @@ class Quantity:
     measure: Callable[[Run], float | None] | None = None
     derive: Callable[[Values, Values], float] | None = None
     meaning: str | None = None
+    images: Callable[[Run], int | None] | None = None
 
 
 SECONDS_PER_EPOCH = ("c", "t")
@@ -54,19 +56,32 @@ def _certified_accuracy(radius: float) -> Callable[[Run], float | None]:
     return lambda run: 100 * run.certified.accuracy(radius) if run.certified else None
 
 
+def _test_images(run: Run) -> int:
+    return run.result.images
+
+
+def _certified_images(run: Run) -> int | None:
+    return len(run.certified.counts) if run.certified else None
+
+
 def _of_reference(quantity: str) -> Callable[[Values, Values], float]:
     return lambda row, reference: row[quantity] / reference[quantity]
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "ta": Quantity("TA (%)", 2, measure=lambda run: 100 * run.result.ta),
-    "ra": Quantity("RA (%)", 2, measure=lambda run: 100 * run.result.ra),
-    "aa": Quantity("AA (%)", 2, measure=lambda run: None if run.result.aa is None else 100 * run.result.aa),
+    "ta": Quantity("TA (%)", 2, measure=lambda run: 100 * run.result.ta, images=_test_images),
+    "ra": Quantity("RA (%)", 2, measure=lambda run: 100 * run.result.ra, images=_test_images),
+    "aa": Quantity(
+        "AA (%)",
+        2,
+        measure=lambda run: None if run.result.aa is None else 100 * run.result.aa,
+        images=lambda run: run.result.aa_images,
+    ),
     "c": Quantity(
         "C (s)", 2, measure=lambda run: run.result.communication if run.result.p * run.result.q > 1 else None
     ),
     "t": Quantity("T (s)", 2, measure=lambda run: run.result.total),
-    "mb": Quantity("MB / iteration", 1, measure=lambda run: run.result.megabytes),
+    "mb": Quantity("MiB / iteration", 1, measure=lambda run: run.result.megabytes),
     "training": Quantity(
         "training (s)",
         1,
@@ -88,10 +103,12 @@ QUANTITIES: dict[str, Quantity] = {
         "speed-up of T - C", 2, derive=lambda row, reference: reference["t"] / (row["t"] - row["c"])
     ),
     "c_of_reference": Quantity("C, of 32 bits", 3, derive=_of_reference("c")),
-    "mb_of_reference": Quantity("MB, of 32 bits", 3, derive=_of_reference("mb")),
+    "mb_of_reference": Quantity("MiB, of 32 bits", 3, derive=_of_reference("mb")),
     "training_of_reference": Quantity("training / vanilla", 2, derive=_of_reference("training")),
     **{
-        accuracy_at(radius): Quantity(f"CA (%), r = {radius:g}", 1, measure=_certified_accuracy(radius))
+        accuracy_at(radius): Quantity(
+            f"CA (%), r = {radius:g}", 1, measure=_certified_accuracy(radius), images=_certified_images
+        )
         for radius in RADII
     },
     "acr": Quantity("ACR", 3, measure=lambda run: run.certified.average_radius if run.certified else None),

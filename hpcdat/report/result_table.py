@@ -8,6 +8,8 @@ from statistics import fmean, stdev
 
 from tabulate import tabulate
 
+from hpcdat.evaluation.intervals import CONFIDENCE, MANY_IMAGES, with_interval
+from hpcdat.storage.evaluated import Evaluated
 from hpcdat.storage.run_folder import Result
 
 HEADERS = [
@@ -18,79 +20,127 @@ HEADERS = [
     "TA (%)",
     "RA (%)",
     "AA (%)",
+    "Attack",
+    "Images",
     "C (s)",
     "T (s)",
     "Exchange",
-    "MB / iteration",
+    "MiB / iteration",
     "Run folder",
 ]
 """Headings of the columns."""
 
 SECONDS_AND_BYTES = (
     "C: seconds per epoch in gradient exchanges; T: seconds per epoch of training (medians).",
-    "MB: MiB that all workers send per iteration, computed.",
+    "MiB: 2^20 bytes, that all workers send per iteration, computed.",
 )
-"""The meaning of the columns C, T and MB, for the notes below a table."""
+"""The meaning of the columns C, T and MiB, for the notes below a table."""
+
+USUAL_ATTACK = "Attacks: steps of 2.5 eps / steps from one random start, unless others are stated."
+"""What the description of an attack leaves out, for the notes below a table."""
+
+INTERVALS = (
+    f"[]: {100 * CONFIDENCE:g} % intervals (Wilson), where there are fewer than {MANY_IMAGES:,} images."
+)
+"""The meaning of intervals, for the notes below a table."""
 
 
 def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, one per run; without a column for AA if no run has it.
+    """Header and rows; without a column for AA if no run has it.
+
+    A run's first row is what its own job measured; below it are AA, if it was measured on fewer images, and
+    other evaluations. All accuracies of a row are of the same images.
 
     Args:
         runs: results by run folder.
         mean: add a row with mean and standard deviation: the runs are one job with several seeds.
     """
-    rows = [
-        [
-            result.method,
-            f"{result.p} x {result.q}",
-            f"{result.batches} x {result.batch}",
-            str(result.epoch),
-            f"{100 * result.ta:.2f}",
-            f"{100 * result.ra:.2f}",
-            "-" if result.aa is None else f"{100 * result.aa:.2f}",
-            _seconds(result.communication),
-            _seconds(result.total),
-            result.exchange,
-            "-" if result.megabytes is None else f"{result.megabytes:.3g}",
-            str(path),
-        ]
-        for path, result in runs.items()
-    ]
+    rows = []
+    for path, result in runs.items():
+        for number, accuracies in enumerate(_accuracies(result)):
+            # Training is the same for all rows of a run.
+            training = _training(result) if number == 0 else ["", "", "", ""]
+            setup = [result.method, f"{result.p} x {result.q}", f"{result.batches} x {result.batch}"]
+            rows.append([*setup, *accuracies, *training, str(path)])
     if mean and len(runs) > 1:
         rows.append(_mean_row(list(runs.values())))
-    if any(result.aa is not None for result in runs.values()):
-        return HEADERS, rows
     place = HEADERS.index("AA (%)")
+    if any(row[place] not in ("", "-") for row in rows):
+        return HEADERS, rows
     return [*HEADERS[:place], *HEADERS[place + 1 :]], [[*row[:place], *row[place + 1 :]] for row in rows]
 
 
 def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
-    """A Markdown table with one row per run and a note on its columns.
+    """A Markdown table with the rows of :func:`result_rows` and a note on its columns.
 
     Args:
         runs: results by run folder.
         mean: add a row with mean and standard deviation: the runs are one job with several seeds.
     """
     header, rows = result_rows(runs, mean=mean)
-    attacks = "; ".join(dict.fromkeys(f"{r.attack} on {r.images} test images" for r in runs.values()))
-    counts = sorted({r.aa_images for r in runs.values() if r.aa_images is not None})
-    autoattack = f" AA: under AutoAttack on {'/'.join(map(str, counts))} test images." if counts else ""
-    note = [f"TA: clean test accuracy. RA: under {attacks}.{autoattack}", *SECONDS_AND_BYTES]
+    note = [*accuracy_notes(list(runs.values())), *SECONDS_AND_BYTES]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + "\n".join(note)
 
 
-def in_pixel_units(eps: float) -> str:
-    """A radius in its usual notation: ``0.2``, or ``8/255`` if that is shorter."""
-    if float(f"{eps:.3g}") == eps or abs(eps * 255 - round(eps * 255)) > 1e-6:
-        return f"{eps:.4g}"
-    return f"{round(eps * 255)}/255"
+def accuracy_notes(results: Sequence[Result]) -> list[str]:
+    """What TA, RA, AA and intervals of some runs are, for the notes below their table."""
+    evaluations = [one for result in results for one in (result, *result.others)]
+    notes = [
+        "TA: clean test accuracy. RA: under the row's attack. A row's accuracies are of the same images.",
+        USUAL_ATTACK,
+    ]
+    if any(one.aa is not None for one in evaluations):
+        notes.append(
+            "AA: under AutoAttack's standard version in the ball of the row's attack; if on fewer images, in"
+            " a row of its own with TA and RA on these."
+        )
+    if any(one.aa is not None and one.aa_ra is not None and one.aa > one.aa_ra for one in evaluations):
+        notes.append("Where AA is above RA, PGD breaks images that AutoAttack does not: RA is the bound.")
+    if any(result.others for result in results):
+        notes.append("A run's first row is what its own job measures, the others are further evaluations.")
+    if any(result.changed for result in results):
+        notes.append("A run whose first row has changed settings was not measured with its own.")
+    if any(min(one.images, one.aa_images or one.images) < MANY_IMAGES for one in evaluations):
+        notes.append(INTERVALS)
+    return notes
+
+
+def of_seeds(values: Sequence[float], images: int) -> str:
+    """An accuracy as text: of several seeds mean and standard deviation, of a single one with its interval.
+
+    Args:
+        values: in %, one per seed.
+        images: number of images.
+    """
+    return mean_and_spread(values, 2) if len(values) > 1 else with_interval(values[0] / 100, images)
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
     """The mean and, for several values, the standard deviation (n - 1)."""
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{fmean(values):.{digits}f}{spread}"
+
+
+def _accuracies(result: Result) -> list[list[str]]:
+    """Epochs, TA, RA, AA, attack and number of images of each evaluation of a run."""
+    rows = []
+    for one in (result, *result.others):
+        on_all = one.aa if one.aa_images == one.images else None
+        rows.append(_row(one, one.ta, one.ra, on_all, one.images))
+        if one.aa is not None and on_all is None:
+            rows.append(_row(one, one.aa_ta, one.aa_ra, one.aa, one.aa_images or 0))
+    return rows
+
+
+def _row(one: Evaluated, ta: float | None, ra: float | None, aa: float | None, images: int) -> list[str]:
+    shares = ["-" if share is None else with_interval(share, images) for share in (ta, ra, aa)]
+    return [str(one.epoch), *shares, one.conditions, f"{images:,}"]
+
+
+def _training(result: Result) -> list[str]:
+    """C, T, exchange and MiB."""
+    sent = "-" if result.megabytes is None else f"{result.megabytes:.3g}"
+    return [_seconds(result.communication), _seconds(result.total), result.exchange, sent]
 
 
 def _mean_row(results: list[Result]) -> list[str]:
@@ -108,6 +158,8 @@ def _mean_row(results: list[Result]) -> list[str]:
         spread([100 * r.ta for r in results]),
         spread([100 * r.ra for r in results]),
         spread([None if r.aa is None else 100 * r.aa for r in results]),
+        "",
+        "",
         spread([r.communication for r in results]),
         spread([r.total for r in results]),
         "",

@@ -62,7 +62,7 @@ class Run:
             for key, (value, may_change) in by_name(self.job).items()
             if not may_change and not key.startswith("evaluation.") and key not in ("seed", "virtual_workers")
         }
-        return trained | {"RA": f"{self.result.attack} on {self.result.images} test images"}
+        return trained | {"RA": f"{self.result.conditions} on {self.result.images} test images"}
 
     @cached_property
     def certified(self) -> Certified | None:

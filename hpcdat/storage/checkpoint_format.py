@@ -24,6 +24,9 @@ from hpcdat.storage.worker_rows import WorkerRows, check_rows
 FORMAT = 8
 """Format of the checkpoints that are written, and the only one that is read."""
 
+MAGIC = b'{"hpcdat-checkpoint": '
+"""The first bytes of every checkpoint."""
+
 DEVELOPMENT_VERSIONS = {
     1: "20 November 2026",
     2: "20 to 21 November 2026",
@@ -138,6 +141,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         file.write(state)
 
     write_atomically(path, write)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file starts as a checkpoint of hpcdat does, of any format.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -18,6 +18,7 @@ from hpcdat.config.job_file import JobError, read_job, write_job
 from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError, shorten
 from hpcdat.storage.atomic_files import append_text, write_text
+from hpcdat.storage.evaluated import Evaluated
 from hpcdat.storage.folder_lock import lock_folder
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class RunError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """The result of a run, as its table shows it.
+class Result(Evaluated):
+    """The result of a run, as its table shows it: what its own job measured, and other evaluations.
 
     Attributes:
         method: name of the method in the DAT paper.
@@ -41,16 +42,11 @@ class Result:
         p, q: number of nodes, and of workers per node.
         batches: number of batches per step; fewer than workers if some workers attack for others.
         batch: number of images per batch.
-        images: number of test images.
-        ta, ra: standard and robust test accuracy, in [0, 1].
-        attack: description of the attack that RA was measured with.
         communication: C, median seconds per epoch; None before the first epoch is done.
         total: T, median seconds per epoch, communication included; None as above.
         exchange: description of protocol and bits.
         megabytes: MiB that all workers together send per iteration, computed; None as above.
-        epoch: number of epochs trained.
-        aa, aa_images: robust accuracy under AutoAttack, in [0, 1], and its number of images; None if not
-            measured.
+        others: evaluations with other attacks, images or settings.
     """
 
     method: str
@@ -59,17 +55,11 @@ class Result:
     q: int
     batches: int
     batch: int
-    images: int
-    ta: float
-    ra: float
-    attack: str
     communication: float | None
     total: float | None
     exchange: str
     megabytes: float | None
-    epoch: int
-    aa: float | None = None
-    aa_images: int | None = None
+    others: tuple[Evaluated, ...] = ()
 
 
 RESULT_ADAPTER = TypeAdapter(Result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.exchange.gradient_exchange import GradientExchange, grad_of, gradients_of
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.losses import Labelled, clean_loss, divergence, local_cost
+from hpcdat.models.random_numbers import seeded
+from hpcdat.models.split_batch_norm import Branch
 from hpcdat.optim import build_optimizer
 from hpcdat.seeds import derive
 from hpcdat.training.concurrent_attack import Adversary, Batch
@@ -154,7 +157,18 @@ class Algorithm1:
         images, place = batch.images[number], (batch.epoch, batch.step, number)
         if self.job.oracle == "none":
             return images.x
-        model = self.compiled_model
+        self.generator.manual_seed(derive(self.job.seed, "attack", *place))
+        with seeded(self._network_seed("attack", place), self.device):
+            return self._perturbed(images, place)
+
+    def _perturbed(self, images: Labelled, place: tuple[int, int, int]) -> Tensor:
+        """The images, perturbed.
+
+        Args:
+            images: a batch, with labels.
+            place: epoch, step and number of the batch.
+        """
+        model, number = self.compiled_model, place[-1]
         phi: Loss = partial(clean_loss, y=images.y)
         # With batch_norm "train" the running statistics are not used, and are left to the local gradient.
         if self.pgd.batch_norm == "eval" and number in self.role.trains:
@@ -164,7 +178,6 @@ class Algorithm1:
                 phi = partial(divergence, clean_logits=model(images.x))
         if self.copies:
             model, phi = self.copies.smoothed(model, images, *place)
-        self.generator.manual_seed(derive(self.job.seed, "attack", *place))
         return self.pgd(model, phi, images.x, self.generator)
 
     def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[Tensor, Tensor]:
@@ -200,6 +213,7 @@ class Algorithm1:
                 weights=self.job.weights_of_cost,
                 phi=objective.regulariser,
                 label_smoothing=objective.label_smoothing,
+                randomness=partial(self._randomness, (now.epoch, now.step, number)),
             )
             loss = cost.total / (now.global_size * self.job.copies)
             if place == len(batches):
@@ -211,6 +225,19 @@ class Algorithm1:
             self.exchange.begin(now.epoch, now.step)
             self.exchange.contribute_zeros()
         return total, correct
+
+    def _randomness(self, place: tuple[int, int, int], branch: Branch) -> AbstractContextManager[None]:
+        """The source of the random numbers that the model draws in a pass of one branch."""
+        return seeded(self._network_seed(branch, place), self.device)
+
+    def _network_seed(self, passes: str, place: tuple[int, int, int]) -> int:
+        """The seed of the random numbers that the model itself draws, such as those of dropout.
+
+        It depends on the batch and not on the worker, so that a batch draws the same numbers on any worker;
+        workers that share a batch of noisy copies draw different ones.
+        """
+        first_copy = self.copies.numbers.start if self.copies else 0
+        return derive(self.job.seed, f"network, {passes}", *place, first_copy)
 
     def _images(self, now: Batch) -> int:
         """Number of images that were read, of the batches that this worker counts."""

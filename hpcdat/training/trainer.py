@@ -125,9 +125,8 @@ class Trainer:
 
     def _load_pretrained(self, pretrained: Path) -> None:
         """Load the weights to start from."""
-        fresh = load_pretrained(self.model, pretrained, self.images.classes)
-        new = f"; new: {', '.join(name.removeprefix('1.') for name in fresh)}" if fresh else ""
-        self.progress.say(f"starting from {pretrained}{new}")
+        loaded = load_pretrained(self.model, pretrained, self.images.classes)
+        self.progress.say(loaded.describe(pretrained))
 
     def _train_epoch(self) -> bool:
         """Train for one epoch, or the rest of it, with its record and checkpoints.
@@ -261,6 +260,7 @@ class Trainer:
             )
 
     def _after_divergence(self) -> str:
+        # There is at least that of the initial weights.
         return (
             f"Lower optimizer.lr ({self.job.optimizer.lr:g}) or add warm-up epochs; the last good "
             f"checkpoints are in {self.folder.checkpoints.folder}"
@@ -269,6 +269,12 @@ class Trainer:
     def _save(self) -> None:
         if not all_finite(self.algorithm.parameters):
             # The same on all workers, as the weights are.
+            if self.state.epoch == self.state.step == 0:
+                raise WorkerError(
+                    f"the initial weights of {self.job.model.name} are not finite, so training has not "
+                    "begun: check how the network is initialised",
+                    everywhere=True,
+                )
             raise WorkerError(
                 f"the weights are no longer finite in epoch {self.state.epoch + 1}, step {self.state.step}: "
                 f"they are not saved. {self._after_divergence()}",

@@ -12,7 +12,9 @@ from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
 from hpcdat.data.images import DataError, Images
 from hpcdat.evaluation.accuracy import Accuracy, PgdAccuracy, measure_accuracy
+from hpcdat.evaluation.attack_text import describe_attack
 from hpcdat.evaluation.image_batches import ImageBatches
+from hpcdat.evaluation.intervals import with_interval
 from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.training.early_stopping import GUARD_IMAGES, GUARD_STEPS
 from hpcdat.training.state import TrainingState
@@ -123,8 +125,10 @@ class Validation:
         epoch, held_out = self.state.epoch, images is not self._test
         self.state.log(event="evaluation", epoch=epoch, ta=accuracy.ta, ra=accuracy.ra, held_out=held_out)
         self.progress.say(
-            f"epoch {epoch:3d}  TA {100 * accuracy.ta:.1f}  RA {100 * accuracy.ra:.1f}"
-            + (" (held out)" if held_out else "")
+            f"epoch {epoch:3d}  TA {with_interval(accuracy.ta, accuracy.images, 1)}  "
+            f"RA {with_interval(accuracy.ra, accuracy.images, 1)}  "
+            f"({describe_attack(self.job.evaluation, self.job.attack.norm)}; {accuracy.images:,} "
+            f"{'held-out' if held_out else 'test'} images)"
         )
         return accuracy
 

@@ -48,6 +48,18 @@ def test_a_file_that_cannot_be_written_is_reported_before_the_images_are_read(tr
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_of_something_else_is_not_replaced(trained, source, tmp_path):
+    (tmp_path / "photo.npz").write_bytes(b"x")
+    np.savez(tmp_path / "own.npz", images=np.zeros(1))
+    for name in ("photo.npz", "own.npz"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(InputError, match=f"{name}: exists and holds no pseudo-labels: choose another"):
+            pseudo_label(trained, source, tmp_path / name, [], SingleProcess(), Never())
+        assert (tmp_path / name).read_bytes() == before
+    for _ in range(2):
+        pseudo_label(trained, source, tmp_path / "out.npz", [], SingleProcess(), Never())
+
+
 class OneOfTwo(SingleProcess):
     """The other worker, which has finished its share, requests a stop."""
 

@@ -13,8 +13,8 @@ from hpcdat.config.job_file import read_job
 from hpcdat.distributed.loopback import loopback, run_threads
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
+from hpcdat.evaluation.attack_text import in_pixel_units
 from hpcdat.evaluation.request import EvaluationRequest
-from hpcdat.report.result_table import in_pixel_units
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 

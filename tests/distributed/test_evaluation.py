@@ -37,7 +37,7 @@ def test_the_serial_evaluation_means_something(serial):
     assert sections["autoattack"]["aa"] is None, "shortened attacks are not AA"
     curve = [ra for _, ra in sections["sweep-eps"]["curve"]]
     assert curve[0] == sections["accuracy"]["ta"] > curve[1] > curve[2]
-    assert len(serial["written"]) == 3 * 15 + 5
+    assert len(serial["written"]) == 3 * 15 + 2 * 5
 
 
 @on(full=["Gloo 3", "MPI 2"])
@@ -103,6 +103,6 @@ def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(tmp_path,
     assert done.returncode == 0, done.stderr
     assert "accuracy: 20 of 20 batches are already measured" in done.stdout
     assert f"sweep-steps: {before} of 20 batches are already measured" in done.stdout
-    assert "ra-over-steps.svg" in done.stdout
-    sections = json.loads(RunFolder(run_dir).evaluation_file.read_text())["sections"]
-    assert sections["sweep-steps"]["images"] == 200
+    assert "ra-over-steps-2.svg" in done.stdout
+    (other,) = json.loads(RunFolder(run_dir).evaluation_file.read_text())["others"]
+    assert other["sections"]["sweep-steps"]["images"] == 200

@@ -24,7 +24,7 @@ from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifi
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcome_store import OutcomeStore
 from hpcdat.report.certificates import read_certificates
-from hpcdat.report.certified import certified_table, rows_beside, write_certified
+from hpcdat.report.certified import certified_table, rows_beside, with_certified, write_certified
 from hpcdat.report.papers import TABLES
 from hpcdat.report.papers.dat import stated_accuracies
 from tests.conftest import DEMO, Never
@@ -340,10 +340,14 @@ def test_what_is_written_is_what_is_printed(tmp_path):
     table = (tmp_path / "certified.md").read_text()
     assert table == certified_table(certified, paper) + "\n"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:5]]
-    assert cells[0][3:] == ["50.0"] * 5 + ["25.0", "25.0", "0.0", "0.183", "1"]
-    assert cells[1][:3] == ["CA (%)", "0.25", "4"] and cells[1][10] == "50.0"
-    assert cells[2][0] == "paper, DAT (N = 20)" and cells[2][3:5] == ["", "76.4"]
-    assert "0.457 at sigma 0.12" in table and "99.9 %" in table
+    half, quarter = "50.0 [15.0, 85.0]", "25.0 [4.6, 69.9]"
+    assert cells[0][3:] == [
+        *("100,000", "0.001", *[half] * 5),
+        *(quarter, quarter, "0.0 [0.0, 49.0]", "0.183", "1"),
+    ]
+    assert cells[1][:3] == ["CA (%)", "0.25", "4"] and cells[1][12] == half
+    assert cells[2][0] == "paper, DAT (N = 20)" and cells[2][5:7] == ["", "76.4"]
+    assert "0.457 at sigma 0.12 (n 100,000, alpha 0.001)" in table and "n0 = 100 samples" in table
     summary = json.loads((tmp_path / "certified.json").read_text())
     assert [one["accuracy"]["0.5"] for one in summary] == [0.0, 0.5]
     rows = list(csv.DictReader((tmp_path / "certified.csv").open()))
@@ -352,6 +356,24 @@ def test_what_is_written_is_what_is_printed(tmp_path):
     assert read_certificates(tmp_path) == certified
     plot = (tmp_path / "certified.svg").read_text()
     assert plot.startswith("<svg") and "sigma 0.25" in plot
+
+
+def test_certificates_with_other_settings_replace_none_and_the_jobs_own_are_first(tmp_path):
+    counts = [Counts(image, 0, 0, 100) for image in range(3)]
+
+    def certified(sigma, images, *changed, weights="a"):
+        return Certified(sigma, 10, 100, 0.01, counts[:images], changed, weights)
+
+    own, few = certified(0.25, 3), certified(0.25, 1, "certification.every: 3")
+    other, early = certified(0.5, 3), certified(0.12, 3, weights="before")
+    found = with_certified(with_certified([early, few], [own]), [other])
+    assert found == [own, other, few]
+    assert with_certified(found, [certified(0.25, 2)]) == [other, certified(0.25, 2), few]
+    write_certified(found, [], tmp_path)
+    assert read_certificates(tmp_path) == found
+    table = (tmp_path / "certified.md").read_text()
+    assert "CA (%); certification.every: 3" in table
+    assert "sigma 0.25; certification.every: 3" in (tmp_path / "certified.svg").read_text()
 
 
 def test_a_row_that_the_paper_does_not_have_is_refused_before_anything_is_sampled():

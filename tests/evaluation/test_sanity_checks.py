@@ -105,6 +105,14 @@ def test_pixels_out_of_range(low, high):
 
 def test_square_beating_autoattacks_white_boxes_and_the_packages_own_checks():
     outcomes = Outcomes({"fab-t": flags("1110"), "square": flags("0010")}, ("it seems to be dynamic",))
-    warnings = sanity_checks.check_autoattack(outcomes)
+    warnings = sanity_checks.check_autoattack(outcomes, Outcomes({"robust": flags("0110")}))
     assert "Square breaks 2 of the 3 images that are robust to APGD and FAB" in warnings[0]
     assert warnings[1] == "AutoAttack warns: it seems to be dynamic"
+
+
+def test_aa_above_ra_is_never_unexplained():
+    check = sanity_checks.autoattack_beaten_by_pgd
+    assert check(flags("0110"), flags("0110")) == check(flags("0111"), flags("1100")) == []
+    assert check(flags("0010"), flags("1100")) == [
+        "AA is above RA on the same 4 images: PGD breaks 2 that are robust to AutoAttack; RA is the bound"
+    ]

@@ -40,6 +40,7 @@ def make_run(tmp_path):
         eps=0.1,
         seen=None,
         aa=(),
+        others=(),
         seed=0,
         more="",
         exchange="",
@@ -80,7 +81,8 @@ def make_run(tmp_path):
             exchange="ring, 32 bits",
             megabytes=mb,
             epoch=2,
-            **dict(zip(("aa", "aa_images"), aa, strict=False)),
+            others=others,
+            **dict(zip(("aa", "aa_images", "aa_ta", "aa_ra"), aa, strict=False)),
         )
         folder.write_result(result, "")
         return folder.path

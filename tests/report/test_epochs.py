@@ -24,14 +24,16 @@ def test_lines_are_means_of_seeds_on_the_test_images(make_run):
         measured(make_run, "scratch", "from-scratch", [10, 20, 25, 44]),
     ]
     (section,) = epoch_sections([read_run(run) for run in (*runs, make_run("other", "dat-1/at"))])
-    assert section.header[3:] == [
+    assert section.header[4:] == [
         *("TA (%), epoch 1", "TA (%), epoch 3", "TA (%), end"),
         *("RA (%), epoch 1", "RA (%), epoch 3", "RA (%), end"),
     ]
     fine, scratch = section.rows
-    assert fine[:3] == ["CIFAR-10", "fine-tuned", "0, 1"] and fine[3] == "90.00 ± 0.00"
-    assert fine[6:] == ["32.00 ± 2.83", "46.00 ± 1.41", "47.00 ± 1.41"]
-    assert scratch[1:3] == ["from scratch", "0"] and scratch[6:] == ["10.00", "25.00", "44.00"]
+    assert fine[:4] == ["CIFAR-10", "fine-tuned", "0, 1", "fine/0, fine/1"] and fine[4] == "90.00 ± 0.00"
+    assert fine[7:] == ["32.00 ± 2.83", "46.00 ± 1.41", "47.00 ± 1.41"]
+    assert scratch[1:4] == ["from scratch", "0", "scratch"]
+    assert scratch[7:] == ["10.00 [7.5, 13.4]", "25.00 [20.9, 29.4]", "44.00 [39.3, 49.0]"]
+    assert any("PGD-10, linf, eps 0.1 on 397 test images" in note for note in section.notes)
     assert "CIFAR-10" in section.plot and "from scratch" in section.plot
     assert not any("differ" in note or "once only" in note for note in section.notes)
 

@@ -21,12 +21,14 @@ def test_a_method_is_a_line_with_the_mean_of_its_seeds(make_run):
         )
     ]
     section = section_of(*runs)
+    half = "50.00 [45.0, 54.8]"
     assert section.rows == [
-        ["dat-fgsm", "25", "0", "95.00", "50.00"],
-        ["dat-fgsm", "150", "0, 1", "85.00 ± 7.07", "50.00 ± 0.00"],
-        ["dat-lsgd", "25", "0", "90.00", "50.00"],
-        ["dat-lsgd", "75", "0", "70.00", "50.00"],
+        ["dat-fgsm", "25", "0", "dat-fgsm/1/0", "95.00 [92.3, 96.7]", half],
+        ["dat-fgsm", "150", "0, 1", "dat-fgsm/6/0, dat-fgsm/6/1", "85.00 ± 7.07", "50.00 ± 0.00"],
+        ["dat-lsgd", "25", "0", "dat-lsgd/1/0", "90.00 [86.6, 92.5]", half],
+        ["dat-lsgd", "75", "0", "dat-lsgd/3/0", "70.00 [65.3, 74.3]", half],
     ]
+    assert any("PGD-10, linf, eps 0.1 on 397 test images" in note for note in section.notes)
     assert "dat-fgsm" in section.plot and "dat-pgd" not in section.plot
     assert not any("more than the batch" in note for note in section.notes)
 

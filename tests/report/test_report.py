@@ -88,7 +88,7 @@ def test_another_exchange_stands_below_its_row_under_its_own_name(make_run, tmp_
 def test_aa_stands_where_it_was_measured(make_run):
     runs = [
         make_run("full", "dat-1/dat-pgd", aa=(0.4, 397)),
-        make_run("part", "dat-1/dat-fgsm", method="dat-fgsm", aa=(0.3, 100)),
+        make_run("part", "dat-1/dat-fgsm", method="dat-fgsm", aa=(0.3, 100, 0.8, 0.45)),
         make_run("none", "dat-1/at", method="at", p=1),
     ]
     rows = {row.row.key: row for row in compare("dat-1", [read_run(run) for run in runs]).rows}
@@ -96,11 +96,22 @@ def test_aa_stands_where_it_was_measured(make_run):
     assert "aa" not in rows["at"].ours
     results = {run: RunFolder(run).read_result() for run in runs}
     header, cells = result_rows(results, mean=True)
-    assert [row[header.index("AA (%)")] for row in cells] == ["40.00", "30.00", "-", "35.00 ± 7.07"]
-    assert "AA: under AutoAttack on 100/397 test images." in result_table(results)
+    columns = [header.index(name) for name in ("RA (%)", "AA (%)", "Images")]
+    half = "50.00 [45.0, 54.8]"
+    assert [[row[column] for column in columns] for row in cells] == [
+        [half, "40.00 [35.3, 44.9]", "397"],
+        [half, "-", "397"],
+        ["45.00 [35.6, 54.8]", "30.00 [21.9, 39.6]", "100"],
+        [half, "-", "397"],
+        ["50.00 ± 0.00", "35.00 ± 7.07", ""],
+    ]
+    assert "A row's accuracies are of the same images." in result_table(results)
     done = CliRunner().invoke(app, ["report", *map(str, runs), "--table", "dat-1", "--out", str(runs[0])])
     assert "AA (AutoAttack) was not measured of none." in done.output
-    assert "AA is measured on 100 test images, balanced over the classes." in done.output
+    told = (
+        "AA of part is measured on 100 test images, balanced over the classes; RA on the same images: 45.00"
+    )
+    assert told in done.output
     header, cells = result_rows({runs[2]: results[runs[2]]})
     assert "AA (%)" not in header and len(cells[0]) == len(header)
 
@@ -215,7 +226,7 @@ def test_a_sweep_fills_its_rows_by_perturbation(make_run, tmp_path):
     done = CliRunner().invoke(app, ["report", *map(str, folders), "--table", "conadv-5", "--out", str(out)])
     assert done.exit_code == 0, done.output
     text, page = (out / "report.md").read_text(), (out / "report.html").read_text()
-    assert "87.00 |   77.40" in text and page.count("<svg") == 1
+    assert "87.00 [83.2, 89.9] |   77.40" in text and page.count("<svg") == 1
     assert "ResNet-50 + ConAdv, 32k (p = 1; p = 2; p = 4;" in text
     # What all runs share is told once, and the perturbation is the row's.
     assert text.count("global batch: 150, the paper's 32,768") == 1

@@ -11,6 +11,8 @@ from hpcdat.config.job_file import read_job
 from hpcdat.data.digits import write_digits
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError, Stopped, WorkerError
+from hpcdat.models import MODELS
+from hpcdat.models.digits_cnn import DigitsCNN
 from hpcdat.storage.checkpoint_format import load_checkpoint, save_checkpoint
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
@@ -84,6 +86,21 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path):
         train(job, SingleProcess(), Never())
     model = RunFolder(job.run_dir).newest_checkpoint().model
     assert all(torch.isfinite(t).all() for t in model.values() if t.is_floating_point())
+
+
+def test_initial_weights_that_are_not_finite_are_told_without_checkpoints_that_do_not_exist(
+    tmp_path, monkeypatch
+):
+    class Diverged(DigitsCNN):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            torch.nn.init.constant_(self.classifier.bias, float("nan"))
+
+    monkeypatch.setitem(MODELS, "digits-cnn", Diverged)
+    job = quick(tmp_path / "run")
+    with pytest.raises(WorkerError, match="initial weights of digits-cnn are not finite") as failure:
+        train(job, SingleProcess(), Never())
+    assert "checkpoint" not in str(failure.value) and not RunFolder(job.run_dir).checkpoints.exist()
 
 
 @pytest.mark.parametrize("field", ["totals", "history"])

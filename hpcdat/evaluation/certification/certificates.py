@@ -46,6 +46,9 @@ class Certified:
         n0, n: samples of the selection and of the estimate.
         alpha: upper bound of the probability that a certificate is wrong.
         counts: of the images, in order; those that cannot be read are not among them.
+        changed: settings in which the certification differs from that of the run's own job, such as
+            ``certification.every: 20``; none if it is the job's.
+        weights: hash of the model's weights; None if unknown.
     """
 
     sigma: float
@@ -53,6 +56,13 @@ class Certified:
     n: int
     alpha: float
     counts: Sequence[Counts]
+    changed: tuple[str, ...] = ()
+    weights: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The noise level, and the settings that differ from the job's."""
+        return "; ".join([f"sigma {self.sigma:g}", *self.changed])
 
     @property
     def radii(self) -> Floats:

@@ -5,6 +5,7 @@ import runpy
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyautoattack
 import pytest
 import torch
@@ -39,7 +40,7 @@ def batch(loaded, images):
     loader = open_loader(
         images, loaded.job.data, training=False, batch_size=len(images), device=torch.device("cpu")
     )
-    return next(iter(loader.read([list(range(len(images)))], seed=0)))
+    return next(iter(loader.read([np.arange(len(images))], seed=0)))
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", 0.2), ("l2", 1.0)])

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ def test_what_was_broken_once_stays_broken_where_sweeps_accumulate():
 def test_curves_of_a_trained_model_never_rise(load, over, values):
     loaded, images = load()
     loader = open_loader(images, loaded.job.data, training=False, batch_size=40, device=torch.device("cpu"))
-    ((x, y),) = loader.read([list(range(40))], seed=0)
+    ((x, y),) = loader.read([np.arange(40)], seed=0)
     sweep = Sweep(over, values, loaded.job.evaluation, "linf", 0, "accumulating")
     outcomes = sweep.measure(loaded.model, x, y, 0)
     columns = list(outcomes.columns.values())
@@ -70,7 +71,7 @@ def test_curves_of_a_trained_model_never_rise(load, over, values):
 def test_a_plain_sweep_is_ra_at_every_value_whatever_else_is_measured(load, over, value):
     loaded, images = load("evaluation.eps=0.2", "evaluation.steps=20")
     loader = open_loader(images, loaded.job.data, training=False, batch_size=40, device=torch.device("cpu"))
-    ((x, y),) = loader.read([list(range(40))], seed=0)
+    ((x, y),) = loader.read([np.arange(40)], seed=0)
     ra = PgdAccuracy(loaded.job.evaluation, "linf", 0).measure(loaded.model, x, y, 3).columns["robust"]
     assert 0 < ra.sum() < len(ra)
     for values in ([value], [value / 2, value]):

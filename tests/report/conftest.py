@@ -48,7 +48,11 @@ def make_run(tmp_path):
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir(parents=True)
         text = JOB.format(
-            folder=folder.path, method=method, rows=rows, eps=eps, exchange=exchange and f", {exchange}"
+            folder=str(folder.path).replace("$", "$$"),
+            method=method,
+            rows=rows,
+            eps=eps,
+            exchange=exchange and f", {exchange}",
         )
         job = parse_job(f"{text}seed: {seed}\n{more}", "x.yaml")
         write_text(folder.job_file, write_job(job))

@@ -14,7 +14,7 @@ from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
-from hpcdat.data.images import Images, list_images
+from hpcdat.data.images import DataError, Images, list_images
 from hpcdat.data.sampler import Indices
 
 
@@ -82,4 +82,10 @@ def open_loader(
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat"
+    except RuntimeError:
+        raise DataError(
+            "data.root is not set, and there is no home folder for the cache: set data.root, or the "
+            "environment variable HOME or XDG_CACHE_HOME"
+        ) from None

@@ -24,6 +24,7 @@ from hpcdat.slurm.submit import (
     submit_script,
     write_script,
 )
+from hpcdat.storage.moved_run import folder_of
 
 
 def submit(
@@ -74,6 +75,7 @@ def submit(
             return checked
 
         resolved = read_and_check(())
+        resolved = resolved.model_copy(update={"run_dir": folder_of(job, resolved, replaced)})
         resources = Resources(nodes, workers, gpus_per_node, time, after or ())
         tasks = array_tasks(
             resolved.run_dir,

@@ -50,9 +50,9 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
     """
     check_temporary_folder()
     # Open MPI otherwise spends a second per start scanning for networks that local workers do not use.
-    environment = {"OMPI_MCA_btl": "^ofi,openib"} | local_environment(os.environ)
-    if shutil.disk_usage(SHARED_MEMORY).free < workers * SHARED_BYTES:
-        environment.setdefault("OMPI_MCA_btl_sm_backing_directory", tempfile.gettempdir())
+    environment = (
+        {"OMPI_MCA_btl": "^ofi,openib"} | folder_of_messages(workers) | local_environment(os.environ)
+    )
     if on_terminal:
         environment[ON_TERMINAL] = "1"
     # In its own session, so that the terminal's Ctrl-C reaches only this process.
@@ -109,6 +109,15 @@ def local_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if "_MCA_" in name or not name.startswith((*ALLOCATIONS, *PLACES))
     }
+
+
+def folder_of_messages(workers: int) -> dict[str, str]:
+    """The variable that has Open MPI exchange messages in the temporary folder, if /dev/shm is too small."""
+    try:
+        fits = shutil.disk_usage(SHARED_MEMORY).free >= workers * SHARED_BYTES
+    except OSError:
+        fits = False
+    return {} if fits else {"OMPI_MCA_btl_sm_backing_directory": tempfile.gettempdir()}
 
 
 def check_temporary_folder() -> None:

@@ -2,7 +2,9 @@
 
 import getpass
 import os
+import tempfile
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -208,6 +210,16 @@ def test_temporary_files_that_cannot_be_written_are_reported_with_tmpdir(tmp_pat
     monkeypatch.setattr(local_mpirun.tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(InputError, match=r"No space left on device.*set TMPDIR"):
         check_temporary_folder()
+
+
+@pytest.mark.parametrize("free, fits", [(2**25, True), (2**25 - 1, False), (None, False)])
+def test_local_workers_need_no_large_shared_memory(tmp_path, monkeypatch, free, fits):
+    """A container has 64 MiB of it by default, Open MPI takes 16 for each worker."""
+    monkeypatch.setattr(local_mpirun, "SHARED_MEMORY", str(tmp_path / "shm"))
+    if free is not None:
+        monkeypatch.setattr(local_mpirun.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    folder = {} if fits else {"OMPI_MCA_btl_sm_backing_directory": tempfile.gettempdir()}
+    assert local_mpirun.folder_of_messages(2) == folder
 
 
 def test_a_user_without_a_name_gets_one(monkeypatch):

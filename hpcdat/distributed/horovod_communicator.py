@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
 from hpcdat.distributed.launcher import Launched, left_over
-from hpcdat.distributed.srun_rendezvous import srun_variables
+from hpcdat.distributed.srun_rendezvous import check_own_name, srun_variables
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.waiting import Wait, wait_in_thread
 from hpcdat.distributed.watchdog import Watchdog
@@ -40,7 +40,7 @@ class HorovodCommunicator(Communicator):
 
     Raises:
         WorkerError: Horovod finds another number of workers than the launcher started, or the others did not
-            connect in time.
+            connect in time, or this node's name does not resolve.
         Stopped: a stop was requested before the workers had connected.
     """
 
@@ -54,6 +54,8 @@ class HorovodCommunicator(Communicator):
     ) -> None:
         super().__init__(place.launcher)
         longest = max(stall_timeout, SECONDS_TO_CONNECT)
+        if place.launcher != "mpirun":
+            check_own_name(stop)
         if place.launcher == "srun":
             os.environ.update(srun_variables(longest, stop))
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(longest)))

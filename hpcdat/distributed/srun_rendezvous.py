@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hpcdat.distributed.stop_signals import StopRequest
@@ -35,7 +35,7 @@ SECONDS_TO_RESOLVE = 60.0
 IN_A_SHELL = "in an interactive shell of the step, use srun, or unset SLURM_STEP_NUM_TASKS"
 """What to do if other tasks do not come."""
 LOOPBACK = "127.0.0.1"
-"""The address under which rank 0 finds its own server, whether or not its name resolves."""
+"""The address of rank 0's server on its own node, whose name need not resolve."""
 
 
 def srun_variables(
@@ -59,7 +59,6 @@ def srun_variables(
     longest = max(longest, SECONDS_TO_CONNECT)
     token = f"{environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}"
     ports = candidate_ports(token)
-    card = _loopback_card(environ, stop)
     if environ["SLURM_PROCID"] == "0":
         server, port = _serve(token, ports)
         notice = _seconds_until_notice()
@@ -70,11 +69,11 @@ def srun_variables(
         # Of the tasks that wait for task 0, one says so.
         shown = environ["SLURM_PROCID"] == "1"
         host = first_host(environ["SLURM_STEP_NODELIST"])
-        address = _resolve(host, stop)
+        address = LOOPBACK if _on_one_node(environ) else _resolve(host, stop)
         what = f"task 0 of {_step(environ)} to answer on {host}, port {ports[0]} or {PORTS_TRIED - 1} others"
         port = _find(token, address, ports, Wait(what, stop, longest=longest, shown=shown))
         _announce(environ, address, port)
-    return card | horovod_variables(environ, address, port)
+    return horovod_variables(environ, address, port)
 
 
 def _step(environ: Mapping[str, str]) -> str:
@@ -85,41 +84,34 @@ def _step(environ: Mapping[str, str]) -> str:
     )
 
 
+def _on_one_node(environ: Mapping[str, str]) -> bool:
+    return len(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])) == 1
+
+
 def _seconds_until_notice() -> float:
     """When a wait for the other tasks is announced: at once in an interactive shell, where none may come."""
     return 0.0 if sys.stdin is not None and sys.stdin.isatty() else SECONDS_UNTIL_NOTICE
 
 
-def _loopback_card(environ: Mapping[str, str], stop: StopRequest | None) -> dict[str, str]:
-    """The variable that selects the loopback card if this node's name does not resolve; otherwise empty.
-
-    Gloo finds its network card by the node's name, and aborts the process if that does not resolve.
+def check_own_name(stop: StopRequest | None) -> None:
+    """Check that the name of this node resolves; otherwise Gloo crashes, whichever network card it uses.
 
     Raises:
-        WorkerError: the name does not resolve, and there are tasks on other nodes.
+        WorkerError: it does not resolve.
+        Stopped: a stop was requested meanwhile.
     """
-    if "HOROVOD_GLOO_IFACE" in environ:
-        return {}
-    try:
-        _resolve(socket.gethostname(), stop)
-    except WorkerError as error:
-        if len(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])) > 1:
-            raise WorkerError(
-                f"{error}, or set HOROVOD_GLOO_IFACE to the network card (interface in a site profile)"
-            ) from None
-        return {"HOROVOD_GLOO_IFACE": "lo"}
-    return {}
+    _resolve(socket.gethostname(), stop, lambda name: str(socket.getaddrinfo(name, None)[0][4][0]))
 
 
-def _resolve(host: str, stop: StopRequest | None) -> str:
-    """The IPv4 address of a node.
+def _resolve(host: str, stop: StopRequest | None, look_up: Callable[[str], str] | None = None) -> str:
+    """The address of a node: of IPv4, as rank 0's server has it, unless ``look_up`` finds another.
 
     Raises:
         WorkerError: its name does not resolve.
     """
     wait = Wait(f"the name of node {host} to resolve", stop, longest=SECONDS_TO_RESOLVE)
     try:
-        return wait_in_thread(lambda: socket.gethostbyname(host), wait)
+        return wait_in_thread(lambda: (look_up or socket.gethostbyname)(host), wait)
     except OSError as error:
         raise WorkerError(
             f"the name of node {host} does not resolve on {socket.gethostname()} "

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from hpcdat.distributed import srun_rendezvous
+from hpcdat.distributed.horovod_communicator import HorovodCommunicator
+from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.srun_rendezvous import srun_variables
 from hpcdat.errors import Stopped, WorkerError
 
@@ -30,6 +32,15 @@ def task(rank, size=2, nodes=1):
     }
 
 
+def set_resolver(monkeypatch, resolve):
+    found = SimpleNamespace(
+        gethostname=socket.gethostname,
+        gethostbyname=resolve,
+        getaddrinfo=lambda name, port: [(0, 0, 0, "", (resolve(name), 0))],
+    )
+    monkeypatch.setattr(srun_rendezvous, "socket", found)
+
+
 @pytest.fixture
 def names(monkeypatch):
     """The names that resolve."""
@@ -40,7 +51,7 @@ def names(monkeypatch):
             raise socket.gaierror(-2, "Name or service not known")
         return "127.0.0.1"
 
-    monkeypatch.setattr(srun_rendezvous.socket, "gethostbyname", resolve)
+    set_resolver(monkeypatch, resolve)
     return known
 
 
@@ -58,7 +69,7 @@ def test_tasks_meet_though_task_0_comes_last(names, capsys):
     assert {variables[rank]["HOROVOD_GLOO_RENDEZVOUS_ADDR"] for rank in (0, 1)} == {"127.0.0.1"}
     assert len({variables[rank]["HOROVOD_GLOO_RENDEZVOUS_PORT"] for rank in (0, 1)}) == 1
     assert [variables[rank]["HOROVOD_RANK"] for rank in (0, 1)] == ["0", "1"]
-    assert "HOROVOD_GLOO_IFACE" not in variables[0] and capsys.readouterr().err == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_task_0_in_an_interactive_shell_says_at_once_for_whom_it_waits(names, capsys, monkeypatch):
@@ -89,27 +100,27 @@ def test_a_wait_for_tasks_that_never_come_ends(names, monkeypatch):
         srun_variables(0.2, None, task(1) | {"SLURM_STEP_ID": "4"})
 
 
-def test_a_node_whose_own_name_does_not_resolve_uses_its_loopback_card_or_is_named(names, monkeypatch):
-    """Gloo would abort the process."""
+@pytest.mark.parametrize("launcher", ["srun", "horovodrun"])
+def test_a_node_whose_own_name_does_not_resolve_is_named(names, launcher):
+    """Gloo would crash, whichever network card it were given."""
     names.remove(socket.gethostname())
-    variables = srun_variables(60, None, task(0, size=1))
-    assert variables["HOROVOD_GLOO_IFACE"] == "lo"
-    with pytest.raises(WorkerError) as caught:
-        srun_variables(60, None, task(0, nodes=2))
-    message = str(caught.value)
-    assert message.startswith(f"the name of node {socket.gethostname()} does not resolve")
-    assert "/etc/hosts" in message and "HOROVOD_GLOO_IFACE" in message
-    names.clear()
+    message = rf"^the name of node {socket.gethostname()} does not resolve on .* add it to /etc/hosts"
+    with pytest.raises(WorkerError, match=message):
+        HorovodCommunicator(Launched(launcher, 0, 2), 60)
+
+
+def test_the_name_of_another_node_has_to_resolve(names):
+    names.remove(HERE)
     with pytest.raises(
         WorkerError, match=f"the name of node {HERE} does not resolve on {socket.gethostname()}"
     ):
-        srun_variables(60, None, task(1, nodes=2) | {"HOROVOD_GLOO_IFACE": "eth0"})
+        srun_variables(60, None, task(1, nodes=2))
 
 
 def test_a_name_that_takes_long_is_said_and_bounded(names, monkeypatch, capsys):
     forever = threading.Event()
     monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_RESOLVE", 0.0)
-    monkeypatch.setattr(srun_rendezvous.socket, "gethostbyname", lambda name: forever.wait())
+    set_resolver(monkeypatch, lambda name: forever.wait())
     with pytest.raises(WorkerError, match=f"in vain for the name of node {HERE} to resolve"):
-        srun_variables(60, None, task(1) | {"HOROVOD_GLOO_IFACE": "eth0"})
+        srun_variables(60, None, task(1, nodes=2))
     forever.set()

@@ -28,6 +28,7 @@ from hpcdat.slurm.submit import (
     submit_script,
     write_script,
 )
+from hpcdat.storage.moved_run import folder_of
 
 
 def submit(
@@ -96,6 +97,7 @@ def submit(
             return checked
 
         resolved = read_and_check(())
+        resolved = resolved.model_copy(update={"run_dir": folder_of(job, resolved, replaced)})
         limit, elements = time or profile.time_limit() or "1-0", at_once or profile.at_once
         resources = Resources(nodes, workers, gpus, limit, after or (), elements)
         tasks = array_tasks(

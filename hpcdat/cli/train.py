@@ -14,6 +14,7 @@ from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.report.result_table import result_table
 from hpcdat.slurm.preemption import connected_to_batch_script
+from hpcdat.storage.moved_run import folder_of
 from hpcdat.storage.run_folder import Result
 
 if TYPE_CHECKING:
@@ -43,13 +44,18 @@ def train(
     stops after the current step and leaves a checkpoint. With `--seeds N` the runs are in run_dir/seed-0,
     seed-1, ..., and the table ends with their mean and standard deviation.
     """
-    resolved = reported_once(lambda: read_job(job, [*(set_ or []), *(settings or [])]))
+    replaced = [*(set_ or []), *(settings or [])]
+    resolved = reported_once(lambda: read_job(job, replaced))
+    run_dir = reported_once(lambda: folder_of(job, resolved, replaced))
     if workers > 1:
         start_locally(workers)
+    moved_from, resolved = resolved.run_dir, resolved.model_copy(update={"run_dir": run_dir})
 
     def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result]:
         from hpcdat.commands.train import train, train_seeds
 
+        if run_dir != moved_from and workers.is_rank0:
+            print(f"the run has moved from {moved_from}: continuing in {run_dir}", flush=True)
         if seeds == 1:
             with connected_to_batch_script(resolved.run_dir, stop) if workers.is_rank0 else nullcontext():
                 return {resolved.run_dir: train(resolved, workers, stop, overwrite=overwrite)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import sys
@@ -13,9 +14,17 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import typer
 
 from hpcdat.config.job import Job
-from hpcdat.distributed.launcher import launched
+from hpcdat.distributed.launcher import (
+    Launched,
+    LauncherError,
+    check_launcher,
+    idle_allocation,
+    launched,
+    left_over,
+)
 from hpcdat.distributed.local_mpirun import launch_local
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.distributed.waiting import announcing
 from hpcdat.errors import Exit, HpcdatError, InputError
 
 if TYPE_CHECKING:
@@ -49,7 +58,8 @@ def refuse(error: HpcdatError) -> NoReturn:
     Errors found by every worker are reported once, by rank 0; others by the worker that found them.
     """
     place = launched()
-    if place.rank == 0:
+    rank = error.rank if isinstance(error, LauncherError) else place.rank
+    if rank == 0:
         print(error, file=sys.stderr)
     else:
         # Launchers kill all workers when the first one exits, so wait for rank 0 to report the error. Only a
@@ -57,20 +67,36 @@ def refuse(error: HpcdatError) -> NoReturn:
         # workers running and names those that failed.
         time.sleep(SECONDS_FOR_RANK0)
         if place.launcher != "srun":
-            print(f"worker {place.rank} on {socket.gethostname()}: {error}", file=sys.stderr)
+            print(f"worker {rank} on {socket.gethostname()}: {error}", file=sys.stderr)
     raise typer.Exit(error.exit_code)
 
 
 def start_locally(workers: int) -> None:
     """Start local workers, wait for them and exit with their exit code."""
-    place = launched()
+    place = _checked_place(workers)
     if place.size > 1:
-        refuse(InputError(f"-np: not allowed under {place.launcher}, which has already started the workers"))
+        refuse(_np_under(place))
     arguments = _without_np(sys.argv[1:])
     try:
         raise typer.Exit(launch_local(workers, arguments, on_terminal=sys.stderr.isatty()))
     except HpcdatError as error:
         refuse(error)
+
+
+def _checked_place(workers: int) -> Launched:
+    """This process's place, with a warning if an allocation is larger than the number of workers started."""
+    place = reported_once(check_launcher)
+    if warning := idle_allocation(place, workers):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    return place
+
+
+def _np_under(place: Launched) -> InputError:
+    """The error for ``-np`` in one of the workers that a launcher has started."""
+    return InputError(
+        f"-np: not allowed under {place.launcher}, which has already started {place.size} workers: leave out "
+        f"-np, or, in an interactive shell, unset {' '.join(left_over(place.launcher))}"
+    )
 
 
 def _without_np(arguments: list[str]) -> list[str]:
@@ -96,20 +122,26 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: Job | None) -
     Returns:
         The result of ``work`` on rank 0, None on the others.
     """
+    place = _checked_place(1)
+    _name_user()
     stop = StopRequest()
     # Imported before the workers connect: afterwards a slow import counts as a stall.
-    import hpcdat.commands.train  # noqa: F401
-    from hpcdat.distributed.initialization import init_communicator
+    with announcing(f"load torch and other packages from {sys.prefix}", shown=place.rank == 0):
+        import hpcdat.commands.train  # noqa: F401
+        from hpcdat.distributed.initialization import init_communicator
 
     try:
         workers = init_communicator(
             job.stall_timeout if job else DEFAULT_STALL_TIMEOUT,
+            stop=stop,
             divisible=job is not None
             and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
         )
     except HpcdatError as error:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
+    except KeyboardInterrupt:
+        os._exit(Exit.INTERRUPTED)
     try:
         result = work(workers, stop)
         workers.close()
@@ -123,6 +155,14 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: Job | None) -
         text = traceback.format_exc()
         print(f"hpcdat: worker {workers.rank} on {workers.host} failed:\n{text}", file=sys.stderr, flush=True)
         os._exit(Exit.FAILURE)
+
+
+def _name_user() -> None:
+    """Give a user without a name one: torch names its folder of compiled code after the user."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user-{os.getuid()}"
 
 
 def _report_and_exit(workers: Communicator, error: HpcdatError) -> NoReturn:

@@ -16,7 +16,7 @@ from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
 from hpcdat.data.image_folder import Listing, list_folder
-from hpcdat.data.images import Images
+from hpcdat.data.images import DataError, Images
 from hpcdat.data.sampler import Indices
 
 
@@ -125,4 +125,10 @@ def open_loader(
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat"
+    except RuntimeError:
+        raise DataError(
+            "data.root is not set, and there is no home folder for the cache: set data.root, or the "
+            "environment variable HOME or XDG_CACHE_HOME"
+        ) from None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from hpcdat.data.images import DataError, Images
+from hpcdat.distributed.stop_signals import installed_stop_request
+from hpcdat.distributed.waiting import SECONDS_BETWEEN_CHECKS, Wait, wait_in_thread
 
 DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 """torchvision's classes by ``data.source``."""
@@ -36,8 +38,7 @@ def read_cifar(source: str, root: Path, *, download: bool) -> tuple[Images, Imag
     try:
         if download:
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / ".download.lock", timeout=SECONDS_TO_FETCH):
-                dataset(root, train=True, download=True)
+            _fetch(dataset, root)
         splits = [dataset(root, train=train, download=False) for train in (True, False)]
     except RuntimeError:
         raise DataError(
@@ -45,7 +46,10 @@ def read_cifar(source: str, root: Path, *, download: bool) -> tuple[Images, Imag
             f"{dataset.filename} in data.root, or set data.download: true"
         ) from None
     except OSError as error:
-        raise DataError(f"{folder}: {dataset.url} cannot be fetched or unpacked: {error}") from None
+        raise DataError(
+            f"{folder}: {dataset.url} cannot be fetched or unpacked: {error}. Unpack {dataset.filename} in "
+            "data.root yourself, or set data.root to a folder that can be written"
+        ) from None
     train, test = (
         Images(
             [f"{folder}: {name} image {i}" for i in range(len(split.targets))],
@@ -56,3 +60,20 @@ def read_cifar(source: str, root: Path, *, download: bool) -> tuple[Images, Imag
         for name, split in zip(("training", "test"), splits, strict=True)
     )
     return train, test
+
+
+def _fetch(dataset: type[CIFAR10], root: Path) -> None:
+    """Download and unpack a data set, unless another worker has done so meanwhile."""
+    what = f"{dataset.url} to be fetched to {root}, by this worker or another"
+    wait = Wait(what, installed_stop_request(), longest=SECONDS_TO_FETCH)
+    lock = FileLock(root / ".download.lock")
+    while True:
+        try:
+            lock.acquire(timeout=SECONDS_BETWEEN_CHECKS)
+            break
+        except Timeout:
+            wait.check()
+    try:
+        wait_in_thread(lambda: dataset(root, train=True, download=True), wait)
+    finally:
+        lock.release()

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hpcdat.data.images import DataError
+
 TEST_IMAGES = 397
 """Digits in the test set; the other 1,400 are for training."""
 
@@ -23,8 +25,18 @@ def write_digits(root: Path) -> None:
         root: the folder to make.
 
     Raises:
-        OSError: it cannot be written.
+        DataError: it cannot be written.
     """
+    try:
+        _write(root)
+    except OSError as error:
+        raise DataError(
+            f"the digits cannot be written to {root}: {error.strerror or error}. Set data.root, or the "
+            "environment variable XDG_CACHE_HOME, to a folder that can be written"
+        ) from None
+
+
+def _write(root: Path) -> None:
     if (root / "test").is_dir():
         return
     from sklearn.datasets import load_digits

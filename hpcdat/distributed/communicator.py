@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from hpcdat.errors import HpcdatError, InputError, WorkerError
+from hpcdat.distributed.cores import usable_cores
+from hpcdat.distributed.waiting import announcing
+from hpcdat.errors import HpcdatError, InputError, Stopped, WorkerError
 
 T = TypeVar("T")
 JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
@@ -70,6 +72,10 @@ class Communicator(ABC):
     def is_rank0(self) -> bool:
         """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
+
+    def share_of_cores(self) -> int:
+        """Number of cores for the threads of this worker, at least one."""
+        return max(1, int(usable_cores() / self.local_size))
 
     @abstractmethod
     def iall_reduce(self, tensors: Sequence[Tensor], name: str) -> Pending:
@@ -169,12 +175,14 @@ class Communicator(ABC):
 
         Raises:
             InputError: it failed on all failing workers because an input is wrong.
+            Stopped: a stop was requested while one of them waited in it.
             WorkerError: it failed for another reason. The message names reason, worker and host.
         """
         results: list[T] = []
         failure = None
         try:
-            results.append(work())
+            with announcing(what, shown=self.is_rank0):
+                results.append(work())
         except (OSError, RuntimeError, ValueError, HpcdatError) as error:
             failure = _Failure.of(error, what, self)
         self._raise_for([failure for _, failure in self._outcomes(None, failure, what) if failure])
@@ -193,7 +201,8 @@ class Communicator(ABC):
         """
         result, failure = None, None
         try:
-            result = work() if self.is_rank0 else None
+            with announcing(what, shown=self.is_rank0):
+                result = work() if self.is_rank0 else None
         except (OSError, RuntimeError, ValueError, HpcdatError) as error:
             failure = _Failure.of(error, what, self)
         (result_of_rank0, failure), *_ = self._outcomes(result, failure, what)
@@ -217,7 +226,11 @@ class Communicator(ABC):
         message = "\n".join(
             text if self.size == 1 else f"{text} ({where})" for text, where in reversed(first.items())
         )
-        kind = InputError if all(failure.wrong_input for failure in failures) else WorkerError
+        kind: type[HpcdatError] = WorkerError
+        if any(failure.stopped for failure in failures):
+            kind = Stopped
+        elif all(failure.wrong_input for failure in failures):
+            kind = InputError
         raise kind(message, everywhere=True)
 
 
@@ -227,8 +240,10 @@ class _Failure(NamedTuple):
     message: str
     wrong_input: bool
     where: str
+    stopped: bool = False
 
     @classmethod
     def of(cls, error: Exception, what: str, comm: Communicator) -> _Failure:
         message = str(error) if isinstance(error, HpcdatError) else f"cannot {what}: {error}"
-        return cls(message, isinstance(error, InputError), f"worker {comm.rank} on {comm.host}")
+        where = f"worker {comm.rank} on {comm.host}"
+        return cls(message, isinstance(error, InputError), where, isinstance(error, Stopped))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, shorten
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+"""Exists on a node with an NVIDIA driver."""
 
 
 def choose_device(job: Job, workers: Communicator) -> torch.device:
@@ -18,20 +24,32 @@ def choose_device(job: Job, workers: Communicator) -> torch.device:
         InputError: the job requests a GPU and none is available.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    hint = why_no_gpu() if gpus == 0 else ""
     if job.device == "cuda" and gpus == 0:
-        raise InputError("device: cuda: torch finds no usable GPU")
+        raise InputError(f"device: cuda: torch finds no usable GPU{hint and ': '}{hint}")
     if job.device != "cpu" and gpus:
         device = torch.device("cuda", workers.local_rank % gpus)
         torch.cuda.set_device(device)
         return device
-    if "OMP_NUM_THREADS" in os.environ:
-        # Set explicitly by the user or the launcher.
-        return torch.device("cpu")
-    mine, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    # A launcher that binds each worker to its own cores has already divided them.
-    bound = mine < all_cores
-    torch.set_num_threads(mine if bound else max(1, mine // workers.local_size))
+    if hint and job.device == "auto" and workers.local_rank == 0:
+        print(f"warning: {workers.host} computes on its CPU: {hint}", file=sys.stderr, flush=True)
+    # Otherwise set explicitly by the user or the launcher.
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(workers.share_of_cores())
     return torch.device("cpu")
+
+
+def why_no_gpu(environ: Mapping[str, str] = os.environ) -> str:
+    """Why torch finds no GPU on a node with an NVIDIA driver; empty if that is unknown or there is none."""
+    if not NVIDIA_DRIVER.exists():
+        return ""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return "torch cannot use the GPUs of its NVIDIA driver; check the driver's version, see hpcdat doctor"
+    return (
+        f"CUDA_VISIBLE_DEVICES={shorten(visible)} names none of its GPUs; unset it if it is left over, or "
+        "request GPUs from Slurm"
+    )
 
 
 def synchronize(device: torch.device) -> None:

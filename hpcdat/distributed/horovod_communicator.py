@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
-from hpcdat.distributed.launcher import Launched
-from hpcdat.distributed.srun_rendezvous import connect_under_srun
+from hpcdat.distributed.cores import cgroup_quota, share_of_cores
+from hpcdat.distributed.launcher import Launched, left_over
+from hpcdat.distributed.srun_rendezvous import check_own_name, srun_variables
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.distributed.waiting import Wait, wait_in_thread
 from hpcdat.distributed.watchdog import Watchdog
 from hpcdat.errors import WorkerError, first_line
 
@@ -32,19 +35,30 @@ class HorovodCommunicator(Communicator):
     Args:
         place: rank and size according to the launcher.
         stall_timeout: longest wait for the others, seconds.
+        stop: request to stop, which ends the wait for a connection.
         divisible: whether :meth:`split` may be called.
 
     Raises:
-        WorkerError: Horovod finds another number of workers than the launcher started.
+        WorkerError: Horovod finds another number of workers than the launcher started, or the others did not
+            connect in time, or this node's name does not resolve.
+        Stopped: a stop was requested before the workers had connected.
     """
 
-    def __init__(self, place: Launched, stall_timeout: float, *, divisible: bool = False) -> None:
+    def __init__(
+        self,
+        place: Launched,
+        stall_timeout: float,
+        *,
+        stop: StopRequest | None = None,
+        divisible: bool = False,
+    ) -> None:
         super().__init__(place.launcher)
+        longest = max(stall_timeout, SECONDS_TO_CONNECT)
+        if place.launcher != "mpirun":
+            check_own_name(stop)
         if place.launcher == "srun":
-            connect_under_srun()
-        os.environ.setdefault(
-            "HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(max(stall_timeout, SECONDS_TO_CONNECT)))
-        )
+            os.environ.update(srun_variables(longest, stop))
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(longest)))
         os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
         # Horovod's thread shares a core with the computation, and must yield it while it waits in MPI.
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -54,7 +68,8 @@ class HorovodCommunicator(Communicator):
         with self._watchdog.waiting("connecting", at_least=SECONDS_TO_CONNECT):
             import horovod.torch as hvd
 
-            hvd.init()
+            others = f"the other {place.size - 1} of {place.size} workers to connect ({place.launcher})"
+            wait_in_thread(hvd.init, Wait(others, stop, shown=place.rank == 0))
         self._hvd = hvd
         self._options: dict[str, Any] = {}
         self._root, self._prefix = 0, ""
@@ -67,15 +82,20 @@ class HorovodCommunicator(Communicator):
             raise WorkerError(
                 f"{place.launcher} started {place.size} workers but Horovod finds {self.size}: its MPI is "
                 f"not that of this {place.launcher}. Use the mpirun of the environment "
-                "(.venv/bin/mpirun), or let hpcdat start the workers."
+                "(.venv/bin/mpirun), or let hpcdat start the workers. If there is no such launcher, unset "
+                f"{' '.join(left_over(place.launcher))}, which are left over in this shell"
             )
 
-        sizes, cross_ranks, hosts = zip(
-            *self.all_gather_object([self.local_size, hvd.cross_rank(), self.host], "nodes"), strict=True
-        )
+        own = [self.local_size, hvd.cross_rank(), self.host, sorted(os.sched_getaffinity(0))]
+        sizes, cross_ranks, hosts, cores = zip(*self.all_gather_object(own, "nodes"), strict=True)
         # If nodes have different numbers of workers, Horovod's cross rank does not identify the node.
         places = cross_ranks if len(set(sizes)) == 1 else hosts
         self.node_of = [list(dict.fromkeys(places)).index(place) for place in places]
+        here = [own for own, node in zip(cores, self.node_of, strict=True) if node == self.node_of[self.rank]]
+        self._share_of_cores = share_of_cores(cores[self.rank], here, cgroup_quota())
+
+    def share_of_cores(self) -> int:  # noqa: D102
+        return self._share_of_cores
 
     def iall_reduce(self, tensors: Sequence[Tensor], name: str) -> Pending:  # noqa: D102
         with self._bounded(name):

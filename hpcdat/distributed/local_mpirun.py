@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hpcdat.errors import InputError
+from hpcdat.errors import InputError, first_line, shorten
 from hpcdat.progress import ON_TERMINAL
+
+ALLOCATIONS = (
+    *("SLURM_JOBID", "SLURM_NODELIST", "SLURM_JOB_NODELIST", "SLURM_TASKS_PER_NODE", "SLURM_STEP_"),
+    *("PBS_ENVIRONMENT", "PBS_JOBID", "PBS_NODEFILE", "PE_HOSTFILE", "FLUX_JOB_", "LSB_"),
+)
+"""Beginnings of the variables in which mpirun finds the nodes of an allocation."""
+PLACES = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "PMIX_", "PMI_", "SLURM_PROCID", "FLUX_TASK_")
+"""Beginnings of the variables that state a process's place among the workers of a launcher."""
+SHARED_MEMORY, SHARED_BYTES = "/dev/shm", 2**24  # noqa: S108
+"""Where Open MPI puts the messages between local workers, and how much of it each worker takes."""
+SECONDS_FOR_NAME = 5.0
+"""How long this machine's name may take to resolve without a message."""
 
 
 def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -> int:
@@ -30,10 +46,13 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
         The exit code of the workers.
 
     Raises:
-        InputError: there is no mpirun.
+        InputError: there is no mpirun, or no folder for temporary files.
     """
+    check_temporary_folder()
     # Open MPI otherwise spends a second per start scanning for networks that local workers do not use.
-    environment = {"OMPI_MCA_btl": "^ofi,openib"} | dict(os.environ)
+    environment = (
+        {"OMPI_MCA_btl": "^ofi,openib"} | folder_of_messages(workers) | local_environment(os.environ)
+    )
     if on_terminal:
         environment[ON_TERMINAL] = "1"
     # In its own session, so that the terminal's Ctrl-C reaches only this process.
@@ -43,6 +62,8 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
         start_new_session=True,
         preexec_fn=_die_with_parent,
     )
+    # After the fork, which other threads could disturb.
+    warn_of_slow_name()
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -77,6 +98,71 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
+def local_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would have mpirun start workers on other machines.
+
+    Within an allocation of Slurm or another resource manager, mpirun distributes workers over its nodes. All
+    other variables stay: jobs and sites use them.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if "_MCA_" in name or not name.startswith((*ALLOCATIONS, *PLACES))
+    }
+
+
+def folder_of_messages(workers: int) -> dict[str, str]:
+    """The variable that has Open MPI exchange messages in the temporary folder, if /dev/shm is too small."""
+    try:
+        fits = shutil.disk_usage(SHARED_MEMORY).free >= workers * SHARED_BYTES
+    except OSError:
+        fits = False
+    return {} if fits else {"OMPI_MCA_btl_sm_backing_directory": tempfile.gettempdir()}
+
+
+def check_temporary_folder() -> None:
+    """Check that mpirun and the workers can write temporary files.
+
+    Raises:
+        InputError: they cannot.
+    """
+    # Python would use another folder in place of TMPDIR without a word, mpirun would not start.
+    folder = os.environ.get("TMPDIR")
+    try:
+        with tempfile.TemporaryFile(dir=folder or None) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        where = f"TMPDIR={shorten(folder)}" if folder else "the folder for temporary files"
+        raise InputError(
+            f"{where}: cannot be written ({error.strerror or first_line(error)}): several workers need it; "
+            "set TMPDIR to a folder that exists, can be written and has space"
+        ) from None
+
+
+def warn_of_slow_name() -> None:
+    """Say so if this machine's name does not resolve soon: mpirun and MPI wait for it, several times."""
+    name = socket.gethostname()
+
+    def warn() -> None:
+        print(
+            f"hpcdat: the start takes long because this machine's name, {name}, does not resolve within "
+            f"{SECONDS_FOR_NAME:g} s: add it to /etc/hosts",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(SECONDS_FOR_NAME, warn)
+    timer.daemon = True
+    timer.start()
+
+    def resolve() -> None:
+        with contextlib.suppress(OSError):
+            socket.gethostbyname(name)
+        timer.cancel()
+
+    threading.Thread(target=resolve, name="resolve", daemon=True).start()
+
+
 def mpirun_command(workers: int, program: Sequence[str]) -> list[str]:
     """The command line that starts a program once for every worker, on this machine.
 
@@ -89,7 +175,8 @@ def mpirun_command(workers: int, program: Sequence[str]) -> list[str]:
     mpirun = str(local) if local.exists() else shutil.which("mpirun")
     if mpirun is None:
         raise InputError("several workers need mpirun, which is neither in the environment nor on PATH")
-    command = [mpirun, "-np", str(workers), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
+    command = [mpirun, "-np", str(workers), "--host", f"localhost:{workers}"]
+    command += ["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
     if os.geteuid() == 0:
         command.append("--allow-run-as-root")
     return [*command, *program]

@@ -41,3 +41,9 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+
+
+def installed_stop_request() -> StopRequest | None:
+    """The request that handles this process's signals; None if there is none."""
+    owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return owner if isinstance(owner, StopRequest) else None

@@ -102,11 +102,14 @@ def run_unevenly(
     """
     rounds = _StatusRounds(workers, stop)
     results: list[T] = []
-    failure = None
+    failure: Exception | None = None
     try:
         results.append(work(rounds.poll))
     except _Aborted:
         pass
+    except Stopped as error:
+        # The work noticed the request itself; the others learn of it in the next round.
+        failure = None if stop is not None and stop.requested else error
     except (OSError, RuntimeError, ValueError, HpcdatError) as error:
         failure = error
     rounds.wait(failed=failure is not None)

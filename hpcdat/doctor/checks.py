@@ -21,6 +21,9 @@ MIN_MEMORY = 2**30
 MIN_SHARED_MEMORY = 2**27
 """Bytes of shared memory per worker; a container has only 64 MiB in total by default."""
 
+MAX_BUSY_CORES = 0.5
+"""Cores that other processes may use without a warning."""
+
 Level = Literal["ok", "warning", "failure"]
 
 
@@ -84,6 +87,9 @@ def check_gpus(nodes: Sequence[Node], device: Literal["auto", "cpu", "cuda"]) ->
     unused = [node.host for node in nodes if not node.gpus and node.driver]
     if unused and device != "cpu":
         found = "an NVIDIA driver, but no GPU that torch can use"
+        found += "".join(
+            dict.fromkeys(f": {node.no_gpu}" for node in nodes if node.host in unused and node.no_gpu)
+        )
         advice = "request GPUs from Slurm, or check that the driver is new enough for torch's CUDA"
         findings.append(Finding("warning", check, found, first_few(unused), advice))
     if device == "cuda" and without:
@@ -228,8 +234,13 @@ def check_run_dir(run_dir: RunDir, first: str) -> list[Finding]:
     return findings
 
 
-def check_resources(nodes: Sequence[Node]) -> list[Finding]:
-    """Check cores, memory and shared memory for the workers of each node."""
+def check_resources(nodes: Sequence[Node], shared_memory: int = MIN_SHARED_MEMORY) -> list[Finding]:
+    """Check cores, memory, shared memory and temporary files for the workers of each node.
+
+    Args:
+        nodes: facts about them.
+        shared_memory: bytes that each worker needs in /dev/shm.
+    """
     findings = []
     for node in nodes:
         workers = len(node.takes)
@@ -237,13 +248,22 @@ def check_resources(nodes: Sequence[Node]) -> list[Finding]:
             found = f"{count(node.cores, 'core')} for {count(workers, 'worker')}"
             advice = "start fewer workers per node, or request more cores"
             findings.append(Finding("warning", "cores", found, node.host, advice))
+        if node.busy > MAX_BUSY_CORES:
+            found = f"other processes use {node.busy:.1f} of {count(node.cores, 'core')}"
+            advice = "set OMP_NUM_THREADS to the number of free cores, or use a node of your own"
+            findings.append(Finding("warning", "cores", found, node.host, advice))
+        if node.temporary_error:
+            advice = "set TMPDIR to a folder that can be written"
+            findings.append(Finding("failure", "temporary files", node.temporary_error, node.host, advice))
         for check, available, minimum in (
             ("memory", node.memory, MIN_MEMORY),
-            (SHARED_MEMORY, node.shared_memory, MIN_SHARED_MEMORY),
+            (SHARED_MEMORY, node.shared_memory, max(shared_memory, MIN_SHARED_MEMORY)),
         ):
             if available < minimum * workers:
                 found = f"{_gib(available)} for {count(workers, 'worker')}"
                 advice = f"start fewer workers per node, or provide {_gib(minimum)} for each"
+                if check == SHARED_MEMORY:
+                    advice += "; start a container with a larger --shm-size, or with --ipc=host"
                 findings.append(Finding("warning", check, found, node.host, advice))
     if not findings:
         cores = min(node.cores / len(node.takes) for node in nodes)

@@ -11,6 +11,7 @@ import torch
 from tabulate import tabulate
 
 from hpcdat.config.job import Job
+from hpcdat.data.reading_processes import shared_bytes
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.doctor.checks import (
@@ -108,6 +109,15 @@ class Report:
             raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def _shared_memory(job: Job | None) -> int:
+    """Bytes that a worker's images take in /dev/shm; 0 if they are not there."""
+    if job is None or job.data.loader != "torchvision":
+        return 0
+    batch = max(job.batch_size, job.evaluation.batch_size)
+    image = job.data.image_size**2 * job.data.channels
+    return shared_bytes(batch * image, job.data.threads)
+
+
 def _pairs_table(pairs: Sequence[Pair]) -> str:
     ordered = sorted(pairs, key=lambda pair: pair.bandwidth)
     rows = [
@@ -158,7 +168,7 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
         *check_clocks([node.host for node in nodes], clocks),
         *(check_images(nodes, job.data) if job else []),
         *(check_run_dir(run_dir, nodes[0].host) if run_dir else []),
-        *check_resources(nodes),
+        *check_resources(nodes, _shared_memory(job)),
         *check_pairs(pairs, len(nodes)),
     ]
     title = f"{count(workers.size, 'worker')} on {count(len(nodes), 'node')}"

@@ -18,7 +18,10 @@ from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.image_folder import find_classes
 from hpcdat.distributed.communicator import Communicator
+from hpcdat.distributed.cores import cgroup_quota, observe_cores
+from hpcdat.distributed.device import why_no_gpu
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.local_mpirun import check_temporary_folder
 from hpcdat.errors import HpcdatError, InputError, first_line
 from hpcdat.storage.atomic_files import write_text
 
@@ -47,6 +50,9 @@ class Node:
         shared_memory: bytes free in /dev/shm.
         classes: number of image classes, or None if the images were not checked or cannot be used.
         data_error: why the images cannot be used, or empty.
+        busy: how many of the cores other processes use.
+        no_gpu: why torch finds no GPU in spite of the driver, or empty.
+        temporary_error: why temporary files cannot be written, or empty.
     """
 
     host: str
@@ -62,6 +68,9 @@ class Node:
     shared_memory: int
     classes: int | None
     data_error: str
+    busy: float = 0.0
+    no_gpu: str = ""
+    temporary_error: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,11 +126,15 @@ def inspect_nodes(job: Job | None, workers: Communicator) -> list[Node]:
     environment = describe_environment(workers, device)
 
     def inspect() -> dict[str, Any]:
+        # All workers do so at once, when none of them computes.
+        busy = observe_cores()
         gpus = _gpus()
         seen: dict[str, Any] = {
             "gpus": {str(gpu.uuid): gpu.name for gpu in gpus},
             "takes": str(gpus[device.index].uuid) if device.type == "cuda" else None,
             "cores": sorted(os.sched_getaffinity(0)),
+            "quota": cgroup_quota(),
+            "busy": busy,
         }
         if workers.rank in first_ranks(workers):
             seen["node"] = _inspect_host(job, workers, environment)
@@ -137,10 +150,18 @@ def inspect_nodes(job: Job | None, workers: Communicator) -> list[Node]:
                 # A worker may see all GPUs and cores of the node, or only its own.
                 gpus={gpu: name for seen in members for gpu, name in seen["gpus"].items()},
                 takes=[seen["takes"] for seen in members],
-                cores=len({core for seen in members for core in seen["cores"]}),
+                cores=_count_cores(members),
+                busy=max(seen["busy"] for seen in members),
             )
         )
     return nodes
+
+
+def _count_cores(members: Sequence[dict[str, Any]]) -> int:
+    """Cores that the workers of a node may use, together and on average."""
+    cores = len({core for seen in members for core in seen["cores"]})
+    quotas = [seen["quota"] for seen in members if seen["quota"] is not None]
+    return max(1, min(cores, int(max(quotas)))) if len(quotas) == len(members) else cores
 
 
 def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str, Any]) -> dict[str, Any]:
@@ -172,10 +193,20 @@ def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str,
         "dali": dali,
         "dali_error": dali_error,
         "memory": int(memory["MemAvailable"].split()[0]) * 1024,
-        "shared_memory": shutil.disk_usage(SHARED_MEMORY).free,
+        "shared_memory": shutil.disk_usage(SHARED_MEMORY).free if Path(SHARED_MEMORY).exists() else 0,
         "classes": classes,
         "data_error": data_error,
+        "no_gpu": why_no_gpu() if not _gpus() else "",
+        "temporary_error": _temporary_error(),
     }
+
+
+def _temporary_error() -> str:
+    try:
+        check_temporary_folder()
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _count_classes(data: Data) -> int | None:

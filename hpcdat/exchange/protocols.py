@@ -190,7 +190,7 @@ def sharded_server(
     numbers are rounded once (two-sided: twice) for any M. For the arguments see :class:`SumProtocol` and
     :func:`parameter_server`.
     """
-    missing = -len(x) % (workers.size * max(_block(codec), _block(sum_codec)))
+    missing = workers.size * shard_length(len(x), workers.size, codec, sum_codec) - len(x)
     rows = (pad(x, (0, missing)) if missing else x).view(workers.size, -1)
     messages = yield workers.iall_to_all(encode_worker(workers, rows, codec, draw, feedback), name)
     total = codec.decode_sum(messages, rows.shape[1])
@@ -248,6 +248,16 @@ def _encode(
     return messages
 
 
+def shard_length(count: int, workers: int, codec: Codec, sum_codec: Codec) -> int:
+    """Numbers in each worker's shard of a vector of ``count`` numbers, with padding.
+
+    A shard holds whole blocks, unless it is smaller than a block.
+    """
+    length = -(-count // workers)
+    block = max(_block(codec), _block(sum_codec))
+    return length if length < block else -(-length // block) * block
+
+
 def _block(codec: Codec) -> int:
-    """Number of coordinates that share a norm; a shard holds whole blocks."""
+    """Number of coordinates that share a norm."""
     return (codec.quantizer.block or 1) if isinstance(codec, Quantized) else 1

@@ -100,8 +100,9 @@ class Quantizer:
         return from_codes(blocks, norms[..., None], self.s, workers).flatten(-2)[..., : codes.shape[-1]]
 
     def _in_blocks(self, x: Tensor) -> Tensor:
-        """(..., n) as (..., blocks, block), padded with zeros."""
-        size = self.block or max(x.shape[-1], 1)
+        """(..., n) as (..., blocks, block), padded with zeros; one block of n if n is less than a block."""
+        count = max(x.shape[-1], 1)
+        size = min(self.block or count, count)
         missing = -x.shape[-1] % size
         blocks: Tensor = (pad(x, (0, missing)) if missing else x).unflatten(-1, (-1, size))
         return blocks

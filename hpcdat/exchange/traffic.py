@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpcdat.exchange.codecs import Cast, Codec, Quantized
-from hpcdat.exchange.protocols import lanes_for
+from hpcdat.exchange.protocols import lanes_for, shard_length
 
 Kind = Literal["allreduce", "allgather", "alltoall", "gather", "broadcast"]
 
@@ -123,7 +123,9 @@ def collectives(protocol: str, count: int, workers: int, codec: Codec, sum_codec
         return [Collective("allgather", sent)]
     if protocol == "parameter_server":
         return [Collective("gather", sent), Collective("broadcast", returned)]
-    return [Collective("alltoall", sent), Collective("allgather", returned / workers)]
+    shard = shard_length(count, workers, codec, sum_codec)
+    rows = workers * codec.message_bytes(shard)
+    return [Collective("alltoall", rows), Collective("allgather", sum_codec.message_bytes(shard))]
 
 
 def traffic(crossing: Iterable[Collective], workers: int) -> Traffic:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from statistics import median
 
+import torch
+
+from hpcdat.distributed.cores import CoreUse
 from hpcdat.progress import Progress
 from hpcdat.training.state import TrainingState
 from hpcdat.training.step import StepOutcome
@@ -29,6 +33,8 @@ class EpochLog:
         self.state, self.progress = state, progress
         self.job, self.exchange = state.algorithm.job, state.algorithm.exchange
         self.workers, self.roles = state.workers, state.algorithm.roles
+        on_cpu = state.algorithm.device.type == "cpu"
+        self._core_use = CoreUse(torch.get_num_threads() if on_cpu else 1)
         self.begin()
 
     def begin(self) -> None:
@@ -49,6 +55,9 @@ class EpochLog:
         began, waited = time.perf_counter(), self.exchange.seconds.waited
         yield
         self._step_seconds.append(time.perf_counter() - began - (self.exchange.seconds.waited - waited))
+        if warning := self._core_use.step():
+            place = f"worker {self.workers.rank} on {self.workers.host}"
+            print(f"warning: {place}: {warning}", file=sys.stderr, flush=True)
 
     def count(self, outcome: StepOutcome, global_size: int) -> None:
         """Add a step to the totals.

@@ -27,7 +27,7 @@ class Grid:
         self.block, self.norm = block, norm
 
     def blocks(self, x):
-        size = self.block or x.shape[-1]
+        size = min(self.block or x.shape[-1], x.shape[-1])
         missing = -x.shape[-1] % size
         padded = np.concatenate([x, np.zeros((*x.shape[:-1], missing), x.dtype)], -1)
         return padded.reshape(*x.shape[:-1], -1, size)
@@ -128,7 +128,8 @@ def expected(settings, vectors, residuals, *, step, bucket, block=64):
     if protocol == "parameter_server":
         total = added([rounded("worker", rank, x[None], send)[0] for rank, x in enumerate(vectors)])
         return rounded("server", 0, total[None], sum_codec)[0]
-    missing = -count % (size * max(send.block or 1, sum_codec.block or 1))
+    whole = size * max(send.block or 1, sum_codec.block or 1)
+    missing = -count % (whole if count > whole - size else size)
     rows = [np.concatenate([x, np.zeros(missing, F)]).reshape(size, -1) for x in vectors]
     sent = [rounded("worker", rank, row, send) for rank, row in enumerate(rows)]
     shards = [

@@ -126,6 +126,25 @@ def test_messages_have_the_length_of_message_bytes_and_rows_do_not_matter(count,
         assert torch.equal(codec.decode(messages[row : row + 1], count)[0], numbers[row])
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_block_larger_than_a_message_is_not_filled_up(rows, monkeypatch):
+    """As many random numbers are drawn as there are coordinates, and one block has the codes of no blocks."""
+    drawn = []
+
+    def counted(count, key):
+        drawn.append(count)
+        return uniform(count, key)
+
+    monkeypatch.setattr("hpcdat.exchange.quantizer.uniform", counted)
+    x = torch.randn(rows, 300, generator=torch.Generator().manual_seed(0))
+    codec = Quantized(Quantizer(8, block=10_000_000))
+    message = codec.encode(x, key(6))
+    assert drawn == [rows * 300] and message.shape == (rows, 4 + 300)
+    whole = Quantized(Quantizer(8, block=None))
+    assert torch.equal(message[:1], whole.encode(x[:1], key(6)))
+    assert torch.allclose(codec.decode(message, 300), x, atol=x.abs().max().item() / 127)
+
+
 def test_error_at_8_bits_of_gaussian_data():
     x = torch.randn(2**20, generator=torch.Generator().manual_seed(0))
     quantizer = Quantizer(8)

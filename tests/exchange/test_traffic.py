@@ -7,6 +7,7 @@ from hpcdat.config.sections import Exchange
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.exchange.codecs import Cast, Quantized
+from hpcdat.exchange.protocols import shard_length
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.exchange.resolve import make_plan
 from hpcdat.exchange.traffic import collectives, traffic
@@ -45,6 +46,17 @@ def test_a_ring_sends_two_vectors_less_a_share_from_each_worker():
 def test_the_card_of_one_server_carries_what_all_send():
     busiest = sent("parameter_server", 1000, 6, FLOAT).busiest
     assert busiest == 5 * 4000 and sent("sharded_server", 1000, 6, FLOAT).busiest < busiest / 2
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 100, 3071, 3072, 3073, 100_000])
+@pytest.mark.parametrize("block", [8, 512, 10_000_000])
+def test_shards_of_a_server_are_filled_up_by_less_than_the_gradient(count, block):
+    codec = Quantized(Quantizer(8, block=block))
+    length = shard_length(count, 6, codec, FLOAT)
+    assert count <= 6 * length < max(2 * count, count + 6)
+    (codes, sums) = collectives("sharded_server", count, 6, codec, FLOAT)
+    assert codes.size == 6 * codec.message_bytes(length) and sums.size == 4 * length
+    assert shard_length(count, 6, FLOAT, FLOAT) == -(-count // 6)
 
 
 def workers_of(size):

@@ -80,7 +80,7 @@ def test_float32_in_a_ring_takes_its_bytes_and_its_messages():
 def test_codes_are_computed_while_the_network_transfers():
     known = predict(["exchange.bits=8", "exchange.protocol=sharded_server", "exchange.two_sided=true"], 6)
     norms = math.ceil(250000 / 6 / 512)
-    row = 4 * (norms + math.ceil(250000 / 6 / 4))
+    row = norms * (4 + 512)
     wire = 5 * row / RATE * 2
     exact = 2 * 5 / 6 * 4 * 250 / RATE
     # Two buckets, one of codes and one of biases, agreed upon together: of the shorter sum one half is

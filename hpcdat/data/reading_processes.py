@@ -1,0 +1,224 @@
+"""Processes that read batches of images ahead of a trainer."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for_futures
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, get_context, resource_tracker
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from hpcdat.distributed.stop_signals import StopRequest, installed_stop_request
+from hpcdat.distributed.waiting import SECONDS_BETWEEN_CHECKS, Wait
+from hpcdat.errors import HpcdatError, InputError, WorkerError, first_line
+
+Batch = TypeVar("Batch")
+Place = TypeVar("Place")
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+"""Where the processes put the images that they have read."""
+BATCHES_AHEAD = 2
+"""Batches that each process reads ahead."""
+SECONDS_TO_FINISH = 10.0
+"""How long a trainer waits for images after a stop request, to end its step with a checkpoint."""
+
+
+class ReadingProcesses(Generic[Place, Batch]):
+    """A pool of processes that read batches ahead, in order, and serve one epoch after the other.
+
+    Args:
+        read: reads one batch, given the places of its images; a function that can be pickled.
+        count: number of processes.
+        image_bytes: size of an image as it is read, bytes.
+
+    Raises:
+        InputError: there is no room for temporary files or shared memory.
+    """
+
+    def __init__(self, read: Callable[[Sequence[Place]], Batch], count: int, image_bytes: int) -> None:
+        self.count, self.image_bytes = count, image_bytes
+        self._announced = False
+        try:
+            _start_fork_server(read)
+            # MPI forbids forking; a fork server starts clean processes.
+            self._pool = ProcessPoolExecutor(
+                count, get_context("forkserver"), initializer=_begin, initargs=(os.getpid(), read)
+            )
+        except (OSError, EOFError) as error:
+            raise _cannot_start(error) from None
+
+    def read(self, batches: Sequence[Sequence[Place]]) -> Iterator[Batch]:
+        """Yield what ``read`` returns for each batch, in order.
+
+        Raises:
+            InputError: the shared memory is too small.
+            WorkerError: a process was killed, or cannot send what it has read.
+            Stopped: a stop was requested, and no images have come since.
+        """
+        left, pending = iter(batches), deque[Future[Batch]]()
+        needed = shared_bytes(max(map(len, batches), default=0) * self.image_bytes, self.count)
+        try:
+            while True:
+                while len(pending) < BATCHES_AHEAD * self.count and (batch := next(left, None)) is not None:
+                    pending.append(self._submit(batch))
+                if not pending:
+                    return
+                yield self._result(pending.popleft(), needed)
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _submit(self, batch: Sequence[Place]) -> Future[Batch]:
+        try:
+            return self._pool.submit(_read, batch)
+        except BrokenProcessPool as error:
+            raise _killed(error) from None
+        except (OSError, EOFError) as error:
+            raise _cannot_start(error) from None
+
+    def _result(self, future: Future[Batch], needed: int) -> Batch:
+        wait = Wait(
+            "images from the processes of data.threads",
+            installed_stop_request(),
+            grace=SECONDS_TO_FINISH,
+            shown=not self._announced,
+        )
+        while not wait_for_futures([future], SECONDS_BETWEEN_CHECKS).done:
+            wait.check()
+            self._announced = wait.announced
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise _killed(error) from None
+        except (OSError, RuntimeError) as error:
+            raise _cannot_send(error, needed, self.count) from None
+
+
+def shared_bytes(batch_bytes: int, processes: int) -> int:
+    """Bytes of images that are in shared memory at once: batches read ahead, and the one at hand."""
+    return batch_bytes * (BATCHES_AHEAD * processes + 1)
+
+
+def _cannot_send(error: Exception, needed: int, count: int) -> HpcdatError:
+    """Why a process cannot send the images that it has read."""
+    if "shared memory" not in str(error) and "No space left" not in str(error):
+        return WorkerError(f"data.loader: torchvision: a process cannot send images: {first_line(error)}")
+    return InputError(
+        f"{SHARED_MEMORY} is too small for data.loader: torchvision: it has {_room()}, and the {count} "
+        f"processes of data.threads hold up to {_mib(needed)} of images there. Start the container with a "
+        "larger --shm-size or with --ipc=host, lower batch_size or data.threads, or choose data.loader: dali"
+    )
+
+
+def _killed(error: BrokenProcessPool) -> WorkerError:
+    """Why the pool broke: a process was killed, or what it sent cannot be received."""
+    cause = str(error.__cause__ or "").strip().strip('"').strip().splitlines()
+    if cause:
+        return WorkerError(f"data.loader: torchvision: images cannot be received: {cause[-1]}")
+    return WorkerError(
+        "data.loader: torchvision: a process that reads images has ended. If it left no message, it was "
+        "killed, probably because memory ran out (see dmesg): lower data.threads or batch_size, or request "
+        "more memory"
+    )
+
+
+def _cannot_start(error: Exception) -> InputError:
+    """Why there is no process that reads images."""
+    problem = f"data.loader: torchvision: its processes cannot be started: {first_line(error)}"
+    # There may be no folder for temporary files.
+    with suppress(OSError):
+        return InputError(
+            f"{problem}. They need space in {SHARED_MEMORY} (it has {_room()}) and in the folder for "
+            f"temporary files, TMPDIR (now {tempfile.gettempdir()})"
+        )
+    return InputError(f"{problem}. Set TMPDIR to a folder that exists, can be written and has space")
+
+
+def _room() -> str:
+    """Size of the shared memory and what is free of it."""
+    try:
+        usage = shutil.disk_usage(SHARED_MEMORY)
+    except OSError as error:
+        return f"no space: {error.strerror}"
+    return f"{_mib(usage.total)}, {_mib(usage.free)} of them free"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.3g} MiB"
+
+
+_batch_reader: Callable[[Any], Any]
+"""In a reading process: what reads a batch."""
+
+
+def _begin(trainer: int, read: Callable[[Any], Any]) -> None:
+    """Prepare a reading process."""
+    global _batch_reader
+    _batch_reader = read
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
+
+def _read(batch: Any) -> Any:
+    return _batch_reader(batch)
+
+
+def _end_with(trainer: int) -> None:
+    """End this process when the trainer ends in any way, or asks it to end.
+
+    Its parent is the fork server, which outlives the trainer. SIGTERM, which the trainer sends to end it, is
+    blocked, since others send it too.
+    """
+    with suppress(ProcessLookupError):
+        trains = os.pidfd_open(trainer)
+        while not select.select([trains], [], [], 0)[0]:
+            received = signal.sigtimedwait([signal.SIGTERM], 0.5)
+            if received and received.si_pid == trainer:
+                break
+    os._exit(1)
+
+
+def _start_fork_server(read: Callable[..., object]) -> None:
+    """Start the fork server with signals to stop blocked, so that only the trainer handles them.
+
+    A terminal, mpirun and Slurm send them to all processes of a worker; the trainer then finishes its step.
+    The server imports once what all processes of all loaders need.
+    """
+    function = getattr(read, "func", read)
+    forkserver.set_forkserver_preload([__name__, function.__module__])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
+    try:
+        with _quiet():
+            resource_tracker.ensure_running()
+        # The resource tracker has unblocked some of them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the resource tracker's warning when it cleans up after a trainer that was killed."""
+    before = os.environ.get("PYTHONWARNINGS")
+    mine = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{before},{mine}" if before else mine
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before

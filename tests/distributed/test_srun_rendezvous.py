@@ -1,0 +1,126 @@
+"""Tasks of an srun step meet, or say for whom they wait."""
+
+import os
+import socket
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from hpcdat.distributed import srun_rendezvous
+from hpcdat.distributed.horovod_communicator import HorovodCommunicator
+from hpcdat.distributed.launcher import Launched
+from hpcdat.distributed.srun_rendezvous import srun_variables
+from hpcdat.errors import Stopped, WorkerError
+
+HERE = "node1"
+
+
+def task(rank, size=2, nodes=1):
+    """What srun sets for a task; the tasks' names of nodes resolve to this machine."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "3",
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "SLURM_STEP_NODELIST": HERE if nodes == 1 else "node[1-2]",
+        "SLURM_STEP_TASKS_PER_NODE": str(size) if nodes == 1 else "1(x2)",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank if nodes == 1 else 0),
+        "SLURM_NODEID": str(0 if nodes == 1 else rank),
+        "SLURMD_NODENAME": f"node{1 if nodes == 1 else rank + 1}",
+    }
+
+
+def set_resolver(monkeypatch, resolve):
+    found = SimpleNamespace(
+        gethostname=socket.gethostname,
+        gethostbyname=resolve,
+        getaddrinfo=lambda name, port: [(0, 0, 0, "", (resolve(name), 0))],
+    )
+    monkeypatch.setattr(srun_rendezvous, "socket", found)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """The names that resolve."""
+    known = {HERE, socket.gethostname()}
+
+    def resolve(name):
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return "127.0.0.1"
+
+    set_resolver(monkeypatch, resolve)
+    return known
+
+
+def test_tasks_meet_though_task_0_comes_last(names, capsys):
+    variables = {}
+
+    def meet(rank):
+        variables[rank] = srun_variables(60, None, task(rank))
+
+    threads = [threading.Thread(target=meet, args=(rank,)) for rank in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {variables[rank]["HOROVOD_GLOO_RENDEZVOUS_ADDR"] for rank in (0, 1)} == {"127.0.0.1"}
+    assert len({variables[rank]["HOROVOD_GLOO_RENDEZVOUS_PORT"] for rank in (0, 1)}) == 1
+    assert [variables[rank]["HOROVOD_RANK"] for rank in (0, 1)] == ["0", "1"]
+    assert capsys.readouterr().err == ""
+
+
+def test_task_0_in_an_interactive_shell_says_at_once_for_whom_it_waits(names, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+
+    class Later:
+        """A stop that is requested once the wait has been announced."""
+
+        @property
+        def requested(self):
+            said.append(capsys.readouterr().err)
+            return "waiting" in "".join(said)
+
+    said = []
+    with pytest.raises(Stopped, match="stopped while waiting for task 1 of Slurm step"):
+        srun_variables(60, Later(), task(0))
+    assert "".join(said).startswith(
+        f"hpcdat: waiting for task 1 of Slurm step {os.getpid()}.3 (2 tasks on {HERE}) to run the same"
+    )
+    assert "unset SLURM_STEP_NUM_TASKS" in "".join(said)
+
+
+def test_a_wait_for_tasks_that_never_come_ends(names, monkeypatch):
+    monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_CONNECT", 0.2)
+    with pytest.raises(WorkerError, match=r"in vain for tasks 1, 2, 3, 4, 5 and 1 more of Slurm step \d+\.3"):
+        srun_variables(0.2, None, task(0, size=7))
+    with pytest.raises(WorkerError, match=rf"in vain for task 0 of Slurm step .* to answer on {HERE}, port"):
+        srun_variables(0.2, None, task(1) | {"SLURM_STEP_ID": "4"})
+
+
+@pytest.mark.parametrize("launcher", ["srun", "horovodrun"])
+def test_a_node_whose_own_name_does_not_resolve_is_named(names, launcher):
+    """Gloo would crash, whichever network card it were given."""
+    names.remove(socket.gethostname())
+    message = rf"^the name of node {socket.gethostname()} does not resolve on .* add it to /etc/hosts"
+    with pytest.raises(WorkerError, match=message):
+        HorovodCommunicator(Launched(launcher, 0, 2), 60)
+
+
+def test_the_name_of_another_node_has_to_resolve(names):
+    names.remove(HERE)
+    with pytest.raises(
+        WorkerError, match=f"the name of node {HERE} does not resolve on {socket.gethostname()}"
+    ):
+        srun_variables(60, None, task(1, nodes=2))
+
+
+def test_a_name_that_takes_long_is_said_and_bounded(names, monkeypatch, capsys):
+    forever = threading.Event()
+    monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_RESOLVE", 0.0)
+    set_resolver(monkeypatch, lambda name: forever.wait())
+    with pytest.raises(WorkerError, match=f"in vain for the name of node {HERE} to resolve"):
+        srun_variables(60, None, task(1, nodes=2))
+    forever.set()

@@ -65,8 +65,8 @@ class Spread:
     def describe(self) -> str:
         """``71.2 ms a step, the median of 9 samples with an interquartile range of 2.1 ms (3 %)``."""
         return (
-            f"{_duration(self.median)} a step, the median of {self.count} samples with an interquartile range "
-            f"of {_duration(self.interquartile)} ({100 * self.relative:.0f} %)"
+            f"{_duration(self.median)} a step, the median of {self.count} samples with an interquartile "
+            f"range of {_duration(self.interquartile)} ({100 * self.relative:.0f} %)"
         )
 
 

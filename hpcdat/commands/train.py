@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from hpcdat.commands.run_result import conclude_run
@@ -74,14 +75,11 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         model = build_model_for(job, len(images.train.classes)).to(device)
         exchange = choose_exchange(job.exchange, workers, model, folder.choice_file, progress)
         algorithm = Algorithm1(job, model, exchange, workers, device)
-        try:
-            trainer = Trainer(algorithm, folder, images, stop)
+        # The thread of the exchange would keep model and buffers in a process that trains again.
+        with closing(algorithm.exchange), closing(Trainer(algorithm, folder, images, stop)) as trainer:
             if state == "unfinished":
                 trainer.resume()
             accuracy = trainer.run()
-        finally:
-            # Its thread would keep model and buffers in memory, in a process that trains again.
-            algorithm.exchange.close()
     weights = fingerprint(model)
     return conclude_run(folder, job, accuracy, trainer.state.epoch, workers, weights=weights, finished=True)
 

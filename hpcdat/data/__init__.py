@@ -34,6 +34,10 @@ class Loader(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End threads and processes; the loader is not used any more."""
+        ...
+
 
 def find_images(settings: Data, *, quiet: bool = False) -> tuple[Images, Images]:
     """The training and the test images of a job, the same on all workers.

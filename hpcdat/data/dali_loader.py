@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -59,7 +58,6 @@ class DaliLoader:
         self._output: Any = None
         self._with_pillow: set[int] = set()
         self._seed = 0
-        self._exhausted = False
 
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (N, C, H, W), float32 in [0, 1], and labels (N,) on the device.
@@ -77,7 +75,16 @@ class DaliLoader:
                 continue
             pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())
             yield to_pixels(pixels, self.device), labels[indices].to(self.device)
-        self._exhausted = True
+
+    def close(self) -> None:
+        """End the pipeline and its threads.
+
+        DALI holds the loader's methods where Python's garbage collector does not see them, so that a loader
+        that is not closed stays in memory for ever.
+        """
+        if self._pipeline is not None and self._drain():
+            self._pipeline = None
+        self._threads.shutdown()
 
     def _next(self, batches: list[Indices], number: int) -> tuple[Indices, Any]:
         """The readable images of a batch, and DALI's output for them; None if there are none.
@@ -106,15 +113,32 @@ class DaliLoader:
 
     def _begin(self, batches: list[Indices]) -> None:
         """Have the pipeline read these batches next."""
+        reusable = self._pipeline is not None and self._drain()
         self._requested = iter(batches)
-        self._prepared.clear()
-        self._output = None
-        # A pipeline that was interrupted has read ahead.
-        if self._exhausted:
+        if reusable:
             self._pipeline.reset()
         else:
             self._pipeline = self._build()
-        self._exhausted = False
+
+    def _drain(self) -> bool:
+        """Let the pipeline end what it has begun: batches that were read ahead when an epoch was left.
+
+        DALI's threads call Python, so that a pipeline must not be destroyed or reset while they work.
+
+        Returns:
+            Whether it can be used again; not after a failure of DALI.
+        """
+        self._requested = iter(())
+        try:
+            while True:
+                self._pipeline.run(**self._stream())
+        except StopIteration:
+            return True
+        except RuntimeError:
+            return False
+        finally:
+            self._prepared.clear()
+            self._output = None
 
     def _decode_with_pillow(self, error: RuntimeError) -> None:
         """After a failure of DALI, leave the images in flight to Pillow, which decides about them.
@@ -176,12 +200,9 @@ class DaliLoader:
 
     def _build(self) -> Any:  # DALI's types are not public
         on_gpu = self.device.type == "cuda"
-        # DALI holds its callbacks where the garbage collector does not see them; of methods it would hold the
-        # loader, and the loader holds the pipeline.
-        source, resize = WeakMethod(self._source), WeakMethod(self._apply_views)
         pipeline = _pipeline(
-            source=lambda: _alive(source)(),
-            resize=lambda regions, views: _alive(resize)(regions, views),
+            source=self._source,
+            resize=self._apply_views,
             size=self.settings.image_size,
             colour=types.GRAY if self.settings.channels == 1 else types.RGB,
             encoded=self.images.pixels is None,
@@ -206,13 +227,6 @@ class DaliLoader:
             return apply_view(pixels, rest, self.settings.image_size).permute(1, 2, 0).numpy()
 
         return list(self._threads.map(seen, regions, views))
-
-
-def _alive(method: WeakMethod[Callable[..., Any]]) -> Callable[..., Any]:
-    """The method of a loader that is reading, which therefore exists."""
-    bound = method()
-    assert bound is not None
-    return bound
 
 
 @pipeline_def  # type: ignore[untyped-decorator]  # DALI's decorator has no types

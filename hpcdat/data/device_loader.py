@@ -59,6 +59,9 @@ class DeviceLoader:
                 continue
             yield self._cut(*where), self._labels[where[0]]
 
+    def close(self) -> None:
+        """Do nothing: the images are in memory as long as the loader."""
+
     def _cut(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
         """The windows of the images at these positions, mirrored where ``flip`` is 1."""
         size = self.settings.image_size

@@ -80,6 +80,10 @@ class ReadingProcesses(Generic[Place, Batch]):
             for future in pending:
                 future.cancel()
 
+    def close(self) -> None:
+        """End the processes, without waiting for them."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _submit(self, batch: Sequence[Place]) -> Future[Batch]:
         try:
             return self._pool.submit(_read, batch)

@@ -35,6 +35,11 @@ class ImageBatches:
             if number % every == 0
         }
 
+    def close(self) -> None:
+        """Close the loader, if it was opened."""
+        if "loader" in self.__dict__:
+            self.loader.close()
+
     @cached_property
     def loader(self) -> Loader:
         """The loader, opened on first use.

@@ -67,6 +67,11 @@ class Trainer:
         self.validation = Validation(self.job, self.state, images, self.device, execution)
         self._saved = time.monotonic()
 
+    def close(self) -> None:
+        """Close the loaders, which would keep threads and images in a process that trains again."""
+        self.loader.close()
+        self.validation.close()
+
     def resume(self) -> None:
         """Resume from the newest intact checkpoint of the run, bit for bit.
 

@@ -75,6 +75,11 @@ class Validation:
             batch_size = min(settings.batch_size, -(-len(watched) // execution.workers.size))
             self._guard = pgd, batches(watched, batch_size)
 
+    def close(self) -> None:
+        """Close the loaders."""
+        for images in (self._test, self._validation, *([self._guard[1]] if self._guard else [])):
+            images.close()
+
     @property
     def is_due(self) -> bool:
         """Whether the job asks for an evaluation on the validation images at this point of the training."""

@@ -96,21 +96,26 @@ def test_a_loader_serves_epoch_after_epoch_in_any_order(photos, loader):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_loader_that_is_no_longer_used_leaves_no_thread_and_no_memory(photos, loader):
+@pytest.mark.parametrize("batches_read", [0, 1, 3], ids=["begun", "left", "read"])
+def test_a_closed_loader_leaves_no_thread_and_no_memory(photos, loader, batches_read):
     """A process may train several jobs: the seeds of one, for example."""
     images = list_images(photos / "train")
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     reader = loader_of(images, Data(root=photos, loader=loader, image_size=24), training=True)
-    list(reader.read([np.arange(4)], seed=0))
+    epoch = reader.read([np.arange(2)] * 3, seed=0)
+    for _ in range(batches_read):
+        next(epoch)
+    reader.close()
+    reader.close()
     unused = weakref.ref(reader)
-    del reader
+    del reader, epoch
     gc.collect()
     assert unused() is None
     # Threads end a moment after their pool.
     deadline = time.monotonic() + 20
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while {*threading.enumerate()} - before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert threading.active_count() == before
+    assert not {*threading.enumerate()} - before
 
 
 @pytest.mark.parametrize("loader", LOADERS)

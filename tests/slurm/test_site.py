@@ -308,3 +308,24 @@ def test_an_installed_package_has_profiles_and_templates(monkeypatch):
         assert files and files <= packaged
         # Some ways to copy a checkout make a small file of a link.
         assert not (SITES.parent / folder).is_symlink()
+
+
+@pytest.mark.parametrize(
+    "array, requeued",
+    [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, "7_2")],
+    ids=["a job", "the last element of an array, whose number is that of the array"],
+)
+def test_only_the_element_that_stopped_is_requeued(tmp_path, array, requeued):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    text = script(Site(python=str(python)), tmp_path, at_once=None)
+    end = text[text.index("# Slurm sends USR1") :]
+    start = f"run_dir={tmp_path}/run launch=() train=(false)\nscontrol() {{ echo scontrol $@; }}\n"
+    done = subprocess.run(
+        ["bash", "-c", "set -uo pipefail\n" + start + end],
+        env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7", **array},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, f"scontrol requeue {requeued}\n"), done.stderr

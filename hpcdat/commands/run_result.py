@@ -110,6 +110,7 @@ def summarise(
         epoch=epoch,
         changed=changed,
         weights=weights,
+        chosen_on_test=job.early_stopping.chooses_weights and not job.early_stopping.held_out,
         **aa._asdict() if aa else {},
     )
 

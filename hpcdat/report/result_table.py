@@ -96,6 +96,12 @@ def accuracy_notes(results: Sequence[Result]) -> list[str]:
         )
     if any(one.aa is not None and one.aa_ra is not None and one.aa > one.aa_ra for one in evaluations):
         notes.append("Where AA is above RA, PGD breaks images that AutoAttack does not: RA is the bound.")
+    if any(result.chosen_on_test for result in results):
+        methods = dict.fromkeys(result.method for result in results if result.chosen_on_test)
+        notes.append(
+            f"The weights of {', '.join(methods)} were chosen by their RA on these test images, which makes "
+            "it too high; early_stopping.held_out chooses them on training images."
+        )
     if any(result.others for result in results):
         notes.append("A run's first row is what its own job measures, the others are further evaluations.")
     if any(result.changed for result in results):

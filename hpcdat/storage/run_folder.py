@@ -47,6 +47,7 @@ class Result(Evaluated):
         exchange: description of protocol and bits.
         megabytes: MiB that all workers together send per iteration, computed; None as above.
         others: evaluations with other attacks, images or settings.
+        chosen_on_test: whether the weights were chosen by their RA on the test images.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Result(Evaluated):
     exchange: str
     megabytes: float | None
     others: tuple[Evaluated, ...] = ()
+    chosen_on_test: bool = False
 
 
 RESULT_ADAPTER = TypeAdapter(Result)

@@ -18,6 +18,9 @@ from hpcdat.training.weight_files import plain_name, read_weights
 HEADS = ("fc", "classifier")
 """Names of the last layer in the networks of this package and of torchvision."""
 
+CLASSES_SHOWN = 4
+"""Class names in the line about a head whose file does not name them."""
+
 
 class Loaded(NamedTuple):
     """The weights that a model has taken from a file.
@@ -26,17 +29,21 @@ class Loaded(NamedTuple):
         taken: number of tensors of the file that are in the model.
         fresh: names of the tensors that stay as they were initialised: the head's, if it has other classes.
         found_in: where in the file the tensors are; empty for a plain state dictionary.
+        assumed: classes that the head is taken for, in order, as the file does not name its own; else empty.
     """
 
     taken: int
     fresh: list[str]
     found_in: str
+    assumed: list[str]
 
     def describe(self, path: Path) -> str:
         """One line for the user."""
         place = f" ({self.found_in})" if self.found_in else ""
         new = f"; initialised at random: {', '.join(map(plain_name, self.fresh))}" if self.fresh else ""
-        return f"starting from {path}: {self.taken} tensors{place}{new}"
+        order = "; its last layer is taken to be for the classes "
+        head = f"{order}{first_few(self.assumed, CLASSES_SHOWN)}, in this order" if self.assumed else ""
+        return f"starting from {path}: {self.taken} tensors{place}{new}{head}"
 
 
 def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> Loaded:
@@ -73,7 +80,8 @@ def load_pretrained(model: nn.Module, path: Path, classes: list[str]) -> Loaded:
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)
-    return Loaded(len({plain_name(name) for name in taken}), fresh, weights.found_in)
+    assumed = classes if weights.classes is None and not fresh else []
+    return Loaded(len({plain_name(name) for name in taken}), fresh, weights.found_in, assumed)
 
 
 def _check_names(path: Path, own: set[str], given: Mapping[str, Tensor]) -> None:

@@ -6,14 +6,22 @@ from dataclasses import asdict, replace
 import pytest
 
 from hpcdat.commands.certify import certify
-from hpcdat.commands.run_result import AGAIN, EVALUATION_SETTINGS, changed_settings, with_evaluation
+from hpcdat.commands.run_result import (
+    AGAIN,
+    EVALUATION_SETTINGS,
+    changed_settings,
+    summarise,
+    with_evaluation,
+)
+from hpcdat.config.job_file import read_job
 from hpcdat.distributed.single_process import SingleProcess
+from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.report.certificates import read_certificates
 from hpcdat.report.result_table import result_rows, result_table
 from hpcdat.report.runs import read_run
 from hpcdat.storage.evaluated import Evaluated
 from hpcdat.storage.run_folder import Result, RunFolder
-from tests.conftest import Never, run_here
+from tests.conftest import DEMO, Never, run_here
 
 OWN = Result(
     **{"method": "at", "seed": 0, "p": 1, "q": 1, "batches": 1, "batch": 9, "communication": None},
@@ -77,6 +85,25 @@ def test_rows_of_other_evaluations_have_their_attack_images_and_intervals():
     assert [row["T (s)"] for row in cells] == ["1.00", "", ""] and "MiB / iteration" in header
     table = result_table({"run": result})
     assert "Where AA is above RA, PGD breaks images that AutoAttack does not" in table
+
+
+def test_weights_that_were_chosen_on_the_test_images_are_reported_as_such():
+    note = "were chosen by their RA on these test images"
+    assert note not in result_table({"run": OWN})
+    assert f"The weights of {OWN.method} {note}" in result_table({"run": replace(OWN, chosen_on_test=True)})
+
+
+@pytest.mark.parametrize(
+    "settings, chosen",
+    [
+        (["early_stopping.best_weights=true"], True),
+        (["early_stopping.best_weights=true", "early_stopping.held_out=10"], False),
+        ([], False),
+    ],
+)
+def test_only_weights_chosen_on_held_out_images_are_chosen_on_others(run_dir, settings, chosen):
+    job = read_job(DEMO, [f"run_dir={run_dir}", *settings])
+    assert summarise(RunFolder(run_dir), job, Accuracy(9, 8, 7), 1, "", (), None).chosen_on_test == chosen
 
 
 def test_an_evaluation_with_another_attack_leaves_the_headline_alone(run_dir):

@@ -18,6 +18,7 @@ from hpcdat.data.augmentation import View, views_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.dali_autoaugment import AutoAugment
 from hpcdat.data.image_file import Unusable, as_pnm, decode, read_file
+from hpcdat.data.image_waits import ImageWaits
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
@@ -52,11 +53,14 @@ class DaliLoader:
         self.unreadable = Unreadable(settings.corrupt)
         self._policy = AutoAugment() if training and settings.policy == "autoaugment" else None
         self._pipeline: Any = None
-        self._threads = ThreadPoolExecutor(settings.threads)
+        # Two pools, so that images that were read can be resized while a file system does not answer.
+        self._readers = ThreadPoolExecutor(settings.threads)
+        self._resizers = ThreadPoolExecutor(settings.threads)
         self._requested: Iterator[Indices] = iter(())
         self._prepared: deque[Indices] = deque()
         self._output: Any = None
         self._with_pillow: set[int] = set()
+        self._waits = ImageWaits("image files to be read")
         self._seed = 0
 
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -64,6 +68,7 @@ class DaliLoader:
 
         Raises:
             DataError: a file cannot be read or decoded, and the job does not say to skip it.
+            Stopped: a stop was requested, and no images have come since.
         """
         labels = torch.tensor(self.images.labels)
         self._seed = seed
@@ -84,7 +89,8 @@ class DaliLoader:
         """
         if self._pipeline is not None and self._drain():
             self._pipeline = None
-        self._threads.shutdown()
+        self._resizers.shutdown()
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _next(self, batches: list[Indices], number: int) -> tuple[Indices, Any]:
         """The readable images of a batch, and DALI's output for them; None if there are none.
@@ -178,7 +184,9 @@ class DaliLoader:
         if self.images.pixels is not None:
             height, width = self.images.pixels.shape[1:3]
             return indices, [(pixels, height, width) for pixels in self.images.pixels[indices]]
-        read = list(self._threads.map(self._stored, indices.tolist()))
+        reading = [self._readers.submit(self._stored, index) for index in indices.tolist()]
+        self._waits.until_done(reading)
+        read = [future.result() for future in reading]
         for index, stored in zip(indices.tolist(), read, strict=True):
             if isinstance(stored, str):
                 self.unreadable.add(index, stored)
@@ -226,7 +234,7 @@ class DaliLoader:
             rest = View(*view.tolist())._replace(top=0, left=0)
             return apply_view(pixels, rest, self.settings.image_size).permute(1, 2, 0).numpy()
 
-        return list(self._threads.map(seen, regions, views))
+        return list(self._resizers.map(seen, regions, views))
 
 
 @pipeline_def  # type: ignore[untyped-decorator]  # DALI's decorator has no types

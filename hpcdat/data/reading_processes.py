@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, get_context, resource_tracker
@@ -20,8 +19,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from hpcdat.distributed.stop_signals import StopRequest, installed_stop_request
-from hpcdat.distributed.waiting import SECONDS_BETWEEN_CHECKS, Wait
+from hpcdat.data.image_waits import ImageWaits
+from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import HpcdatError, InputError, WorkerError, first_line
 
 Batch = TypeVar("Batch")
@@ -31,8 +30,6 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 """Where the processes put the images that they have read."""
 BATCHES_AHEAD = 2
 """Batches that each process reads ahead."""
-SECONDS_TO_FINISH = 10.0
-"""How long a trainer waits for images after a stop request, to end its step with a checkpoint."""
 
 
 class ReadingProcesses(Generic[Place, Batch]):
@@ -49,7 +46,7 @@ class ReadingProcesses(Generic[Place, Batch]):
 
     def __init__(self, read: Callable[[Sequence[Place]], Batch], count: int, image_bytes: int) -> None:
         self.count, self.image_bytes = count, image_bytes
-        self._announced = False
+        self._waits = ImageWaits("images from the processes of data.threads")
         try:
             _start_fork_server(read)
             # MPI forbids forking; a fork server starts clean processes.
@@ -93,15 +90,7 @@ class ReadingProcesses(Generic[Place, Batch]):
             raise _cannot_start(error) from None
 
     def _result(self, future: Future[Batch], needed: int) -> Batch:
-        wait = Wait(
-            "images from the processes of data.threads",
-            installed_stop_request(),
-            grace=SECONDS_TO_FINISH,
-            shown=not self._announced,
-        )
-        while not wait_for_futures([future], SECONDS_BETWEEN_CHECKS).done:
-            wait.check()
-            self._announced = wait.announced
+        self._waits.until_done([future])
         try:
             return future.result()
         except BrokenProcessPool as error:

@@ -1,15 +1,17 @@
 """The processes that read images: what they send, and how they fail without a hang."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from hpcdat.config.sections import Data
-from hpcdat.data import find_images, reading_processes
+from hpcdat.data import find_images, image_waits, open_loader, reading_processes
 from hpcdat.data.digits import write_digits
 from hpcdat.data.images import DataError
 from hpcdat.data.reading_processes import ReadingProcesses, shared_bytes
@@ -97,7 +99,7 @@ def test_a_process_that_is_killed_ends_the_wait():
 def test_a_stop_request_ends_a_wait_for_images(monkeypatch):
     """The handler is that of a trainer; it gets the signal."""
     handlers = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
-    monkeypatch.setattr(reading_processes, "SECONDS_TO_FINISH", 0.5)
+    monkeypatch.setattr(image_waits, "SECONDS_TO_FINISH", 0.5)
     try:
         StopRequest()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -108,9 +110,39 @@ def test_a_stop_request_ends_a_wait_for_images(monkeypatch):
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize("read_before", [0, 1])
+def test_a_stop_request_ends_a_wait_for_a_file_system_that_does_not_answer(
+    tmp_path, monkeypatch, read_before
+):
+    """As a named pipe that nobody writes to; of DALI's loader, whose threads read the files."""
+    settings = Data(source="digits", root=tmp_path / "digits", image_size=8, channels=1)
+    images, _ = find_images(settings)
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    images.files[4:8] = [str(pipe)] * 4
+    handlers = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    monkeypatch.setattr(image_waits, "SECONDS_TO_FINISH", 0.5)
+    reader = open_loader(images, settings, training=False, batch_size=4, device=torch.device("cpu"))
+    batches = [np.arange(4)] * 3 * read_before + [np.arange(4, 8)]
+    try:
+        StopRequest().requested = True
+        epoch = reader.read(batches, seed=0)
+        with pytest.raises(Stopped, match="waiting for image files to be read"):
+            list(epoch)
+        reader.close()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        # Let the threads go.
+        for _ in range(4):
+            with contextlib.suppress(OSError):
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.05)
+
+
 def test_a_long_wait_is_announced_once_for_all_batches(monkeypatch, capsys):
     monkeypatch.setattr(
-        reading_processes, "Wait", lambda *arguments, **options: Wait(*arguments, **options, notice=0)
+        image_waits, "Wait", lambda *arguments, **options: Wait(*arguments, **options, notice=0)
     )
     processes = ReadingProcesses(brief, 1, 1)
     assert len(list(processes.read([[1], [2], [3]]))) == 3

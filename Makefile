@@ -20,12 +20,15 @@ demo: setup
 	@echo
 	@$(BIN)/hpcdat report runs/demo runs/demo-plain
 
+# Tests without workers use one core each, so that two run at a time; those with workers need both.
 test: setup
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full and not distributed" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not full and distributed"
 
 # Slow tests: every drill, three-seed statistics, the rates of emulated links.
 test-full: setup
-	$(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest -m full --ignore tests/test_every_job.py
+	$(BIN)/python -m pytest -m full -n 2 tests/test_every_job.py
 
 # Twenty times kill -9 of a random worker at a random moment; the result must be that of an undisturbed run.
 drill: setup

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from statistics import fmean, stdev
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,8 @@ from hpcdat.report.runs import Run
 
 OURS, PAPERS, REST = "#1f6fb2", "#c9a15a", "#b9cfe4"
 """Colours of our bars, of the paper's, and of T without C."""
+LEGEND_WIDTH = 44
+"""Characters in a line of a legend; names of run folders may be longer."""
 PANELS = (
     "c_of_reference",
     "speed_up",
@@ -79,7 +82,7 @@ def plot_runs(runs: Sequence[Run]) -> str:
     seconds.barh(places, rest, left=communication, color=REST, label="rest of T")
     seconds.set_title("seconds an epoch", fontsize=10)
     seconds.set_yticks(places)
-    seconds.set_yticklabels([str(run.folder).replace("$", r"\$") for run in runs])
+    seconds.set_yticklabels([fill(str(run.folder), LEGEND_WIDTH).replace("$", r"\$") for run in runs])
     for offset, colour, label, values in (
         (0.2, REST, "TA (%)", [100 * run.result.ta for run in runs]),
         (-0.2, OURS, "RA (%)", [100 * run.result.ra for run in runs]),
@@ -290,8 +293,12 @@ def _rows_by_method(comparison: Comparison) -> dict[str, list[Compared]]:
 
 
 def _legend_beside(axes: Axes) -> None:
-    """Place the legend to the right of the axes."""
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
+    """Place the legend to the right of the axes, long names in several lines."""
+    legend = axes.legend(
+        fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_text(fill(text.get_text(), LEGEND_WIDTH))
 
 
 def _figure(columns: int, rows: int) -> Figure:

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hpcdat.cli.app import app
+from hpcdat.report.plots import plot_sweep
 from hpcdat.report.runs import read_run
 from hpcdat.report.sweeps import sweep_sections
 
@@ -137,3 +138,11 @@ def test_sweeps_of_evaluations_with_other_settings_are_sections_and_rows_of_thei
     linf, l2 = sections_of(swept("run", "at", {0.1: 0.5}, others=others))
     assert [row[0] for row in linf.rows] == ["at, run", "at, run; data.test: val"]
     assert [row[0] for row in l2.rows] == ["at, run"] and "l2, 20 steps" in l2.title
+
+
+def test_the_name_of_a_deep_run_folder_leaves_room_for_its_curve(recwarn):
+    """Matplotlib warns where a legend leaves none."""
+    name = "/scratch/project-" + "x" * 60 + "/" + "runs/" * 20 + "seed-0"
+    svg = plot_sweep("eps", {name: {0.1: 0.5, 0.2: 0.3}, "b": {0.1: 0.4, 0.2: 0.2}}, fine=False)
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
+    assert "seed-0" in svg

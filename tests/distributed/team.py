@@ -86,7 +86,8 @@ class Team:
             self._process = subprocess.Popen(
                 [*self.prefix, *command],
                 cwd=CHECKOUT,
-                env=environment() | self.variables,
+                # mpirun's own files are named by its number, as are those of another that was killed before.
+                env=environment() | {"PRTE_MCA_prte_tmpdir_base": self._folder.name} | self.variables,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -27,7 +27,7 @@ OTHER_FORMATS = {
     b"\x1f\x8b": ("compressed by gzip", "unpack it first"),
     b"\x89HDF": ("in HDF5 format", f"save it with {SAVE}"),
 }
-"""Formats by the first bytes of a file, in small letters: what it is, and what to do."""
+"""By the first bytes of a file: its format, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _other_format(path: Path, start: bytes) -> str | None:
     """Why a file cannot be one of ``torch.save``, from its first bytes and name."""
     if not start:
         return f"empty: write it with {SAVE}"
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     for beginning, (kind, advice) in OTHER_FORMATS.items():
         if text.startswith(beginning):
             return f"{kind}, not a file of weights: {advice}"

@@ -64,7 +64,7 @@ class Wait:
             if now - self._stopping >= self.grace:
                 raise Stopped(f"stopped while waiting for {self.what}; the same command resumes")
         if self.longest is not None and waited > self.longest:
-            raise WorkerError(f"waited {waited:.0f} s in vain for {self.what}{self.advice}")
+            raise WorkerError(f"gave up after {waited:.0f} s of waiting for {self.what}{self.advice}")
         if not self.announced and waited >= self.notice:
             self.announced = True
             print(f"hpcdat: waiting for {self.what}{self.advice}", file=sys.stderr, flush=True)

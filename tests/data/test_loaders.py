@@ -3,12 +3,7 @@
 import gc
 import hashlib
 import itertools
-import multiprocessing
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -28,7 +23,6 @@ from hpcdat.data.image_folder import list_images
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import to_pixels
 from hpcdat.data.torchvision_loader import _Decoded
-from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
 LOADERS = ["dali", "torchvision"]
@@ -42,21 +36,6 @@ def loader_of(images, settings, training=False, batch_size=4):
 def python_threads():
     """Threads that Python started. Others are listed for ever, once one of them has started a thread."""
     return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Smooth colour images of several sizes and kinds."""
-    root = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for number, name in enumerate(["a.png", "b.jpg", "c.png", "d.jpeg", "e.png"]):
-            folder = root / split / ("cat" if number % 2 else "dog")
-            folder.mkdir(parents=True, exist_ok=True)
-            coarse = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-            size = (40 + 7 * number, 60 - 5 * number)
-            Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / name)
-    return root
 
 
 @pytest.mark.parametrize("loader", ALL_LOADERS)
@@ -252,89 +231,6 @@ def test_decoders_agree_on_what_an_image_is(photos, tmp_path, loader, capsys):
     assert labels.tolist() == [0, 1]
     torch.testing.assert_close(x[0], x[1], rtol=0, atol=0.05)
     assert capsys.readouterr().err.count(f"{files[2]}: cannot be read as an image") == 1
-
-
-SLOW = "hpcdat: waiting for images from the processes of data.threads\n"
-"""Printed where it takes more than ten seconds to start the processes."""
-
-READER = """
-import signal, sys
-import numpy as np
-import torch
-from pathlib import Path
-from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.data import find_images, open_loader
-from hpcdat.config.sections import Data
-
-for number in StopRequest.SIGNALS:
-    signal.signal(number, lambda *_: None)
-print("begins", flush=True)
-settings = Data(root=Path(sys.argv[1]), loader="torchvision", image_size=16)
-images, _ = find_images(settings)
-loader = open_loader(images, settings, training=True, batch_size=1, device=torch.device("cpu"))
-print(len(list(loader.read([np.array([n % 5]) for n in range(200)], seed=0))), flush=True)
-"""
-
-
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.full),
-        pytest.param(signal.SIGUSR2, marks=pytest.mark.full),
-    ],
-)
-def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(photos, number):
-    """A terminal sends Ctrl-C to them, mpirun SIGUSR2, Slurm SIGTERM."""
-    reader = subprocess.Popen(
-        [sys.executable, "-c", READER, str(photos)],
-        cwd=CHECKOUT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert reader.stdout.readline() == "begins\n"
-    has_read = threading.Event()
-
-    def send():
-        while not has_read.wait(0.005):
-            os.killpg(reader.pid, number)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
-        images = reader.stdout.readline()
-    finally:
-        has_read.set()
-        sender.join()
-    _, told = reader.communicate(timeout=30)
-    assert (images, told.replace(SLOW, ""), reader.returncode) == ("200\n", "", 0)
-
-
-def test_a_trainer_that_has_to_end_at_once_leaves_no_process_and_no_word(photos):
-    done = subprocess.run(
-        [sys.executable, "-c", READER + "import os; os._exit(75)", str(photos)],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=60,  # until all have ended that hold its output
-    )
-    told = done.stderr.replace(SLOW, "")
-    assert (done.stdout, told, done.returncode) == ("begins\n200\n", "", 75)
-
-
-def test_a_trainer_can_end_the_processes_that_read_for_it(photos):
-    settings = Data(root=photos, loader="torchvision", image_size=16)
-    before = multiprocessing.active_children()
-    reader = loader_of(find_images(settings)[0], settings)
-    list(reader.read([np.array([0])], seed=0))
-    readers = [process for process in multiprocessing.active_children() if process not in before]
-    assert readers
-    for process in readers:
-        process.terminate()
-        process.join(5)
-        assert process.exitcode is not None
 
 
 def fake_cifar(root, monkeypatch, name):

@@ -4,6 +4,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -18,6 +21,7 @@ from hpcdat.data.reading_processes import ReadingProcesses, shared_bytes
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.waiting import Wait
 from hpcdat.errors import InputError, Stopped, WorkerError
+from tests.conftest import CHECKOUT
 
 
 def numbers(batch):
@@ -193,3 +197,88 @@ def test_digits_that_cannot_be_written_name_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", unknown)
     with pytest.raises(DataError, match="no home folder"):
         find_images(Data(source="digits"))
+
+
+SLOW = "hpcdat: waiting for images from the processes of data.threads\n"
+"""Printed where it takes more than ten seconds to start the processes."""
+
+READER = """
+import signal, sys
+import numpy as np
+import torch
+from pathlib import Path
+from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.data import find_images, open_loader
+from hpcdat.config.sections import Data
+
+for number in StopRequest.SIGNALS:
+    signal.signal(number, lambda *_: None)
+print("begins", flush=True)
+settings = Data(root=Path(sys.argv[1]), loader="torchvision", image_size=16)
+images, _ = find_images(settings)
+loader = open_loader(images, settings, training=True, batch_size=1, device=torch.device("cpu"))
+print(len(list(loader.read([np.array([n % 5]) for n in range(200)], seed=0))), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.full),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.full),
+    ],
+)
+def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(photos, number):
+    """A terminal sends Ctrl-C to them, mpirun SIGUSR2, Slurm SIGTERM."""
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(photos)],
+        cwd=CHECKOUT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdout.readline() == "begins\n"
+    has_read = threading.Event()
+
+    def send():
+        while not has_read.wait(0.005):
+            os.killpg(reader.pid, number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        images = reader.stdout.readline()
+    finally:
+        has_read.set()
+        sender.join()
+    _, told = reader.communicate(timeout=30)
+    assert (images, told.replace(SLOW, ""), reader.returncode) == ("200\n", "", 0)
+
+
+def test_a_trainer_that_has_to_end_at_once_leaves_no_process_and_no_word(photos):
+    done = subprocess.run(
+        [sys.executable, "-c", READER + "import os; os._exit(75)", str(photos)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,  # until all have ended that hold its output
+    )
+    told = done.stderr.replace(SLOW, "")
+    assert (done.stdout, told, done.returncode) == ("begins\n200\n", "", 75)
+
+
+def test_a_trainer_can_end_the_processes_that_read_for_it(photos):
+    settings = Data(root=photos, loader="torchvision", image_size=16)
+    before = multiprocessing.active_children()
+    reader = open_loader(
+        find_images(settings)[0], settings, training=False, batch_size=4, device=torch.device("cpu")
+    )
+    list(reader.read([np.array([0])], seed=0))
+    readers = [process for process in multiprocessing.active_children() if process not in before]
+    assert readers
+    for process in readers:
+        process.terminate()
+        process.join(5)
+        assert process.exitcode is not None

@@ -94,9 +94,9 @@ def test_task_0_in_an_interactive_shell_says_at_once_for_whom_it_waits(names, ca
 
 def test_a_wait_for_tasks_that_never_come_ends(names, monkeypatch):
     monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_CONNECT", 0.2)
-    with pytest.raises(WorkerError, match=r"in vain for tasks 1, 2, 3, 4, 5 and 1 more of Slurm step \d+\.3"):
+    with pytest.raises(WorkerError, match=r"of waiting for tasks 1, 2, 3, 4, 5 and 1 more of Slurm step \d+\.3"):
         srun_variables(0.2, None, task(0, size=7))
-    with pytest.raises(WorkerError, match=rf"in vain for task 0 of Slurm step .* to answer on {HERE}, port"):
+    with pytest.raises(WorkerError, match=rf"of waiting for task 0 of Slurm step .* to answer on {HERE}, port"):
         srun_variables(0.2, None, task(1) | {"SLURM_STEP_ID": "4"})
 
 
@@ -121,6 +121,6 @@ def test_a_name_that_takes_long_is_said_and_bounded(names, monkeypatch, capsys):
     forever = threading.Event()
     monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_RESOLVE", 0.0)
     set_resolver(monkeypatch, lambda name: forever.wait())
-    with pytest.raises(WorkerError, match=f"in vain for the name of node {HERE} to resolve"):
+    with pytest.raises(WorkerError, match=f"of waiting for the name of node {HERE} to resolve"):
         srun_variables(60, None, task(1, nodes=2))
     forever.set()

@@ -42,7 +42,7 @@ def test_a_long_wait_is_announced_once_and_ends(clock, capsys):
         wait.check()
     assert capsys.readouterr().err == "hpcdat: waiting for the tide\n"
     clock.now = 60.5
-    with pytest.raises(WorkerError, match="waited 60 s in vain for the tide"):
+    with pytest.raises(WorkerError, match="gave up after 60 s of waiting for the tide"):
         wait.check()
 
 

@@ -114,7 +114,7 @@ def _conclude(
 def _faults(
     files: dict[str, bool], data: Data, poll: Callable[[], None], progress: Progress
 ) -> dict[str, str]:
-    """Why files cannot be used, by file, for those of which this is so.
+    """The files that cannot be used, with the reason for each.
 
     Args:
         files: whether each is to be decoded.

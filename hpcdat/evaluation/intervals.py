@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CONFIDENCE = 0.95
-"""Probability that an interval covers the share of all images of which the sample was drawn."""
+"""Probability that an interval covers the share in the population that the sample was drawn from."""
 MANY_IMAGES = 10_000
 """From this number of images on, accuracies are given without intervals: these are within one point."""
 

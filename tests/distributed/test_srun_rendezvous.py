@@ -94,9 +94,9 @@ def test_task_0_in_an_interactive_shell_says_at_once_for_whom_it_waits(names, ca
 
 def test_a_wait_for_tasks_that_never_come_ends(names, monkeypatch):
     monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_CONNECT", 0.2)
-    with pytest.raises(WorkerError, match=r"of waiting for tasks 1, 2, 3, 4, 5 and 1 more of Slurm step \d+\.3"):
+    with pytest.raises(WorkerError, match=r"for tasks 1, 2, 3, 4, 5 and 1 more of Slurm step \d+\.3"):
         srun_variables(0.2, None, task(0, size=7))
-    with pytest.raises(WorkerError, match=rf"of waiting for task 0 of Slurm step .* to answer on {HERE}, port"):
+    with pytest.raises(WorkerError, match=rf"for task 0 of Slurm step .* to answer on {HERE}, port"):
         srun_variables(0.2, None, task(1) | {"SLURM_STEP_ID": "4"})
 
 

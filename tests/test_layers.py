@@ -28,6 +28,7 @@ LAYERS = (
     "distributed",
     "emulation",
     "out_of_memory",
+    "user_code",
     "config",
     "install",
     "progress",

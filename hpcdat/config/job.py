@@ -7,6 +7,8 @@ each section are in :mod:`hpcdat.config.sections`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +16,7 @@ from pydantic import Field, model_validator
 from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
 from hpcdat.config.paths import ExpandedPath
 from hpcdat.config.sections import (
+    LIBRARIES,
     MAY_CHANGE,
     Attack,
     Certification,
@@ -65,6 +68,9 @@ class Job(Settings):
     )
     """rows of the papers' tables below which `hpcdat report --table` shows the run under its own name, such
     as another exchange with as many bits"""
+    module_path: Annotated[list[ExpandedPath] | None, MAY_CHANGE] = None
+    """folders in which modules of one's own (`MODULE:CALLABLE`) are looked for before Python's path; left
+    out: those of the job file and of the files that it is `like`"""
     data: Data = Data()
     model: Model = Model()
     attack: Attack = Attack()
@@ -330,8 +336,18 @@ class Job(Settings):
             return 1.0, self._beta
         return (1.0, 0.0) if self.oracle == "none" else (self.objective.lambda_, 1.0)
 
-    def resolved(self) -> Job:
-        """This job with every omitted setting filled in."""
+    @property
+    def has_user_code(self) -> bool:
+        """Whether network or data are a ``MODULE:CALLABLE`` of the user's own."""
+        named = (self.model.name, self.data.source)
+        return any(":" in name and name.partition(":")[0] not in LIBRARIES for name in named)
+
+    def resolved(self, folders: Sequence[Path] = ()) -> Job:
+        """This job with every omitted setting filled in.
+
+        Args:
+            folders: of the job file and of those that it is ``like``, for modules of the user's own.
+        """
         method = METHODS[self.method]
         steps = self.attack.steps or (1 if method.oracle == "fgsm" else 10)
         noisy = self.attack.name == "n-fgsm"
@@ -368,6 +384,9 @@ class Job(Settings):
                 "certification": certification,
                 "optimizer": self.optimizer.model_copy(update={"name": name, "exclude": exclude}),
                 "schedule": self.schedule.model_copy(update=schedule),
+                "module_path": [*folders]
+                if self.module_path is None and self.has_user_code
+                else self.module_path,
             }
         )
 

@@ -48,9 +48,11 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
 def parse_job(text: str, name: str, settings: Sequence[str] = ()) -> Job:
     """Like :func:`read_job`, from YAML text; ``name`` is the file's name in messages."""
     values, places = _parse_job(text, name)
+    files = dict.fromkeys(place.rpartition(":")[0] for key, place in places.items() if key)
+    folders = list(dict.fromkeys(Path(file).resolve().parent for file in [name, *files]))
     for setting in settings:
         _override(values, places, setting)
-    return _validated(Job, values, places, name, lambda values: Job.model_validate(values).resolved())
+    return _validated(Job, values, places, name, lambda values: Job.model_validate(values).resolved(folders))
 
 
 def read_settings(path: Path, model: type[M]) -> M:

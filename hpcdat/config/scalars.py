@@ -77,6 +77,20 @@ def as_written(value: Any, annotation: Any) -> Any:
     return value
 
 
+def as_plain(value: Any) -> Any:
+    """Read the scalars in a value without the type of a setting: numbers, ``true``, ``false``, else text."""
+    if isinstance(value, list):
+        return [as_plain(element) for element in value]
+    if isinstance(value, dict):
+        return {key: as_plain(element) for key, element in value.items()}
+    if not isinstance(value, str):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    read = number(value)
+    return value if read is None else read
+
+
 def describe(value: Any) -> str:
     """A value of a YAML file for a message: numbers as they are written, other text in quotes."""
     if value is None:

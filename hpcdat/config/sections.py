@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hpcdat.config.paths import ExpandedName, ExpandedPath
+from hpcdat.config.scalars import as_plain
 from hpcdat.config.settings import Settings
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAY_CHANGE = "may change when a run resumes"
 """Marks settings that do not affect what training computes: they may change when a run resumes."""
+UserCode = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*$")]
+"""``MODULE:CALLABLE`` of the user's own, or ``LIBRARY:NAME``."""
+LIBRARIES = ("torchvision", "timm")
+"""What ``LIBRARY:NAME`` takes a network from; other names before a colon are modules of the user's own."""
 Norm = Literal["linf", "l2"]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, "float16", 32]
 
@@ -92,9 +97,13 @@ class Data(Settings):
 class Model(Settings):
     """The model. Normalisation is its first layer, so attacks work on pixels in [0, 1]."""
 
-    name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] = "resnet50"
+    name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] | UserCode = "resnet50"
     """`digits-cnn`: a small model for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
-    `resnet50`: torchvision's, for ImageNet"""
+    `resnet50`: torchvision's, for ImageNet; `torchvision:NAME` or `timm:NAME`; or `MODULE:CALLABLE` of one's
+    own, called as callable(num_classes, in_channels, **options), which returns a module from normalised
+    images to logits"""
+    options: Annotated[dict[str, Any], AfterValidator(as_plain)] = {}
+    """`torchvision:NAME`, `timm:NAME`, `MODULE:CALLABLE`: further arguments of the network, by name"""
     width: float = Field(1.0, gt=0, le=4)
     """factor on the number of channels of all layers, for `preact-resnet18` and `wide-resnet28-10`"""
     pretrained: ExpandedPath | None = None

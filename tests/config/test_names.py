@@ -1,6 +1,6 @@
 """A name that a setting accepts is one that something is registered under, and the other way round."""
 
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -14,8 +14,14 @@ from hpcdat.performance.network_bytes import DEFAULT_CLASSES
 
 
 def accepted(section, key):
-    """The values of a setting."""
-    return {*get_args(section.model_fields[key].annotation)}
+    """The values of a setting, without those of which only the form is given."""
+
+    def literals(annotation):
+        if get_origin(annotation) is Literal:
+            return {*get_args(annotation)}
+        return {value for part in get_args(annotation) for value in literals(part)}
+
+    return literals(section.model_fields[key].annotation)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,15 @@
 """The models by name."""
 
-from typing import get_args
-
 import pytest
 import torch
 
-from hpcdat.config.sections import Model
-from hpcdat.models import MODELS, build_model
+from hpcdat.models import build_model
 from hpcdat.models.preact_resnet import PreActBlock, preact_resnet18, wide_resnet28_10
 
 
 def build(name, channels=3, seed=0):
     statistics = {"mean": [0.5] * channels, "std": [0.25] * channels}
     return build_model(name, channels=channels, num_classes=7, seed=seed, **statistics)
-
-
-def test_the_names_in_a_job_are_those_there_are():
-    assert set(get_args(Model.model_fields["name"].annotation)) == set(MODELS)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.conftest import CHECKOUT
 LAYERS = (
     "__main__",
     "cli",
+    "api",
     "doctor",
     "commands",
     "report",

@@ -43,7 +43,7 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
 
     def build() -> torch.nn.Module:
-        model = build_model_for(job, len(checkpoint.classes))
+        model = build_model_for(job, len(checkpoint.classes), device)
         try:
             model.load_state_dict(checkpoint.model)
         except RuntimeError:
@@ -51,7 +51,7 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
                 f"{folder.path}: the settings describe another model than the one that was trained: "
                 "do not change method, model and data.channels"
             ) from None
-        return model.to(device).eval()
+        return model.eval()
 
     model = workers.on_all_ranks("build the model", build)
     return Trained(model, checkpoint.epoch, checkpoint.classes, device)

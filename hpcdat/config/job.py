@@ -71,6 +71,10 @@ class Job(Settings):
     module_path: Annotated[list[ExpandedPath] | None, MAY_CHANGE] = None
     """folders in which modules of one's own (`MODULE:CALLABLE`) are looked for before Python's path; left
     out: those of the job file and of the files that it is `like`"""
+    trackers: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], MAY_CHANGE] = Field(
+        default_factory=list
+    )
+    """record the curves of the run in these too, offline in its folder; see docs/tracking.md"""
     data: Data = Data()
     model: Model = Model()
     attack: Attack = Attack()

@@ -57,6 +57,8 @@ class EpochTotals:
             waiting for images.
         communication_seconds: time with exchanges in progress, each counted from when the last worker starts
             it.
+        gpu_joules, package_joules, dram_joules: energy of all GPUs, and of the processors and the memory of
+            all nodes; None if a part was not measured.
     """
 
     cost: float = 0.0
@@ -68,6 +70,9 @@ class EpochTotals:
     communication_seconds: float = 0.0
     waited_seconds: float = 0.0
     data_seconds: float = 0.0
+    gpu_joules: float | None = 0.0
+    package_joules: float | None = 0.0
+    dram_joules: float | None = 0.0
 
 
 @pydantic.dataclasses.dataclass(
@@ -106,7 +111,7 @@ class Checkpoint:
     workers: int
     classes: list[str]
     images: int
-    totals: dict[str, int | float] = field(default_factory=lambda: asdict(EpochTotals()))
+    totals: dict[str, int | float | None] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
     history: dict[str, int] = field(default_factory=dict)
     feedback: list[dict[str, Any]] = field(default_factory=list)

@@ -107,6 +107,8 @@ class Job(Settings):
                 "model.mean",
                 f"one mean and one std for each of data.channels = {self.data.channels} channels",
             )
+        if self.model.pretrained_averaged and self.model.pretrained is None:
+            raise not_allowed("model.pretrained_averaged", "without model.pretrained")
         if self.model.width != 1 and self.model.name not in ("preact-resnet18", "wide-resnet28-10"):
             raise refusal("model.width", f"1: it is fixed for {self.model.name}")
         if self.optimizer.c_l > self.optimizer.c_u:

@@ -33,19 +33,29 @@ class Trained:
     device: torch.device
 
 
-def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
+def load_trained(folder: RunFolder, job: Job, workers: Communicator, *, averaged: bool = False) -> Trained:
     """Load the model of a run's latest checkpoint; with early stopping, of the best one.
 
+    Args:
+        folder: of the run.
+        job: its job.
+        workers: all of them call this together.
+        averaged: load the averaged weights.
+
     Raises:
-        InputError: there is no usable checkpoint, or it does not fit the job's model.
+        InputError: there is no usable checkpoint, it does not fit the job's model, or it has no averaged
+            weights.
     """
     checkpoint = workers.on_all_ranks("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
 
     def build() -> torch.nn.Module:
+        state = getattr(checkpoint, "averaged", None) if averaged else checkpoint.model
+        if state is None:
+            raise InputError(f"{folder.path}: the run averaged no weights")
         model = build_model_for(job, len(checkpoint.classes), device)
         try:
-            model.load_state_dict(checkpoint.model)
+            model.load_state_dict(state)
         except RuntimeError:
             raise InputError(
                 f"{folder.path}: the settings describe another model than the one that was trained: "

@@ -111,6 +111,8 @@ class Job(Settings):
                 "model.mean",
                 f"one mean and one std for each of data.channels = {self.data.channels} channels",
             )
+        if self.model.pretrained_averaged and self.model.pretrained is None:
+            raise not_allowed("model.pretrained_averaged", "without model.pretrained")
         if self.model.width != 1 and self.model.name not in ("preact-resnet18", "wide-resnet28-10"):
             instead = "; see model.options" if ":" in self.model.name else ""
             raise refusal("model.width", f"1: it is fixed for {self.model.name}{instead}")

@@ -108,8 +108,10 @@ class Model(Settings):
     width: float = Field(1.0, gt=0, le=4)
     """factor on the number of channels of all layers, for `preact-resnet18` and `wide-resnet28-10`"""
     pretrained: ExpandedPath | None = None
-    """initial weights: a run's folder or checkpoint, or a state dictionary of `torch.save` such as
-    torchvision's; a head with other classes is initialised at random"""
+    """initial weights: a run's folder or checkpoint, or a state dictionary, .safetensors or .pth, in
+    torchvision's, timm's or one's own names; a head with other classes is initialised at random"""
+    pretrained_averaged: bool = False
+    """take the averaged weights (EMA, SWA) of `pretrained`, which must have them"""
     mean: list[Finite] = [0.485, 0.456, 0.406]
     """mean of each channel that the normalisation layer subtracts, [0, 1] units"""
     std: list[Annotated[Finite, Field(gt=0)]] = [0.229, 0.224, 0.225]

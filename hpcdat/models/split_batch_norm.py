@@ -56,6 +56,14 @@ def split_batch_norm(model: nn.Module) -> int:
     return len(layers) + len(of)
 
 
+def merge_batch_norm(model: nn.Module) -> None:
+    """Replace every :class:`SplitBatchNorm` of a model by its layer for clean images, in place."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, SplitBatchNorm):
+                setattr(module, name, child.main)
+
+
 @contextmanager
 def routed(model: nn.Module, branch: Branch) -> Iterator[None]:
     """Select the branch of split batch norm inside the block; no effect on a model without it."""

@@ -18,7 +18,6 @@ from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
 from hpcdat.models import build_model_for
-from hpcdat.models.fingerprint import fingerprint
 from hpcdat.out_of_memory import enough_memory
 from hpcdat.performance.autotune import choose_exchange
 from hpcdat.progress import Progress
@@ -79,9 +78,12 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         with closing(algorithm.exchange), closing(Trainer(algorithm, folder, images, stop)) as trainer:
             if state == "unfinished":
                 trainer.resume()
-            accuracy = trainer.run()
-    weights = fingerprint(model)
-    return conclude_run(folder, job, accuracy, trainer.state.epoch, workers, weights=weights, finished=True)
+            trained, averaged = trainer.run()
+    epoch = trainer.state.epoch
+    if averaged:
+        # First: the run is finished as soon as its own result is written.
+        conclude_run(folder, job, *averaged, epoch, workers, averaged=True, finished=False)
+    return conclude_run(folder, job, *trained, epoch, workers, finished=True)
 
 
 def train_seeds(

@@ -22,30 +22,41 @@ class Trained:
 
     Attributes:
         model: on the device, in evaluation mode.
-        epoch: number of epochs trained.
+        epoch, step: number of epochs trained, and of steps in the next one.
         classes: class names, in the order of the logits.
         device: where this worker computes.
     """
 
     model: torch.nn.Module
     epoch: int
+    step: int
     classes: list[str]
     device: torch.device
 
 
-def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
+def load_trained(folder: RunFolder, job: Job, workers: Communicator, *, averaged: bool = False) -> Trained:
     """Load the model of a run's latest checkpoint; with early stopping, of the best one.
 
+    Args:
+        folder: of the run.
+        job: its job.
+        workers: all of them call this together.
+        averaged: load the averaged weights.
+
     Raises:
-        InputError: there is no usable checkpoint, or it does not fit the job's model.
+        InputError: there is no usable checkpoint, it does not fit the job's model, or it has no averaged
+            weights.
     """
     checkpoint = workers.on_all_ranks("read the checkpoint", lambda: folder.checkpoint_of_result(job))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
 
     def build() -> torch.nn.Module:
+        state = checkpoint.averaged if averaged else checkpoint.model
+        if state is None:
+            raise InputError(f"{folder.path}: {_why_none(job)}")
         model = build_model_for(job, len(checkpoint.classes))
         try:
-            model.load_state_dict(checkpoint.model)
+            model.load_state_dict(state)
         except RuntimeError:
             raise InputError(
                 f"{folder.path}: the settings describe another model than the one that was trained: "
@@ -54,7 +65,7 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator) -> Trained:
         return model.to(device).eval()
 
     model = workers.on_all_ranks("build the model", build)
-    return Trained(model, checkpoint.epoch, checkpoint.classes, device)
+    return Trained(model, checkpoint.epoch, checkpoint.step, checkpoint.classes, device)
 
 
 def find_test_images(job: Job, trained: Trained, workers: Communicator) -> Images:
@@ -71,3 +82,12 @@ def find_test_images(job: Job, trained: Trained, workers: Communicator) -> Image
         return test_images
 
     return workers.on_all_ranks("find the images", find)
+
+
+def _why_none(job: Job) -> str:
+    """Why a checkpoint of this job has no averaged weights."""
+    if job.averaging.swa_from is not None:
+        return f"no weights have been averaged yet: averaging.swa_from is epoch {job.averaging.swa_from}"
+    if job.averaging.ema is not None:
+        return "no weights have been averaged yet: training has not begun"
+    return "the run averaged no weights: train with averaging.ema or averaging.swa_from"

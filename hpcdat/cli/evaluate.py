@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,12 @@ def evaluate(
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
+    averaged: Annotated[
+        bool,
+        typer.Option(
+            "--averaged", help="Evaluate the averaged weights (the job's `averaging`), not the last."
+        ),
+    ] = False,
     autoattack: Annotated[
         str | None,
         typer.Option(metavar="N|all", help="Measure AA on N test images, balanced over the classes."),
@@ -56,9 +63,10 @@ def evaluate(
       hpcdat evaluate runs/demo -np 2
       hpcdat evaluate runs/demo evaluation.steps=100
       hpcdat evaluate runs/demo --autoattack 1000 --sweep-eps 0,4/255,8/255
+      hpcdat evaluate runs/demo --averaged
 
     What the run's own job measures stays the first row of its table; an evaluation with another attack, other
-    images or other settings is a row of its own.
+    images or other settings is a row of its own, and so is one of averaged weights.
 
     The latest checkpoint is evaluated; the run may be finished or interrupted. The outcomes of every batch
     are stored in the run folder: after a stop or a kill the same command resumes, with any number of workers.
@@ -68,7 +76,8 @@ def evaluate(
 
     def read() -> tuple[Job, EvaluationRequest]:
         job = RunFolder(run).read_job(replaced)
-        return job, read_request(autoattack, sweep_eps, sweep_steps, job, sweep=sweep, figure_3=figure_3)
+        request = read_request(autoattack, sweep_eps, sweep_steps, job, sweep=sweep, figure_3=figure_3)
+        return job, replace(request, averaged=averaged)
 
     resolved, request = reported_once(read)
     if workers > 1:

@@ -48,7 +48,7 @@ def evaluate(
     folder = RunFolder(run_dir)
     job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
     workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
-    trained = load_trained(folder, job, workers)
+    trained = load_trained(folder, job, workers, averaged=request.averaged)
     test_images = find_test_images(job, trained, workers)
     progress = Progress(shown=workers.is_rank0)
     execution = Execution(workers, progress, stop)
@@ -58,9 +58,9 @@ def evaluate(
         )
 
     def write() -> list[Any] | None:
-        changed = changed_settings(folder, job, EVALUATION_SETTINGS)
+        changed = changed_settings(folder, job, EVALUATION_SETTINGS, averaged=request.averaged)
         everything = replace(results, changed=changed).merged_with(folder.evaluation_file)
-        everything.write(folder.evaluation_file, trained.epoch)
+        everything.write(folder.evaluation_file, trained.epoch, trained.step)
         for file in write_sweeps(folder.evaluation_file, folder.path):
             progress.say(f"written: {file}")
         for warning in results.warnings:
@@ -72,7 +72,10 @@ def evaluate(
     aa = AutoAttacked(*written) if written else None
     weights = results.key["weights"]
     result = conclude_run(
-        folder, job, results.accuracy, trained.epoch, workers, weights=weights, finished=False, aa=aa
+        *(folder, job, results.accuracy, weights, trained.epoch, workers),
+        finished=False,
+        averaged=request.averaged,
+        aa=aa,
     )
     workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
     return result

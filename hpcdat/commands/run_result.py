@@ -16,7 +16,7 @@ from hpcdat.evaluation.results import AutoAttacked
 from hpcdat.hardware.rapl import total
 from hpcdat.performance.autotune import exchange_of_run
 from hpcdat.report.result_table import result_table
-from hpcdat.storage.evaluated import Evaluated
+from hpcdat.storage.evaluated import AVERAGED, Evaluated
 from hpcdat.storage.run_folder import RESULT_ADAPTER, Result, RunError, RunFolder
 from hpcdat.training.roles import assign_roles, first_workers
 
@@ -38,27 +38,29 @@ def conclude_run(
     folder: RunFolder,
     job: Job,
     accuracy: Accuracy,
+    weights: str,
     epoch: int,
     workers: Communicator,
     *,
-    weights: str,
     finished: bool,
+    averaged: bool = False,
     aa: AutoAttacked | None = None,
 ) -> Result:
     """Add an evaluation to the result of a run on rank 0, and return the result on all workers.
 
     Args:
         folder: with the records of the training.
-        job, accuracy, epoch, weights, aa: as for :func:`summarise`.
+        job, accuracy, weights, epoch, aa: as for :func:`summarise`.
         workers: all of them call this together.
         finished: whether this is the evaluation at the end of the training, which is logged.
+        averaged: whether averaged weights were evaluated, which are never the run's own result.
 
     Raises:
         InputError, WorkerError: the records cannot be read or the result cannot be written.
     """
 
     def conclude() -> dict[str, Any]:
-        changed = () if finished else changed_settings(folder, job, EVALUATION_SETTINGS)
+        changed = () if finished else changed_settings(folder, job, EVALUATION_SETTINGS, averaged=averaged)
         measured = summarise(folder, job, accuracy, epoch, weights, changed, aa)
         replaces = finished or not folder.metrics("finished")
         result = with_evaluation(_result_so_far(folder), measured, replaces=replaces)
@@ -127,20 +129,24 @@ def _watt_hours(epochs: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return None if joules is None else joules / 3600
 
 
-def changed_settings(folder: RunFolder, job: Job, relevant: tuple[str, ...]) -> tuple[str, ...]:
+def changed_settings(
+    folder: RunFolder, job: Job, relevant: tuple[str, ...], *, averaged: bool = False
+) -> tuple[str, ...]:
     """The settings in which a measurement differs from that of the run's own job, with their values.
 
     Args:
         folder: of the run.
         job: of the measurement, resolved.
         relevant: beginnings of the settings to compare.
+        averaged: whether averaged weights are measured, not those that the training ended with.
     """
     own = by_name(folder.read_job([]))
-    return tuple(
+    changed = tuple(
         f"{key}: {'none' if value is None else value}"
         for key, (value, _) in by_name(job).items()
         if key.startswith(relevant) and key not in IRRELEVANT and value != own[key][0]
     )
+    return (AVERAGED, *changed) if averaged else changed
 
 
 def _result_so_far(folder: RunFolder) -> Result | None:

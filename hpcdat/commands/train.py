@@ -20,7 +20,6 @@ from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
 from hpcdat.models import build_model_for
-from hpcdat.models.fingerprint import fingerprint
 from hpcdat.out_of_memory import enough_memory
 from hpcdat.performance.autotune import choose_exchange
 from hpcdat.progress import Progress
@@ -87,9 +86,12 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
                     trainer.resume()
                 if job.trackers:
                     workers.on_rank0("start the trackers", tracking.begin)
-                accuracy = trainer.run()
-        epoch, weights = trainer.state.epoch, fingerprint(model)
-        result = conclude_run(folder, job, accuracy, epoch, workers, weights=weights, finished=True)
+                trained, averaged = trainer.run()
+        epoch = trainer.state.epoch
+        if averaged:
+            # First: the run is finished as soon as its own result is written.
+            conclude_run(folder, job, *averaged, epoch, workers, averaged=True, finished=False)
+        result = conclude_run(folder, job, *trained, epoch, workers, finished=True)
         tracking.conclude(result, finished=True)
     return result
 

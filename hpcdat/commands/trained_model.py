@@ -22,13 +22,14 @@ class Trained:
 
     Attributes:
         model: on the device, in evaluation mode.
-        epoch: number of epochs trained.
+        epoch, step: number of epochs trained, and of steps in the next one.
         classes: class names, in the order of the logits.
         device: where this worker computes.
     """
 
     model: torch.nn.Module
     epoch: int
+    step: int
     classes: list[str]
     device: torch.device
 
@@ -50,9 +51,9 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator, *, averaged
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
 
     def build() -> torch.nn.Module:
-        state = getattr(checkpoint, "averaged", None) if averaged else checkpoint.model
+        state = checkpoint.averaged if averaged else checkpoint.model
         if state is None:
-            raise InputError(f"{folder.path}: the run averaged no weights")
+            raise InputError(f"{folder.path}: {_why_none(job)}")
         model = build_model_for(job, len(checkpoint.classes), device)
         try:
             model.load_state_dict(state)
@@ -64,7 +65,7 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator, *, averaged
         return model.eval()
 
     model = workers.on_all_ranks("build the model", build)
-    return Trained(model, checkpoint.epoch, checkpoint.classes, device)
+    return Trained(model, checkpoint.epoch, checkpoint.step, checkpoint.classes, device)
 
 
 def find_test_images(job: Job, trained: Trained, workers: Communicator) -> Images:
@@ -81,3 +82,12 @@ def find_test_images(job: Job, trained: Trained, workers: Communicator) -> Image
         return test_images
 
     return workers.on_all_ranks("find the images", find)
+
+
+def _why_none(job: Job) -> str:
+    """Why a checkpoint of this job has no averaged weights."""
+    if job.averaging.swa_from is not None:
+        return f"no weights have been averaged yet: averaging.swa_from is epoch {job.averaging.swa_from}"
+    if job.averaging.ema is not None:
+        return "no weights have been averaged yet: training has not begun"
+    return "the run averaged no weights: train with averaging.ema or averaging.swa_from"

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from hpcdat.config.averaging import Averaging, check_averaging
 from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
 from hpcdat.config.paths import ExpandedPath
 from hpcdat.config.sections import (
@@ -87,6 +88,7 @@ class Job(Settings):
     evaluation: Evaluation = Evaluation()
     certification: Annotated[Certification, MAY_CHANGE] = Certification()
     early_stopping: EarlyStopping = EarlyStopping()
+    averaging: Averaging = Averaging()
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Job:
@@ -131,6 +133,7 @@ class Job(Settings):
         self._check_concurrent()
         self._check_exchange()
         self._check_schedule()
+        check_averaging(self)
         return self
 
     def _check_n_fgsm(self) -> None:

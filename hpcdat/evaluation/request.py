@@ -24,9 +24,11 @@ class EvaluationRequest:
         radii: of a sweep over eps, [0, 1] units, increasing.
         steps: of a sweep over numbers of steps, increasing.
         sweep: kind of both sweeps.
+        averaged: measure the averaged weights in place of those that the training ended with.
     """
 
     autoattack: int | Literal["all"] | None = None
     radii: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     sweep: SweepKind = "plain"
+    averaged: bool = False

@@ -25,6 +25,7 @@ from hpcdat.evaluation.request import EvaluationRequest, SweepKind
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, open_store, run_sharded
 from hpcdat.evaluation.sweep import Sweep, sweep_name
 from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.evaluated import AVERAGED
 
 Section = dict[str, Any]
 """The result of one measurement, a JSON value: ``images``, ``attack``, ``warnings``, and its own numbers."""
@@ -132,27 +133,37 @@ class Results:
             return None
         return AutoAttacked(section["aa"], section["images"], section.get("ta"), section.get("ra"))
 
-    def write(self, file: Path, epoch: int) -> None:
-        """Write the results as JSON, next to those of evaluations of the same weights with other settings.
+    def write(self, file: Path, epoch: int, step: int = 0) -> None:
+        """Write the results as JSON, next to those of other evaluations of the same checkpoint.
+
+        These have the same weights and other settings, or the averaged weights of the checkpoint.
 
         The file has the evaluation with the run's own settings, if there is one, at its top, and a list of
         the others.
 
         Args:
             file: is replaced.
-            epoch: number of epochs for which the model was trained.
+            epoch, step: number of epochs for which the model was trained, and of steps in the next one.
 
         Raises:
             OSError: it could not be written; names the file.
         """
-        new = {**self.key, "epoch": epoch, "changed": self.changed, "sections": self.sections}
-        stored = [one for one in read_evaluations(file) if one.get("weights") == self.key["weights"]]
+        place = {"epoch": epoch, "step": step}
+        new = {**self.key, **place, "changed": self.changed, "sections": self.sections}
+        stored = [one for one in read_evaluations(file) if self._same_checkpoint(one, place)]
         evaluations = [new if _changed(one) == self.changed else one for one in stored]
         if new not in evaluations:
             evaluations.append(new)
         own: Section = next((one for one in evaluations if not _changed(one)), {"sections": {}})
         rest = [one for one in evaluations if _changed(one)]
         write_text(file, json.dumps({**own, "others": rest}, indent=2) + "\n")
+
+    def _same_checkpoint(self, stored: Section, place: Section) -> bool:
+        """Whether a stored evaluation has the same weights, or one of the two has the averages of both."""
+        if stored.get("weights") == self.key["weights"]:
+            return True
+        one_is_averaged = (AVERAGED in _changed(stored)) != (AVERAGED in self.changed)
+        return one_is_averaged and all(stored.get(key, 0) == value for key, value in place.items())
 
 
 def read_evaluations(file: Path) -> list[Section]:

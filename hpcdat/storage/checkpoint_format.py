@@ -15,14 +15,18 @@ from typing import IO, Any
 
 import pydantic
 import torch
+from torch import Tensor
 
 from hpcdat import __version__
 from hpcdat.errors import InputError, first_line, shorten
 from hpcdat.storage.atomic_files import write_atomically
 from hpcdat.storage.worker_rows import WorkerRows, check_rows
 
-FORMAT = 8
-"""Format of the checkpoints that are written, and the only one that is read."""
+FORMAT = 9
+"""Format of the checkpoints that are written."""
+
+READABLE = (8, 9)
+"""Formats that are read. Those of 8 have no averaged weights."""
 
 MAGIC = b'{"hpcdat-checkpoint": '
 """The first bytes of every checkpoint."""
@@ -102,6 +106,9 @@ class Checkpoint:
         statistics: in the middle of an epoch, where each worker's running batch-norm statistics are: a
             dictionary of :class:`~hpcdat.storage.worker_rows.WorkerRows`; otherwise empty, since all workers
             have those of the model.
+        averaged: state of the model with averaged weights, under the names of ``model``; None if the job
+            averages none, or has not begun to.
+        averaging: what the averages need to continue in addition; empty if ``averaged`` is None.
     """
 
     model: dict[str, Any]
@@ -118,6 +125,8 @@ class Checkpoint:
     stale: list[list[Any]] = field(default_factory=list)
     metrics_bytes: int = 0
     statistics: dict[str, str | int] = field(default_factory=dict)
+    averaged: dict[str, Tensor] | None = None
+    averaging: dict[str, Any] = field(default_factory=dict)
 
     def worker_rows(self) -> WorkerRows | None:
         """Where the statistics of each worker are; None if all have those of the model.
@@ -177,10 +186,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         version, checksum = fields["hpcdat-checkpoint"], fields["sha256"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: not an hpcdat checkpoint") from None
-    if version != FORMAT:
+    if version not in READABLE:
         raise CheckpointError(
             f"{path}: written by {_writer(version, fields.get('hpcdat'))} (checkpoint format "
-            f"{shorten(version)}); hpcdat {__version__} reads only format {FORMAT}"
+            f"{shorten(version)}); hpcdat {__version__} reads only formats "
+            f"{' and '.join(map(str, READABLE))}"
         )
     if hashlib.sha256(state).hexdigest() != checksum:
         raise CheckpointError(f"{path}: damaged: the checksum does not match")

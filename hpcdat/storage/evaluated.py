@@ -13,6 +13,8 @@ ATTACK_SETTINGS = (
     "evaluation.restarts",
 )
 """Settings that the description of an attack shows."""
+AVERAGED = "weights: averaged"
+"""Stands among the changed settings of an evaluation of averaged weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

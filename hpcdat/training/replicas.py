@@ -172,12 +172,19 @@ class BatchNormStatistics:
             torch._foreach_copy_([*self.means, *self.variances, *self.counts], values)
 
 
-def check_equal(workers: Communicator, model: nn.Module, *, except_batch_norm: bool = False) -> None:
+def check_equal(
+    workers: Communicator,
+    model: nn.Module,
+    averaged: Mapping[str, Tensor] | None = None,
+    *,
+    except_batch_norm: bool = False,
+) -> None:
     """Compare a hash of every parameter and buffer over the workers.
 
     Args:
         workers: who compare.
         model: each worker's.
+        averaged: averages of its weights, by name.
         except_batch_norm: leave out running statistics, which differ in the middle of an epoch.
 
     Raises:
@@ -186,6 +193,7 @@ def check_equal(workers: Communicator, model: nn.Module, *, except_batch_norm: b
     state = named_state(model)
     if except_batch_norm:
         state = dict(model.named_parameters())
+    state |= {f"averaged {name}": tensor for name, tensor in (averaged or {}).items()}
     hashes = torch.tensor([tensor_fingerprint(tensor) for tensor in state.values()], dtype=torch.int64)
     # The maximum of (h, ~h) over the workers is (h, ~h) only if all have the same h.
     largest = workers.all_reduce_max(torch.cat([hashes, ~hashes]), "hashes of parameters and buffers")

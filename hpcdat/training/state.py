@@ -23,8 +23,8 @@ class TrainingState:
     """The state that a checkpoint saves, from which a run resumes bit for bit.
 
     Args:
-        algorithm: its model, optimiser, error feedback, batch-norm statistics and adversarial examples in
-            flight are part of the state.
+        algorithm: its model, optimiser, error feedback, batch-norm statistics, averaged weights and
+            adversarial examples in flight are part of the state.
         folder: of the run; worker 0 writes.
         train: the training images; their number and classes must not change.
 
@@ -80,6 +80,8 @@ class TrainingState:
             feedback=algorithm.exchange.gather_state(),
             stale=algorithm.adversary.stale() if self.step else [],
             metrics_bytes=self.folder.metrics_bytes(),
+            averaged=algorithm.averages.state(),
+            averaging=algorithm.averages.progress(),
         )
 
         def write() -> None:
@@ -184,6 +186,7 @@ class TrainingState:
             if checkpoint.workers == self.workers.size:
                 algorithm.exchange.load_state(checkpoint.feedback)
             algorithm.adversary.restore(checkpoint.stale)
+            algorithm.averages.restore(checkpoint.averaged, checkpoint.averaging)
             if cut_metrics and self.workers.is_rank0:
                 self.folder.truncate_metrics(checkpoint.metrics_bytes)
             return checkpoint, totals, history

@@ -26,6 +26,7 @@ from hpcdat.training.concurrent_attack import Adversary, Batch
 from hpcdat.training.replicas import BatchNormStatistics
 from hpcdat.training.roles import assign_roles, first_workers, trained_by
 from hpcdat.training.smooth_adv import share_copies
+from hpcdat.training.weight_averages import AveragedWeights
 
 
 class Requests(NamedTuple):
@@ -75,6 +76,7 @@ class Algorithm1:
         compiled_model: the model, compiled if ``model.compiled`` is set.
         batches: number of batches in a step, of all workers.
         roles, role: of all workers, and of this one.
+        averages: of the weights, if the job asks for them.
 
     Raises:
         InputError: the job's work cannot be divided among this number of workers.
@@ -95,6 +97,7 @@ class Algorithm1:
         # Of the workers that share a batch, the first counts its images.
         self._counts_images = workers.rank in first
         self.batch_norm = BatchNormStatistics(model, workers, trained_by(self.roles))
+        self.averages = AveragedWeights(model, job.averaging)
         self.copies = share_copies(job, workers)
         self.pgd = PGD.from_settings(job.attack)
         self.generator = torch.Generator(device)
@@ -138,6 +141,7 @@ class Algorithm1:
         self.exchange.commit(counts=updates)
         if updates:
             self.optimizer.step()  # step 9: (A4)
+            self.averages.after_update()
         else:
             # The sum is the same on all workers, so all of them skip the step.
             self.batch_norm.restore(statistics)

@@ -14,7 +14,6 @@ from hpcdat.data.mixing import mix
 from hpcdat.data.sampler import Share, training_shares, with_unlabelled
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError, Stopped, WorkerError
-from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.models.compiled import fastest_convolutions
 from hpcdat.models.losses import Labelled
@@ -31,7 +30,7 @@ from hpcdat.training.roles import homes_of_batches
 from hpcdat.training.single_images import check_batches, reported
 from hpcdat.training.state import TrainingState
 from hpcdat.training.step import Algorithm1, Requests, all_finite
-from hpcdat.training.validation import ImageSplits, Validation
+from hpcdat.training.validation import Evaluations, ImageSplits, Validation
 
 
 class Trainer:
@@ -80,11 +79,11 @@ class Trainer:
         """
         self.state.resume(self.progress.say)
 
-    def run(self) -> Accuracy:
+    def run(self) -> Evaluations:
         """Train to the last epoch, evaluating where the job asks for it and at the end.
 
         Returns:
-            TA and RA of the trained model on the test images.
+            TA and RA of the trained model on the test images, and those of its averaged weights.
 
         Raises:
             Stopped: a stop was asked for; the checkpoint is written.
@@ -105,14 +104,15 @@ class Trainer:
             self.algorithm.batch_norm.reset()
             # A run that is killed before its first checkpoint of training has this one.
             self._save()
-        check_equal(self.workers, self.model, except_batch_norm=state.step > 0)
+        averages = self.algorithm.averages
+        check_equal(self.workers, self.model, averages.tensors(), except_batch_norm=state.step > 0)
         if self.algorithm.exchange.plan.remark:
             self.progress.say(self.algorithm.exchange.plan.remark)
         self._validate()
         with reported(self.job.data):
             while not self._is_finished() and self._train_epoch():
                 self._validate()
-        return self.validation.result()
+        return Evaluations(self.validation.result(), self.validation.averaged())
 
     def _validate(self) -> None:
         """Evaluate where the job asks for it, and save the best weights."""
@@ -183,9 +183,10 @@ class Trainer:
                 "each worker has printed the files",
                 everywhere=True,
             )
-        self.algorithm.batch_norm.average()
-        check_equal(self.workers, self.model)
         state.epoch, state.step = state.epoch + 1, 0
+        self.algorithm.batch_norm.average()
+        self.algorithm.averages.end_epoch(state.epoch)
+        check_equal(self.workers, self.model, self.algorithm.averages.tensors())
         self.log.record(rate, self._left_out(steps))
         state.totals = EpochTotals()
         if self.validation.has_overfitted():

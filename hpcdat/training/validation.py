@@ -16,6 +16,7 @@ from hpcdat.evaluation.attack_text import describe_attack
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.intervals import with_interval
 from hpcdat.evaluation.sharded_runner import Execution
+from hpcdat.models.fingerprint import fingerprint
 from hpcdat.training.early_stopping import GUARD_IMAGES, GUARD_STEPS
 from hpcdat.training.state import TrainingState
 
@@ -32,6 +33,30 @@ class ImageSplits(NamedTuple):
     train: Images
     validation: Images
     test: Images
+
+
+class Measured(NamedTuple):
+    """The accuracy of some weights.
+
+    Attributes:
+        accuracy: TA and RA on the test images.
+        weights: hash of the weights.
+    """
+
+    accuracy: Accuracy
+    weights: str
+
+
+class Evaluations(NamedTuple):
+    """The evaluations at the end of a training.
+
+    Attributes:
+        trained: of the trained weights, which are the result of the run.
+        averaged: of the averaged weights; None if there are none.
+    """
+
+    trained: Measured
+    averaged: Measured | None
 
 
 class Validation:
@@ -95,8 +120,22 @@ class Validation:
         """TA and RA on the validation images, recorded in the metrics."""
         return self._measure(self._validation)
 
-    def result(self) -> Accuracy:
+    def result(self) -> Measured:
         """TA and RA of the run on the test images; the best weights are restored if the job asks for them."""
+        accuracy = self._result()
+        return Measured(accuracy, fingerprint(self.state.model))
+
+    def averaged(self) -> Measured | None:
+        """TA and RA of the averaged weights that belong to the result; None if there are none."""
+        averages = self.state.algorithm.averages
+        if not averages.updates:
+            if self.job.averaging.is_on:
+                self.progress.say(f"no weights were averaged up to epoch {self.state.epoch}")
+            return None
+        with averages.in_model():
+            return Measured(self._measure(self._test, averaged=True), fingerprint(self.state.model))
+
+    def _result(self) -> Accuracy:
         history = self.state.history
         if not self.job.early_stopping.chooses_weights or not history.best_epoch:
             return self._measure(self._test)
@@ -125,15 +164,16 @@ class Validation:
         )
         return True
 
-    def _measure(self, images: ImageBatches) -> Accuracy:
+    def _measure(self, images: ImageBatches, *, averaged: bool = False) -> Accuracy:
         accuracy = measure_accuracy(self.pgd, images, self.state.model, self.job, self.execution)
         epoch, held_out = self.state.epoch, images is not self._test
-        self.state.log(event="evaluation", epoch=epoch, ta=accuracy.ta, ra=accuracy.ra, held_out=held_out)
+        event = "averaged-evaluation" if averaged else "evaluation"
+        self.state.log(event=event, epoch=epoch, ta=accuracy.ta, ra=accuracy.ra, held_out=held_out)
         self.progress.say(
             f"epoch {epoch:3d}  TA {with_interval(accuracy.ta, accuracy.images, 1)}  "
             f"RA {with_interval(accuracy.ra, accuracy.images, 1)}  "
             f"({describe_attack(self.job.evaluation, self.job.attack.norm)}; {accuracy.images:,} "
-            f"{'held-out' if held_out else 'test'} images)"
+            f"{'held-out' if held_out else 'test'} images{'; averaged weights' if averaged else ''})"
         )
         return accuracy
 

@@ -41,9 +41,9 @@ def at(epoch, step=0, workers=4):
     )
 
 
-def forged(state):
+def forged(state, version=FORMAT):
     """A file with a checksum that is right."""
-    header = {"hpcdat-checkpoint": FORMAT, "sha256": hashlib.sha256(state).hexdigest()}
+    header = {"hpcdat-checkpoint": version, "sha256": hashlib.sha256(state).hexdigest()}
     return json.dumps(header).encode() + b"\n" + state
 
 
@@ -54,6 +54,25 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert (loaded.epoch, loaded.step, loaded.workers, loaded.classes) == (2, 5, 4, ["cat", "dog"])
     assert loaded.optimizer["param_groups"] == [{"lr": 0.1, "t": 3}]
     assert loaded.totals["cost"] == 0 and loaded.metrics_bytes == 17
+
+
+def test_averaged_weights_are_saved_bit_for_bit(tmp_path):
+    averaged = {"w": torch.tensor([0.1, -0.0, 1e-45])}
+    progress = {"updates": 3, "retained": 0.1, "buffers": {"b": torch.tensor(0.3)}}
+    save_checkpoint(tmp_path / "c.pt", dataclasses.replace(at(2), averaged=averaged, averaging=progress))
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert torch.equal(loaded.averaged["w"].view(torch.int32), averaged["w"].view(torch.int32))
+    assert loaded.averaging == progress
+
+
+def test_a_checkpoint_of_format_8_has_no_averaged_weights(tmp_path):
+    """As written before there were any."""
+    buffer = io.BytesIO()
+    torch.save({k: v for k, v in vars(at(2, 5)).items() if not k.startswith("averag")}, buffer)
+    (tmp_path / "c.pt").write_bytes(forged(buffer.getvalue(), 8))
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert torch.equal(loaded.model["w"], torch.arange(3.0) + 2) and loaded.step == 5
+    assert loaded.averaged is None and loaded.averaging == {}
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -126,7 +145,7 @@ def test_a_forged_state_is_read_or_refused_and_nothing_else(data):
     "change",
     [
         *({"epoch": "two"}, {"model": 3}, {"statistics": ()}, {"statistics": {"file": [1]}}, {"extra": 1}),
-        *({"totals": {"cost": "much"}}, {"history": {"robust": [1]}}),
+        *({"totals": {"cost": "much"}}, {"history": {"robust": [1]}}, {"averaged": {"w": 1}}),
     ],
 )
 def test_a_state_of_wrong_kinds_is_refused(tmp_path, change):
@@ -172,7 +191,7 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path, head
     version = header["hpcdat-checkpoint"]
     assert str(failure.value) == (
         f"{path}: written by {writer} (checkpoint format {version}); "
-        f"hpcdat {__version__} reads only format {FORMAT}"
+        f"hpcdat {__version__} reads only formats 8 and {FORMAT}"
     )
 
 

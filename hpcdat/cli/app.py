@@ -54,7 +54,7 @@ app.command()(certify)
 app.command()(report)
 app.command()(doctor)
 app.command()(plan)
-app.command()(submit)
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 app.add_typer(boxes, name="box")
 
 

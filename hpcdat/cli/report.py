@@ -55,7 +55,7 @@ def report(
     runs = list(dict.fromkeys(runs))
     folders = [seed for run in runs for seed in _seeds_in(run) or [run]]
     if out is None:
-        results = reported_once(lambda: {run: RunFolder(run).read_result() for run in folders})
+        results = reported_once(lambda: {run: RunFolder(run).read_any_result() for run in folders})
         print(result_table(results, mean=len(runs) == 1))
         return
 

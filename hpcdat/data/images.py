@@ -90,14 +90,22 @@ class Images:
             left[label] -= 1
         return self.subset(np.flatnonzero(~taken)), self.subset(np.flatnonzero(taken))
 
+    def first(self, count: int) -> Images:
+        """The first images, in their own order.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        self._check_enough(count)
+        return self.subset(np.arange(count))
+
     def equal_part(self, count: int) -> Images:
         """A part of the images with equal numbers of each class (up to one), the same every time.
 
         Raises:
             DataError: there are not so many.
         """
-        if count > len(self):
-            raise DataError(f"cannot take {count} images of {len(self)}")
+        self._check_enough(count)
         order = np.random.default_rng(0).permutation(len(self))
         labels = np.array(self.labels)[order]
         turn = np.empty_like(labels)
@@ -105,6 +113,10 @@ class Images:
             members = labels == label
             turn[members] = np.arange(members.sum())
         return self.subset(np.sort(order[np.lexsort((labels, turn))[:count]]))
+
+    def _check_enough(self, count: int) -> None:
+        if count > len(self):
+            raise DataError(f"cannot take {count} images of {len(self)}")
 
 
 def _stamp(file: Path) -> list[int] | None:

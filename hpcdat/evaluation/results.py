@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
-from hpcdat.config.job import Job
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.evaluation_job import EvaluationJob
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 from hpcdat.data.images import Images
 from hpcdat.evaluation import sanity_checks
 from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy, PgdAccuracy
@@ -132,7 +133,7 @@ class Results:
             return None
         return AutoAttacked(section["aa"], section["images"], section.get("ta"), section.get("ra"))
 
-    def write(self, file: Path, epoch: int) -> None:
+    def write(self, file: Path, epoch: int | None) -> None:
         """Write the results as JSON, next to those of evaluations of the same weights with other settings.
 
         The file has the evaluation with the run's own settings, if there is one, at its top, and a list of
@@ -140,7 +141,7 @@ class Results:
 
         Args:
             file: is replaced.
-            epoch: number of epochs for which the model was trained.
+            epoch: number of epochs for which the model was trained; None for given weights.
 
         Raises:
             OSError: it could not be written; names the file.
@@ -197,7 +198,12 @@ def _changed(evaluation: Section) -> tuple[str, ...]:
 
 
 def evaluate_robustness(
-    request: EvaluationRequest, images: Images, model: nn.Module, job: Job, execution: Execution, folder: Path
+    request: EvaluationRequest,
+    images: Images,
+    model: nn.Module,
+    job: EvaluationJob,
+    execution: Execution,
+    folder: Path,
 ) -> Results:
     """Measure TA, RA and the requested measurements; all workers call this together.
 
@@ -215,14 +221,17 @@ def evaluate_robustness(
     Raises:
         Stopped, InputError, WorkerError: as :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
     """
-    settings, norm, workers = job.evaluation, job.attack.norm, execution.workers
+    settings, norm, workers = job.evaluation, job.evaluation.resolved_norm, execution.workers
     device = next(model.parameters()).device
     all_images = ImageBatches(images, job.data, settings.batch_size, device)
 
     def prepare() -> tuple[AutoAttack, Images] | None:
         if request.autoattack is None:
             return None
-        some = images if request.autoattack == "all" else images.equal_part(request.autoattack)
+        some = images
+        if request.autoattack != "all":
+            choose = images.first if job.takes_first_images else images.equal_part
+            some = choose(request.autoattack)
         return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
     # First, so that wrong input is reported before anything that takes long.
@@ -279,7 +288,7 @@ def _accuracy_section(pgd: CheckedAccuracy, outcomes: Outcomes, model: nn.Module
     }
 
 
-def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Job) -> Section:
+def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: EvaluationJob) -> Section:
     curve = {value: outcomes.share(str(value)) for value in sweep.values}
     warnings = []
     if sweep.over == "eps":

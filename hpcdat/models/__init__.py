@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
 from hpcdat.models.digits_cnn import DigitsCNN
@@ -67,7 +68,7 @@ def build_model(
     return PixelModel(Normalization(mean, std), model, precision, channels_last)
 
 
-def build_model_for(job: Job, classes: int) -> nn.Module:
+def build_model_for(job: EvaluationJob, classes: int) -> nn.Module:
     """The model of a job, freshly initialised, with split batch norm if its method uses it.
 
     Args:
@@ -85,6 +86,6 @@ def build_model_for(job: Job, classes: int) -> nn.Module:
         width=job.model.width,
         channels_last=job.model.channels_last,
     )
-    if METHODS[job.method].split:
+    if isinstance(job, Job) and METHODS[job.method].split:
         split_batch_norm(model)
     return model

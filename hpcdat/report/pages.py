@@ -265,10 +265,11 @@ def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
         result = run.result
         if result.aa is None or result.aa_images in (None, result.images):
             continue
+        chosen = "the first ones" if run.job.takes_first_images else "balanced over the classes"
         same = "not measured" if result.aa_ra is None else with_interval(result.aa_ra, result.aa_images or 0)
         notes.append(
-            f"AA of {called[run.folder]} is measured on {result.aa_images:,} test images, balanced over the "
-            f"classes; RA on the same images: {same}."
+            f"AA of {called[run.folder]} is measured on {result.aa_images:,} test images, {chosen}; "
+            f"RA on the same images: {same}."
         )
     return notes
 

@@ -106,8 +106,7 @@ def conclude_evaluation(
             weights=weights,
             **aa._asdict() if aa else {},
         )
-        before = folder.read_any_result() if folder.result_file.exists() else None
-        assert not isinstance(before, Result)
+        before = folder.read_weights_result() if folder.result_file.exists() else None
         result = with_evaluation(before, measured, replaces=True)
         folder.write_result(result, result_table({folder.path: result}))
         return asdict(result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import prod
@@ -31,6 +31,8 @@ from hpcdat.report.result_table import (
 )
 from hpcdat.report.runs import Run, folder_names, varied
 from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.evaluated import WeightsResult
+from hpcdat.storage.run_folder import Result
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("hpcdat.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -97,10 +99,20 @@ def comparison_section(comparison: Comparison) -> Section:
     return Section(table.name, table.title, header, rows, 3, plot_comparison(comparison), _notes(comparison))
 
 
-def runs_section(runs: Sequence[Run]) -> Section:
-    """A table of all runs, without a paper's numbers."""
-    header, rows = result_rows({run.folder: run.result for run in runs})
-    notes = [*accuracy_notes([run.result for run in runs]), " ".join(SECONDS_AND_BYTES), *_hardware(runs)]
+def runs_section(runs: Sequence[Run], given: Mapping[Path, WeightsResult]) -> Section:
+    """A table of all runs, and of evaluations of given weights, without a paper's numbers.
+
+    Args:
+        runs: may be empty if there are evaluations.
+        given: results of these evaluations by folder.
+    """
+    results: dict[Path, Result | WeightsResult] = {run.folder: run.result for run in runs}
+    results |= given
+    header, rows = result_rows(results)
+    notes = accuracy_notes([*results.values()])
+    if not runs:
+        return Section("weights", "Given weights", header, rows, 1, "", notes)
+    notes += [" ".join(SECONDS_AND_BYTES), *_hardware(runs)]
     return Section("runs", "Runs", header, rows, 1, plot_runs(runs), notes)
 
 

@@ -98,7 +98,7 @@ def _check_free(folder: RunFolder) -> None:
     """Check that a folder is new, empty, or of an evaluation of given weights."""
     if folder.is_evaluation or not folder.path.is_dir() or not folder.contents():
         return
-    if folder.job_file.exists():
+    if folder.job_file.exists() and folder.environment_file.exists():
         raise RunError(
             f"run_dir {folder.path} holds a training run: evaluate it with `hpcdat evaluate {folder.path}`, "
             "or choose another folder for model.pretrained"

@@ -244,7 +244,15 @@ class RunFolder:
         Raises:
             RunError: there is none yet.
         """
-        return self._read_result(WEIGHTS_RESULT_ADAPTER) if self.is_evaluation else self.read_result()
+        return self.read_weights_result() if self.is_evaluation else self.read_result()
+
+    def read_weights_result(self) -> WeightsResult:
+        """The result of an evaluation of given weights.
+
+        Raises:
+            RunError: there is none yet.
+        """
+        return self._read_result(WEIGHTS_RESULT_ADAPTER)
 
     def _read_result(self, adapter: TypeAdapter[ResultT]) -> ResultT:
         try:

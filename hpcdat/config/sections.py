@@ -327,59 +327,6 @@ class Schedule(Settings):
     """`polynomial`: exponent of the decay"""
 
 
-class Evaluation(Settings):
-    """The measurement of TA and RA on the test images."""
-
-    eps: Fraction | None = None
-    """radius of the attack; left out: the training `attack.eps`"""
-    steps: int = Field(20, ge=1)
-    """PGD steps"""
-    step_size: Fraction | None = None
-    """step size, [0, 1] units; left out: 2.5 eps / steps"""
-    random_start: bool = True
-    """start from a uniform random point of the ball, seeded by `seed` and the number of the batch"""
-    restarts: int = Field(1, ge=1)
-    """number of random starts; an image is robust if the attack fails from all of them. Sweeps start once"""
-    batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
-    """images per batch; independent of the number of workers"""
-    every: int = Field(0, ge=0)
-    """measure TA and RA after every so many epochs too, on the images of `early_stopping.held_out` if there
-    are any; 0: only at the end. Not part of the training time T"""
-
-    def with_usual_step_size(self, *, eps: float, steps: int) -> Evaluation:
-        """These settings with this radius and number of steps, and the default step size 2.5 eps / steps."""
-        return self.model_copy(update={"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps})
-
-    @property
-    def has_usual_step_size(self) -> bool:
-        """Whether the step size is the default one."""
-        return self == self.with_usual_step_size(eps=self.resolved_eps, steps=self.steps)
-
-    @property
-    def resolved_eps(self) -> float:
-        """The radius; only for the settings of a resolved job, which always have one."""
-        assert self.eps is not None
-        return self.eps
-
-
-class Certification(Settings):
-    """Certified robustness by randomised smoothing (`hpcdat certify`): Cohen et al. 2019."""
-
-    sigma: Annotated[list[Annotated[Finite, Field(gt=0)]], Field(min_length=1)] | None = None
-    """standard deviations of the Gaussian noise, [0, 1] units; left out: that of `smoothing`, without it
-    Table 2's 0.12 and 0.25"""
-    n0: int = Field(100, ge=1)
-    """noisy samples that choose the class"""
-    n: int = Field(100_000, ge=1)
-    """noisy samples that bound its probability"""
-    alpha: float = Field(0.001, gt=0, lt=1)
-    """largest probability that the certificate of an image is wrong"""
-    every: int = Field(1, ge=1)
-    """certify every n-th test image; Cohen et al. take 20 on CIFAR-10 and 100 on ImageNet"""
-    batch_size: int = Field(1000, ge=1)
-    """noisy samples per batch; random numbers depend on it, not on the number of workers"""
-
-
 class EarlyStopping(Settings):
     """Which weights are the result, and when training ends early; all workers decide together."""
 

@@ -90,6 +90,15 @@ class Images:
             left[label] -= 1
         return self.subset(np.flatnonzero(~taken)), self.subset(np.flatnonzero(taken))
 
+    def first(self, count: int) -> NDArray[np.int64]:
+        """Positions of the first images.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        self._check_enough(count)
+        return np.arange(count)
+
     def equal_part(self, count: int) -> Images:
         """A part of the images with equal numbers of each class (up to one), the same every time.
 
@@ -100,8 +109,7 @@ class Images:
 
     def balanced(self, count: int) -> NDArray[np.int64]:
         """Positions of the images of :meth:`equal_part`, in order."""
-        if count > len(self):
-            raise DataError(f"cannot take {count} images of {len(self)}")
+        self._check_enough(count)
         order = np.random.default_rng(0).permutation(len(self))
         labels = np.array(self.labels)[order]
         turn = np.empty_like(labels)
@@ -109,6 +117,10 @@ class Images:
             members = labels == label
             turn[members] = np.arange(members.sum())
         return np.sort(order[np.lexsort((labels, turn))[:count]])
+
+    def _check_enough(self, count: int) -> None:
+        if count > len(self):
+            raise DataError(f"cannot take {count} images of {len(self)}")
 
 
 def _stamp(file: Path) -> list[int] | None:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcdat.config.job import Job
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.models.fingerprint import fingerprint
 
 
-def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator) -> dict[str, Any]:
+def cache_key(model: nn.Module, job: EvaluationJob, images: Images, workers: Communicator) -> dict[str, Any]:
     """The part of the key common to all measurements: the model, the images and how they are read.
 
     All workers call this together.

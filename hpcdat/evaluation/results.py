@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
-from hpcdat.config.job import Job
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.evaluation_job import EvaluationJob
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 from hpcdat.data.images import Images
 from hpcdat.evaluation import sanity_checks
 from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy, PgdAccuracy
@@ -133,7 +134,7 @@ class Results:
             return None
         return AutoAttacked(section["aa"], section["images"], section.get("ta"), section.get("ra"))
 
-    def write(self, file: Path, epoch: int, step: int = 0) -> None:
+    def write(self, file: Path, epoch: int | None, step: int = 0) -> None:
         """Write the results as JSON, next to those of other evaluations of the same checkpoint.
 
         These have the same weights and other settings, or the averaged weights of the checkpoint.
@@ -143,7 +144,8 @@ class Results:
 
         Args:
             file: is replaced.
-            epoch, step: number of epochs for which the model was trained, and of steps in the next one.
+            epoch, step: number of epochs for which the model was trained, and of steps in the next one; None
+                and 0 for given weights.
 
         Raises:
             OSError: it could not be written; names the file.
@@ -208,7 +210,12 @@ def _changed(evaluation: Section) -> tuple[str, ...]:
 
 
 def evaluate_robustness(
-    request: EvaluationRequest, images: Images, model: nn.Module, job: Job, execution: Execution, folder: Path
+    request: EvaluationRequest,
+    images: Images,
+    model: nn.Module,
+    job: EvaluationJob,
+    execution: Execution,
+    folder: Path,
 ) -> Results:
     """Measure TA, RA and the requested measurements; all workers call this together.
 
@@ -235,7 +242,7 @@ def measure_robustness(
     request: EvaluationRequest,
     all_images: ImageBatches,
     model: nn.Module,
-    job: Job,
+    job: EvaluationJob,
     execution: Execution,
     folder: Path | None,
 ) -> tuple[Accuracy, dict[str, Section]]:
@@ -246,13 +253,16 @@ def measure_robustness(
         all_images: the test images.
         folder: for stored outcomes; None: they are not stored, so that nothing can resume.
     """
-    settings, norm, workers, images = job.evaluation, job.attack.norm, execution.workers, all_images.images
+    settings, norm = job.evaluation, job.evaluation.resolved_norm
+    workers, images = execution.workers, all_images.images
 
     def prepare() -> tuple[AutoAttack, ImageBatches] | None:
         count = request.autoattack
         if count is None:
             return None
-        some = all_images if count == "all" else all_images.part(images.balanced(count))
+        some = all_images
+        if count != "all":
+            some = all_images.part(images.first(count) if job.takes_first_images else images.balanced(count))
         return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
     # First, so that wrong input is reported before anything that takes long.
@@ -305,7 +315,7 @@ def _accuracy_section(pgd: CheckedAccuracy, outcomes: Outcomes, model: nn.Module
     }
 
 
-def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Job) -> Section:
+def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: EvaluationJob) -> Section:
     curve = {value: outcomes.share(str(value)) for value in sweep.values}
     warnings = []
     if sweep.over == "eps":

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 ATTACK_SETTINGS = (
     "attack.norm",
+    "evaluation.preset",
+    "evaluation.norm",
     "evaluation.eps",
     "evaluation.steps",
     "evaluation.step_size",
@@ -25,7 +27,7 @@ class Evaluated:
         images: number of test images.
         ta, ra: standard and robust test accuracy on them, in [0, 1].
         attack: description of the attack that RA was measured with.
-        epoch: number of epochs trained.
+        epoch: number of epochs trained; None for given weights.
         changed: settings in which the evaluation differs from the run's own, such as ``data.test: val``; none
             if this is what the run's own job measures.
         weights: hash of the weights; None if unknown.
@@ -38,7 +40,7 @@ class Evaluated:
     ta: float
     ra: float
     attack: str
-    epoch: int
+    epoch: int | None
     changed: tuple[str, ...] = ()
     weights: str | None = None
     aa: float | None = None
@@ -56,3 +58,27 @@ class Evaluated:
     def counts(self) -> tuple[int, int, int]:
         """Number of images, and how many of them are correct, and robust under PGD."""
         return self.images, round(self.ta * self.images), round(self.ra * self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concluded(Evaluated):
+    """What the job of a folder has measured, and further evaluations in it.
+
+    Attributes:
+        others: evaluations with other attacks, images or settings.
+    """
+
+    others: tuple[Evaluated, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsResult(Concluded):
+    """The result of an evaluation of given weights, which no training of this package belongs to.
+
+    Attributes:
+        file: name of the file of the weights.
+        data: the test images, such as ``cifar10`` or ``imagenet/val``.
+    """
+
+    file: str
+    data: str

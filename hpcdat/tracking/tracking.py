@@ -150,9 +150,11 @@ class Tracking:
             result: of the run.
             finished: whether the run has ended.
         """
+        assert result.epoch is not None  # of a run
+        epoch = result.epoch
         self.saved()
         self._finished = finished
-        self._each(lambda tracker: tracker.summarise(result.epoch, results_of(result)))
+        self._each(lambda tracker: tracker.summarise(epoch, results_of(result)))
 
     def close(self) -> None:
         """Close the trackers; what one has not written after :data:`SECONDS_TO_CLOSE` stays unwritten."""

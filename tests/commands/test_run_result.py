@@ -28,7 +28,9 @@ OWN = Result(
     **{"total": 1.0, "exchange": "ring", "megabytes": None, "images": 100, "ta": 0.9, "ra": 0.5},
     **{"attack": "PGD-20, linf, eps 0.2", "epoch": 3, "weights": "abc"},
 )
-L2 = replace(OWN, ra=0.8, attack="PGD-20, l2, eps 0.5", changed=("attack.norm: l2", "evaluation.eps: 0.5"))
+L2 = replace(
+    OWN, ra=0.8, attack="PGD-20, l2, eps 0.5", changed=("evaluation.norm: l2", "evaluation.eps: 0.5")
+)
 VAL = replace(OWN, images=50, changed=("data.test: val",))
 
 

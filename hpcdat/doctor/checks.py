@@ -274,6 +274,20 @@ def check_resources(nodes: Sequence[Node], shared_memory: int = MIN_SHARED_MEMOR
     return findings
 
 
+def check_energy(nodes: Sequence[Node]) -> list[Finding]:
+    """Report which energy a run can measure; without any, it trains as well."""
+    kinds = _hosts_by(nodes, lambda node: node.no_energy)
+    return [
+        Finding(
+            "ok",
+            "energy",
+            f"not measured: {missing}" if missing else "measured: GPUs and processors, as far as there are",
+            "" if len(kinds) == 1 else first_few(hosts),
+        )
+        for missing, hosts in kinds.items()
+    ]
+
+
 def check_pairs(pairs: Sequence[Pair], nodes: int) -> list[Finding]:
     """Check the links; report those slower than half of the typical bandwidth."""
     if not pairs:

@@ -23,6 +23,7 @@ from hpcdat.distributed.device import why_no_gpu
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.local_mpirun import check_temporary_folder
 from hpcdat.errors import HpcdatError, InputError, first_line
+from hpcdat.hardware.usage import describe_energy
 from hpcdat.storage.atomic_files import write_text
 
 CLOCK_ROUNDS = 12
@@ -53,6 +54,7 @@ class Node:
         busy: how many of the cores other processes use.
         no_gpu: why torch finds no GPU in spite of the driver, or empty.
         temporary_error: why temporary files cannot be written, or empty.
+        no_energy: which energy a run cannot measure, and why, or empty.
     """
 
     host: str
@@ -71,6 +73,7 @@ class Node:
     busy: float = 0.0
     no_gpu: str = ""
     temporary_error: str = ""
+    no_energy: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str,
         "data_error": data_error,
         "no_gpu": why_no_gpu() if not _gpus() else "",
         "temporary_error": _temporary_error(),
+        "no_energy": describe_energy([str(gpu.uuid) for gpu in _gpus()]),
     }
 
 

@@ -89,6 +89,17 @@ def test_rows_of_other_evaluations_have_their_attack_images_and_intervals():
     assert "Where AA is above RA, PGD breaks images that AutoAttack does not" in table
 
 
+def test_energy_stands_where_it_was_measured_and_a_dash_where_not():
+    cells = {"a": replace(OWN, gpu_wh=10.25, package_wh=2.0), "b": OWN, "c": replace(OWN, dram_wh=0.25)}
+    header, rows = result_rows(cells)
+    place = header.index("Energy (Wh)")
+    assert [row[place] for row in rows] == ["12.2: GPUs 10.2, processors 2", "-", "0.25: memory 0.25"]
+    assert "Energy: watt-hours of all epochs" in result_table(cells)
+    assert "Energy" not in result_table({"b": OWN}) and "Images/s" not in result_table({"b": OWN})
+    fast = result_rows({"a": replace(OWN, images_per_second=12345.6), "b": OWN}, mean=True)
+    assert [dict(zip(fast[0], row, strict=True))["Images/s"] for row in fast[1]] == ["12,346", "-", "-"]
+
+
 def test_weights_that_were_chosen_on_the_test_images_are_reported_as_such():
     note = "were chosen by their RA on these test images"
     assert note not in result_table({"run": OWN})

@@ -21,7 +21,7 @@ from hpcdat.training.roles import assign_roles, first_workers
 IRRELEVANT = (
     *("data.train", "data.train_images", "data.unlabelled", "data.unlabelled_part", "data.split"),
     *("data.last_batch", "data.threads", "data.download", "data.policy"),
-    *("evaluation.every", "model.pretrained", "model.compiled", "certification.sigma"),
+    *("evaluation.every", "model.batch_norm", "model.pretrained", "model.compiled", "certification.sigma"),
 )
 """Settings of the sections below that make no difference to a measurement, or stand beside it anyway."""
 EVALUATION_SETTINGS = ("attack.norm", "data.", "evaluation.", "model.", "seed")

@@ -34,7 +34,7 @@ def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator)
     signature = workers.on_rank0("read the images' signature", lambda: images.signature)
     return {
         "weights": fingerprint(model),
-        "model": job.model.model_dump(mode="json", exclude={"pretrained"}),
+        "model": job.model.model_dump(mode="json", exclude={"pretrained", "batch_norm"}),
         "images": {"count": len(images), "signature": signature},
         "data": job.data.model_dump(include={"loader", "image_size", "channels", "augmentation"}),
     }

@@ -16,9 +16,12 @@ _MODULE_OF = {
     "MomentumLALR": "hpcdat.optim.lamb",
     "PGD": "hpcdat.attacks.pgd",
     "QuantizedSum": "hpcdat.exchange.horovod_compression",
+    "certify": "hpcdat.api",
+    "evaluate": "hpcdat.api",
+    "train": "hpcdat.api",
 }
 
-__all__ = ["LAMB", "LARS", "PGD", "MomentumLALR", "QuantizedSum"]
+__all__ = ["LAMB", "LARS", "PGD", "MomentumLALR", "QuantizedSum", "certify", "evaluate", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from tests.conftest import CHECKOUT
 LAYERS = (
     "__main__",
     "cli",
+    "api",
     "doctor",
     "commands",
     "report",
@@ -24,8 +25,10 @@ LAYERS = (
     "slurm",
     "models",
     "optim",
+    "tracking",
     "storage",
     "distributed",
+    "hardware",
     "emulation",
     "out_of_memory",
     "user_code",

@@ -53,6 +53,17 @@ class PGD:
 
     Raises:
         ValueError: eps, step size, noise or number of steps out of range; an unknown norm or batch-norm mode.
+
+    Example:
+        >>> from functools import partial
+        >>> from hpcdat import PGD
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+        >>> x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 3, 1, 9])
+        >>> attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
+        >>> loss = partial(nn.functional.cross_entropy, target=y, reduction="none")
+        >>> x_adv = attack(model, loss, x, torch.Generator().manual_seed(0))
+        >>> bool(((x_adv - x).abs() <= 8 / 255).all() and (loss(model(x_adv)) > loss(model(x))).all())
+        True
     """
 
     eps: float

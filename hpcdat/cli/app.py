@@ -15,6 +15,7 @@ from hpcdat.cli.box import boxes
 from hpcdat.cli.certify import certify
 from hpcdat.cli.doctor import doctor
 from hpcdat.cli.evaluate import evaluate
+from hpcdat.cli.export import export
 from hpcdat.cli.plan import plan
 from hpcdat.cli.pseudo_label import pseudo_label
 from hpcdat.cli.report import report
@@ -52,6 +53,7 @@ app.command()(evaluate)
 app.command("pseudo-label")(pseudo_label)
 app.command()(certify)
 app.command()(report)
+app.command()(export)
 app.command()(doctor)
 app.command()(plan)
 app.command()(submit)

@@ -19,6 +19,7 @@ from hpcdat.progress import Progress
 from hpcdat.report.sweep_files import write_sweeps
 from hpcdat.storage.folder_lock import locked
 from hpcdat.storage.run_folder import Result, RunFolder
+from hpcdat.tracking.tracking import check_trackers, record_result
 
 
 def evaluate(
@@ -46,6 +47,7 @@ def evaluate(
     """
     folder = RunFolder(run_dir)
     job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
+    workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     trained = load_trained(folder, job, workers, averaged=request.averaged)
     test_images = find_test_images(job, trained, workers)
     progress = Progress(shown=workers.is_rank0)
@@ -69,9 +71,11 @@ def evaluate(
     written = workers.on_rank0("write the results", write)
     aa = AutoAttacked(*written) if written else None
     weights = results.key["weights"]
-    return conclude_run(
+    result = conclude_run(
         *(folder, job, results.accuracy, weights, trained.epoch, workers),
         finished=False,
         averaged=request.averaged,
         aa=aa,
     )
+    workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.attack_text import describe_attack
 from hpcdat.evaluation.results import AutoAttacked
+from hpcdat.hardware.rapl import total
 from hpcdat.performance.autotune import exchange_of_run
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.evaluated import AVERAGED, Evaluated
@@ -20,8 +22,9 @@ from hpcdat.training.roles import assign_roles, first_workers
 
 IRRELEVANT = (
     *("data.train", "data.train_images", "data.unlabelled", "data.unlabelled_part", "data.split"),
-    *("data.last_batch", "data.threads", "data.download", "data.policy"),
-    *("evaluation.every", "model.batch_norm", "model.pretrained", "model.compiled", "certification.sigma"),
+    *("data.last_batch", "data.threads", "data.download", "data.policy", "evaluation.every"),
+    *("model.batch_norm", "model.pretrained", "model.pretrained_averaged", "model.compiled"),
+    "certification.sigma",
 )
 """Settings of the sections below that make no difference to a measurement, or stand beside it anyway."""
 EVALUATION_SETTINGS = ("attack.norm", "data.", "evaluation.", "model.", "seed")
@@ -112,9 +115,19 @@ def summarise(
         epoch=epoch,
         changed=changed,
         weights=weights,
+        images_per_second=median(e["images"] / e["total_seconds"] for e in complete) if complete else None,
+        gpu_wh=_watt_hours(epochs, "gpu_joules"),
+        package_wh=_watt_hours(epochs, "package_joules"),
+        dram_wh=_watt_hours(epochs, "dram_joules"),
         chosen_on_test=job.early_stopping.chooses_weights and not job.early_stopping.held_out,
         **aa._asdict() if aa else {},
     )
+
+
+def _watt_hours(epochs: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Energy of all epochs; None if it was not measured in one of them."""
+    joules = total([epoch.get(key) for epoch in epochs])
+    return None if joules is None else joules / 3600
 
 
 def changed_settings(

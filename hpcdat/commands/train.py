@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import torch
+
 from hpcdat.commands.run_result import conclude_run
 from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
@@ -24,6 +26,7 @@ from hpcdat.progress import Progress
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import Result, RunFolder
+from hpcdat.tracking.tracking import Tracking, check_trackers
 from hpcdat.training.roles import assign_roles
 from hpcdat.training.step import Algorithm1
 from hpcdat.training.trainer import Trainer
@@ -49,6 +52,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         Stopped: a stop was requested.
     """
     check_workers(job, nodes=workers.nodes, size=workers.size)
+    workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = workers.on_all_ranks(
         "find the images", lambda: find_images(job.data, quiet=not workers.is_rank0)
@@ -58,6 +62,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         mixed = workers.on_all_ranks("read data.unlabelled", lambda: _mixed(unlabelled, images.train))
         images = images._replace(train=mixed)
     folder = RunFolder(job.run_dir)
+    tracking = Tracking(job, folder, job.trackers if workers.is_rank0 else [])
     environment = describe_environment(workers, device)
     # Worker 0 decides for all: another node may see the folder a moment later.
     state = workers.on_rank0(
@@ -70,20 +75,25 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     progress = Progress(shown=workers.is_rank0)
     if state == "new":
         check_images(images.train, [images.validation, images.test], job.data, workers, stop, progress)
-    with enough_memory(job, "batch_size"):
-        model = build_model_for(job, len(images.train.classes)).to(device)
-        exchange = choose_exchange(job.exchange, workers, model, folder.choice_file, progress)
-        algorithm = Algorithm1(job, model, exchange, workers, device)
-        # The thread of the exchange would keep model and buffers in a process that trains again.
-        with closing(algorithm.exchange), closing(Trainer(algorithm, folder, images, stop)) as trainer:
-            if state == "unfinished":
-                trainer.resume()
-            trained, averaged = trainer.run()
-    epoch = trainer.state.epoch
-    if averaged:
-        # First: the run is finished as soon as its own result is written.
-        conclude_run(folder, job, *averaged, epoch, workers, averaged=True, finished=False)
-    return conclude_run(folder, job, *trained, epoch, workers, finished=True)
+    with closing(tracking):
+        with enough_memory(job, "batch_size"):
+            model = workers.on_all_ranks("build the model", lambda: _build(job, images.train, device))
+            exchange = choose_exchange(job.exchange, workers, model, folder.choice_file, progress)
+            algorithm = Algorithm1(job, model, exchange, workers, device)
+            # The thread of the exchange would keep model and buffers in a process that trains again.
+            with closing(algorithm.exchange), closing(Trainer(algorithm, folder, images, stop)) as trainer:
+                if state == "unfinished":
+                    trainer.resume()
+                if job.trackers:
+                    workers.on_rank0("start the trackers", tracking.begin)
+                trained, averaged = trainer.run()
+        epoch = trainer.state.epoch
+        if averaged:
+            # First: the run is finished as soon as its own result is written.
+            conclude_run(folder, job, *averaged, epoch, workers, averaged=True, finished=False)
+        result = conclude_run(folder, job, *trained, epoch, workers, finished=True)
+        tracking.conclude(result, finished=True)
+    return result
 
 
 def train_seeds(
@@ -139,6 +149,11 @@ def check_workers(job: Job, *, nodes: int, size: int) -> None:
             everywhere=True,
         )
     assign_roles(job, size)
+
+
+def _build(job: Job, train_images: Images, device: torch.device) -> torch.nn.Module:
+    with enough_memory(job, "batch_size"):
+        return build_model_for(job, len(train_images.classes), device)
 
 
 def _mixed(unlabelled: Path, labelled: Images) -> Images:

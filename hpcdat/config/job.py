@@ -73,6 +73,10 @@ class Job(Settings):
     module_path: Annotated[list[ExpandedPath] | None, MAY_CHANGE] = None
     """folders in which modules of one's own (`MODULE:CALLABLE`) are looked for before Python's path; left
     out: those of the job file and of the files that it is `like`"""
+    trackers: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], MAY_CHANGE] = Field(
+        default_factory=list
+    )
+    """record the curves of the run in these too, offline in its folder; see docs/tracking.md"""
     data: Data = Data()
     model: Model = Model()
     attack: Attack = Attack()
@@ -110,8 +114,13 @@ class Job(Settings):
                 "model.mean",
                 f"one mean and one std for each of data.channels = {self.data.channels} channels",
             )
+        if self.model.pretrained_averaged and self.model.pretrained is None:
+            raise not_allowed("model.pretrained_averaged", "without model.pretrained")
         if self.model.width != 1 and self.model.name not in ("preact-resnet18", "wide-resnet28-10"):
-            raise refusal("model.width", f"1: it is fixed for {self.model.name}")
+            instead = "; see model.options" if ":" in self.model.name else ""
+            raise refusal("model.width", f"1: it is fixed for {self.model.name}{instead}")
+        if self.model.options and ":" not in self.model.name:
+            raise not_allowed("model.options", f"with {self.model.name}, which has none (but model.width)")
         if self.optimizer.c_l > self.optimizer.c_u:
             raise refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
         if self.evaluation.restarts > 1 and not self.evaluation.random_start:

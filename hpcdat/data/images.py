@@ -96,6 +96,10 @@ class Images:
         Raises:
             DataError: there are not so many.
         """
+        return self.subset(self.balanced(count))
+
+    def balanced(self, count: int) -> NDArray[np.int64]:
+        """Positions of the images of :meth:`equal_part`, in order."""
         if count > len(self):
             raise DataError(f"cannot take {count} images of {len(self)}")
         order = np.random.default_rng(0).permutation(len(self))
@@ -104,7 +108,7 @@ class Images:
         for label in np.unique(labels):
             members = labels == label
             turn[members] = np.arange(members.sum())
-        return self.subset(np.sort(order[np.lexsort((labels, turn))[:count]]))
+        return np.sort(order[np.lexsort((labels, turn))[:count]])
 
 
 def _stamp(file: Path) -> list[int] | None:

@@ -35,6 +35,10 @@ class ImageBatches:
             if number % every == 0
         }
 
+    def part(self, indices: Indices) -> ImageBatches:
+        """The images at these positions, in batches of the same size."""
+        return ImageBatches(self.images.subset(indices), self.data, self.batch_size, self.device)
+
     def close(self) -> None:
         """Close the loader, if it was opened."""
         if "loader" in self.__dict__:

@@ -226,21 +226,40 @@ def evaluate_robustness(
     Raises:
         Stopped, InputError, WorkerError: as :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
     """
-    settings, norm, workers = job.evaluation, job.attack.norm, execution.workers
-    device = next(model.parameters()).device
-    all_images = ImageBatches(images, job.data, settings.batch_size, device)
+    batches = ImageBatches(images, job.data, job.evaluation.batch_size, next(model.parameters()).device)
+    accuracy, sections = measure_robustness(request, batches, model, job, execution, folder)
+    return Results(cache_key(model, job, images, execution.workers), accuracy, sections)
 
-    def prepare() -> tuple[AutoAttack, Images] | None:
-        if request.autoattack is None:
+
+def measure_robustness(
+    request: EvaluationRequest,
+    all_images: ImageBatches,
+    model: nn.Module,
+    job: Job,
+    execution: Execution,
+    folder: Path | None,
+) -> tuple[Accuracy, dict[str, Section]]:
+    """TA and RA, and the section of each measurement.
+
+    Args:
+        request, model, job, execution: as for :func:`evaluate_robustness`.
+        all_images: the test images.
+        folder: for stored outcomes; None: they are not stored, so that nothing can resume.
+    """
+    settings, norm, workers, images = job.evaluation, job.attack.norm, execution.workers, all_images.images
+
+    def prepare() -> tuple[AutoAttack, ImageBatches] | None:
+        count = request.autoattack
+        if count is None:
             return None
-        some = images if request.autoattack == "all" else images.equal_part(request.autoattack)
+        some = all_images if count == "all" else all_images.part(images.balanced(count))
         return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
     # First, so that wrong input is reported before anything that takes long.
     autoattack = workers.on_all_ranks("prepare AutoAttack", prepare)
 
     def measure(measurement: Measurement[Outcomes], batches: ImageBatches = all_images) -> Outcomes:
-        store = open_store(folder, measurement, batches, model, job, workers)
+        store = open_store(folder, measurement, batches, model, job, workers) if folder else None
         return merge(run_sharded(measurement, batches, model, job, execution, store=store))
 
     pgd = CheckedAccuracy(settings, norm, job.seed)
@@ -257,14 +276,10 @@ def evaluate_robustness(
             sections[sweep.name] = _sweep_section(sweep, measure(sweep), images, job)
     if autoattack:
         attack, some = autoattack
-        some_images = (
-            all_images if some is images else ImageBatches(some, job.data, settings.batch_size, device)
-        )
         # In one evaluation, so that both have the same images, also where some cannot be read.
-        of_some = outcomes if some is images else measure(_pgd_on_some(settings, norm, job.seed), some_images)
-        attacked = measure(attack, some_images)
-        sections[attack.name] = _autoattack_section(attack, attacked, of_some, len(images))
-    return Results(cache_key(model, job, images, workers), accuracy, sections)
+        of_some = outcomes if some is all_images else measure(_pgd_on_some(settings, norm, job.seed), some)
+        sections[attack.name] = _autoattack_section(attack, measure(attack, some), of_some, len(images))
+    return accuracy, sections
 
 
 def _is_complete(name: str, section: Any) -> bool:

@@ -20,15 +20,10 @@ class QuantizedSum:
     """Sends gradients as codes of few bits that Horovod's all-reduce adds: the protocol ``ring``, one-sided.
 
     It implements Horovod's ``compress``/``decompress`` interface; unlike Horovod's compressors it is an
-    instance, since it has state::
-
-        optimizer = hvd.DistributedOptimizer(
-            optimizer, named_parameters=model.named_parameters(), op=hvd.Sum, compression=QuantizedSum(bits=8)
-        )
-
-    ``op=hvd.Sum`` is required, since Horovod would otherwise divide the codes; the decoded sum is divided
-    here. Tensors of one dimension (biases, batch norm) are summed without compression. The backward pass
-    must reach the parameters in the same order on all workers, since workers agree on norms in that order.
+    instance, since it has state. ``op=hvd.Sum`` is required, since Horovod would otherwise divide the codes;
+    the decoded sum is divided here. Tensors of one dimension (biases, batch norm) are summed without
+    compression. The backward pass must reach the parameters in the same order on all workers, since workers
+    agree on norms in that order.
 
     Args:
         bits: of a code, 1 to 8 or 16.
@@ -38,6 +33,26 @@ class QuantizedSum:
 
     Raises:
         ImportError: Horovod is not installed.
+
+    Example:
+        In a script that ``mpirun`` or ``horovodrun`` starts:
+
+        >>> import horovod.torch as hvd
+        >>> from hpcdat import QuantizedSum
+        >>> hvd.init()
+        >>> model = torch.nn.Linear(4, 3)
+        >>> hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        >>> optimizer = hvd.DistributedOptimizer(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1),
+        ...     named_parameters=model.named_parameters(),
+        ...     op=hvd.Sum,
+        ...     compression=QuantizedSum(bits=8),
+        ... )
+        >>> model(torch.full((2, 4), hvd.rank() + 1.0)).sum().backward()
+        >>> optimizer.step()  # the gradient is 2 * mean(1, ..., M) for each weight
+        >>> expected = torch.full((3, 4), float(hvd.size() + 1))
+        >>> bool(torch.allclose(model.weight.grad, expected, rtol=0.02))
+        True
     """
 
     def __init__(

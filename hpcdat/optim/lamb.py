@@ -78,6 +78,16 @@ class LAMB(LALR):
 
     Raises:
         ValueError: a value out of its range.
+
+    Example:
+        >>> from hpcdat import LAMB
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(layer.weight)
+        >>> optimizer = LAMB(layer.parameters(), lr=0.1)
+        >>> layer(torch.tensor([[1.0, -2.0]])).sum().backward()
+        >>> optimizer.step()  # u = (1, -1); the layer's norm sqrt(2) over that of u is 1
+        >>> layer.weight.data
+        tensor([[0.9000, 1.1000]])
     """
 
     buffers = ("m", "v")
@@ -134,6 +144,16 @@ class MomentumLALR(LALR):
 
     Raises:
         ValueError: a value out of its range.
+
+    Example:
+        >>> from hpcdat import MomentumLALR
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(layer.weight)
+        >>> optimizer = MomentumLALR(layer.parameters(), lr=0.1, momentum=0.0)
+        >>> layer(torch.tensor([[3.0, 3.0]])).sum().backward()
+        >>> optimizer.step()  # u = (3, 3), rescaled to the layer's norm
+        >>> layer.weight.data
+        tensor([[0.9000, 0.9000]])
     """
 
     buffers = ("m",)

@@ -31,6 +31,16 @@ class LARS(LayerwiseOptimizer):
 
     Raises:
         ValueError: a value out of its range.
+
+    Example:
+        >>> from hpcdat import LARS
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(layer.weight)
+        >>> optimizer = LARS(layer.parameters(), lr=1.0, trust_coefficient=0.1)
+        >>> layer(torch.tensor([[3.0, 3.0]])).sum().backward()
+        >>> optimizer.step()  # lambda = 0.1 * sqrt(2) / (3 * sqrt(2))
+        >>> layer.weight.data
+        tensor([[0.9000, 0.9000]])
     """
 
     buffers = ("v",)

@@ -28,6 +28,7 @@ from hpcdat.report.result_table import (
     accuracy_notes,
     mean_and_spread,
     result_rows,
+    training_notes,
 )
 from hpcdat.report.runs import Run, folder_names, varied
 from hpcdat.storage.atomic_files import write_text
@@ -99,8 +100,9 @@ def comparison_section(comparison: Comparison) -> Section:
 
 def runs_section(runs: Sequence[Run]) -> Section:
     """A table of all runs, without a paper's numbers."""
+    results = [run.result for run in runs]
     header, rows = result_rows({run.folder: run.result for run in runs})
-    notes = [*accuracy_notes([run.result for run in runs]), " ".join(SECONDS_AND_BYTES), *_hardware(runs)]
+    notes = [*accuracy_notes(results), " ".join(training_notes(results)), *_hardware(runs)]
     return Section("runs", "Runs", header, rows, 1, plot_runs(runs), notes)
 
 

@@ -24,17 +24,32 @@ HEADERS = [
     "Images",
     "C (s)",
     "T (s)",
+    "Images/s",
+    "Energy (Wh)",
     "Exchange",
     "MiB / iteration",
     "Run folder",
 ]
 """Headings of the columns."""
 
+OPTIONAL = ("AA (%)", "Images/s", "Energy (Wh)")
+"""Columns that a table leaves out if no run has a value in them."""
+
 SECONDS_AND_BYTES = (
     "C: seconds per epoch in gradient exchanges; T: seconds per epoch of training (medians).",
     "MiB: 2^20 bytes, that all workers send per iteration, computed.",
 )
 """The meaning of the columns C, T and MiB, for the notes below a table."""
+
+THROUGHPUT = "Images/s: images that all workers together train on per second (median of the epochs)."
+"""The meaning of the column, for the notes below a table."""
+
+ENERGY = (
+    "Energy: watt-hours of all epochs, without evaluations: GPUs (NVML), processors (RAPL, packages) and "
+    "memory (RAPL, DRAM). Those of processors and memory include other programs on the nodes. What was not "
+    "measured throughout is left out, such as fans, network and disks."
+)
+"""The meaning of the column, for the notes below a table."""
 
 USUAL_ATTACK = "Attacks: steps of 2.5 eps / steps from one random start, unless others are stated."
 """What the description of an attack leaves out, for the notes below a table."""
@@ -46,7 +61,7 @@ INTERVALS = (
 
 
 def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; without a column for AA if no run has it.
+    """Header and rows; without the columns of :data:`OPTIONAL` that no run has a value in.
 
     A run's first row is what its own job measured; below it are AA, if it was measured on fewer images, and
     other evaluations. All accuracies of a row are of the same images.
@@ -59,15 +74,17 @@ def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[lis
     for path, result in runs.items():
         for number, accuracies in enumerate(_accuracies(result)):
             # Training is the same for all rows of a run.
-            training = _training(result) if number == 0 else ["", "", "", ""]
+            training = _training(result) if number == 0 else [""] * 6
             setup = [result.method, f"{result.p} x {result.q}", f"{result.batches} x {result.batch}"]
             rows.append([*setup, *accuracies, *training, str(path)])
     if mean and len(runs) > 1:
         rows.append(_mean_row(list(runs.values())))
-    place = HEADERS.index("AA (%)")
-    if any(row[place] not in ("", "-") for row in rows):
-        return HEADERS, rows
-    return [*HEADERS[:place], *HEADERS[place + 1 :]], [[*row[:place], *row[place + 1 :]] for row in rows]
+    shown = [
+        place
+        for place, name in enumerate(HEADERS)
+        if name not in OPTIONAL or any(row[place] not in ("", "-") for row in rows)
+    ]
+    return [HEADERS[place] for place in shown], [[row[place] for place in shown] for row in rows]
 
 
 def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
@@ -78,8 +95,18 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
         mean: add a row with mean and standard deviation: the runs are one job with several seeds.
     """
     header, rows = result_rows(runs, mean=mean)
-    note = [*accuracy_notes(list(runs.values())), *SECONDS_AND_BYTES]
+    note = [*accuracy_notes(list(runs.values())), *training_notes(list(runs.values()))]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + "\n".join(note)
+
+
+def training_notes(results: Sequence[Result]) -> list[str]:
+    """What seconds, images, watt-hours and bytes of some runs are, for the notes below their table."""
+    notes = [*SECONDS_AND_BYTES]
+    if any(result.images_per_second is not None for result in results):
+        notes.append(THROUGHPUT)
+    if any(_energy(result) != "-" for result in results):
+        notes.append(ENERGY)
+    return notes
 
 
 def accuracy_notes(results: Sequence[Result]) -> list[str]:
@@ -144,9 +171,20 @@ def _row(one: Evaluated, ta: float | None, ra: float | None, aa: float | None, i
 
 
 def _training(result: Result) -> list[str]:
-    """C, T, exchange and MiB."""
+    """C, T, images per second, energy, exchange and MiB."""
     sent = "-" if result.megabytes is None else f"{result.megabytes:.3g}"
-    return [_seconds(result.communication), _seconds(result.total), result.exchange, sent]
+    speed = "-" if result.images_per_second is None else f"{result.images_per_second:,.0f}"
+    seconds = [_seconds(result.communication), _seconds(result.total)]
+    return [*seconds, speed, _energy(result), result.exchange, sent]
+
+
+def _energy(result: Result) -> str:
+    """What was measured of a run's energy: ``12.3: GPUs 10.2, processors 2.1``."""
+    parts = {"GPUs": result.gpu_wh, "processors": result.package_wh, "memory": result.dram_wh}
+    known = {name: value for name, value in parts.items() if value is not None}
+    if not known:
+        return "-"
+    return f"{sum(known.values()):.3g}: " + ", ".join(f"{name} {wh:.3g}" for name, wh in known.items())
 
 
 def _mean_row(results: list[Result]) -> list[str]:
@@ -168,6 +206,8 @@ def _mean_row(results: list[Result]) -> list[str]:
         "",
         spread([r.communication for r in results]),
         spread([r.total for r in results]),
+        spread([r.images_per_second for r in results], 0),
+        "",
         "",
         "",
         f"seeds {', '.join(str(r.seed) for r in results)}",

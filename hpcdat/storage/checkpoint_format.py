@@ -61,6 +61,8 @@ class EpochTotals:
             waiting for images.
         communication_seconds: time with exchanges in progress, each counted from when the last worker starts
             it.
+        gpu_joules, package_joules, dram_joules: energy of all GPUs, and of the processors and the memory of
+            all nodes; None if a part was not measured.
     """
 
     cost: float = 0.0
@@ -72,6 +74,9 @@ class EpochTotals:
     communication_seconds: float = 0.0
     waited_seconds: float = 0.0
     data_seconds: float = 0.0
+    gpu_joules: float | None = 0.0
+    package_joules: float | None = 0.0
+    dram_joules: float | None = 0.0
 
 
 @pydantic.dataclasses.dataclass(
@@ -113,7 +118,7 @@ class Checkpoint:
     workers: int
     classes: list[str]
     images: int
-    totals: dict[str, int | float] = field(default_factory=lambda: asdict(EpochTotals()))
+    totals: dict[str, int | float | None] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
     history: dict[str, int] = field(default_factory=dict)
     feedback: list[dict[str, Any]] = field(default_factory=list)

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -48,6 +48,9 @@ class Result(Evaluated):
         megabytes: MiB that all workers together send per iteration, computed; None as above.
         others: evaluations with other attacks, images or settings.
         chosen_on_test: whether the weights were chosen by their RA on the test images.
+        images_per_second: images that all workers together train on, median of the epochs; None as above.
+        gpu_wh: energy of the training on all GPUs, watt-hours; None if it was not measured in all epochs.
+        package_wh, dram_wh: likewise of the processors and the memory of all nodes.
     """
 
     method: str
@@ -62,10 +65,26 @@ class Result(Evaluated):
     megabytes: float | None
     others: tuple[Evaluated, ...] = ()
     chosen_on_test: bool = False
+    images_per_second: float | None = None
+    gpu_wh: float | None = None
+    package_wh: float | None = None
+    dram_wh: float | None = None
 
 
 RESULT_ADAPTER = TypeAdapter(Result)
 """Reads and validates result.json."""
+
+
+class Follower(Protocol):
+    """Follows the metrics of a run while they are written."""
+
+    def logged(self, line: dict[str, Any]) -> None:
+        """Take a line that has been written."""
+        ...
+
+    def saved(self) -> None:
+        """Take note that a checkpoint has been written, from which on the lines so far stay."""
+        ...
 
 
 class RunFolder:
@@ -73,6 +92,9 @@ class RunFolder:
 
     Args:
         path: the job's ``run_dir``.
+
+    Attributes:
+        followers: are given the metrics that :meth:`log` writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,6 +109,8 @@ class RunFolder:
         self.choice_file = path / "exchange.json"
         self.certification_folder = path / "certification"
         self.slurm_folder = path / "slurm"
+        self.tracking_file = path / "trackers.txt"
+        self.followers: list[Follower] = []
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -149,6 +173,8 @@ class RunFolder:
             OSError: it could not be written; names the file.
         """
         append_text(self.metrics_file, json.dumps(metrics) + "\n")
+        for follower in self.followers:
+            follower.logged(metrics)
 
     def metrics_bytes(self) -> int:
         """Length of the metrics file in bytes."""
@@ -166,14 +192,24 @@ class RunFolder:
         Raises:
             RunError: the file is damaged.
         """
+        return [line for line in self.lines() if line["event"] == event]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All metrics, in the order in which they were written.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         if not self.metrics_file.exists():
             return []
         try:
             # An unterminated line was being written when the run was killed.
             complete = self.metrics_file.read_text().split("\n")[:-1]
             lines = [json.loads(line) for line in complete]
-            return [line for line in lines if line["event"] == event]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(line, dict) and "event" in line for line in lines):
+                raise ValueError("a line without event")
+            return lines
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.metrics_file} cannot be read: {error!r}") from None
 
     def checkpoint_of_result(self, job: Job) -> Checkpoint:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
 import torch
 
 from hpcdat.distributed.cores import CoreUse
+from hpcdat.hardware.nvml import GpuSample
+from hpcdat.hardware.rapl import total
+from hpcdat.hardware.usage import Energy, Usage, add_up, gpu_uuid
 from hpcdat.progress import Progress
 from hpcdat.training.state import TrainingState
 from hpcdat.training.step import StepOutcome
@@ -35,10 +39,13 @@ class EpochLog:
         self.workers, self.roles = state.workers, state.algorithm.roles
         on_cpu = state.algorithm.device.type == "cpu"
         self._core_use = CoreUse(torch.get_num_threads() if on_cpu else 1)
+        gpu = gpu_uuid(state.algorithm.device)
+        self._usage = Usage(gpu, first_on_node=self.workers.local_rank == 0)
         self.begin()
 
     def begin(self) -> None:
         """Start the clock of an epoch, or of the rest of it."""
+        self._usage.begin()
         self._clock = time.perf_counter()
         self._step_seconds: list[float] = []
 
@@ -55,6 +62,7 @@ class EpochLog:
         began, waited = time.perf_counter(), self.exchange.seconds.waited
         yield
         self._step_seconds.append(time.perf_counter() - began - (self.exchange.seconds.waited - waited))
+        self._usage.step()
         if warning := self._core_use.step():
             place = f"worker {self.workers.rank} on {self.workers.host}"
             print(f"warning: {place}: {warning}", file=sys.stderr, flush=True)
@@ -80,11 +88,20 @@ class EpochLog:
         now = time.perf_counter()
         self.state.totals.total_seconds += now - self._clock
         seconds = self.exchange.reset()
+        mine = [seconds.busy, self._usage.take_energy()]
+        every = self.workers.all_gather_object(mine, "seconds of exchanges, energy")
+        busy, energy = zip(*every, strict=True)
         # The last worker to join an exchange waits for no other, so its time is that of the network.
-        steps = zip(*self.workers.all_gather_object(seconds.busy, "seconds of exchanges"), strict=True)
-        self.state.totals.communication_seconds += sum(map(min, steps))
+        self.state.totals.communication_seconds += sum(map(min, zip(*busy, strict=True)))
         self.state.totals.waited_seconds += seconds.waited
+        self._add(add_up(energy))
         self._clock = now
+
+    def _add(self, energy: Energy) -> None:
+        """Add energy to the totals, in which a part that was not measured once is missing."""
+        for name, joules in energy._asdict().items():
+            before = getattr(self.state.totals, f"{name}_joules")
+            setattr(self.state.totals, f"{name}_joules", total([before, joules]))
 
     def record(self, rate: float, left_out: int) -> None:
         """Write the epoch's line; all workers call this together.
@@ -103,9 +120,12 @@ class EpochLog:
             **asdict(totals) | {"cost": cost if totals.images else None},
             left_out_images=left_out,
             training_accuracy=totals.correct / totals.images if seen else None,
+            images_per_second=totals.images / totals.total_seconds,
+            data_share=totals.data_seconds / totals.total_seconds,
             megabytes=traffic.total / 2**20,
             megabytes_busiest_card=traffic.busiest / 2**20,
-            workers=self._step_times(),
+            gpu_watts=None if totals.gpu_joules is None else totals.gpu_joules / totals.total_seconds,
+            **self._of_workers(),
         )
         self.progress.say(
             f"epoch {self.state.epoch:3d}/{self.job.total_epochs}  cost {cost:.4f}  lr {rate:g}  "
@@ -113,13 +133,29 @@ class EpochLog:
             + (f"  {totals.skipped_images} images could not be read" if totals.skipped_images else "")
         )
 
-    def _step_times(self) -> dict[str, list[float]]:
-        """Median and longest step of each worker since :meth:`begin`, seconds.
+    def _of_workers(self) -> dict[str, Any]:
+        """Step times of each worker, and memory (GiB, largest) and utilisation (mean) of the GPUs."""
+        gpu = self._usage.gpu_sample()
+        mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host, gpu]
+        medians, longest, hosts, gpus = zip(
+            *self.workers.all_gather_object(mine, "step times, GPUs"), strict=True
+        )
+        self._report_slow(medians, hosts)
+        known = [GpuSample(*each) for each in gpus if each is not None]
+        return {
+            "gpu_memory_gib": max(each.memory for each in known) / 2**30 if known else None,
+            "gpu_utilisation": fmean(each.utilisation for each in known) if known else None,
+            "workers": {"step_seconds": list(medians), "longest_step_seconds": list(longest)},
+        }
 
-        Time spent waiting for images and for other workers does not count, so that a slow worker is visible.
+    def _report_slow(self, medians: Sequence[float], hosts: Sequence[str]) -> None:
+        """Report the slowest worker if it keeps the others waiting.
+
+        Args:
+            medians: step time of each worker since :meth:`begin`, seconds. Time spent waiting for images and
+                for other workers does not count, so that a slow worker is visible.
+            hosts: of each worker.
         """
-        mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host]
-        medians, longest, hosts = zip(*self.workers.all_gather_object(mine, "step times"), strict=True)
         # Compared only with workers of the same role: an attack worker has less to do.
         works = [(len(role.clean), len(role.adversarial), len(role.attacked)) for role in self.roles]
         usual = [
@@ -131,4 +167,3 @@ class EpochLog:
                 f"worker {slowest} on {hosts[slowest]} is slow: {medians[slowest]:.3g} s for its part of a "
                 f"step, the median of the workers is {usual[slowest]:.3g} s"
             )
-        return {"step_seconds": list(medians), "longest_step_seconds": list(longest)}

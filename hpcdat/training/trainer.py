@@ -133,7 +133,8 @@ class Trainer:
 
     def _load_pretrained(self, pretrained: Path) -> None:
         """Load the weights to start from."""
-        loaded = load_pretrained(self.model, pretrained, self.images.classes)
+        averaged = self.job.model.pretrained_averaged
+        loaded = load_pretrained(self.model, pretrained, self.images.classes, averaged=averaged)
         self.progress.say(loaded.describe(pretrained))
 
     def _train_epoch(self) -> bool:

@@ -1,33 +1,62 @@
-"""Reading files of weights: hpcdat's checkpoints, and what ``torch.save`` has written elsewhere."""
+"""Reading files of weights: hpcdat's checkpoints, safetensors, and what ``torch.save`` wrote elsewhere."""
 
 from __future__ import annotations
 
+import argparse
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from hpcdat.errors import InputError, first_few, shorten
-from hpcdat.storage.checkpoint_format import is_checkpoint, load_checkpoint
+from hpcdat.errors import InputError, first_few, first_line, shorten
+from hpcdat.storage.checkpoint_format import Checkpoint, is_checkpoint, load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
 """Entries of a file that hold the state dictionary, next to an optimiser's state and other things."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
-"""Prefixes of all names of a state dictionary: of DataParallel, torch.compile, and of an outer module."""
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "averaged")
+"""Entries that hold averaged weights: timm's, and those of other programs."""
+METADATA = "hpcdat"
+"""Entry of a safetensors file's metadata that ``hpcdat export`` writes: classes, mean and std, as JSON."""
+_NUMBER = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *((_NUMBER, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")),
+    *(type(np.dtype(kind)) for kind in (np.bool_, np.int32, np.int64, np.float32, np.float64)),
+]
+"""What other programs save next to weights, arguments and NumPy's numbers; loading it runs no code."""
 SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 """How a file that can be read is written."""
+NO_AVERAGE = "model.pretrained_averaged: there are no averaged weights"
+SAFETENSORS = slice(8, 10), b'{"'
+"""Where a safetensors file has its header, after the header's length, and how that starts."""
 OTHER_FORMATS = {
     b"version https://git-lfs": ("a pointer of Git LFS", "fetch the file itself, with `git lfs pull`"),
     b"<": ("an HTML or XML page", "download the weights again"),
     b"\x1f\x8b": ("compressed by gzip", "unpack it first"),
     b"\x89HDF": ("in HDF5 format", f"save it with {SAVE}"),
+    b"{": ("JSON", "give the weights themselves; those in several files must be joined first"),
 }
 """By the first bytes of a file: its format, and what to do."""
+
+
+class _Exported(TypedDict):
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+
+
+EXPORTED = TypeAdapter(_Exported)
+"""Reads the metadata of :data:`METADATA`."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +64,29 @@ class Weights:
     """The tensors of a file.
 
     Attributes:
-        tensors: by name, without wrappers and prefixes.
+        tensors: by the names that the file has.
         classes: names of the classes of its model, in the order of the logits; None if they are unknown.
-        found_in: where in the file they are, for the user; empty for a plain state dictionary.
+        found_in: entries of the file that they are in, for the user; empty for a plain state dictionary.
+        normalisation: mean and standard deviation of the pixels that they were trained with, one per channel;
+            None if unknown, or if they are among the tensors.
+        remark: what else the file has; may be empty.
     """
 
     tensors: dict[str, Tensor]
     classes: list[str] | None = None
     found_in: str = ""
+    normalisation: tuple[list[float], list[float]] | None = None
+    remark: str = ""
 
 
-def read_weights(path: Path) -> Weights:
-    """Read a run's folder, a checkpoint of hpcdat, or a file of ``torch.save``; no code in it is executed.
+def read_weights(path: Path, *, averaged: bool = False) -> Weights:
+    """Read a run's folder, a checkpoint of hpcdat, or a file of safetensors or ``torch.save``.
+
+    No code in a file is executed.
+
+    Args:
+        path: the file or folder.
+        averaged: read the averaged weights (EMA, SWA), which must be there.
 
     Raises:
         InputError: it cannot be read, or holds something else; the message says what to do.
@@ -54,12 +94,10 @@ def read_weights(path: Path) -> Weights:
     try:
         if path.is_dir():
             run = RunFolder(path)
-            checkpoint = run.checkpoint_of_result(run.read_job([]))
-            return Weights(_of_our_model(checkpoint.model), checkpoint.classes)
+            return _of_run(run.checkpoint_of_result(run.read_job([])), averaged)
         if is_checkpoint(path):
-            checkpoint = load_checkpoint(path)
-            return Weights(_of_our_model(checkpoint.model), checkpoint.classes)
-        return _unwrapped(_load(path))
+            return _of_run(load_checkpoint(path), averaged)
+        return _load(path, averaged)
     except FileNotFoundError:
         raise InputError(f"model.pretrained: {path}: there is no such file or folder") from None
     except OSError as error:
@@ -71,26 +109,59 @@ def read_weights(path: Path) -> Weights:
         ) from None
 
 
-def plain_name(name: str) -> str:
-    """A tensor's name without normalisation layer, split batch norm and compiled submodules."""
-    name = name.removeprefix("1.").replace("_orig_mod.", "")
-    return name.replace(".main.", ".").replace(".auxiliary.", ".")
+def _of_run(checkpoint: Checkpoint, averaged: bool) -> Weights:
+    """The weights of a run: those that are trained, or their average."""
+    state = getattr(checkpoint, "averaged", None) if averaged else checkpoint.model
+    if state is None:
+        raise InputError(f"{NO_AVERAGE}: the run was trained without averaging")
+    return Weights(dict(state), checkpoint.classes, "averaged weights" if averaged else "")
 
 
-def _of_our_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model that normalises pixels first; of split batch norm, those for clean images."""
-    named = {name: t for name, t in state.items() if name.startswith("1.") and ".auxiliary." not in name}
-    return {plain_name(name): t for name, t in named.items()}
-
-
-def _load(path: Path) -> Any:
-    """What ``torch.save`` has written to a file."""
+def _load(path: Path, averaged: bool) -> Weights:
+    """The weights in a file of another program, or of ``hpcdat export``."""
     with path.open("rb") as file:
         start = file.read(64)
-    if problem := _other_format(path, start):
+    place, header = SAFETENSORS
+    if start[place] != header and (problem := _other_format(path, start)):
         raise InputError(problem)
+    if start[place] == header or path.suffix == ".safetensors":
+        if averaged:
+            raise InputError(f"{NO_AVERAGE}: a safetensors file has one set of weights")
+        return _load_safetensors(path)
+    return _unwrapped(_load_pickle(path), averaged)
+
+
+def _load_safetensors(path: Path) -> Weights:
+    """The tensors of a safetensors file, whose header and sizes its library verifies."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(
+            f"an incomplete or damaged safetensors file ({shorten(first_line(error))}): copy or download it "
+            "again"
+        ) from None
+    if not _is_state(tensors):
+        raise InputError(f"expected tensors by name, found {_describe(tensors)}")
+    classes, normalisation = _exported(metadata.get(METADATA))
+    return Weights(tensors, classes, normalisation=normalisation)
+
+
+def _exported(text: str | None) -> tuple[list[str] | None, tuple[list[float], list[float]] | None]:
+    """Classes and normalisation that ``hpcdat export`` has written; None for what is missing or damaged."""
+    try:
+        fields = EXPORTED.validate_json(text or "")
+    except ValidationError:
+        return None, None
+    return fields["classes"], (fields["mean"], fields["std"])
+
+
+def _load_pickle(path: Path) -> Any:
+    """What ``torch.save`` has written to a file."""
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
         # Also an OSError, if a part is missing. torch's own message has many lines and advises executing the
         # code in the file.
@@ -114,11 +185,8 @@ def _other_format(path: Path, start: bytes) -> str | None:
     for beginning, (kind, advice) in OTHER_FORMATS.items():
         if text.startswith(beginning):
             return f"{kind}, not a file of weights: {advice}"
-    if path.suffix == ".safetensors" or start[8:10] == b'{"':
-        return (
-            "in safetensors format, which hpcdat does not read: convert it with "
-            f"torch.save(safetensors.torch.load_file({path.name!r}), 'weights.pth')"
-        )
+    if path.suffix == ".safetensors":
+        return None
     # Files of torch.save are zip archives or, before 2020, pickles.
     if start[:2] == b"PK":
         return _other_archive(path)
@@ -151,31 +219,35 @@ def _other_objects(path: Path) -> list[str]:
         return []
 
 
-def _unwrapped(value: Any) -> Weights:
+def _unwrapped(value: Any, averaged: bool) -> Weights:
     """The state dictionary in what a file holds.
 
     Raises:
         InputError: there is none.
     """
-    place = []
+    place: list[str] = []
+    others: list[str] = []
     while isinstance(value, Mapping) and not _is_state(value):
-        key = next((key for key in WRAPPERS if isinstance(value.get(key), Mapping)), None)
-        if key is None:
+        averages = [key for key in AVERAGED if isinstance(value.get(key), Mapping)]
+        others += averages
+        keys = (
+            averages
+            if averaged and averages
+            else [key for key in WRAPPERS if isinstance(value.get(key), Mapping)]
+        )
+        if not keys:
             break
-        place.append(key)
-        value = value[key]
+        place.append(keys[0])
+        value = value[keys[0]]
+    if averaged and not set(place) & set(AVERAGED):
+        raise InputError(f"{NO_AVERAGE} (entry {' or '.join(AVERAGED)})")
     if not (isinstance(value, Mapping) and _is_state(value)):
         raise InputError(f"expected tensors by name, found {_describe(value)}: write the file with {SAVE}")
-    tensors, stripped = dict(value), ""
-    while common := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
-        tensors = {name.removeprefix(common): t for name, t in tensors.items()}
-        stripped += common
-    if all(name.startswith(("0.", "1.")) for name in tensors):
-        tensors = _of_our_model(tensors)
-    # Of submodules that were compiled.
-    tensors = {name.replace("_orig_mod.", ""): t for name, t in tensors.items()}
-    parts = [*(f"in {key!r}" for key in place), *([f"without {stripped!r}"] if stripped else [])]
-    return Weights(tensors, found_in=", ".join(parts))
+    unused = [repr(key) for key in others if key not in place]
+    remark = f"not used: averaged weights, in {' and '.join(unused)}; model.pretrained_averaged takes them"
+    return Weights(
+        dict(value), found_in=", ".join(f"in {key!r}" for key in place), remark=remark if unused else ""
+    )
 
 
 def _is_state(value: Mapping[Any, Any]) -> bool:

@@ -106,3 +106,13 @@ def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(tmp_path,
     assert "ra-over-steps-2.svg" in done.stdout
     (other,) = json.loads(RunFolder(run_dir).evaluation_file.read_text())["others"]
     assert other["sections"]["sweep-steps"]["images"] == 200
+
+
+@on("MPI 2")
+def test_a_model_in_memory_is_evaluated_alike_by_any_number_of_workers(team):
+    answers = team.run("evaluation.in_memory")
+    alone = run_alone("evaluation.in_memory")
+    assert 0 < alone["ra"] < 1 and alone["error"] is None
+    for answer in answers:
+        assert "not the same on all workers" in answer.pop("error")
+        assert answer == {key: alone[key] for key in answer}

@@ -84,6 +84,12 @@ def test_any_horovod_script_can_use_the_quantizer(team):
     assert all(answer["weights"] == answers[0]["weights"] for answer in answers)
 
 
+@on("MPI 3")
+def test_the_example_of_the_quantizer_runs_on_workers(team):
+    for answer in team.run("exchange.example"):
+        assert answer["attempted"] == 10 and not answer["failed"]
+
+
 @on("MPI 2")
 def test_a_horovod_script_that_averages_codes_gets_an_error(team):
     for answer in team.run("exchange.drop_in", "Average"):

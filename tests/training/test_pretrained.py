@@ -1,6 +1,6 @@
 """Weights that a model starts from."""
 
-import argparse
+import decimal
 import re
 import zipfile
 
@@ -61,6 +61,7 @@ def test_a_run_with_other_classes_gives_all_but_the_head(tmp_path, classes):
     run.checkpoints.best_file.unlink()
     run.checkpoints.epoch_file.rename(run.checkpoints.epoch_before_file)
     run.checkpoints.epoch_file.write_bytes(b"damaged")
+    model = make()
     load_pretrained(model, tmp_path, named(10))
     assert same(model, make(seed=2), "1.stem.weight")
 
@@ -159,7 +160,7 @@ def test_what_is_no_such_net_is_refused_in_one_line_and_changes_nothing(tmp_path
         "escape.pth": {**state, "\x1b[31m\nred": torch.ones(1)},
         "list.pth": [1],
         "empty-dict.pth": {"state_dict": {}},
-        "objects.pth": {"state_dict": state, "arguments": argparse.Namespace(lr=0.1)},
+        "objects.pth": {"state_dict": state, "rate": decimal.Decimal(1)},
         "nan.pth": nan,
         "infinite.pth": infinite,
         "integers.pth": {**state, "norm.weight": state["norm.weight"].to(torch.int8)},
@@ -194,7 +195,7 @@ def test_what_is_no_such_net_is_refused_in_one_line_and_changes_nothing(tmp_path
         "escape.pth": r"found other entries \('.*x1b.*nred': Tensor\): write",
         "list.pth": "expected tensors by name, found an object of type list: write",
         "empty-dict.pth": "expected tensors by name, found none: write",
-        "objects.pth": r"holds other objects than tensors \(argparse.Namespace\), which hpcdat does not "
+        "objects.pth": r"holds other objects than tensors \(decimal.Decimal\), which hpcdat does not "
         rf"load, as that may run code of the file: save the weights alone, with {re.escape(save)}$",
         "nan.pth": "1 of the 10 numbers of classifier.bias are NaN or infinite: take weights from before",
         "infinite.pth": "numbers of norm.running_var are NaN or infinite",
@@ -210,7 +211,7 @@ def test_what_is_no_such_net_is_refused_in_one_line_and_changes_nothing(tmp_path
         "keras.h5": r"in HDF5 format, not a file of weights: save it with torch\.save",
         "void.pth": "empty: write it with",
         "weights.pth.gz": "compressed by gzip, not a file of weights: unpack it first",
-        "weights.safetensors": "in safetensors format, which hpcdat does not read: convert it",
+        "weights.safetensors": "an incomplete or damaged safetensors file",
         "pickled.pth": "holds other objects than tensors|incomplete, damaged",
         "none.pth": "there is no such file or folder",
         "none.pt": "there is no such file or folder",

@@ -47,7 +47,7 @@ class Sampling(Measurement[Counts]):
 
 
 def certify_images(
-    sigma: float, images: ImageBatches, model: nn.Module, job: Job, execution: Execution, folder: Path
+    sigma: float, images: ImageBatches, model: nn.Module, job: Job, execution: Execution, folder: Path | None
 ) -> Certified:
     """Certificates of a list of images; all workers call this together.
 
@@ -57,13 +57,13 @@ def certify_images(
         model: f, the same on all workers, in evaluation mode.
         job: resolved.
         execution: workers, progress and stop; a stop takes effect between two batches of samples.
-        folder: for stored counts.
+        folder: for stored counts; None: they are not stored, so that nothing can resume.
 
     Raises:
         Stopped, InputError, WorkerError: as :func:`~hpcdat.evaluation.sharded_runner.run_sharded`.
     """
     settings = job.certification
     sampling = Sampling(sigma, settings, len(images.images.classes), job.seed)
-    store = open_store(folder, sampling, images, model, job, execution.workers)
+    store = open_store(folder, sampling, images, model, job, execution.workers) if folder else None
     counts = run_sharded(sampling, images, model, job, execution, store=store)
     return Certified(sigma, settings.n0, settings.n, settings.alpha, list(counts.values()))

@@ -144,3 +144,25 @@ def fit(model, images, job):
         clean_loss(model(x), y).mean().backward()
         optimizer.step()
     return model
+
+
+def in_memory(workers, patch):
+    """Accuracies and certificates of a model that is not in any run."""
+    from hpcdat import api
+
+    patch.setattr(api, "_workers", lambda: workers)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(23, 1, 6, 6, generator=generator)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    y = model(x).argmax(1)
+    accuracies = api.evaluate(model, x, y, eps=0.05, batch_size=5)
+    certified = api.certify(model, x[:5], y[:5], sigma=0.1, n=100)
+    if workers.rank == workers.size - 1:
+        model[1].bias.data.add_(1)
+    error = None
+    try:
+        api.evaluate(model, x, y, eps=0.05)
+    except HpcdatError as raised:
+        error = str(raised)
+    return {"ra": accuracies.ra, "radii": certified.correct_radii.tolist(), "error": error}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import hpcdat.exchange.horovod_compression
 from hpcdat.config.job_file import read_job
 from hpcdat.config.sections import Exchange
 from hpcdat.errors import InputError
@@ -223,3 +224,11 @@ def drop_in(workers, patch, op):
         return {"error": str(error)}
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     return {"first": losses[0], "last": losses[-1], "weights": weights.tolist()}
+
+
+def example(workers, patch):
+    """The example in the docstring of ``QuantizedSum``: how many lines were run, and how many failed."""
+    import doctest
+
+    result = doctest.testmod(hpcdat.exchange.horovod_compression)
+    return {"attempted": result.attempted, "failed": result.failed}

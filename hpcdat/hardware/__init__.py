@@ -1,0 +1,1 @@
+"""What a run uses of its hardware: energy, and memory and utilisation of GPUs."""

@@ -1,0 +1,1 @@
+"""Trackers: a run's curves in TensorBoard, MLflow and Weights & Biases."""

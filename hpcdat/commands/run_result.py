@@ -26,7 +26,7 @@ IRRELEVANT = (
     *("data.train", "data.train_images", "data.unlabelled", "data.unlabelled_part", "data.split"),
     *("data.last_batch", "data.threads", "data.download", "data.policy"),
     *("evaluation.every", "evaluation.autoattack", "certification.sigma"),
-    *("model.pretrained", "model.pretrained_averaged", "model.compiled"),
+    *("model.batch_norm", "model.pretrained", "model.pretrained_averaged", "model.compiled"),
 )
 """Settings of the sections below that make no difference to a measurement, or stand beside it anyway."""
 EVALUATION_SETTINGS = ("data.", "evaluation.", "model.", "seed")

@@ -82,9 +82,7 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
     assert path is not None  # the job was opened for an evaluation
 
     def load() -> None:
-        loaded = load_pretrained(
-            model, path, images.classes, averaged=job.model.pretrained_averaged
-        )
+        loaded = load_pretrained(model, path, images.classes, averaged=job.model.pretrained_averaged)
         if loaded.fresh:
             raise InputError(
                 f"model.pretrained: {path} does not fit this model: its last layer is for other classes than "
@@ -93,7 +91,8 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
             )
         place = f" ({loaded.found_in})" if loaded.found_in else ""
         order = f"; the outputs are taken to be for the classes {first_few(images.classes)}, in this order"
-        print(f"weights: {path}: {loaded.taken} tensors{place}{order if loaded.assumed else ''}", flush=True)
+        line = f"weights: {path}: {loaded.taken} tensors{place}{order if loaded.assumed else ''}"
+        print("\n".join([line, *(f"  {remark}" for remark in loaded.remarks)]), flush=True)
 
     workers.on_rank0("read model.pretrained", load)
     make_equal(workers, model)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from hpcdat.config.settings import Settings, refusal
+from hpcdat.config.settings import Settings
 
 
 class Averaging(Settings):
@@ -23,19 +21,3 @@ class Averaging(Settings):
     def is_on(self) -> bool:
         """Whether weights are averaged."""
         return self.ema is not None or self.swa_from is not None
-
-
-def check_averaging(job: Any) -> None:
-    """Check that averages of a job's weights can be formed.
-
-    Args:
-        job: the :class:`~hpcdat.config.job.Job`.
-
-    Raises:
-        PydanticCustomError: they cannot.
-    """
-    averaging = job.averaging
-    if averaging.ema is not None and averaging.swa_from is not None:
-        raise refusal("averaging.swa_from", "one kind of average, ema or swa_from")
-    if (averaging.swa_from or 0) > job.total_epochs:
-        raise refusal("averaging.swa_from", f"at most {job.total_epochs}, the last epoch")

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpcdat.config.averaging import Averaging, check_averaging
+from hpcdat.config.agreement import check_averaging, check_batch_norm
+from hpcdat.config.averaging import Averaging
 from hpcdat.config.evaluation_job import EvaluationJob, check_radius
 from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
 from hpcdat.config.sections import (
@@ -100,6 +101,7 @@ class Job(EvaluationJob):
         self._check_exchange()
         self._check_schedule()
         check_averaging(self)
+        check_batch_norm(self)
         return self
 
     def _check_n_fgsm(self) -> None:

@@ -120,6 +120,8 @@ class Model(Settings):
     """`bfloat16`: faster on devices that have it; weights, losses, pixels and exchange stay float32"""
     channels_last: bool = False
     """store activations with channels last, which is faster on GPUs with `bfloat16`"""
+    batch_norm: Literal["local", "synchronised"] = "local"
+    """training normalises with a worker's own batch (`local`, as in the papers) or all (`synchronised`)"""
     compiled: bool = False
     """train full batches with torch.compile, which takes a minute or two at the start. It rounds differently,
     and delivers all gradients at its end, so no exchange can overlap it"""
@@ -163,7 +165,6 @@ class Objective(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """share of the target that is spread evenly over all classes in the cost; the attack maximises the loss
     without smoothing"""
-
     regulariser: Literal["loss", "trades"] = "loss"
     """phi: `loss` of the perturbed image; `trades`: divergence between the outputs for it and for the image
     itself, in addition to the clean loss (Zhang et al. 2019)"""

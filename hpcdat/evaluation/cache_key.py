@@ -12,6 +12,9 @@ from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.models.fingerprint import fingerprint
 
+TRAINING_ONLY = ("batch_norm", "pretrained", "pretrained_averaged")
+"""Settings of the model that only training depends on."""
+
 
 def cache_key(model: nn.Module, job: EvaluationJob, images: Images, workers: Communicator) -> dict[str, Any]:
     """The part of the key common to all measurements: the model, the images and how they are read.
@@ -34,7 +37,7 @@ def cache_key(model: nn.Module, job: EvaluationJob, images: Images, workers: Com
     signature = workers.on_rank0("read the images' signature", lambda: images.signature)
     return {
         "weights": fingerprint(model),
-        "model": job.model.model_dump(mode="json", exclude={"pretrained", "pretrained_averaged"}),
+        "model": job.model.model_dump(mode="json", exclude={*TRAINING_ONLY}),
         "images": {"count": len(images), "signature": signature},
         "data": job.data.model_dump(include={"loader", "image_size", "channels", "augmentation"}),
     }

@@ -17,9 +17,10 @@ from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.exchange.gradient_exchange import GradientExchange, grad_of, gradients_of
 from hpcdat.models.compiled import Compiled
-from hpcdat.models.losses import Labelled, clean_loss, divergence, local_cost
+from hpcdat.models.losses import Labelled, LocalCost, clean_loss, divergence, local_cost
 from hpcdat.models.random_numbers import seeded
 from hpcdat.models.split_batch_norm import Branch
+from hpcdat.models.synchronised_batch_norm import placeholder, synchronise_batch_norm
 from hpcdat.optim import build_optimizer
 from hpcdat.seeds import derive
 from hpcdat.training.concurrent_attack import Adversary, Batch
@@ -77,15 +78,19 @@ class Algorithm1:
         batches: number of batches in a step, of all workers.
         roles, role: of all workers, and of this one.
         averages: of the weights, if the job asks for them.
+        synchronisation: of batch norm between several workers, if the job asks for it.
 
     Raises:
-        InputError: the job's work cannot be divided among this number of workers.
+        InputError: the job's work cannot be divided among this number of workers, or the model has no batch
+            norm to synchronise.
     """
 
     def __init__(
         self, job: Job, model: nn.Module, exchange: Exchange, workers: Communicator, device: torch.device
     ) -> None:
         self.job, self.model, self.workers, self.device = job, model, workers, device
+        synchronised = job.model.batch_norm == "synchronised"
+        self.synchronisation = synchronise_batch_norm(model, workers) if synchronised else None
         self.compiled_model = Compiled(model, job.batch_size * job.passes) if job.model.compiled else model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(model, job.optimizer)
@@ -163,6 +168,11 @@ class Algorithm1:
             return images.x
         self.generator.manual_seed(derive(self.job.seed, "attack", *place))
         with seeded(self._network_seed("attack", place), self.device):
+            if self.synchronisation and self.pgd.batch_norm == "train" and not len(images.x):
+                # The other workers wait for the statistics of this one.
+                with self.synchronisation.without_images():
+                    self._perturbed(_in_place_of(images), place)
+                return images.x
             return self._perturbed(images, place)
 
     def _perturbed(self, images: Labelled, place: tuple[int, int, int]) -> Tensor:
@@ -198,37 +208,55 @@ class Algorithm1:
             This worker's part of the cost, and how many clean images it classified correctly: float32, ().
         """
         self.optimizer.zero_grad(set_to_none=True)
-        role, objective = self.role, self.job.objective
+        role = self.role
         total, correct = torch.zeros(2, device=self.device)
         batches = [
             (number, now.images.get(number) if number in role.clean else None, x_adv.get(number))
             for number in role.trains
         ]
-        batches = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
-        for place, (number, clean, adversarial) in enumerate(batches, start=1):
+        given = [batch for batch in batches if any(part is not None and len(part.x) for part in batch[1:])]
+        for place, (number, clean, adversarial) in enumerate(given, start=1):
             self.batch_norm.enter(role.trains.index(number))
             self.batch_norm.count(max(len(part.x) for part in (clean, adversarial) if part is not None))
-            if self.copies:
-                clean, adversarial = None, self.copies.noisy(x_adv[number], now.epoch, now.step, number)
-            cost = local_cost(
-                self.compiled_model,
-                clean,
-                adversarial,
-                weights=self.job.weights_of_cost,
-                phi=objective.regulariser,
-                label_smoothing=objective.label_smoothing,
-                randomness=partial(self._randomness, (now.epoch, now.step, number)),
-            )
+            cost = self._cost(now, number, clean, adversarial)
             loss = cost.total / (now.global_size * self.job.copies)
-            if place == len(batches):
+            if place == len(given):
                 # From the last backward pass on, gradients are complete when they arrive.
                 self.exchange.begin(now.epoch, now.step)
             loss.backward()
             total, correct = total + loss.detach(), correct + cost.correct
-        if not batches:
+        if not given:
             self.exchange.begin(now.epoch, now.step)
+            if self.synchronisation:
+                self._take_part(now, *batches[0])
             self.exchange.contribute_zeros()
         return total, correct
+
+    def _cost(
+        self, now: Batch, number: int, clean: Labelled | None, adversarial: Labelled | None
+    ) -> LocalCost:
+        """The cost of a batch, summed over its samples."""
+        objective = self.job.objective
+        if self.copies and adversarial is not None:
+            clean, adversarial = None, self.copies.noisy(adversarial, now.epoch, now.step, number)
+        return local_cost(
+            self.compiled_model,
+            clean,
+            adversarial,
+            weights=self.job.weights_of_cost,
+            phi=objective.regulariser,
+            label_smoothing=objective.label_smoothing,
+            randomness=partial(self._randomness, (now.epoch, now.step, number)),
+        )
+
+    def _take_part(
+        self, now: Batch, number: int, clean: Labelled | None, adversarial: Labelled | None
+    ) -> None:
+        """Compute the passes of the others, which wait for statistics; the gradients are zero."""
+        assert self.synchronisation is not None
+        parts = [None if part is None else _in_place_of(part) for part in (clean, adversarial)]
+        with self.synchronisation.without_images():
+            (0 * self._cost(now, number, *parts).total).backward()
 
     def _randomness(self, place: tuple[int, int, int], branch: Branch) -> AbstractContextManager[None]:
         """The source of the random numbers that the model draws in a pass of one branch."""
@@ -252,6 +280,11 @@ class Algorithm1:
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether no element of any tensor is infinite or NaN: bool, ()."""
     return torch.stack(torch._foreach_norm(list(tensors), torch.inf)).isfinite().all()
+
+
+def _in_place_of(images: Labelled) -> Labelled:
+    """A placeholder for an empty batch."""
+    return Labelled(placeholder(images.x), images.y.new_zeros(1, *images.y.shape[1:]))
 
 
 def _rescale(gradients: list[Tensor], images: int, global_size: int) -> float:

@@ -94,6 +94,9 @@ class Trainer:
             # If there are too few images, no checkpoint may bind the run to its settings yet.
             passes = self.job.passes
             sizes = {passes * len(share.indices) for shares in self._shares() for share in shares}
+            if self.algorithm.synchronisation:
+                # Batch norm has the images of the other workers too, and would wait for them.
+                sizes = set()
             self.workers.on_all_ranks(
                 "train on the smallest batch",
                 lambda: check_batches(sizes, self.model, self.job.data, self.device),

@@ -120,6 +120,18 @@ def test_virtual_workers_compute_what_real_ones_do(tmp_path, digits, four_virtua
     assert np.ptp(expected["state"]) > 0.1
 
 
+@pytest.mark.distributed
+@on("MPI 3", full=["Gloo 3"])
+def test_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path, team):
+    """To 1e-6, its sums among the overlapping exchanges of gradients, and with a step of one image."""
+    settings = ["method=conadv", "optimizer.name=sgd", "attack.steps=1"]
+    expected = run_alone("training.train_synchronised", tmp_path / "one", *settings)
+    answers = team.run("training.train_synchronised", tmp_path / "run", *settings)
+    assert all(answer == answers[0] for answer in answers)
+    np.testing.assert_allclose(answers[0], expected, rtol=0, atol=1e-6)
+    assert np.ptp(expected) > 0.1
+
+
 @pytest.fixture(scope="module")
 def serial_counts(digits):
     return run_alone("evaluation.evaluate", digits, "evaluation.batch_size=30")

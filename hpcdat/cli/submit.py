@@ -82,6 +82,7 @@ def submit(
 
     def write() -> tuple[Path, str, list[Path], bool]:
         from hpcdat.commands.train import check_workers
+        from hpcdat.models import check_model_name
 
         profile = _profile(site, partition)
         gpus = choose_gpus(profile, gpus_per_node)
@@ -94,6 +95,7 @@ def submit(
                 # What is wrong with an element only is a value of a sweep.
                 raise JobError(str(error).replace("--set ", "--sweep ") if more else str(error)) from None
             check_workers(checked, nodes=nodes, size=nodes * workers)
+            check_model_name(checked)
             return checked
 
         resolved = read_and_check(())

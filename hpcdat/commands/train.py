@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import torch
+
 from hpcdat.commands.run_result import conclude_run
 from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
@@ -72,7 +74,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     if state == "new":
         check_images(images.train, [images.validation, images.test], job.data, workers, stop, progress)
     with enough_memory(job, "batch_size"):
-        model = build_model_for(job, len(images.train.classes)).to(device)
+        model = workers.on_all_ranks("build the model", lambda: _build(job, images.train, device))
         exchange = choose_exchange(job.exchange, workers, model, folder.choice_file, progress)
         algorithm = Algorithm1(job, model, exchange, workers, device)
         # The thread of the exchange would keep model and buffers in a process that trains again.
@@ -137,6 +139,11 @@ def check_workers(job: Job, *, nodes: int, size: int) -> None:
             everywhere=True,
         )
     assign_roles(job, size)
+
+
+def _build(job: Job, train_images: Images, device: torch.device) -> torch.nn.Module:
+    with enough_memory(job, "batch_size"):
+        return build_model_for(job, len(train_images.classes), device)
 
 
 def _mixed(unlabelled: Path, labelled: Images) -> Images:

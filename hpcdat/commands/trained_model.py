@@ -53,7 +53,7 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator, *, averaged
         state = getattr(checkpoint, "averaged", None) if averaged else checkpoint.model
         if state is None:
             raise InputError(f"{folder.path}: the run averaged no weights")
-        model = build_model_for(job, len(checkpoint.classes))
+        model = build_model_for(job, len(checkpoint.classes), device)
         try:
             model.load_state_dict(state)
         except RuntimeError:
@@ -61,7 +61,7 @@ def load_trained(folder: RunFolder, job: Job, workers: Communicator, *, averaged
                 f"{folder.path}: the settings describe another model than the one that was trained: "
                 "do not change method, model and data.channels"
             ) from None
-        return model.to(device).eval()
+        return model.eval()
 
     model = workers.on_all_ranks("build the model", build)
     return Trained(model, checkpoint.epoch, checkpoint.classes, device)

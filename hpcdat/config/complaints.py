@@ -9,7 +9,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from hpcdat.config.library_networks import in_torchvision
 from hpcdat.config.scalars import describe
+from hpcdat.config.sections import UserCode
 from hpcdat.config.yaml_text import Key, dotted
 from hpcdat.errors import shorten
 
@@ -92,7 +94,9 @@ def _choice(found: str, field: FieldInfo | None, root: type[BaseModel]) -> str:
     near = difflib.get_close_matches(found, choices, n=1, cutoff=0.5)
     others = [name for name, other in _all_fields(root) if found in _choices(other)]
     hint = f"; did you mean '{near[0]}'?" if near and not others else ""
-    if others:
+    if UserCode in get_args(field.annotation if field else None) and in_torchvision(found):
+        hint = f"; did you mean 'torchvision:{found}'?"
+    elif others:
         hint = f"; {shorten(found)} is a value of {' and '.join(others)}"
     return f"expected one of {', '.join(choices)}{hint}"
 

@@ -110,7 +110,10 @@ class Job(Settings):
         if self.model.pretrained_averaged and self.model.pretrained is None:
             raise not_allowed("model.pretrained_averaged", "without model.pretrained")
         if self.model.width != 1 and self.model.name not in ("preact-resnet18", "wide-resnet28-10"):
-            raise refusal("model.width", f"1: it is fixed for {self.model.name}")
+            instead = "; see model.options" if ":" in self.model.name else ""
+            raise refusal("model.width", f"1: it is fixed for {self.model.name}{instead}")
+        if self.model.options and ":" not in self.model.name:
+            raise not_allowed("model.options", f"with {self.model.name}, which has none (but model.width)")
         if self.optimizer.c_l > self.optimizer.c_u:
             raise refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
         if self.evaluation.restarts > 1 and not self.evaluation.random_start:

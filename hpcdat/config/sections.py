@@ -99,11 +99,12 @@ class Model(Settings):
 
     name: Literal["digits-cnn", "preact-resnet18", "wide-resnet28-10", "resnet50"] | UserCode = "resnet50"
     """`digits-cnn`: a small model for 8x8 images; `preact-resnet18` and `wide-resnet28-10`: for CIFAR;
-    `resnet50`: torchvision's, for ImageNet; `torchvision:NAME` or `timm:NAME`; or `MODULE:CALLABLE` of one's
-    own, called as callable(num_classes, in_channels, **options), which returns a module from normalised
-    images to logits"""
+    `resnet50`: torchvision's, for ImageNet; `torchvision:NAME` or `timm:NAME` (pip install timm), such as
+    torchvision:swin_t; `MODULE:CALLABLE` of one's own, beside the job file or on Python's path: a function
+    (num_classes, in_channels, **options) that returns a module from normalised images to logits"""
     options: Annotated[dict[str, Any], AfterValidator(as_plain)] = {}
-    """`torchvision:NAME`, `timm:NAME`, `MODULE:CALLABLE`: further arguments of the network, by name"""
+    """`torchvision:NAME`, `timm:NAME`, `MODULE:CALLABLE`: further arguments of the network, by name, such as
+    {dropout: 0.1}, or {img_size: 32} of timm's ViT"""
     width: float = Field(1.0, gt=0, le=4)
     """factor on the number of channels of all layers, for `preact-resnet18` and `wide-resnet28-10`"""
     pretrained: ExpandedPath | None = None

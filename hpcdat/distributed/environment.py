@@ -19,6 +19,7 @@ PACKAGES = (
     "hpcdat",
     "torch",
     "torchvision",
+    "timm",
     "nvidia-dali-cuda130",
     "nvidia-dali-cuda120",
     "horovod",

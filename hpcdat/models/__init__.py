@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
+from hpcdat.errors import InputError
 from hpcdat.models.digits_cnn import DigitsCNN
+from hpcdat.models.network_check import check_network
+from hpcdat.models.networks import build_network, find_network
 from hpcdat.models.normalization import Normalization
 from hpcdat.models.pixel_model import PixelModel, Precision
 from hpcdat.models.preact_resnet import preact_resnet18, wide_resnet28_10
+from hpcdat.models.random_numbers import seeded
 from hpcdat.models.split_batch_norm import split_batch_norm
 from hpcdat.seeds import derive
 
@@ -32,7 +38,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wide-resnet28-10": wide_resnet28_10,
     "resnet50": _resnet50,
 }
-"""Constructors by the values of ``model.name``; each takes channels and number of classes."""
+"""The package's own networks by the values of ``model.name``: constructors of channels and classes."""
 
 
 def build_model(
@@ -46,45 +52,94 @@ def build_model(
     width: float = 1.0,
     precision: Precision = "float32",
     channels_last: bool = False,
+    options: dict[str, Any] | None = None,
+    folders: Sequence[Path] = (),
 ) -> nn.Module:
     """A freshly initialised model of pixels.
 
     Args:
-        name: a key of :data:`MODELS`.
+        name: a key of :data:`MODELS`, ``torchvision:NAME``, ``timm:NAME`` or ``MODULE:CALLABLE``.
         channels: 1 or 3.
         num_classes: number of logits.
         mean, std: statistics of the normalisation layer, one per channel, [0, 1] units.
-        seed: of the initial weights; torch's global random state is preserved.
+        seed: of the initial weights, also of those that are drawn by Python's or NumPy's generator; the
+            states of all global generators are preserved.
         width: factor of the channels, for models that have one.
         precision, channels_last: see :class:`~hpcdat.models.pixel_model.PixelModel`.
+        options: further arguments of the network, for names with a colon.
+        folders: of modules of the user's own; see :func:`~hpcdat.models.networks.find_network`.
 
     Returns:
         A module from images (N, channels, H, W), float in [0, 1], to logits (N, num_classes).
+
+    Raises:
+        InputError: there is no network of this name, or it cannot be built.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MODELS[name](channels, num_classes, **({} if width == 1 else {"width": width}))
-    return PixelModel(Normalization(mean, std), model, precision, channels_last)
+    # A module may draw numbers when it is imported, which happens once in a process, whatever the seeds.
+    with seeded(0, _device_of_draws()):
+        build = find_network(name, folders) if ":" in name else None
+    with seeded(seed, _device_of_draws()):
+        if build is not None:
+            network = build_network(name, build, channels, num_classes, options or {})
+        else:
+            network = MODELS[name](channels, num_classes, **({} if width == 1 else {"width": width}))
+    return PixelModel(Normalization(mean, std), network, precision, channels_last)
 
 
-def build_model_for(job: Job, classes: int) -> nn.Module:
+def build_model_for(job: Job, classes: int, device: torch.device | None = None) -> nn.Module:
     """The model of a job, freshly initialised, with split batch norm if its method uses it.
+
+    A network that is not one of :data:`MODELS` is checked by a pass of two images; see
+    :func:`~hpcdat.models.network_check.check_network`. On torch's meta device it is not.
 
     Args:
         job: its model, data and seed.
         classes: number of logits.
+        device: of the model; by default where the network has been built, usually the CPU.
+
+    Raises:
+        InputError: there is no such network, it cannot be built, does not fit the data, or has no batch norm
+            to split.
     """
+    name, seed = job.model.name, derive(job.seed, "weights")
     model = build_model(
-        job.model.name,
+        name,
         channels=job.data.channels,
         num_classes=classes,
         mean=job.model.mean,
         std=job.model.std,
-        seed=derive(job.seed, "weights"),
+        seed=seed,
         precision=job.model.precision,
         width=job.model.width,
         channels_last=job.model.channels_last,
+        options=job.model.options,
+        folders=job.module_path or (),
     )
-    if METHODS[job.method].split:
-        split_batch_norm(model)
+    if METHODS[job.method].split and not split_batch_norm(model):
+        raise InputError(
+            f"method {job.method} trains with two batch norms, one for adversarial images, and {name} has "
+            "none to split: choose a network with batch norm, or another method such as dat-fgsm"
+        )
+    if device is not None:
+        model = model.to(device)
+    place = next(model.parameters()).device
+    if ":" in name and place.type != "meta":
+        size = job.data.image_size
+        with seeded(seed, place):
+            check_network(name, model, (job.data.channels, size, size), classes)
     return model
+
+
+def check_model_name(job: Job) -> None:
+    """Import what ``model.name`` refers to, so that a name that does not exist is reported at once.
+
+    Raises:
+        InputError: there is no such network, or it cannot be imported.
+    """
+    if ":" in job.model.name:
+        find_network(job.model.name, job.module_path or ())
+
+
+def _device_of_draws() -> torch.device:
+    """The device whose generator is seeded while a network is built, in addition to the CPU's."""
+    return torch.device("cuda" if torch.cuda.is_initialized() else "cpu")

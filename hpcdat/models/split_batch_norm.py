@@ -38,13 +38,22 @@ class SplitBatchNorm(nn.Module):
         return normalised
 
 
-def split_batch_norm(model: nn.Module) -> None:
-    """Replace every batch norm of a model by a :class:`SplitBatchNorm`, in place; idempotent."""
-    for name, child in model.named_children():
-        if isinstance(child, BatchNorm):
-            setattr(model, name, SplitBatchNorm(child))
-        elif not isinstance(child, SplitBatchNorm):
-            split_batch_norm(child)
+def split_batch_norm(model: nn.Module) -> int:
+    """Replace every batch norm of a model by a :class:`SplitBatchNorm`, in place; idempotent.
+
+    Returns:
+        The number of split batch norms. One that the model uses in several places is split once.
+    """
+    layers = {m for m in model.modules() if isinstance(m, SplitBatchNorm)}
+    of: dict[nn.Module, SplitBatchNorm] = {}
+    inside = {m for layer in layers for m in (layer.main, layer.auxiliary)}
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if isinstance(child, BatchNorm) and child not in inside:
+                if child not in of:
+                    of[child] = SplitBatchNorm(child)
+                setattr(module, name, of[child])
+    return len(layers) + len(of)
 
 
 def merge_batch_norm(model: nn.Module) -> None:

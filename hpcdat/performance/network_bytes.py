@@ -83,8 +83,7 @@ def describe_bytes(job: Job, nodes: Sequence[int], per_node: int) -> str:
     if job.exchange.protocol == "auto":
         raise InputError("--bytes: exchange.protocol auto chooses by measuring links; set another protocol")
     classes = count_classes(job.data)
-    with torch.device("meta"):
-        named = gradients_of(build_model_for(job, classes))
+    named = gradients_of(_shapes(job, classes))
     rows = []
     for p in nodes:
         crossing = crossing_of(job.exchange, named, p, per_node)
@@ -110,6 +109,16 @@ def describe_bytes(job: Job, nodes: Sequence[int], per_node: int) -> str:
             f"{4 * count / MIB:.2f} MiB in float32.",
         ]
     )
+
+
+def _shapes(job: Job, classes: int) -> torch.nn.Module:
+    """The model of a job, without memory for its weights where its constructor allows that."""
+    try:
+        with torch.device("meta"):
+            return build_model_for(job, classes)
+    except InputError:
+        # A constructor that reads the values of its tensors; or what the job says is wrong.
+        return build_model_for(job, classes)
 
 
 def count_classes(data: Data) -> int:

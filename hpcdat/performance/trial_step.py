@@ -42,7 +42,7 @@ class TrialStep:
         self, job: Job, classes: int, device: torch.device, images: int, attack_steps: int | None = None
     ) -> None:
         self.images, self.device, self._compiled = images, device, job.model.compiled
-        self.model = build_model_for(job, classes).to(device).train()
+        self.model = build_model_for(job, classes, device).train()
         one_worker = _single_worker_job(job, images, attack_steps)
         self._algorithm = _Timed(one_worker, self.model, exact(job.exchange), SingleProcess(), device)
         for group in self._algorithm.optimizer.param_groups:

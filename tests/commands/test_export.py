@@ -89,7 +89,7 @@ def finished_run(path, settings, classes=CLASSES, *, finished=True):
     return model.eval()
 
 
-def settings_of(kind, tmp_path, monkeypatch):
+def settings_of(kind, tmp_path):
     """The settings of a run with a network of torchvision, timm or the user's."""
     if kind == "own":
         (tmp_path / "own_net.py").write_text(OWN)
@@ -133,10 +133,8 @@ torch.save(logits, "logits.pt")
 @pytest.mark.full
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".onnx"])
 @pytest.mark.parametrize("kind", ["torchvision", "grey", "timm", "own"])
-def test_an_export_is_loaded_without_hpcdat_as_its_card_says_with_the_same_logits(
-    tmp_path, monkeypatch, kind, suffix
-):
-    settings = settings_of(kind, tmp_path, monkeypatch)
+def test_an_export_is_loaded_without_hpcdat_as_its_card_says_with_the_same_logits(tmp_path, kind, suffix):
+    settings = settings_of(kind, tmp_path)
     model = finished_run(tmp_path / "run", settings)
     out = tmp_path / f"network{suffix}"
     exporting.export(tmp_path / "run", out)
@@ -150,7 +148,7 @@ def test_an_export_is_loaded_without_hpcdat_as_its_card_says_with_the_same_logit
 
 
 def test_the_cards_code_loads_an_export_with_the_same_logits(tmp_path, monkeypatch):
-    model = finished_run(tmp_path / "run", settings_of("grey", tmp_path, monkeypatch))
+    model = finished_run(tmp_path / "run", settings_of("grey", tmp_path))
     exporting.export(tmp_path / "run", tmp_path / "network.safetensors")
     images, expected = expected_logits(model, (1, 32, 32))
     monkeypatch.chdir(tmp_path)
@@ -181,7 +179,9 @@ def test_onnx_takes_any_batch_of_normalised_images_or_of_pixels(tmp_path):
 
 
 def test_of_split_batch_norm_the_layers_for_clean_images_are_written(tmp_path):
-    model = finished_run(tmp_path / "run", ["method=conadv", "model.name=preact-resnet18", "model.width=0.1"])
+    model = finished_run(
+        tmp_path / "run", ["method=conadv", "attack.steps=1", "model.name=preact-resnet18", "model.width=0.1"]
+    )
     exporting.export(tmp_path / "run", tmp_path / "a.safetensors")
     state = safetensors.torch.load_file(tmp_path / "a.safetensors")
     assert not [name for name in state if "main" in name or "auxiliary" in name or name.startswith("1.")]
@@ -195,8 +195,8 @@ def test_of_split_batch_norm_the_layers_for_clean_images_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_pretrained_reads_an_export_unchanged(tmp_path, monkeypatch, suffix):
-    settings = settings_of("own", tmp_path, monkeypatch)
+def test_pretrained_reads_an_export_unchanged(tmp_path, suffix):
+    settings = settings_of("own", tmp_path)
     model = finished_run(tmp_path / "run", settings)
     out = tmp_path / f"a{suffix}"
     exporting.export(tmp_path / "run", out)

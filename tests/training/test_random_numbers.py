@@ -29,13 +29,13 @@ class Drawing(nn.Module):
     def __init__(self, channels, classes):
         super().__init__()
         self.first, self.second = nn.Linear(64 * channels, 32), nn.Linear(32, classes)
-        self.dropout = nn.Dropout(0.1)
+        self.norm, self.dropout = nn.BatchNorm1d(32), nn.Dropout(0.1)
         self.masks = []
 
     def forward(self, x):
         mask = self.dropout(torch.ones(32)) * dropout(torch.ones(32), 0.1, training=True)
         self.masks.append(mask)
-        return self.second(self.first(x.flatten(1)).relu() * mask)
+        return self.second(self.norm(self.first(x.flatten(1))).relu() * mask)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "averaged")
 METADATA = "hpcdat"
 """Entry of a safetensors file's metadata that ``hpcdat export`` writes: classes, mean and std, as JSON."""
 _NUMBER = np.float64(0).__reduce__()[0]
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *((_NUMBER, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")),

@@ -65,7 +65,9 @@ def find_test_images(job: Job, trained: Trained, workers: Communicator) -> Image
     """
 
     def find() -> Images:
-        train_images, test_images = find_images(job.data, quiet=not workers.is_rank0)
+        train_images, test_images = find_images(
+            job.data, folders=job.module_path or (), quiet=not workers.is_rank0
+        )
         if train_images.classes != trained.classes:
             raise InputError(f"{job.data.root}: the classes differ from those of the training")
         return test_images

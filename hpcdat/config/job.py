@@ -154,8 +154,12 @@ class Job(Settings):
             raise refusal("data.root", "a folder with train/ and test/ in it")
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
             raise refusal("data.channels", f"3: {data.source} images are in colour")
-        if data.test_fraction and data.source != "folder":
+        if data.test_fraction and data.source in ("digits", "cifar10", "cifar100"):
             raise not_allowed("data.test_fraction", f"with data.source: {data.source}, which has test images")
+        if data.options and not data.is_user_code:
+            raise not_allowed("data.options", f"with data.source: {data.source}, only with MODULE:CALLABLE")
+        if data.unlabelled and data.holds_items:
+            raise not_allowed("data.unlabelled", f"with data.source: {data.source}")
         if data.test_fraction and data.test != Data().test:
             raise not_allowed("data.test_fraction", "with data.test, whose images it would replace")
         if data.test_seed and not data.test_fraction:

@@ -152,6 +152,7 @@ class Job(Settings):
         data = self.data
         if data.source == "folder" and data.root is None:
             raise refusal("data.root", "a folder with train/ and test/ in it")
+        self._check_hugging_face()
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
             raise refusal("data.channels", f"3: {data.source} images are in colour")
         if data.test_fraction and data.source in ("digits", "cifar10", "cifar100"):
@@ -182,8 +183,18 @@ class Job(Settings):
             raise not_allowed("data.mixing_alpha", "without data.mixing: mixup or cutmix")
         if data.mixing != "none" and self.concurrent.place == "workers":
             raise refusal("data.mixing", "none: attack workers hand over labels, not proportions of classes")
-        if data.download and data.source not in ("cifar10", "cifar100"):
-            raise refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
+        if data.download and data.source not in ("cifar10", "cifar100") and data.hub is None:
+            raise refusal("data.download", "false: only CIFAR and data.hub can be fetched")
+
+    def _check_hugging_face(self) -> None:
+        data = self.data
+        if data.source == "huggingface":
+            if data.root is None and data.hub is None:
+                raise refusal("data.root", "a folder with image folders, Parquet files or a saved data set")
+            return
+        for key in ("hub", "image_column", "label_column"):
+            if getattr(data, key) is not None:
+                raise not_allowed(f"data.{key}", f"with data.source: {data.source}, only with huggingface")
 
     def _check_smoothing(self) -> None:
         method, smoothing = METHODS[self.method], self.smoothing

@@ -15,6 +15,7 @@ from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
+from hpcdat.data.hugging_face import find_hugging_face
 from hpcdat.data.image_folder import Listing, list_folder
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.own_data import find_own
@@ -59,6 +60,8 @@ def find_images(
     """
     if settings.is_user_code:
         train, test = find_own(settings, folders, quiet=quiet)
+    elif settings.source == "huggingface":
+        train, test = find_hugging_face(settings, quiet=quiet)
     elif settings.source in ("cifar10", "cifar100"):
         train, test = read_cifar(settings.source, _root(settings), download=settings.download)
     else:

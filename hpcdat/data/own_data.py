@@ -24,9 +24,9 @@ from torch.utils.data import IterableDataset, Subset
 from hpcdat.config.sections import Data
 from hpcdat.data.corrupt_images import HINT, complaint_about
 from hpcdat.data.image_file import Unusable
-from hpcdat.data.images import DataError, Images, Items
+from hpcdat.data.images import DataError, Images
 from hpcdat.data.own_items import WrongItem, has_fractions, pixels_of_item, seeded_everywhere, split_item
-from hpcdat.data.own_labels import find_labels
+from hpcdat.data.own_labels import find_labels, labelled_items
 from hpcdat.errors import HpcdatError
 from hpcdat.seeds import derive
 from hpcdat.storage.atomic_files import digest
@@ -176,7 +176,9 @@ def find_own(settings: Data, folders: Sequence[Path], *, quiet: bool) -> tuple[I
             source.check_label(position, label, of_split[position])
     names = classes or [str(number) for number in range(max(labels[0].values(), default=0) + 1)]
     images = [
-        _images(source, of_split, names, named=classes is not None)
+        labelled_items(
+            source, source.name, of_split, names, named=classes is not None, training=not source.split
+        )
         for source, of_split in zip(sources, labels, strict=True)
     ]
     if settings.test_fraction is not None:
@@ -306,26 +308,6 @@ def _base(held: Any, name: str) -> Any:
     while isinstance(held, Subset) and not hasattr(held, name):
         held = held.dataset
     return getattr(held, name, None)
-
-
-def _images(source: OwnDataSet, labels: dict[int, int], classes: list[str], *, named: bool) -> Images:
-    """The items of a data set that have labels."""
-    if len(classes) < 2:
-        raise DataError(f"{source.name} data have a single class; expected two or more")
-    for position, label in labels.items():
-        if not 0 <= label < len(classes):
-            known = f"`classes` has {len(classes)} names" if named else "the training labels end there"
-            raise DataError(
-                f"{source.name} item {position} has label {label}; expected 0 to {len(classes) - 1} ({known})"
-            )
-    if not named and not source.split and (unused := set(range(len(classes))) - set(labels.values())):
-        raise DataError(
-            f"{source.name} data: no item has label {min(unused)}; expected 0 to {len(classes) - 1}, each of "
-            "some item, or an attribute `classes` with the names of all classes"
-        )
-    positions = np.array(list(labels), dtype=np.int64)
-    files = [f"{source.name} item {position}" for position in labels]
-    return Images(files, list(labels.values()), classes, items=Items(source, positions))
 
 
 def _label(source: OwnDataSet, position: int) -> int:

@@ -1,4 +1,4 @@
-"""Labels of a user's data set: taken from it, or read with all of its items."""
+"""Labels of a data set: taken from it, or read with all of its items; and what they must be like."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from hpcdat.config.sections import Data
 from hpcdat.data.corrupt_images import HINT, complaint_about
 from hpcdat.data.image_file import Unusable
-from hpcdat.data.images import DataError
+from hpcdat.data.images import DataError, DataSet, Images, Items
 from hpcdat.distributed.stop_signals import installed_stop_request
 from hpcdat.errors import Stopped
 from hpcdat.progress import Progress
@@ -69,6 +69,41 @@ def find_labels(
     if not found:
         raise DataError(f"{name} data: none of {len(held):,} items can be read")
     return found
+
+
+def labelled_items(
+    data_set: DataSet, name: str, labels: dict[int, int], classes: list[str], *, named: bool, training: bool
+) -> Images:
+    """The items of a data set that have labels.
+
+    Args:
+        data_set: holds them.
+        name: its name in messages.
+        labels: of items, by position.
+        classes: names of the classes.
+        named: whether the data set named them; else they are as many as the training labels need.
+        training: whether these are the training images.
+
+    Raises:
+        DataError: a label is out of range, there are fewer than two classes, or, if they are not named, one
+            without training images.
+    """
+    if len(classes) < 2:
+        raise DataError(f"{name} data have a single class; expected two or more")
+    for position, label in labels.items():
+        if not 0 <= label < len(classes):
+            known = f"the data set names {len(classes)} classes" if named else "the training labels end there"
+            raise DataError(
+                f"{name} item {position} has label {label}; expected 0 to {len(classes) - 1} ({known})"
+            )
+    if training and not named and (unused := set(range(len(classes))) - set(labels.values())):
+        raise DataError(
+            f"{name} data: no item has label {min(unused)}; expected 0 to {len(classes) - 1}, each of some "
+            "item, or a data set that names all classes (`classes`)"
+        )
+    positions = np.array(list(labels), dtype=np.int64)
+    files = [f"{name} item {position}" for position in labels]
+    return Images(files, list(labels.values()), classes, items=Items(data_set, positions))
 
 
 def _attribute(held: Any, name: str) -> NDArray[np.int64] | None:

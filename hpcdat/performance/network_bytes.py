@@ -125,7 +125,7 @@ def count_classes(data: Data, folders: Sequence[Path] = ()) -> int:
     Raises:
         InputError: data sets of the user's own, or of Hugging Face, cannot be read here.
     """
-    if data.holds_items:
+    if data.holds_items and not data.download:
         return len(find_images(data, folders=folders, quiet=True)[0].classes)
     if data.source == "folder" and data.root:
         try:
@@ -133,7 +133,7 @@ def count_classes(data: Data, folders: Sequence[Path] = ()) -> int:
                 return len(classes)
         except OSError:
             pass
-    return DEFAULT_CLASSES[data.source]
+    return DEFAULT_CLASSES.get(data.source, DEFAULT_CLASSES["folder"])
 
 
 def _describe_codes(exchange: Exchange, senders: int) -> str:

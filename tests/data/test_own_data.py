@@ -2,17 +2,23 @@
 
 import itertools
 import random
+import re
 import sys
 import textwrap
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hpcdat.config.job_file import parse_job
 from hpcdat.config.sections import Data
 from hpcdat.data import find_images, open_loader
+from hpcdat.data.image_folder import list_images
 from hpcdat.data.images import DataError
+from hpcdat.data.sampler import training_shares
 from hpcdat.errors import InputError
+from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
 LOADERS = ["dali", "torchvision"]
@@ -117,6 +123,22 @@ def test_data_sets_with_random_numbers_give_the_same_whoever_reads_them(write_mo
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
+def test_two_workers_read_each_image_once_and_as_one_worker_does(write_module, find):
+    settings = write_module(RANDOM)
+    seen = []
+    for rank, groups in ((0, [0]), (0, [0, 0]), (1, [0, 0])):
+        train = find(settings)[0]
+        size = 16 // len(groups) // 2
+        shares = training_shares(len(train), size, rank=rank, groups=groups, seed=3, epoch=1)
+        batches = [share.indices for share in shares]
+        seen.append(
+            dict(zip(np.concatenate(batches).tolist(), read(train, settings, batches)[0], strict=True))
+        )
+    alone, *both = seen
+    assert sorted([*both[0], *both[1]]) == sorted(alone) == list(range(16))
+    assert all(torch.equal(image, alone[i]) for i, image in (both[0] | both[1]).items())
+
+
 def test_a_random_division_is_the_same_everywhere(write_module, find):
     settings = write_module(
         """
@@ -185,7 +207,7 @@ WRONG = {
     "return label(np.array([0, 1])), two()": rf"{ITEM}: its label is of shape \(2,\); expected a whole",
     "return label(-1), two()": f"{ITEM} has label -1; expected 0 to ",
     "return two(), label(7)": r"test item 0 has label 7; expected 0 to 1 \(the training labels end there\)",
-    "return two(classes=['a', 'b']), label(2)": r"test item 0 has label 2; .* \(`classes` has 2 names\)",
+    "return two(classes=['a', 'b']), label(2)": r"test item 0 has label 2; .* \(the data set names 2 ",
     "return Held(grey(), [1, 2, 1, 2]), two()": "training data: no item has label 0; expected 0 to 2, each",
     "return Held(grey(), [0] * 4), two()": "training data have a single class",
     "return two(classes=['a', 'b']), two(classes=['b', 'a'])": "different `classes`: 2 and 2 names, or in",
@@ -314,3 +336,26 @@ def test_a_share_of_a_single_data_set_is_the_test(write_module, find):
     settings = write_module("def load(): return grey(), grey()", test_fraction=0.3)
     with pytest.raises(DataError, match=r"returned 2 values; expected one data set, as data.test_fraction"):
         find(settings)
+
+
+def test_the_examples_of_the_documentation_read_the_same_images(photos, tmp_path, monkeypatch):
+    """Those of docs/data.md, on a folder of photographs."""
+    pytest.importorskip("datasets")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    text = (CHECKOUT / "docs" / "data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    sections = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_data.py").write_text(code)
+    (tmp_path / "photos").symlink_to(photos)
+    found = []
+    for section in sections:
+        text = f"run_dir: run\nmethod: plain\nepochs: 1\nbatch_size: 2\noptimizer: {{lr: 0.1}}\n{section}"
+        job = parse_job(text, str(tmp_path / "job.yaml"), ["data.test=test"])
+        found.append(find_images(job.data, folders=job.module_path or (), quiet=True)[0])
+    own, theirs = found
+    del sys.modules["my_data"]
+    assert (own.labels, own.classes) == (theirs.labels, theirs.classes)
+    with Image.open(list_images(photos / "train").files[0]) as image:
+        expected = np.array(image.convert("RGB").resize((24, 24)))
+    assert np.array_equal(own.decoded(0, 3, 0), expected)

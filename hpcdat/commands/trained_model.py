@@ -158,7 +158,9 @@ def images_for(trained: Trained, job: EvaluationJob, workers: Communicator) -> I
         return trained.test_images
 
     def find() -> Images:
-        train_images, test_images = find_images(job.data, quiet=not workers.is_rank0)
+        train_images, test_images = find_images(
+            job.data, folders=job.module_path or (), quiet=not workers.is_rank0
+        )
         if train_images.classes != trained.classes:
             raise InputError(f"{job.data.root}: the classes differ from those of the training")
         return test_images

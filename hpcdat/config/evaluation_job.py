@@ -73,16 +73,31 @@ class EvaluationJob(Settings):
         data = self.data
         if data.source == "folder" and data.root is None:
             raise refusal("data.root", "a folder with train/ and test/ in it")
+        self._check_hugging_face()
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
             raise refusal("data.channels", f"3: {data.source} images are in colour")
-        if data.test_fraction and data.source != "folder":
+        if data.test_fraction and data.source in ("digits", "cifar10", "cifar100"):
             raise not_allowed("data.test_fraction", f"with data.source: {data.source}, which has test images")
+        if data.options and not data.is_user_code:
+            raise not_allowed("data.options", f"with data.source: {data.source}, only with MODULE:CALLABLE")
+        if data.unlabelled and data.holds_items:
+            raise not_allowed("data.unlabelled", f"with data.source: {data.source}")
         if data.test_fraction and data.test != Data().test:
             raise not_allowed("data.test_fraction", "with data.test, whose images it would replace")
         if data.test_seed and not data.test_fraction:
             raise not_allowed("data.test_seed", "without data.test_fraction")
-        if data.download and data.source not in ("cifar10", "cifar100"):
-            raise refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
+        if data.download and data.source not in ("cifar10", "cifar100") and data.hub is None:
+            raise refusal("data.download", "false: only CIFAR and data.hub can be fetched")
+
+    def _check_hugging_face(self) -> None:
+        data = self.data
+        if data.source == "huggingface":
+            if data.root is None and data.hub is None:
+                raise refusal("data.root", "a folder with image folders, Parquet files or a saved data set")
+            return
+        for key in ("hub", "image_column", "label_column"):
+            if getattr(data, key) is not None:
+                raise not_allowed(f"data.{key}", f"with data.source: {data.source}, only with huggingface")
 
     def _check_preset(self) -> None:
         name, evaluation, source = self.evaluation.preset, self.evaluation, self.data.source

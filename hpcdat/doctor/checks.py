@@ -186,7 +186,7 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
     check = "images"
     if data.source == "digits":
         return [Finding("ok", check, "digits; a run writes them if they are missing")]
-    if data.root is None:
+    if data.root is None and not data.is_user_code:
         found = "not checked: data.root is not set, so the user's cache is used"
         return [Finding("warning", check, found, "", "set data.root")]
     if data.download:
@@ -202,7 +202,7 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
         findings.append(Finding("failure", check, found, "", "use the same images on all nodes"))
     elif right:
         classes = next(iter(right))
-        found = f"{count(classes, 'class', 'es')} in {data.root}"
+        found = f"{count(classes, 'class', 'es')} in {data.root or data.source}"
         findings.append(Finding("ok", check, found, _where(right, nodes)))
     return findings
 

@@ -15,6 +15,7 @@ import torch
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Data
+from hpcdat.data import find_images
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.image_folder import find_classes
 from hpcdat.distributed.communicator import Communicator
@@ -179,7 +180,7 @@ def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str,
     classes, data_error = None, ""
     if job:
         try:
-            classes = _count_classes(job.data)
+            classes = _count_classes(job.data, job.module_path or ())
         except (HpcdatError, OSError) as error:
             data_error = _describe(error)
     memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -213,14 +214,17 @@ def _temporary_error() -> str:
     return ""
 
 
-def _count_classes(data: Data) -> int | None:
+def _count_classes(data: Data, folders: Sequence[Path] = ()) -> int | None:
     """Count the classes of a job's images; None if the run itself writes or downloads them.
 
-    In a folder of images, one image per split is opened; CIFAR is read in full.
+    In a folder of images, one image per split is opened; CIFAR is read in full; of data sets of one's own the
+    first items are read.
 
     Raises:
         DataError, OSError: the images are missing or unreadable.
     """
+    if data.holds_items and not data.download:
+        return len(find_images(data, folders=folders, quiet=True)[0].classes)
     if data.root is None or data.source == "digits" or data.download:
         return None
     if data.source != "folder":

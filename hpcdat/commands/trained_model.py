@@ -74,7 +74,8 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
         InputError: there are no images, or the weights cannot be read or do not fit the whole model.
     """
     images = workers.on_all_ranks(
-        "find the images", lambda: find_test_images(job.data, quiet=not workers.is_rank0)
+        "find the images",
+        lambda: find_test_images(job.data, folders=job.module_path or (), quiet=not workers.is_rank0),
     )
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     model = workers.on_all_ranks("build the model", lambda: build_model_for(job, len(images.classes), device))

@@ -75,20 +75,20 @@ def find_images(
     return train, test
 
 
-def find_test_images(settings: Data, *, quiet: bool = False) -> Images:
+def find_test_images(settings: Data, *, folders: Sequence[Path] = (), quiet: bool = False) -> Images:
     """The test images of a job that trains nothing, the same on all workers.
 
     Of ``data.source: folder``, only the folder of the test images has to be there; its classes are the
     classes.
 
     Args:
-        settings, quiet: as for :func:`find_images`.
+        settings, folders, quiet: as for :func:`find_images`.
 
     Raises:
         DataError: the folder is missing or empty, or has fewer images than the job asks for.
     """
     if settings.source != "folder" or settings.test_fraction:
-        return find_images(settings, quiet=quiet)[1]
+        return find_images(settings, folders=folders, quiet=quiet)[1]
     assert settings.root is not None  # the job is valid
     listing = list_folder(settings.root / settings.test)
     if listing.left_out and not quiet:

@@ -28,6 +28,8 @@ Place = TypeVar("Place")
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 """Where the processes put the images that they have read."""
+SECONDS_TO_END = 2
+"""How long :meth:`ReadingProcesses.close` waits for the processes to end."""
 BATCHES_AHEAD = 2
 """Batches that each process reads ahead."""
 
@@ -87,8 +89,11 @@ class ReadingProcesses(Generic[Place, Batch]):
                 future.cancel()
 
     def close(self) -> None:
-        """End the processes, without waiting for them."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the processes; one that waits for a file system is not waited for."""
+        end = threading.Thread(target=self._pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        end.start()
+        # Python's own clean-up at the end of the program fails if it meets one of the pool.
+        end.join(SECONDS_TO_END)
 
     def _submit(self, batch: Sequence[Place]) -> Future[Batch]:
         try:

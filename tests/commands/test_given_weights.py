@@ -159,8 +159,8 @@ def test_given_weights_are_certified_and_label_images(job):
         (["model.name=resnet50"], "does not fit this model: it lacks"),
         (["epochs=1"], "epochs: not allowed without method"),
         (["data.root=/nowhere", "data.source=folder"], "/nowhere/test"),
-        (["model.pretrained=two.pth"], "its last layer is for other classes than the 10 of the images"),
-        (["model.pretrained=less.pth"], "it lacks 1 of 20 tensors (classifier.bias)"),
+        (["model.pretrained=two.pth"], "or has it for other classes than the 10 of the images"),
+        (["model.pretrained=less.pth"], "it lacks the last layer (classifier.bias), or has it"),
         (["run_dir=."], "run_dir . contains files that are not an evaluation"),
     ],
 )

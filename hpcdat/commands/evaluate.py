@@ -47,7 +47,8 @@ def evaluate(
     """
     folder = RunFolder(run_dir)
     job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
-    workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
+    if job.trackers:
+        workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     trained = load_trained(folder, job, workers)
     test_images = find_test_images(job, trained, workers)
     progress = Progress(shown=workers.is_rank0)
@@ -74,5 +75,6 @@ def evaluate(
     result = conclude_run(
         folder, job, results.accuracy, trained.epoch, workers, weights=weights, finished=False, aa=aa
     )
-    workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
+    if job.trackers:
+        workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
     return result

@@ -56,7 +56,7 @@ def evaluate(
     folder, job = workers.on_all_ranks(
         "read the job", lambda: open_for_evaluation(source, settings, attacked=True)
     )
-    if isinstance(job, Job):
+    if isinstance(job, Job) and job.trackers:
         workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     trained = load_model(folder, job, workers, averaged=request.averaged)
     test_images = images_for(trained, job, workers)
@@ -90,5 +90,6 @@ def evaluate(
         averaged=request.averaged,
         aa=aa,
     )
-    workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
+    if job.trackers:
+        workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
     return result

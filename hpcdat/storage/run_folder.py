@@ -194,6 +194,11 @@ class RunFolder:
         for follower in self.followers:
             follower.logged(metrics)
 
+    def saved(self) -> None:
+        """Take note that a checkpoint to resume from has been written."""
+        for follower in self.followers:
+            follower.saved()
+
     def metrics_bytes(self) -> int:
         """Length of the metrics file in bytes."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0

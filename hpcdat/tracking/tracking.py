@@ -200,8 +200,6 @@ def record_result(job: Job, folder: RunFolder, result: Result) -> None:
     Raises:
         InputError, OSError: the run's records cannot be read or written.
     """
-    if not job.trackers:
-        return
     try:
         lock = lock_folder(folder.path)
     except InputError as error:

@@ -128,7 +128,7 @@ def _adapted_convolution(job: Job, network: nn.Module) -> str | None:
     """The first convolution of a network of torchvision, if it was adapted to another number of channels."""
     if job.data.channels == 3 or job.model.name.partition(":")[0] not in ("torchvision", "resnet50"):
         return None
-    places = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
+    places: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
     return places[0]
 
 

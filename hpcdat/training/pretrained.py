@@ -218,7 +218,9 @@ def _check_numbers(pair: _Pair, taken: Mapping[str, Tensor]) -> None:
         if tensor.is_floating_point() != kind.is_floating_point:
             problem = f"{plain} is {tensor.dtype} there and {kind} here"
             raise _misfit(pair.path, problem, "save the weights as float32")
-        if bad := int((~tensor.isfinite()).sum()):
+        # Float32, since some narrow types have no isfinite, and a wide one may hold more than the model can.
+        values = tensor.float() if kind.is_floating_point else tensor
+        if bad := int((~values.isfinite()).sum()):
             raise InputError(
                 f"model.pretrained: {pair.path}: {bad:,} of the {tensor.numel():,} numbers of {plain} "
                 "are NaN or infinite: take weights from before that training diverged"

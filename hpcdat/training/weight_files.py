@@ -230,11 +230,8 @@ def _unwrapped(value: Any, averaged: bool) -> Weights:
     while isinstance(value, Mapping) and not _is_state(value):
         averages = [key for key in AVERAGED if isinstance(value.get(key), Mapping)]
         others += averages
-        keys = (
-            averages
-            if averaged and averages
-            else [key for key in WRAPPERS if isinstance(value.get(key), Mapping)]
-        )
+        trained = [key for key in WRAPPERS if isinstance(value.get(key), Mapping)]
+        keys = (averages or trained) if averaged else (trained or averages)
         if not keys:
             break
         place.append(keys[0])

@@ -205,6 +205,9 @@ def test_a_checkpoint_of_timm_gives_its_weights_and_the_average_if_asked(tmp_pat
     loaded = load(tmp_path, checkpoint, network, averaged=True)
     assert_same(network, average)
     assert (loaded.found_in, loaded.remarks) == ("in 'state_dict_ema', without 'module.'", [])
+    network = Toy()
+    assert load(tmp_path, {"ema": average.state_dict()}, network).found_in == "in 'ema'"
+    assert_same(network, average)
     del checkpoint["state_dict_ema"]
     with pytest.raises(InputError, match=r"model.pretrained_averaged: there are no averaged weights"):
         load(tmp_path, checkpoint, network, averaged=True)
@@ -374,7 +377,14 @@ def test_both_branches_of_split_batch_norm_are_taken_where_both_networks_have_th
     assert torch.equal(plain.norm.weight, source.norm.main.weight)
 
 
-def test_weights_in_half_precision_are_taken(tmp_path):
+def test_weights_of_another_precision_are_taken_if_the_model_can_hold_them(tmp_path):
+    state = Toy().state_dict()
+    narrow = {**state, "fc.weight": state["fc.weight"].to(torch.float8_e4m3fn)}
+    network = Toy()
+    load(tmp_path, narrow, network)
+    assert torch.equal(network.fc.weight, narrow["fc.weight"].float())
+    with pytest.raises(InputError, match=r"1 of the 5 numbers of fc.bias are NaN or infinite"):
+        load(tmp_path, {**state, "fc.bias": torch.tensor([1e300, 0, 0, 0, 0], dtype=torch.float64)}, network)
     source, network = drawn(Toy()), Toy()
     load(
         tmp_path,

@@ -11,6 +11,7 @@ from hpcdat.config.job import Job
 from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.models.fingerprint import fingerprint
+from hpcdat.models.networks import code_of_network
 
 
 def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator) -> dict[str, Any]:
@@ -32,7 +33,10 @@ def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator)
         WorkerError: worker 0 failed.
     """
     signature = workers.on_rank0("read the images' signature", lambda: images.signature)
+    name, folders = job.model.name, job.module_path or ()
+    code = workers.on_rank0("read the network's code", lambda: code_of_network(name, folders))
     return {
+        **({"code": code} if code else {}),
         "weights": fingerprint(model),
         "model": job.model.model_dump(mode="json", exclude={"pretrained"}),
         "images": {"count": len(images), "signature": signature},

@@ -11,6 +11,7 @@ from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.models.fingerprint import fingerprint
+from hpcdat.models.networks import code_of_network
 
 TRAINING_ONLY = ("batch_norm", "pretrained", "pretrained_averaged")
 """Settings of the model that only training depends on."""
@@ -35,7 +36,10 @@ def cache_key(model: nn.Module, job: EvaluationJob, images: Images, workers: Com
         WorkerError: worker 0 failed.
     """
     signature = workers.on_rank0("read the images' signature", lambda: images.signature)
+    name, folders = job.model.name, job.module_path or ()
+    code = workers.on_rank0("read the network's code", lambda: code_of_network(name, folders))
     return {
+        **({"code": code} if code else {}),
         "weights": fingerprint(model),
         "model": job.model.model_dump(mode="json", exclude={*TRAINING_ONLY}),
         "images": {"count": len(images), "signature": signature},

@@ -55,6 +55,7 @@ class _Ball(BaseModel):
 
 class _AutoAttack(_Section):
     aa: float | None
+    version: str | None = None
     ta: float | None = None
     ra: float | None = None
     attack: _Ball
@@ -73,12 +74,14 @@ class AutoAttacked(NamedTuple):
         aa: robust accuracy under AutoAttack, in [0, 1].
         aa_images: number of images.
         aa_ta, aa_ra: TA and RA on the same images, in [0, 1]; None if not measured.
+        aa_version: how AutoAttack differed from its standard version; None if it did not.
     """
 
     aa: float
     aa_images: int
     aa_ta: float | None
     aa_ra: float | None
+    aa_version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,16 @@ class Results:
     def autoattack(self, settings: Evaluation, norm: Norm) -> AutoAttacked | None:
         """AA, and TA and RA on the same images.
 
-        None if it was not measured in the ball of this evaluation, or not with the standard version.
+        None if it was not measured in the ball of this evaluation, or with fewer or weaker attacks than there
+        are for this number of classes.
         """
         section = self.sections.get("autoattack")
         if not section or section["aa"] is None:
             return None
         if section["attack"]["eps"] != settings.eps or section["attack"]["norm"] != norm:
             return None
-        return AutoAttacked(section["aa"], section["images"], section.get("ta"), section.get("ra"))
+        same_images = section.get("ta"), section.get("ra")
+        return AutoAttacked(section["aa"], section["images"], *same_images, section.get("version"))
 
     def write(self, file: Path, epoch: int | None, step: int = 0) -> None:
         """Write the results as JSON, next to those of other evaluations of the same checkpoint.
@@ -346,10 +351,14 @@ def _autoattack_section(attack: AutoAttack, outcomes: Outcomes, pgd: Outcomes, t
         "images": outcomes.images,
         "test_images": test_images,
         # Robust accuracy under fewer or weaker attacks must not be called AA.
-        "aa": robust["square"] if attack.is_standard else None,
+        "aa": robust["square"] if attack.is_complete else None,
+        "version": attack.version,
         "ta": robust["correct"],
         "ra": pgd.share("robust"),
         "attack": attack.settings,
         "robust": robust,
-        "warnings": sanity_checks.check_autoattack(outcomes, pgd),
+        "warnings": [
+            *([f"{attack.version}; this is not the standard version"] if attack.version else []),
+            *sanity_checks.check_autoattack(outcomes, pgd),
+        ],
     }

@@ -274,6 +274,11 @@ def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
     if len(without) == len(runs):
         return ["AA (AutoAttack) was not measured."]
     notes = [f"AA (AutoAttack) was not measured of {', '.join(without)}."] if without else []
+    notes += [
+        f"AA of {called[run.folder]} is not the standard version's: {run.result.aa_version}."
+        for run in runs
+        if run.result.aa is not None and run.result.aa_version
+    ]
     for run in runs:
         result = run.result
         if result.aa is None or result.aa_images in (None, result.images):

@@ -120,9 +120,10 @@ def accuracy_notes(results: Sequence[Result | WeightsResult]) -> list[str]:
         "TA: clean test accuracy. RA: under the row's attack. A row's accuracies are of the same images.",
         USUAL_ATTACK,
     ]
-    if any(one.aa is not None for one in evaluations):
+    if attacked := [one for one in evaluations if one.aa is not None]:
+        versions = dict.fromkeys(one.aa_version or "AutoAttack's standard version" for one in attacked)
         notes.append(
-            "AA: under AutoAttack's standard version in the ball of the row's attack; if on fewer images, in"
+            f"AA: under {' or '.join(versions)} in the ball of the row's attack; if on fewer images, in"
             " a row of its own with TA and RA on these."
         )
     if any(one.aa is not None and one.aa_ra is not None and one.aa > one.aa_ra for one in evaluations):
@@ -185,7 +186,8 @@ def _row(
 ) -> list[str]:
     shares = ["-" if share is None else with_interval(share, images) for share in (ta, ra, aa)]
     epoch = "-" if one.epoch is None else str(one.epoch)
-    return [epoch, *shares, one.conditions, f"{images:,}{data}"]
+    version = f"; {one.aa_version}" if aa is not None and one.aa_version else ""
+    return [epoch, *shares, one.conditions + version, f"{images:,}{data}"]
 
 
 def _training(result: Result | WeightsResult) -> list[str]:

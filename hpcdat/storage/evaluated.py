@@ -34,6 +34,7 @@ class Evaluated:
         aa, aa_images: robust accuracy under AutoAttack, in [0, 1], and its number of images; None if not
             measured.
         aa_ta, aa_ra: TA and RA on the same images as AA, in [0, 1]; None if not measured.
+        aa_version: how AutoAttack differed from its standard version; None if it did not.
     """
 
     images: int
@@ -47,6 +48,7 @@ class Evaluated:
     aa_images: int | None = None
     aa_ta: float | None = None
     aa_ra: float | None = None
+    aa_version: str | None = None
 
     @property
     def conditions(self) -> str:

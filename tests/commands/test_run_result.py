@@ -100,6 +100,19 @@ def test_energy_stands_where_it_was_measured_and_a_dash_where_not():
     assert [dict(zip(fast[0], row, strict=True))["Images/s"] for row in fast[1]] == ["12,346", "-", "-"]
 
 
+def test_autoattack_for_few_classes_is_named_as_what_it_is():
+    version = "AutoAttack for 5 classes: 4 targets in place of 9"
+    attacked = replace(OWN, aa=0.4, aa_images=20, aa_ta=0.9, aa_ra=0.45, aa_version=version)
+    header, rows = result_rows({"run": attacked})
+    attacks = [row[header.index("Attack")] for row in rows]
+    assert attacks == [OWN.attack, f"{OWN.attack}; {version}"]
+    table = result_table({"run": attacked})
+    assert f"AA: under {version} in the ball" in table and "standard version" not in table
+    assert "AA: under AutoAttack's standard version in" in result_table(
+        {"run": replace(attacked, aa_version=None)}
+    )
+
+
 def test_weights_that_were_chosen_on_the_test_images_are_reported_as_such():
     note = "were chosen by their RA on these test images"
     assert note not in result_table({"run": OWN})

@@ -1,11 +1,5 @@
 """What the trainer does holds for any network, whatever its parameters and buffers are."""
 
-import random
-import sys
-import threading
-from contextlib import contextmanager
-
-import numpy as np
 import pytest
 import torch
 
@@ -17,70 +11,28 @@ from hpcdat.errors import InputError, Stopped
 from hpcdat.exchange.gradient_exchange import gradients_of
 from hpcdat.models import build_model_for
 from hpcdat.models.fingerprint import named_state
-from hpcdat.models.losses import Labelled
-from hpcdat.models.random_numbers import seeded
 from hpcdat.optim import build_optimizer
 from hpcdat.storage.run_folder import RunFolder
-from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.replicas import BatchNormStatistics, make_equal
 from hpcdat.training.step import Algorithm1
 from tests.conftest import DEMO, Never
 from tests.distributed.programs.training import in_float64
+from tests.training.network_steps import (
+    algorithm_of,
+    assert_no_trace,
+    on_two_and_one,
+    one_at_a_time,  # noqa: F401
+    step_on,
+)
 from tests.training.test_resume import AfterPolls, quick
 
 OWN = "tests.own_networks"
-IMAGES = 12
-
-
-@pytest.fixture(autouse=True)
-def one_at_a_time(monkeypatch):
-    """Workers in threads of one process share its generators; one draws at a time, as each would alone."""
-    lock = threading.RLock()
-
-    @contextmanager
-    def locked(seed, device):
-        with lock, seeded(seed, device):
-            yield
-
-    for name in [name for name, module in sys.modules.items() if name.startswith("hpcdat.")]:
-        if getattr(sys.modules[name], "seeded", None) is seeded:
-            monkeypatch.setattr(sys.modules[name], "seeded", locked)
+pytestmark = pytest.mark.usefixtures("one_at_a_time")
 
 
 def job_of(name, *settings):
     always = ["method=dat-fgsm", "attack.steps=1", "optimizer.lr=0.1"]
     return read_job(DEMO, [f"model.name={OWN}:{name}", *always, *settings])
-
-
-def images(start, count):
-    generator = torch.Generator().manual_seed(1)
-    x, y = (
-        torch.rand(4 * IMAGES, 1, 8, 8, generator=generator, dtype=torch.float32),
-        torch.arange(4 * IMAGES) % 10,
-    )
-    return Labelled(x[start : start + count].to(torch.get_default_dtype()), y[start : start + count])
-
-
-def algorithm_of(job, workers):
-    return Algorithm1(job, build_model_for(job, 10).train(), job.exchange, workers, torch.device("cpu"))
-
-
-def step_on(job, workers, *, steps=2):
-    """Parameters and buffers after some steps, of a worker that has its share of the images."""
-    algorithm = algorithm_of(job, workers)
-    share = IMAGES // workers.size // job.virtual_workers
-    for step in range(steps):
-        read = {n: images(step * IMAGES + n * share, share) for n in algorithm.role.reads}
-        assert algorithm.step(Batch(0, step, IMAGES, read), None).finite
-    algorithm.batch_norm.average()
-    algorithm.exchange.close()
-    return {name: tensor.detach().clone() for name, tensor in named_state(algorithm.model).items()}
-
-
-def on_two_and_one(job):
-    """What the steps give on two workers, and on one that stands for two."""
-    two = run_threads(loopback(2), lambda worker: step_on(job, worker))
-    return two, step_on(job.model_copy(update={"virtual_workers": 2}), SingleProcess())
 
 
 @pytest.mark.parametrize("name", ["Odd", "Attention", "frozen_backbone", "batch_norm", "Drawn"])
@@ -117,22 +69,10 @@ def test_every_optimiser_and_exchange_takes_parameters_of_any_kind(optimizer, ex
 
 @pytest.mark.parametrize("name", ["Odd", "Attention", "frozen_backbone", "Drawn"])
 def test_an_attack_leaves_no_trace(name):
-    job = job_of(name)
-    algorithm = algorithm_of(job, SingleProcess())
-    model = algorithm.model
-    model[1].eval() if name == "frozen_backbone" else None
-    before = {key: value.clone() for key, value in named_state(model).items()}
-    modes = [module.training for module in model.modules()]
-    needs = [p.requires_grad for p in model.parameters()]
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    x_adv = algorithm.attack(Batch(0, 0, 6, {0: images(0, 6)}), 0)
-    assert not torch.equal(x_adv, images(0, 6).x)
-    assert all(torch.equal(value, before[key]) for key, value in named_state(model).items())
-    assert [module.training for module in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == needs
-    assert all(p.grad is None for p in model.parameters())
-    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
-    assert torch.equal(torch.get_rng_state(), states[2])
+    algorithm = algorithm_of(job_of(name), SingleProcess())
+    if name == "frozen_backbone":
+        algorithm.model[1][0].eval()
+    assert_no_trace(algorithm)
 
 
 @pytest.mark.parametrize("name", ["Odd", "Drawn"])

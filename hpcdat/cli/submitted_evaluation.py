@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import click
 import typer
 
 from hpcdat.cli.certify import certification_settings, certify
@@ -21,6 +20,8 @@ from hpcdat.storage.evaluation_folder import open_for_evaluation
 CommandName = Literal["train", "evaluate", "certify"]
 COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate, "certify": certify}
 """Commands that can be submitted in addition to ``train``."""
+UsageError: Any = typer.BadParameter.__base__
+"""Of click, or of typer's own copy of it."""
 CERTIFY_OPTIONS = ("sigma", "n0", "n", "alpha", "every")
 """Options of ``hpcdat certify`` that are settings of the job."""
 
@@ -69,6 +70,6 @@ def _parse(name: CommandName, source: Path, arguments: Sequence[str]) -> dict[st
     own.command()(COMMANDS[name])
     try:
         context = typer.main.get_command(own).make_context(f"hpcdat {name}", [str(source), *arguments])
-    except click.UsageError as error:
+    except UsageError as error:
         raise InputError(f"--command {name}: {error.format_message()}") from None
     return context.params

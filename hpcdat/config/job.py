@@ -39,6 +39,7 @@ from hpcdat.config.settings import Settings, not_allowed, refusal
 class Job(Settings):
     """A training job."""
 
+    other_names = {"gradient_accumulation": "virtual_workers"}  # noqa: RUF012  (declared a ClassVar above)
     run_dir: Annotated[ExpandedPath, MAY_CHANGE]
     """folder of the run: settings, environment, metrics, checkpoints, result"""
     method: MethodName
@@ -49,7 +50,8 @@ class Job(Settings):
     """images per worker and step (global batch = this x workers, including virtual ones)"""
     virtual_workers: int = Field(1, ge=1)
     """virtual workers that each worker computes, one batch after the other: the arithmetic of many workers
-    on few"""
+    on few. In other words, `gradient_accumulation`, which may be written instead: so many micro-batches of
+    `batch_size` in a step of each worker, each with its own batch-norm statistics"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of weights, order of images, augmentation and attacks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -38,6 +38,7 @@ def train(
       hpcdat train jobs/demo.yaml
       hpcdat train jobs/demo.yaml -np 2 epochs=20 attack.eps=4/255
       mpirun -np 4 hpcdat train jobs/demo.yaml
+      hpcdat train jobs/demo.yaml gradient_accumulation=4 averaging.ema=0.999
 
     Without a launcher the command is a single worker; `-np N` starts N workers; under mpirun, horovodrun or
     srun every process is a worker. An unfinished run in run_dir is resumed. Ctrl-C (or SIGTERM, SIGUSR2)

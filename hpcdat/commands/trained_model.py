@@ -87,9 +87,9 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
         if loaded.fresh:
             lacking = first_few([name.removeprefix("1.") for name in loaded.fresh], 3)
             raise InputError(
-                f"model.pretrained: {path} does not fit this model: it lacks the last layer ({lacking}), or has it "
-                f"for other classes than the {len(images.classes)} of the images ({first_few(images.classes)}): "
-                "set data to the images that it was trained for"
+                f"model.pretrained: {path} does not fit this model: it lacks the last layer ({lacking}), or "
+                f"has it for other classes than the {len(images.classes)} of the images "
+                f"({first_few(images.classes)}): set data to the images that it was trained for"
             )
         place = f" ({loaded.found_in})" if loaded.found_in else ""
         order = f"; the outputs are taken to be for the classes {first_few(images.classes)}, in this order"

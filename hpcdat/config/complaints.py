@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from hpcdat.config.library_networks import in_torchvision
 from hpcdat.config.scalars import describe
 from hpcdat.config.sections import UserCode
+from hpcdat.config.settings import Settings
 from hpcdat.config.yaml_text import Key, dotted
 from hpcdat.errors import shorten
 
@@ -36,7 +37,7 @@ EXPECTED = {
 
 
 def describe_errors(
-    error: ValidationError, root: type[BaseModel], values: Any, places: Mapping[Key, str], name: str
+    error: ValidationError, root: type[Settings], values: Any, places: Mapping[Key, str], name: str
 ) -> str:
     """A line for every key that is wrong.
 
@@ -58,7 +59,7 @@ def describe_errors(
 
 
 def _describe(
-    error: Any, key: Key, root: type[BaseModel], values: Any, places: Mapping[Key, str], name: str
+    error: Any, key: Key, root: type[Settings], values: Any, places: Mapping[Key, str], name: str
 ) -> str:
     place = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
     subject = f"{name + ':1' if place == name else place}: {dotted(key) or 'the job'}"
@@ -67,7 +68,8 @@ def _describe(
     # Descriptions have lines of their own.
     meaning = f" ({' '.join(field.description.split())})" if field is not None and field.description else ""
     if kind == "extra_forbidden":
-        return f"{subject}: unknown key{_hint(str(key[-1]), root, _fields(model))}"
+        known = [*_fields(model), *(model.other_names if model is not None else ())]
+        return f"{subject}: unknown key{_hint(str(key[-1]), root, known)}"
     if kind == "missing":
         return f"{subject}: missing{meaning}"
     given, found = _value_at(key, values)
@@ -88,7 +90,7 @@ def _describe(
     return f"{subject}: {shown}: expected {expected}{meaning}"
 
 
-def _choice(found: str, field: FieldInfo | None, root: type[BaseModel]) -> str:
+def _choice(found: str, field: FieldInfo | None, root: type[Settings]) -> str:
     """The accepted values, with the nearest one, or the other settings that have this value."""
     choices = [str(choice) for choice in _choices(field)]
     near = difflib.get_close_matches(found, choices, n=1, cutoff=0.5)
@@ -101,15 +103,16 @@ def _choice(found: str, field: FieldInfo | None, root: type[BaseModel]) -> str:
     return f"expected one of {', '.join(choices)}{hint}"
 
 
-def _hint(found: str, root: type[BaseModel], known: Mapping[str, FieldInfo]) -> str:
+def _hint(found: str, root: type[Settings], known: Sequence[str]) -> str:
     """Which key may be meant instead of an unknown one: of another section, or the nearest one here."""
-    same = [name for name, _ in _all_fields(root) if name.rpartition(".")[2] == found]
+    names = [*(name for name, _ in _all_fields(root)), *root.other_names]
+    same = [name for name in names if name.rpartition(".")[2] == found]
     near = same or difflib.get_close_matches(found, known, n=1, cutoff=0.5)
     meant = " or ".join(f"'{name}'" for name in near)
     return (f"; did you mean {meant}?" if near else "") + f" (known here: {', '.join(known)})"
 
 
-def _without_union(key: Key, root: type[BaseModel], places: Mapping[Key, str]) -> Key:
+def _without_union(key: Key, root: type[Settings], places: Mapping[Key, str]) -> Key:
     """A key without the members of a union, and the parts of a mapping's keys, that pydantic adds."""
     while len(key) > 1 and key not in places and _model_at(key[:-1], root) is None:
         key = key[:-1]
@@ -126,26 +129,26 @@ def _value_at(key: Key, values: Any) -> tuple[bool, Any]:
     return True, values
 
 
-def _model_at(key: Key, root: type[BaseModel]) -> type[BaseModel] | None:
+def _model_at(key: Key, root: type[Settings]) -> type[Settings] | None:
     """The class of the settings that hold this key."""
-    model: type[BaseModel] | None = root
+    model: type[Settings] | None = root
     for part in key:
         field = _fields(model).get(str(part))
         model = _section(field) if field else None
     return model
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
+def _section(field: FieldInfo) -> type[Settings] | None:
     annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
-def _fields(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
+def _fields(model: type[Settings] | None) -> dict[str, FieldInfo]:
     """Settings by the names that users write."""
     return {f.alias or name: f for name, f in model.model_fields.items()} if model else {}
 
 
-def _all_fields(root: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, FieldInfo]]:
+def _all_fields(root: type[Settings], prefix: str = "") -> Iterable[tuple[str, FieldInfo]]:
     for name, field in _fields(root).items():
         yield prefix + name, field
         if section := _section(field):

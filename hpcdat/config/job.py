@@ -35,6 +35,7 @@ from hpcdat.config.settings import not_allowed, refusal
 class Job(EvaluationJob):
     """A training job: in addition to the settings of an evaluation, those of the training."""
 
+    other_names = {"gradient_accumulation": "virtual_workers"}  # noqa: RUF012  (declared a ClassVar above)
     method: MethodName
     """training method, by its name in the DAT or the ConAdv paper"""
     epochs: int = Field(ge=1)
@@ -43,7 +44,8 @@ class Job(EvaluationJob):
     """images per worker and step (global batch = this x workers, including virtual ones)"""
     virtual_workers: int = Field(1, ge=1)
     """virtual workers that each worker computes, one batch after the other: the arithmetic of many workers
-    on few"""
+    on few. In other words, `gradient_accumulation`, which may be written instead: so many micro-batches of
+    `batch_size` in a step of each worker, each with its own batch-norm statistics"""
     checkpoint_minutes: Annotated[float, MAY_CHANGE] = Field(10.0, gt=0)
     """minutes between checkpoints within an epoch; every epoch ends with one"""
     skipped_steps: Annotated[int, MAY_CHANGE] = Field(10, ge=0)

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from hpcdat.config.complaints import describe_errors
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.paths import expand
+from hpcdat.config.settings import Settings
 from hpcdat.config.yaml_text import Key, YamlError, load
 from hpcdat.errors import InputError, shorten
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Settings)
 
 
 class JobError(InputError):
@@ -92,6 +93,7 @@ def _values_of(
     values, places = _parse_job(text, name)
     files = dict.fromkeys(place.rpartition(":")[0] for key, place in places.items() if key)
     folders = list(dict.fromkeys(Path(file).resolve().parent for file in [name, *files]))
+    _check_names([(setting.partition("=")[0].strip(), f"--set {shorten(setting)}") for setting in settings])
     for setting in settings:
         _override(values, places, setting)
     return values, places, folders
@@ -119,7 +121,7 @@ def _text_of(path: Path) -> str:
 
 
 def _validated(
-    model: type[BaseModel],
+    model: type[Settings],
     values: dict[str, Any],
     places: dict[Key, str],
     name: str,
@@ -139,6 +141,9 @@ def write_job(job: EvaluationJob) -> str:
 def _parse_job(text: str, name: str, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Key, str]]:
     """A job's values and places, including those of the job named by its ``like``."""
     values, places = _parse_yaml(text, name)
+    _check_names([(str(key), places[key,]) for key in values])
+    values = {Job.other_names.get(key, key): value for key, value in values.items()}
+    places = {_own_name(key): place for key, place in places.items()}
     if "like" not in values:
         return values, places
     other, place = values.pop("like"), places.pop(("like",))
@@ -156,6 +161,19 @@ def _parse_job(text: str, name: str, above: tuple[Path, ...] = ()) -> tuple[dict
     except JobError as error:
         raise JobError(f"{place}: like: {error}") from None
     return _laid_over(inherited, values), its_places | places
+
+
+def _check_names(given: Sequence[tuple[str, str]]) -> None:
+    """Check that no setting of a job is given under two names at the same place, which would be ambiguous."""
+    places = dict(given)
+    for other, own in Job.other_names.items():
+        if other in places and own in places:
+            raise JobError(f"{places[other]}: {other}: is {own}, which is also set ({places[own]}): keep one")
+
+
+def _own_name(key: Key) -> Key:
+    """A key of a job under the setting's own name."""
+    return (Job.other_names.get(str(key[0]), key[0]), *key[1:]) if key else key
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +201,8 @@ def _parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[Key, str]]:
 def _override(values: dict[str, Any], places: dict[Key, str], setting: str) -> None:
     place = f"--set {shorten(setting)}"
     name, equals, text = setting.partition("=")
-    key = tuple(name.strip().split("."))
+    first, *rest = name.strip().split(".")
+    key = (Job.other_names.get(first, first), *rest)
     if not equals or not all(key):
         raise JobError(f"{place}: expected key=value, as in --set attack.eps=4/255")
     try:

@@ -295,3 +295,51 @@ def test_a_job_like_another_takes_from_it_what_it_does_not_set(tmp_path):
     last.write_text("like: [1]\n")
     with pytest.raises(JobError, match=r"last\.yaml:1: like: expected the path of another job"):
         read_job(last)
+
+
+def test_gradient_accumulation_is_another_name_of_virtual_workers(tmp_path):
+    text = MINIMAL + "gradient_accumulation: 4\n"
+    job = parse_job(text, "x.yaml")
+    assert job.virtual_workers == 4
+    assert job == parse_job(MINIMAL + "virtual_workers: 4\n", "x.yaml")
+    # Written under one name, whichever was given.
+    assert "virtual_workers: 4" in write_job(job) and "accumulation" not in write_job(job)
+    assert parse_job(MINIMAL, "x.yaml", ["gradient_accumulation=3"]).virtual_workers == 3
+    # A setting on the command line, and one of a job that is `like` another, replaces the other name.
+    assert parse_job(text, "x.yaml", ["virtual_workers=2"]).virtual_workers == 2
+    (tmp_path / "first.yaml").write_text(MINIMAL + "virtual_workers: 2\n")
+    (tmp_path / "second.yaml").write_text("like: first.yaml\ngradient_accumulation: 5\n")
+    assert read_job(tmp_path / "second.yaml").virtual_workers == 5
+
+
+@pytest.mark.parametrize(
+    "text, settings, message",
+    [
+        (
+            "gradient_accumulation: 4\nvirtual_workers: 4\n",
+            [],
+            "x.yaml:8: gradient_accumulation: is virtual_workers, which is also set (x.yaml:9): keep one",
+        ),
+        (
+            "",
+            ["gradient_accumulation=4", "virtual_workers=2"],
+            "--set gradient_accumulation=4: gradient_accumulation: is virtual_workers, which is also set "
+            "(--set virtual_workers=2): keep one",
+        ),
+        ("gradient_accumulation: 0\n", [], "x.yaml:8: virtual_workers: 0: expected 1 or more"),
+        (
+            "gradient_accumulation_steps: 4\n",
+            [],
+            "x.yaml:8: gradient_accumulation_steps: unknown key; did you mean 'gradient_accumulation'?",
+        ),
+        (
+            "exchange: {gradient_accumulation: 4}\n",
+            [],
+            "x.yaml:8: exchange.gradient_accumulation: unknown key; did you mean 'gradient_accumulation'?",
+        ),
+    ],
+)
+def test_mistakes_with_gradient_accumulation_are_explained(text, settings, message):
+    with pytest.raises(JobError) as failure:
+        parse_job(MINIMAL + text, "x.yaml", settings)
+    assert str(failure.value).startswith(message)

@@ -175,11 +175,14 @@ class Wrong(nn.Module):
         }.get(self.what, logits)
 
 
-ONLY = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+BUILT = []
 
 
 def the_same(num_classes, in_channels):
-    return ONLY
+    """Builds a network once."""
+    if not BUILT:
+        BUILT.append(nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes)))
+    return BUILT[0]
 
 
 def nothing(num_classes, in_channels):

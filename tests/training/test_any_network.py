@@ -75,6 +75,15 @@ def test_an_attack_leaves_no_trace(name):
     assert_no_trace(algorithm)
 
 
+@pytest.mark.parametrize("name", ["Attention", "frozen_backbone", "batch_norm"])
+def test_bfloat16_and_channels_last_leave_weights_and_buffers_in_float32(name):
+    reduced = step_on(job_of(name, "model.precision=bfloat16", "model.channels_last=true"), SingleProcess())
+    whole = step_on(job_of(name), SingleProcess())
+    assert any(not torch.equal(value, whole[key]) for key, value in reduced.items())
+    for key, value in reduced.items():
+        assert value.dtype == whole[key].dtype and value.is_contiguous() and value.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["Odd", "Drawn"])
 def test_a_run_resumes_bit_for_bit(tmp_path, name):
     """On two workers, from the middle of an epoch, where their buffers differ."""

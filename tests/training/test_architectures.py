@@ -83,7 +83,7 @@ ARCHITECTURES = {
         "tests.own_networks:frozen_resnet18", (OF_32,), "batch norm, only the head is trained"
     ),
 }
-CHEAP = ("ResNet-18", "ViT-Ti", "a user's own")
+CHEAP = ("MobileNetV3-Small", "ViT-Ti", "a user's own")
 """Those of the ordinary tests."""
 every = pytest.mark.parametrize(
     "name",

@@ -20,8 +20,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
-from hpcdat.config.job_file import parse_job, read_job
+from hpcdat.config.job_file import parse_evaluation_job, parse_job, read_job
 from hpcdat.config.sections import Norm
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.initialization import init_communicator
@@ -152,7 +153,7 @@ def evaluate(
         (20, True)
     """
     evaluation = {"eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts}
-    job = _job(seed, attack={"norm": norm}, evaluation={**evaluation, "batch_size": batch_size})
+    job = _job(seed, evaluation={**evaluation, "norm": norm, "batch_size": batch_size})
     request = EvaluationRequest(autoattack=autoattack)
     with _evaluated(model, images) as (execution, device):
         batches = TensorBatches(images, labels, _classes(model, images, device), batch_size, device)
@@ -232,11 +233,10 @@ def _stop_request() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def _job(seed: int, **sections: dict[str, Any]) -> Job:
+def _job(seed: int, **sections: dict[str, Any]) -> EvaluationJob:
     """The settings of a measurement, checked."""
-    settings = {"run_dir": ".", "method": "plain", "epochs": 1, "batch_size": 1, "optimizer": {"lr": 1.0}}
-    given = {**settings, "seed": seed, "data": {"source": "digits"}, **sections}
-    return parse_job(yaml.safe_dump(given), "hpcdat")
+    given = {"run_dir": ".", "seed": seed, "data": {"source": "digits"}, **sections}
+    return parse_evaluation_job(yaml.safe_dump(given), "hpcdat")
 
 
 @contextmanager

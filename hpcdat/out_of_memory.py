@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from hpcdat.config.job import Job
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.errors import WorkerError, first_line
 
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -16,7 +16,7 @@ CPU allocator and of CUDA's libraries."""
 
 
 @contextmanager
-def enough_memory(job: Job, batch_size: str) -> Iterator[None]:
+def enough_memory(job: EvaluationJob, batch_size: str) -> Iterator[None]:
     """Turn an out-of-memory error into one that says what to change.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import sys
 import traceback
@@ -69,6 +70,28 @@ def call(key: str, reference: str, function: Callable[..., Any], /, *args: Any, 
         raise InputError(f"{key}: {reference} failed: {describe_failure(error)}") from None
 
 
+def code_fingerprint(reference: str, folders: Sequence[Path]) -> str:
+    """A hash of the source of a callable's module, and of the modules imported from the same folders.
+
+    Args:
+        reference, folders: of :func:`load_callable`, which has been called.
+    """
+    named = sys.modules.get(reference.partition(":")[0])
+    loaded = [(module, getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    files = {
+        Path(file)
+        for module, file in loaded
+        if file
+        and (
+            module is named
+            or (not _is_installed(file) and any(Path(file).is_relative_to(folder) for folder in folders))
+        )
+    }
+    # By contents alone: a moved folder has the same code.
+    hashes = sorted(hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() for file in files)
+    return hashlib.blake2b("".join(hashes).encode(), digest_size=8).hexdigest()
+
+
 def describe_failure(error: BaseException) -> str:
     """An exception of a user's code in one line, with the line of the code that raised it."""
     text = f"{type(error).__name__}: {shorten(first_line(error))}"
@@ -94,6 +117,9 @@ def _import(key: str, name: str, folders: Sequence[Path]) -> ModuleType:
     spec = PathFinder.find_spec(top, [str(folder) for folder in folders])
     if spec is None:
         return importlib.import_module(name)
+    for folder in folders:
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
     if top in sys.modules:
         taken = getattr(sys.modules[top], "__file__", None)
         if spec.origin is not None and taken != spec.origin:
@@ -102,9 +128,6 @@ def _import(key: str, name: str, folders: Sequence[Path]) -> ModuleType:
             )
     else:
         _execute(top, spec)
-    for folder in folders:
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
     return importlib.import_module(name)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import resnet18
 
 
 class Attention(nn.Module):
@@ -63,6 +64,26 @@ def frozen_backbone(num_classes, in_channels):
     return nn.Sequential(backbone.requires_grad_(False), nn.Linear(8 * 36, num_classes))
 
 
+def frozen_resnet18(num_classes, in_channels):
+    """torchvision's ResNet-18, of which only the head is trained."""
+    network = resnet18(num_classes=num_classes)
+    network.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+    network.requires_grad_(False).fc.requires_grad_(True)
+    return network
+
+
+class Branching(nn.Module):
+    """What it computes depends on the numbers in its input, which torch.compile does not capture."""
+
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.head = nn.Linear(64 * in_channels, num_classes)
+
+    def forward(self, x):
+        logits = self.head(x.flatten(1))
+        return 2 * logits if logits.sum().item() > 0 else logits
+
+
 class Drawn(nn.Module):
     """Draws from every global generator, while it is built and in each pass in training."""
 
@@ -79,6 +100,12 @@ class Drawn(nn.Module):
         if self.training:
             x = x * (random.random() + np.random.rand() + torch.rand(()))
         return self.head(x)
+
+
+def reads_values(num_classes, in_channels):
+    """Reads numbers of a tensor while it is built, as on torch's meta device is impossible."""
+    rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]
+    return nn.Sequential(nn.Flatten(), nn.Dropout(rates[1]), nn.Linear(64 * in_channels, num_classes))
 
 
 class Recomputed(nn.Module):

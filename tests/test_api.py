@@ -76,7 +76,7 @@ def test_certificates_of_a_linear_model_are_nearly_exact():
     "change, expected",
     [
         ({"eps": -1}, r"evaluation.eps: -1: expected 0 or more"),
-        ({"norm": "l3"}, r"attack.norm: 'l3': expected one of linf, l2"),
+        ({"norm": "l3"}, r"evaluation.norm: 'l3': expected one of linf, l2"),
         ({"images": IMAGES[0]}, r"images: expected \(N, C, H, W\).* not torch.float32 of shape \(3, 6, 6\)"),
         ({"images": IMAGES * 255}, r"images range from 0 to 255, not within \[0, 1\]"),
         ({"images": BYTES.long()}, r"images: expected .*not torch.int64"),

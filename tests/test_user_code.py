@@ -7,7 +7,7 @@ import pytest
 
 from hpcdat.config.job_file import parse_job, read_job, write_job
 from hpcdat.errors import InputError
-from hpcdat.user_code import call, load_callable
+from hpcdat.user_code import call, code_fingerprint, load_callable
 
 NUMBERS = itertools.count()
 JOB = (
@@ -104,6 +104,18 @@ def test_a_job_knows_its_folder_and_those_of_the_jobs_it_is_like(tmp_path):
     assert again == job
     assert read_job(tmp_path / "base.yaml", ["model.name=resnet50"]).module_path is None
     assert read_job(tmp_path / "base.yaml", ["model.name=timm:vit_tiny"]).module_path is None
+
+
+def test_the_fingerprint_of_code_follows_its_text_and_that_of_modules_beside_it(tmp_path, write_module):
+    sibling = write_module("WIDTH = 3")
+    name = write_module(f"import {sibling}\ndef build(): ...")
+    load_callable("model.name", f"{name}:build", [tmp_path])
+    before = code_fingerprint(f"{name}:build", [tmp_path])
+    assert code_fingerprint(f"{name}:build", [tmp_path]) == before
+    write_module("WIDTH = 4", sibling)
+    beside = code_fingerprint(f"{name}:build", [tmp_path])
+    write_module(f"import {sibling}\ndef build(): return 1", name)
+    assert len({before, beside, code_fingerprint(f"{name}:build", [tmp_path])}) == 3
 
 
 def test_options_are_numbers_booleans_and_text(tmp_path):

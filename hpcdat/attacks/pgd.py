@@ -19,7 +19,8 @@ from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.models.split_batch_norm import Branch, routed
 
 if TYPE_CHECKING:
-    from hpcdat.config.sections import Attack, Evaluation, Norm
+    from hpcdat.config.measurements import Evaluation
+    from hpcdat.config.sections import Attack, Norm
 
 MAX_EPS_AND_STEP = 1e4
 """Upper bound of eps and step_size, larger than any image's diameter; larger values have wrong units."""

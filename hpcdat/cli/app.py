@@ -56,7 +56,7 @@ app.command()(report)
 app.command()(export)
 app.command()(doctor)
 app.command()(plan)
-app.command()(submit)
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 app.add_typer(boxes, name="box")
 
 

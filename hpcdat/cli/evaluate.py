@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import RunArgument, SetOption, Settings, WorkersOption, read_request
+from hpcdat.cli.options import SetOption, Settings, SourceArgument, WorkersOption, read_request
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
-from hpcdat.config.job import Job
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.request import EvaluationRequest, SweepKind
 from hpcdat.report.result_table import result_table
-from hpcdat.storage.run_folder import Result, RunFolder
+from hpcdat.slurm.preemption import connected_to_batch_script
+from hpcdat.storage.evaluated import WeightsResult
+from hpcdat.storage.evaluation_folder import open_for_evaluation
+from hpcdat.storage.run_folder import Result
 
 if TYPE_CHECKING:
     from hpcdat.distributed.communicator import Communicator
 
 
 def evaluate(
-    run: RunArgument,
+    run: SourceArgument,
     settings: Settings = None,
     set_: SetOption = None,
     workers: WorkersOption = 1,
@@ -56,7 +60,7 @@ def evaluate(
         ),
     ] = False,
 ) -> None:
-    """Measure TA and RA of a run, and AA and sweeps if requested.
+    """Measure TA and RA of a run or of given weights, and AA and sweeps if requested.
 
     \b
     Examples:
@@ -64,29 +68,34 @@ def evaluate(
       hpcdat evaluate runs/demo evaluation.steps=100
       hpcdat evaluate runs/demo --autoattack 1000 --sweep-eps 0,4/255,8/255
       hpcdat evaluate runs/demo --averaged
+      hpcdat evaluate JOB.yaml model.pretrained=weights.pth evaluation.eps=8/255
+
+    A job file has the weights to evaluate in model.pretrained, and needs none of the settings of a training;
+    results are written to its run_dir.
 
     What the run's own job measures stays the first row of its table; an evaluation with another attack, other
     images or other settings is a row of its own, and so is one of averaged weights.
 
-    The latest checkpoint is evaluated; the run may be finished or interrupted. The outcomes of every batch
-    are stored in the run folder: after a stop or a kill the same command resumes, with any number of workers.
-    Sanity checks warn of implausibly good results.
+    Of a run, which may be finished or interrupted, the latest checkpoint is evaluated. The outcomes of every
+    batch are stored in the folder: after a stop or a kill the same command resumes, with any number of
+    workers. Sanity checks warn of implausibly good results.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
-    def read() -> tuple[Job, EvaluationRequest]:
-        job = RunFolder(run).read_job(replaced)
+    def read() -> tuple[Path, EvaluationJob, EvaluationRequest]:
+        folder, job = open_for_evaluation(run, replaced, attacked=True)
         request = read_request(autoattack, sweep_eps, sweep_steps, job, sweep=sweep, figure_3=figure_3)
-        return job, replace(request, averaged=averaged)
+        return folder.path, job, replace(request, averaged=averaged)
 
-    resolved, request = reported_once(read)
+    folder, resolved, request = reported_once(read)
     if workers > 1:
         start_locally(workers)
 
-    def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result]:
+    def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result | WeightsResult]:
         from hpcdat.commands.evaluate import evaluate
 
-        return {run: evaluate(run, replaced, request, workers, stop)}
+        with connected_to_batch_script(folder, stop) if workers.is_rank0 else nullcontext():
+            return {folder: evaluate(run, replaced, request, workers, stop)}
 
     results = as_worker(work, resolved)
     if results is not None:

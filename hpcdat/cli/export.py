@@ -16,10 +16,7 @@ def export(
     out: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT",
-            help="File to write: .safetensors, .pth or .onnx.",
-            show_default=False,
-            parser=path,
+            metavar="OUT", help="File: .safetensors, .pth or .onnx.", show_default=False, parser=path
         ),
     ],
     averaged: Annotated[

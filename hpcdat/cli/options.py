@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from hpcdat.cli.worker_process import reported_once
-from hpcdat.config.job import Job
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.paths import expand
 from hpcdat.config.scalars import fraction, number
 from hpcdat.errors import InputError, shorten
@@ -45,6 +45,15 @@ JobArgument = Annotated[
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False, parser=path)
 ]
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|JOB.yaml",
+        help="Folder of the run, or a job whose model has weights.",
+        show_default=False,
+        parser=path,
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override settings of the job.", show_default=False),
@@ -63,7 +72,7 @@ def read_request(
     autoattack: str | None,
     sweep_eps: str | None,
     sweep_steps: str | None,
-    job: Job,
+    job: EvaluationJob,
     *,
     sweep: SweepKind = "plain",
     figure_3: bool = False,
@@ -71,7 +80,7 @@ def read_request(
     """Parse the options of ``hpcdat evaluate``.
 
     Args:
-        autoattack: a number of images, or ``all``.
+        autoattack: a number of images, or ``all``; None: as the job says.
         sweep_eps: radii separated by commas, such as ``0,2/255,4/255``.
         sweep_steps: numbers of steps separated by commas.
         job: resolved.
@@ -81,7 +90,7 @@ def read_request(
     Raises:
         InputError: an option cannot be parsed or is out of range.
     """
-    images: int | Literal["all"] | None = None
+    images: int | Literal["all"] | None = job.evaluation.autoattack or None
     if autoattack == "all":
         images = "all"
     elif autoattack is not None:
@@ -94,7 +103,7 @@ def read_request(
         fraction,
         "--sweep-eps",
         "radii in [0, 1] pixel units, separated by commas, such as 0,2/255,4/255",
-        lambda eps: 0 <= eps <= (1 if job.attack.norm == "linf" else float("1e4")),
+        lambda eps: 0 <= eps <= (1 if job.evaluation.norm == "linf" else float("1e4")),
     )
     steps = _numbers(
         sweep_steps, _whole, "--sweep-steps", "numbers of steps, separated by commas", lambda n: n > 0
@@ -102,7 +111,7 @@ def read_request(
     if figure_3:
         radii = radii or tuple(factor * job.evaluation.resolved_eps for factor in FIGURE_3_RADII)
         steps = steps or FIGURE_3_STEPS
-        if job.attack.norm == "linf":
+        if job.evaluation.norm == "linf":
             radii = tuple(eps for eps in radii if eps <= 1)
     return EvaluationRequest(images, radii, steps, sweep)
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpcdat.cli.options import RunArgument, SetOption, Settings, WorkersOption, path
+from hpcdat.cli.options import SetOption, Settings, SourceArgument, WorkersOption, path
 from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.storage.run_folder import RunFolder
+from hpcdat.storage.evaluation_folder import open_for_evaluation
 
 if TYPE_CHECKING:
     from hpcdat.distributed.communicator import Communicator
 
 
 def pseudo_label(
-    run: RunArgument,
+    run: SourceArgument,
     source: Annotated[
         Path,
         typer.Argument(
@@ -34,18 +34,19 @@ def pseudo_label(
     set_: SetOption = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Label unlabelled images with a run's model.
+    """Label unlabelled images with a run's model or with given weights.
 
     \b
     Examples:
       hpcdat pseudo-label runs/demo images/ labelled.npz
       hpcdat train JOB.yaml data.unlabelled=labelled.npz data.unlabelled_part=0.5
 
-    A job trains on the labelled file in addition to its own images, as in the second example (self-training,
-    Carmon et al. 2019).
+    The first argument may be a job file that has weights in model.pretrained; the labels are the classes of
+    its data. A job trains on the labelled file in addition to its own images, as in the second example
+    (self-training, Carmon et al. 2019).
     """
     replaced = [*(set_ or []), *(settings or [])]
-    resolved = reported_once(lambda: RunFolder(run).read_job(replaced))
+    _, resolved = reported_once(lambda: open_for_evaluation(run, replaced))
     if workers > 1:
         start_locally(workers)
 

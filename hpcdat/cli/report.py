@@ -34,7 +34,7 @@ def report(
     ] = None,
     title: Annotated[str, typer.Option(help="Title of the report.")] = "Runs of hpcdat",
 ) -> None:
-    """Tabulate the results of runs, also next to those of a paper.
+    """Tabulate the results of runs and of given weights, also next to those of a paper.
 
     \b
     Examples:
@@ -42,12 +42,14 @@ def report(
       hpcdat report runs/* --out report
       hpcdat report runs/dat-* --table dat-1 --table dat-4
 
-    For a folder with several seeds (`hpcdat train --seeds N`) the table ends with their mean. `--table`,
-    which may be repeated, compares runs with the paper's rows that their jobs name in `reproduces`: the
-    paper's number, ours and the ratio. Tables, plots and notes are written to `--out` (default: `report`).
-    They include accuracy over the global batch, if runs of a method differ in it; RA over eps and steps, if
-    `hpcdat evaluate` measured it; and TA and RA over the epochs, for jobs that reproduce the DAT paper's
-    Figure 4. dat-2 needs runs that `hpcdat certify` has certified.
+    Folders may be of runs or of evaluations of given weights (`hpcdat evaluate JOB.yaml`), which have no
+    training: of these the table has the accuracies. For a folder with several seeds (`hpcdat train
+    --seeds N`) the table ends with their mean. `--table`, which may be repeated, compares runs with the
+    paper's rows that their jobs name in `reproduces`: the paper's number, ours and the ratio. Tables, plots
+    and notes are written to `--out` (default: `report`). They include accuracy over the global batch, if runs
+    of a method differ in it; RA over eps and steps, if `hpcdat evaluate` measured it; and TA and RA over the
+    epochs, for jobs that reproduce the DAT paper's Figure 4. dat-2 needs runs that `hpcdat certify` has
+    certified.
     """
     if table and out is None:
         out = Path("report")
@@ -55,7 +57,7 @@ def report(
     runs = list(dict.fromkeys(runs))
     folders = [seed for run in runs for seed in _seeds_in(run) or [run]]
     if out is None:
-        results = reported_once(lambda: {run: RunFolder(run).read_result() for run in folders})
+        results = reported_once(lambda: {run: RunFolder(run).read_any_result() for run in folders})
         print(result_table(results, mean=len(runs) == 1))
         return
 
@@ -67,11 +69,14 @@ def report(
         from hpcdat.report.runs import read_run
         from hpcdat.report.sweeps import sweep_sections
 
-        read = [read_run(folder) for folder in folders]
+        given = {folder: RunFolder(folder) for folder in folders if RunFolder(folder).is_evaluation}
+        evaluations = {folder: run.read_weights_result() for folder, run in given.items()}
+        read = [read_run(folder) for folder in folders if folder not in given]
         sections = [pages.comparison_section(compare(name, read)) for name in table or []]
-        if not table:
-            sections.append(pages.runs_section(read))
-        sections += [*batch_sections(read), *sweep_sections(read), *epoch_sections(read)]
+        if not table or evaluations:
+            sections.append(pages.runs_section([] if table else read, evaluations))
+        if read:
+            sections += [*batch_sections(read), *sweep_sections(read), *epoch_sections(read)]
         return sections, pages.write_report(sections, out, title)
 
     sections, files = reported_once(write)

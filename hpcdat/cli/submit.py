@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from hpcdat.cli.options import JobArgument, SetOption, Settings
+from hpcdat.cli.options import SetOption, Settings, SourceArgument
+from hpcdat.cli.submitted_evaluation import CommandName, read_evaluation
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import JobError, read_job
@@ -32,9 +33,12 @@ from hpcdat.storage.moved_run import folder_of
 
 
 def submit(
-    job: JobArgument,
+    job: SourceArgument,
     settings: Settings = None,
     set_: SetOption = None,
+    command: Annotated[
+        CommandName, typer.Option(help="What the workers run; options of the command may follow.")
+    ] = "train",
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes (p).")] = 1,
     gpus_per_node: Annotated[
         str | None,
@@ -73,12 +77,23 @@ def submit(
       hpcdat submit JOB.yaml --nodes 6 --gpus-per-node 4 --time 12:00:00
       hpcdat submit JOB.yaml --nodes 6 --seeds 3 --site mysite.yaml
       hpcdat submit JOB.yaml --sweep attack.eps=2/255,4/255 --dry-run
+      hpcdat submit runs/demo --command evaluate --nodes 2 --autoattack 1000
 
     Writes a batch script to the run folder and submits it with sbatch. Two minutes before the time limit the
     run writes a checkpoint and is requeued, and then resumes. It is also requeued after a failure, unless it
-    fails twice at the same step.
+    fails twice at the same step. With `--command evaluate` or `certify` it does the same for an evaluation;
+    the first argument is then the folder of a run or a job file whose model has weights. Options of the
+    command that `submit` has as well, such as `--sweep`, stand after `--`.
     """
     replaced = [*(set_ or []), *(settings or [])]
+    make_script = render_script if dry_run else write_script
+
+    def write_evaluation(profile: Site, resources: Resources) -> tuple[Path, str, list[Path], bool]:
+        if seeds > 1 or sweep or at_once:
+            raise InputError(f"--seeds, --sweep, --at-once: not allowed with --command {command}")
+        evaluated, work = read_evaluation(command, job, set_ or [], settings or [])
+        script, text = make_script(evaluated, profile, resources, command=work)
+        return script, text, [evaluated.run_dir], False
 
     def write() -> tuple[Path, str, list[Path], bool]:
         from hpcdat.commands.train import check_workers
@@ -87,6 +102,12 @@ def submit(
         profile = _profile(site, partition)
         gpus = choose_gpus(profile, gpus_per_node)
         workers = workers_per_node or max(gpus.count if gpus else 0, 1)
+        limit, elements = time or profile.time_limit() or "1-0", at_once or profile.at_once
+        resources = Resources(nodes, workers, gpus, limit, after or (), elements)
+        if command != "train":
+            return write_evaluation(profile, resources)
+        if unknown := [text for text in settings or [] if text.startswith("-")]:
+            raise InputError(f"no such option: {shorten(unknown[0])}")
 
         def read_and_check(more: tuple[str, ...]) -> Job:
             try:
@@ -100,8 +121,6 @@ def submit(
 
         resolved = read_and_check(())
         resolved = resolved.model_copy(update={"run_dir": folder_of(job, resolved, replaced)})
-        limit, elements = time or profile.time_limit() or "1-0", at_once or profile.at_once
-        resources = Resources(nodes, workers, gpus, limit, after or (), elements)
         tasks = array_tasks(
             resolved.run_dir,
             sweep or [],
@@ -111,7 +130,6 @@ def submit(
         if at_once and not tasks:
             raise InputError("--at-once: not allowed without an array (--seeds, --sweep)")
         tasks = [_as_read(task, resolved, read_and_check(task.settings)) for task in tasks]
-        make_script = render_script if dry_run else write_script
         script, text = make_script(resolved, profile, resources, tasks)
         # hpcdat report finds the seeds in the folder that holds all of them.
         folders = [task.run_dir for task in tasks] if sweep else [resolved.run_dir]

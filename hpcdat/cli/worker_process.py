@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import typer
 
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.distributed.launcher import (
     Launched,
@@ -112,7 +113,7 @@ def _without_np(arguments: list[str]) -> list[str]:
     return remaining
 
 
-def as_worker(work: Callable[[Communicator, StopRequest], T], job: Job | None) -> T | None:
+def as_worker(work: Callable[[Communicator, StopRequest], T], job: EvaluationJob | None) -> T | None:
     """Connect to the other workers and do this worker's part; failures end the process.
 
     Args:
@@ -134,7 +135,7 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: Job | None) -
         workers = init_communicator(
             job.stall_timeout if job else DEFAULT_STALL_TIMEOUT,
             stop=stop,
-            divisible=job is not None
+            divisible=isinstance(job, Job)
             and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
         )
     except HpcdatError as error:

@@ -1,4 +1,4 @@
-"""Certify the checkpoint of a run on every worker."""
+"""Certify the checkpoint of a run, or given weights, on every worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcdat.commands.run_result import CERTIFICATION_SETTINGS, changed_settings
-from hpcdat.commands.trained_model import find_test_images, load_trained
+from hpcdat.commands.trained_model import begin, images_for, load_model
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
@@ -19,17 +19,18 @@ from hpcdat.models.fingerprint import fingerprint
 from hpcdat.progress import Progress
 from hpcdat.report.certificates import read_certificates
 from hpcdat.report.certified import rows_beside, with_certified, write_certified
+from hpcdat.storage.evaluation_folder import open_for_evaluation
 from hpcdat.storage.folder_lock import locked
 from hpcdat.storage.run_folder import RunFolder
 
 
-def certify(run_dir: Path, settings: list[str], workers: Communicator, stop: StopRequest) -> list[Certified]:
-    """Certify the smoothed classifiers of the latest checkpoint of a finished or interrupted run.
+def certify(source: Path, settings: list[str], workers: Communicator, stop: StopRequest) -> list[Certified]:
+    """Certify the smoothed classifiers of a run's latest checkpoint, or of given weights.
 
     Images that an earlier, possibly interrupted call has sampled are not sampled again.
 
     Args:
-        run_dir, settings, workers, stop: as for :func:`hpcdat.commands.evaluate.evaluate`.
+        source, settings, workers, stop: as for :func:`hpcdat.commands.evaluate.evaluate`.
 
     Returns:
         The certificates, one list per noise level; worker 0 has written table, plot and data files to the
@@ -38,11 +39,11 @@ def certify(run_dir: Path, settings: list[str], workers: Communicator, stop: Sto
     Raises:
         InputError, WorkerError, Stopped: as there.
     """
-    folder = RunFolder(run_dir)
-    job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
+    folder, job = workers.on_all_ranks("read the job", lambda: open_for_evaluation(source, settings))
     paper = workers.on_all_ranks("find the paper's rows", lambda: rows_beside(job))
-    trained = load_trained(folder, job, workers)
-    test_images = find_test_images(job, trained, workers)
+    trained = load_model(folder, job, workers)
+    test_images = images_for(trained, job, workers)
+    begin(folder, job, trained, workers)
     images = ImageBatches(test_images, job.data, 1, trained.device, every=job.certification.every)
     execution = Execution(workers, Progress(shown=workers.is_rank0), stop)
     counts_folder = folder.certification_folder

@@ -1,4 +1,4 @@
-"""Evaluate the checkpoint of a run on every worker."""
+"""Evaluate the checkpoint of a run, or given weights, on every worker."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpcdat.commands.run_result import EVALUATION_SETTINGS, changed_settings, conclude_run
-from hpcdat.commands.trained_model import find_test_images, load_trained
+from hpcdat.commands.run_result import (
+    EVALUATION_SETTINGS,
+    changed_settings,
+    conclude_evaluation,
+    conclude_run,
+)
+from hpcdat.commands.trained_model import begin, images_for, load_model
+from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.evaluation.determinism import deterministic
@@ -17,39 +23,44 @@ from hpcdat.evaluation.results import AutoAttacked, evaluate_robustness
 from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.progress import Progress
 from hpcdat.report.sweep_files import write_sweeps
+from hpcdat.storage.evaluated import WeightsResult
+from hpcdat.storage.evaluation_folder import open_for_evaluation
 from hpcdat.storage.folder_lock import locked
-from hpcdat.storage.run_folder import Result, RunFolder
+from hpcdat.storage.run_folder import Result
 from hpcdat.tracking.tracking import check_trackers, record_result
 
 
 def evaluate(
-    run_dir: Path, settings: list[str], request: EvaluationRequest, workers: Communicator, stop: StopRequest
-) -> Result:
-    """Evaluate the latest checkpoint of a finished or interrupted run.
+    source: Path, settings: list[str], request: EvaluationRequest, workers: Communicator, stop: StopRequest
+) -> Result | WeightsResult:
+    """Evaluate the latest checkpoint of a finished or interrupted run, or given weights.
 
     Args:
-        run_dir: the run's folder.
+        source: the folder of the run or of an earlier evaluation, or a job file whose model has weights.
         settings: ``key=value`` texts, such as ``evaluation.steps=50``.
         request: measurements in addition to TA and RA.
         workers: all of them call this together.
         stop: request to stop.
 
     Returns:
-        The result of the run, with this evaluation: as its own one if no setting differs from its job's,
-        otherwise among the others. Worker 0 has written it and the results of all measurements to the run
+        The result of the folder, with this evaluation: as its own one if no setting differs from its job's,
+        otherwise among the others. Worker 0 has written it and the results of all measurements to the
         folder, and the warnings of the sanity checks to stderr.
 
     Raises:
-        InputError: the folder is not a run's or has no checkpoint, a setting is wrong, or another evaluation
-            of this run is in progress.
+        InputError: the folder is not a run's or has no checkpoint, the job has no weights or they do not fit,
+            a setting is wrong, or another evaluation in this folder is in progress.
         WorkerError: something failed on a worker.
         Stopped: a stop was requested; the same command resumes.
     """
-    folder = RunFolder(run_dir)
-    job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
-    workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
-    trained = load_trained(folder, job, workers, averaged=request.averaged)
-    test_images = find_test_images(job, trained, workers)
+    folder, job = workers.on_all_ranks(
+        "read the job", lambda: open_for_evaluation(source, settings, attacked=True)
+    )
+    if isinstance(job, Job) and job.trackers:
+        workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
+    trained = load_model(folder, job, workers, averaged=request.averaged)
+    test_images = images_for(trained, job, workers)
+    begin(folder, job, trained, workers)
     progress = Progress(shown=workers.is_rank0)
     execution = Execution(workers, progress, stop)
     with deterministic(trained.device, progress.say), locked(folder.outcomes_folder, workers):
@@ -65,17 +76,20 @@ def evaluate(
             progress.say(f"written: {file}")
         for warning in results.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
-        aa = everything.autoattack(job.evaluation, job.attack.norm)
+        aa = everything.autoattack(job.evaluation, job.evaluation.resolved_norm)
         return None if aa is None else list(aa)
 
     written = workers.on_rank0("write the results", write)
     aa = AutoAttacked(*written) if written else None
     weights = results.key["weights"]
+    if trained.epoch is None or not isinstance(job, Job):
+        return conclude_evaluation(folder, job, results.accuracy, workers, weights=weights, aa=aa)
     result = conclude_run(
         *(folder, job, results.accuracy, weights, trained.epoch, workers),
         finished=False,
         averaged=request.averaged,
         aa=aa,
     )
-    workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
+    if job.trackers:
+        workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from pathlib import Path
+from typing import IO
 
 import safetensors.torch
 import torch
@@ -18,7 +19,7 @@ from hpcdat.errors import InputError, shorten
 from hpcdat.models.fingerprint import fingerprint
 from hpcdat.models.split_batch_norm import merge_batch_norm
 from hpcdat.report.model_card import Exported, model_card
-from hpcdat.storage.atomic_files import check_writable, write_atomically, write_text
+from hpcdat.storage.atomic_files import check_writable, write_atomically
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.weight_files import METADATA
 
@@ -73,21 +74,25 @@ def export(
         first_convolution=_adapted_convolution(job, network),
         license=license_id,
     )
-    text = model_card(folder, job, exported)
-    described = json.dumps({"classes": trained.classes, "mean": job.model.mean, "std": job.model.std})
-    if out.suffix == ".onnx":
-        whole = nn.Sequential(normalization, network) if from_pixels else network
-        size = job.data.image_size
-        contents = to_onnx(job.model.name, whole, (job.data.channels, size, size), {METADATA: described})
-        _write(out, contents)
-    else:
-        state = _tensors(job, network)
-        if out.suffix == ".pth":
-            _write(out, state)
-        else:
-            _write(out, safetensors.torch.save(state, {"format": "pt", METADATA: described}))
-    write_text(card, text)
+    text = model_card(folder, folder.read_job([]), exported)
+    _write(out, _contents(exported, job, normalization, network))
+    _write(card, text.encode())
     return [out, card]
+
+
+def _contents(
+    exported: Exported, job: Job, normalization: nn.Module, network: nn.Module
+) -> bytes | OrderedDict[str, Tensor]:
+    """What the file holds, with classes and normalisation in its metadata if its format has any."""
+    described = json.dumps({"classes": exported.classes, "mean": job.model.mean, "std": job.model.std})
+    if exported.file.suffix == ".onnx":
+        whole = nn.Sequential(normalization, network) if exported.takes_pixels else network
+        size = job.data.image_size
+        return to_onnx(job.model.name, whole, (job.data.channels, size, size), {METADATA: described})
+    state = _tensors(job, network)
+    if exported.file.suffix == ".pth":
+        return state
+    return safetensors.torch.save(state, {"format": "pt", METADATA: described})
 
 
 def _check_files(out: Path, card: Path, *, overwrite: bool, from_pixels: bool) -> None:
@@ -123,7 +128,8 @@ def _adapted_convolution(job: Job, network: nn.Module) -> str | None:
     """The first convolution of a network of torchvision, if it was adapted to another number of channels."""
     if job.data.channels == 3 or job.model.name.partition(":")[0] not in ("torchvision", "resnet50"):
         return None
-    return next(name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    places: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
+    return places[0]
 
 
 def _tensors(job: Job, network: nn.Module) -> OrderedDict[str, Tensor]:
@@ -141,7 +147,14 @@ def _tensors(job: Job, network: nn.Module) -> OrderedDict[str, Tensor]:
 
 def _write(out: Path, contents: bytes | OrderedDict[str, Tensor]) -> None:
     """Write bytes, or tensors by ``torch.save``."""
-    if isinstance(contents, bytes):
-        write_atomically(out, lambda file: file.write(contents))
-    else:
-        write_atomically(out, lambda file: torch.save(contents, file))
+
+    def write(file: IO[bytes]) -> None:
+        if isinstance(contents, bytes):
+            file.write(contents)
+        else:
+            torch.save(contents, file)
+
+    try:
+        write_atomically(out, write)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hpcdat.commands.trained_model import load_trained
+from hpcdat.commands.trained_model import load_model
 from hpcdat.data.pseudo_labelled import find_unlabelled, write_pseudo_labelled
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
@@ -23,7 +23,7 @@ from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.sharded_runner import Execution, Measurement, run_sharded
 from hpcdat.progress import Progress
 from hpcdat.storage.atomic_files import check_writable
-from hpcdat.storage.run_folder import RunFolder
+from hpcdat.storage.evaluation_folder import open_for_evaluation
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,16 @@ class Labelling(Measurement[Labels]):
 
 
 def pseudo_label(
-    run_dir: Path, source: Path, out: Path, settings: list[str], workers: Communicator, stop: StopRequest
+    model: Path, source: Path, out: Path, settings: list[str], workers: Communicator, stop: StopRequest
 ) -> dict[str, int]:
-    """Label images with a run's model, and write images and labels to a file.
+    """Label images with a run's model or with given weights, and write images and labels to a file.
 
     Args:
-        run_dir: the run's folder; its latest weights are used, with early stopping its best ones.
+        model: a run's folder, of which the latest weights are used, with early stopping its best ones; or a
+            job file whose model has weights.
         source: a folder of images, or a .npy file of (N, H, W, C) uint8.
         out: the .npz file to write.
-        settings: ``key=value`` texts for the run's job.
+        settings: ``key=value`` texts for the job.
         workers: each labels a share of the images.
         stop: request to stop.
 
@@ -79,8 +80,7 @@ def pseudo_label(
         WorkerError: something failed on a worker.
         Stopped: a stop was requested; nothing is written.
     """
-    folder = RunFolder(run_dir)
-    job = workers.on_all_ranks("read the job", lambda: folder.read_job(settings))
+    folder, job = workers.on_all_ranks("read the job", lambda: open_for_evaluation(model, settings))
 
     def check() -> None:
         if out.is_file() and not _is_pseudo_labelled(out):
@@ -93,7 +93,7 @@ def pseudo_label(
             ) from None
 
     workers.on_rank0("check the output file", check)
-    trained = load_trained(folder, job, workers)
+    trained = load_model(folder, job, workers)
     images = workers.on_all_ranks(
         "find the images",
         lambda: find_unlabelled(source, trained.classes, job.data.channels, quiet=not workers.is_rank0),

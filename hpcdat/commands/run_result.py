@@ -5,29 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
-from hpcdat.config.sections import by_name
+from hpcdat.config.sections import Data, by_name
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.evaluation.accuracy import Accuracy
-from hpcdat.evaluation.attack_text import describe_attack
+from hpcdat.evaluation.attack_text import describe_evaluation
 from hpcdat.evaluation.results import AutoAttacked
 from hpcdat.hardware.rapl import total
 from hpcdat.performance.autotune import exchange_of_run
 from hpcdat.report.result_table import result_table
-from hpcdat.storage.evaluated import AVERAGED, Evaluated
-from hpcdat.storage.run_folder import RESULT_ADAPTER, Result, RunError, RunFolder
+from hpcdat.storage.evaluated import AVERAGED, Concluded, Evaluated, WeightsResult
+from hpcdat.storage.run_folder import RESULT_ADAPTER, WEIGHTS_RESULT_ADAPTER, Result, RunError, RunFolder
 from hpcdat.training.roles import assign_roles, first_workers
 
+ConcludedT = TypeVar("ConcludedT", bound=Concluded)
 IRRELEVANT = (
     *("data.train", "data.train_images", "data.unlabelled", "data.unlabelled_part", "data.split"),
-    *("data.last_batch", "data.threads", "data.download", "data.policy", "evaluation.every"),
+    *("data.last_batch", "data.threads", "data.download", "data.policy"),
+    *("evaluation.every", "evaluation.autoattack", "certification.sigma"),
     *("model.batch_norm", "model.pretrained", "model.pretrained_averaged", "model.compiled"),
-    "certification.sigma",
 )
 """Settings of the sections below that make no difference to a measurement, or stand beside it anyway."""
-EVALUATION_SETTINGS = ("attack.norm", "data.", "evaluation.", "model.", "seed")
+EVALUATION_SETTINGS = ("data.", "evaluation.", "model.", "seed")
 """Beginnings of the settings that TA, RA and AA depend on."""
 CERTIFICATION_SETTINGS = ("certification.", "data.", "model.", "seed")
 """Beginnings of those that certificates depend on."""
@@ -73,6 +75,56 @@ def conclude_run(
     return RESULT_ADAPTER.validate_python(workers.on_rank0("write the result", conclude))
 
 
+def conclude_evaluation(
+    folder: RunFolder,
+    job: EvaluationJob,
+    accuracy: Accuracy,
+    workers: Communicator,
+    *,
+    weights: str,
+    aa: AutoAttacked | None = None,
+) -> WeightsResult:
+    """Add an evaluation to the result of given weights on rank 0, and return it on all workers.
+
+    Args:
+        folder: of the evaluation.
+        job, accuracy, weights, aa: as for :func:`summarise`.
+        workers: all of them call this together.
+
+    Raises:
+        InputError, WorkerError: the records cannot be read or the result cannot be written.
+    """
+    pretrained = job.model.pretrained
+    assert pretrained is not None  # the job was opened for an evaluation
+
+    def conclude() -> dict[str, Any]:
+        measured = WeightsResult(
+            file=pretrained.name,
+            data=_name_of_data(job.data),
+            images=accuracy.images,
+            ta=accuracy.ta,
+            ra=accuracy.ra,
+            attack=describe_evaluation(job),
+            epoch=None,
+            changed=changed_settings(folder, job, EVALUATION_SETTINGS),
+            weights=weights,
+            **aa._asdict() if aa else {},
+        )
+        before = folder.read_weights_result() if folder.result_file.exists() else None
+        result = with_evaluation(before, measured, replaces=True)
+        folder.write_result(result, result_table({folder.path: result}))
+        return asdict(result)
+
+    return WEIGHTS_RESULT_ADAPTER.validate_python(workers.on_rank0("write the result", conclude))
+
+
+def _name_of_data(data: Data) -> str:
+    """The test images as a table names them."""
+    if data.source != "folder" or data.root is None:
+        return data.source
+    return f"{data.root.name}/{data.train if data.test_fraction else data.test}"
+
+
 def summarise(
     folder: RunFolder,
     job: Job,
@@ -107,7 +159,7 @@ def summarise(
         images=accuracy.images,
         ta=accuracy.ta,
         ra=accuracy.ra,
-        attack=describe_attack(job.evaluation, job.attack.norm),
+        attack=describe_evaluation(job),
         communication=median(e["communication_seconds"] for e in complete) if complete else None,
         total=median(e["total_seconds"] for e in complete) if complete else None,
         exchange=exchange_of_run(job.exchange, folder.choice_file).describe(),
@@ -131,7 +183,7 @@ def _watt_hours(epochs: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def changed_settings(
-    folder: RunFolder, job: Job, relevant: tuple[str, ...], *, averaged: bool = False
+    folder: RunFolder, job: EvaluationJob, relevant: tuple[str, ...], *, averaged: bool = False
 ) -> tuple[str, ...]:
     """The settings in which a measurement differs from that of the run's own job, with their values.
 
@@ -141,7 +193,7 @@ def changed_settings(
         relevant: beginnings of the settings to compare.
         averaged: whether averaged weights are measured, not those that the training ended with.
     """
-    own = by_name(folder.read_job([]))
+    own = by_name(folder.read_evaluation_job([]))
     changed = tuple(
         f"{key}: {'none' if value is None else value}"
         for key, (value, _) in by_name(job).items()
@@ -160,12 +212,12 @@ def _result_so_far(folder: RunFolder) -> Result | None:
     except RunError:
         return None
     own = folder.read_job([])
-    if not before.changed and before.attack != describe_attack(own.evaluation, own.attack.norm):
+    if not before.changed and before.attack != describe_evaluation(own):
         return replace(before, changed=("settings: unknown",))
     return before
 
 
-def with_evaluation(before: Result | None, measured: Result, *, replaces: bool) -> Result:
+def with_evaluation(before: ConcludedT | None, measured: ConcludedT, *, replaces: bool) -> ConcludedT:
     """The result of a run after a further evaluation; what its own job has measured stays first.
 
     Args:
@@ -196,7 +248,7 @@ def with_evaluation(before: Result | None, measured: Result, *, replaces: bool) 
     return replace(first, others=others)
 
 
-def _evaluated(result: Result) -> Evaluated:
+def _evaluated(result: Concluded) -> Evaluated:
     """The accuracies of a result without the rest."""
     return Evaluated(**{field.name: getattr(result, field.name) for field in fields(Evaluated)})
 

@@ -52,10 +52,12 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
         Stopped: a stop was requested.
     """
     check_workers(job, nodes=workers.nodes, size=workers.size)
-    workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
+    if job.trackers:
+        workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     train_images, test_images = workers.on_all_ranks(
-        "find the images", lambda: find_images(job.data, quiet=not workers.is_rank0)
+        "find the images",
+        lambda: find_images(job.data, folders=job.module_path or (), quiet=not workers.is_rank0),
     )
     images = workers.on_all_ranks("hold images out", lambda: hold_out(train_images, test_images, job))
     if unlabelled := job.data.unlabelled:

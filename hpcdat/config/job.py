@@ -15,33 +15,27 @@ from pydantic import Field, model_validator
 
 from hpcdat.config.agreement import check_averaging, check_batch_norm
 from hpcdat.config.averaging import Averaging
+from hpcdat.config.evaluation_job import EvaluationJob, check_radius
 from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
-from hpcdat.config.paths import ExpandedPath
 from hpcdat.config.sections import (
-    LIBRARIES,
     MAY_CHANGE,
     Attack,
-    Certification,
     Concurrent,
     Data,
     EarlyStopping,
-    Evaluation,
     Exchange,
-    Model,
     Objective,
     Optimizer,
     Schedule,
     Smoothing,
 )
-from hpcdat.config.settings import Settings, not_allowed, refusal
+from hpcdat.config.settings import not_allowed, refusal
 
 
-class Job(Settings):
-    """A training job."""
+class Job(EvaluationJob):
+    """A training job: in addition to the settings of an evaluation, those of the training."""
 
     other_names = {"gradient_accumulation": "virtual_workers"}  # noqa: RUF012  (declared a ClassVar above)
-    run_dir: Annotated[ExpandedPath, MAY_CHANGE]
-    """folder of the run: settings, environment, metrics, checkpoints, result"""
     method: MethodName
     """training method, by its name in the DAT or the ConAdv paper"""
     epochs: int = Field(ge=1)
@@ -52,12 +46,6 @@ class Job(Settings):
     """virtual workers that each worker computes, one batch after the other: the arithmetic of many workers
     on few. In other words, `gradient_accumulation`, which may be written instead: so many micro-batches of
     `batch_size` in a step of each worker, each with its own batch-norm statistics"""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """seed of weights, order of images, augmentation and attacks"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: one GPU per worker if there are GPUs, else the CPU"""
-    stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=1)
-    """seconds that a worker may keep the others waiting before all of them stop"""
     checkpoint_minutes: Annotated[float, MAY_CHANGE] = Field(10.0, gt=0)
     """minutes between checkpoints within an epoch; every epoch ends with one"""
     skipped_steps: Annotated[int, MAY_CHANGE] = Field(10, ge=0)
@@ -72,15 +60,10 @@ class Job(Settings):
     )
     """rows of the papers' tables below which `hpcdat report --table` shows the run under its own name, such
     as another exchange with as many bits"""
-    module_path: Annotated[list[ExpandedPath] | None, MAY_CHANGE] = None
-    """folders in which modules of one's own (`MODULE:CALLABLE`) are looked for before Python's path; left
-    out: those of the job file and of the files that it is `like`"""
     trackers: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], MAY_CHANGE] = Field(
         default_factory=list
     )
     """record the curves of the run in these too, offline in its folder; see docs/tracking.md"""
-    data: Data = Data()
-    model: Model = Model()
     attack: Attack = Attack()
     objective: Objective = Objective()
     smoothing: Smoothing = Smoothing()
@@ -88,20 +71,17 @@ class Job(Settings):
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     exchange: Exchange = Exchange()
-    evaluation: Evaluation = Evaluation()
-    certification: Annotated[Certification, MAY_CHANGE] = Certification()
     early_stopping: EarlyStopping = EarlyStopping()
     averaging: Averaging = Averaging()
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Job:
+        self.check_measurements(self.attack.norm)
         method = METHODS[self.method]
         if method.oracle == "fgsm" and self.attack.steps not in (None, 1):
             raise refusal("attack.steps", f"1: method {self.method} attacks with one step (FGSM)")
         self._check_n_fgsm()
-        for key, eps in (("attack.eps", self.attack.eps), ("evaluation.eps", self.evaluation.eps)):
-            if self.attack.norm == "linf" and (eps or 0) > 1:
-                raise refusal(key, f"a radius in [0, 1] pixel units, as in {eps:g}/255")
+        check_radius("attack.eps", self.attack.norm, self.attack.eps)
         if self.optimizer.name not in (None, *method.optimizers):
             fitting = " or ".join(method.optimizers)
             raise refusal("optimizer.name", f"{fitting}: method {self.method} is defined with it")
@@ -111,22 +91,8 @@ class Job(Settings):
                 "objective.lambda",
                 "0: method plain has no robustness regulariser that the clean loss is weighed against",
             )
-        if not len(self.model.mean) == len(self.model.std) == self.data.channels:
-            raise refusal(
-                "model.mean",
-                f"one mean and one std for each of data.channels = {self.data.channels} channels",
-            )
-        if self.model.pretrained_averaged and self.model.pretrained is None:
-            raise not_allowed("model.pretrained_averaged", "without model.pretrained")
-        if self.model.width != 1 and self.model.name not in ("preact-resnet18", "wide-resnet28-10"):
-            instead = "; see model.options" if ":" in self.model.name else ""
-            raise refusal("model.width", f"1: it is fixed for {self.model.name}{instead}")
-        if self.model.options and ":" not in self.model.name:
-            raise not_allowed("model.options", f"with {self.model.name}, which has none (but model.width)")
         if self.optimizer.c_l > self.optimizer.c_u:
             raise refusal("optimizer.c_l", f"at most optimizer.c_u = {self.optimizer.c_u:g}")
-        if self.evaluation.restarts > 1 and not self.evaluation.random_start:
-            raise refusal("evaluation.restarts", "1: without random start all of them are the same")
         if self.early_stopping.chooses_weights and not self.evaluation.every:
             raise refusal("evaluation.every", "1 or more: early stopping compares those evaluations")
         if self.early_stopping.held_out and not self.early_stopping.chooses_weights:
@@ -166,16 +132,6 @@ class Job(Settings):
 
     def _check_data(self) -> None:
         data = self.data
-        if data.source == "folder" and data.root is None:
-            raise refusal("data.root", "a folder with train/ and test/ in it")
-        if data.source in ("cifar10", "cifar100") and data.channels != 3:
-            raise refusal("data.channels", f"3: {data.source} images are in colour")
-        if data.test_fraction and data.source != "folder":
-            raise not_allowed("data.test_fraction", f"with data.source: {data.source}, which has test images")
-        if data.test_fraction and data.test != Data().test:
-            raise not_allowed("data.test_fraction", "with data.test, whose images it would replace")
-        if data.test_seed and not data.test_fraction:
-            raise not_allowed("data.test_seed", "without data.test_fraction")
         if data.policy != "none" and data.channels != 3:
             raise refusal("data.policy", f"none: {data.policy} needs colour images")
         if data.loader == "device" and data.augmentation == "crop-flip":
@@ -194,8 +150,6 @@ class Job(Settings):
             raise not_allowed("data.mixing_alpha", "without data.mixing: mixup or cutmix")
         if data.mixing != "none" and self.concurrent.place == "workers":
             raise refusal("data.mixing", "none: attack workers hand over labels, not proportions of classes")
-        if data.download and data.source not in ("cifar10", "cifar100"):
-            raise refusal("data.download", f"false: only CIFAR can be fetched, not {data.source}")
 
     def _check_smoothing(self) -> None:
         method, smoothing = METHODS[self.method], self.smoothing
@@ -352,12 +306,6 @@ class Job(Settings):
             return 1.0, self._beta
         return (1.0, 0.0) if self.oracle == "none" else (self.objective.lambda_, 1.0)
 
-    @property
-    def has_user_code(self) -> bool:
-        """Whether network or data are a ``MODULE:CALLABLE`` of the user's own."""
-        named = (self.model.name, self.data.source)
-        return any(":" in name and name.partition(":")[0] not in LIBRARIES for name in named)
-
     def resolved(self, folders: Sequence[Path] = ()) -> Job:
         """This job with every omitted setting filled in.
 
@@ -378,14 +326,10 @@ class Job(Settings):
                 "branch": self.attack.branch or ("adversarial" if method.split else "clean"),
             }
         )
-        eps = _or(self.evaluation.eps, attack.eps)
-        evaluation = self.evaluation.model_copy(update={"eps": eps})
-        if evaluation.step_size is None:
-            evaluation = evaluation.with_usual_step_size(eps=eps, steps=evaluation.steps)
-        trained_with = [self.smoothing.sigma] if self.smoothing.sigma else [0.12, 0.25]
-        certification = self.certification.model_copy(
-            update={"sigma": self.certification.sigma or trained_with}
-        )
+        evaluation = self.evaluation.resolved(attack.norm, attack.eps)
+        certification = self.certification
+        if self.smoothing.sigma and certification.sigma is None:
+            certification = certification.model_copy(update={"sigma": [self.smoothing.sigma]})
         name = self.optimizer.name or method.optimizers[0]
         exclude = self.optimizer.exclude or ("vectors" if name == "lars" else "none")
         schedule: dict[str, float] = {"extra_warmup_epochs": self.extra_warmup_epochs}
@@ -397,12 +341,10 @@ class Job(Settings):
                 "objective": self.objective.model_copy(update={"beta": self._beta}),
                 "concurrent": self.concurrent.model_copy(update={"delay": self.delay}),
                 "evaluation": evaluation,
-                "certification": certification,
+                "certification": certification.resolved(),
                 "optimizer": self.optimizer.model_copy(update={"name": name, "exclude": exclude}),
                 "schedule": self.schedule.model_copy(update=schedule),
-                "module_path": [*folders]
-                if self.module_path is None and self.has_user_code
-                else self.module_path,
+                "module_path": self.resolved_module_path(folders),
             }
         )
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from hpcdat.config.complaints import describe_errors
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.paths import expand
 from hpcdat.config.settings import Settings
@@ -48,13 +49,54 @@ def read_job(path: Path, settings: Sequence[str] = ()) -> Job:
 
 def parse_job(text: str, name: str, settings: Sequence[str] = ()) -> Job:
     """Like :func:`read_job`, from YAML text; ``name`` is the file's name in messages."""
+    values, places, folders = _values_of(text, name, settings)
+    return _validated(Job, values, places, name, lambda values: Job.model_validate(values).resolved(folders))
+
+
+def read_evaluation_job(path: Path, settings: Sequence[str] = ()) -> EvaluationJob:
+    """Read the job of an evaluation: the settings of a training are needed only if there is a ``method``.
+
+    Args:
+        path, settings: as for :func:`read_job`.
+
+    Returns:
+        A training job if there is a ``method``, otherwise one without training; with all settings filled in.
+
+    Raises:
+        JobError: as :func:`read_job`, or there are settings of a training but no ``method``.
+    """
+    return parse_evaluation_job(_text_of(path), str(path), settings)
+
+
+def parse_evaluation_job(text: str, name: str, settings: Sequence[str] = ()) -> EvaluationJob:
+    """Like :func:`read_evaluation_job`, from YAML text; ``name`` is the file's name in messages."""
+    values, places, folders = _values_of(text, name, settings)
+    model = Job if "method" in values else EvaluationJob
+    if extra := [key for key in values if key in Job.model_fields and key not in model.model_fields]:
+        lines = [f"{places.get((key,), name)}: {key}: {_of_training(key)}" for key in extra]
+        raise JobError("\n".join(lines))
+    return _validated(
+        model, values, places, name, lambda values: model.model_validate(values).resolved(folders)
+    )
+
+
+def _of_training(key: str) -> str:
+    """Why an evaluation without training refuses a setting."""
+    other = "; evaluation.norm and evaluation.eps are the ball of an evaluation" if key == "attack" else ""
+    return f"not allowed without method: an evaluation trains nothing{other}"
+
+
+def _values_of(
+    text: str, name: str, settings: Sequence[str]
+) -> tuple[dict[str, Any], dict[Key, str], list[Path]]:
+    """A job's values and places, replaced ones included, and the folders of its files."""
     values, places = _parse_job(text, name)
     files = dict.fromkeys(place.rpartition(":")[0] for key, place in places.items() if key)
     folders = list(dict.fromkeys(Path(file).resolve().parent for file in [name, *files]))
     _check_names([(setting.partition("=")[0].strip(), f"--set {shorten(setting)}") for setting in settings])
     for setting in settings:
         _override(values, places, setting)
-    return _validated(Job, values, places, name, lambda values: Job.model_validate(values).resolved(folders))
+    return values, places, folders
 
 
 def read_settings(path: Path, model: type[M]) -> M:
@@ -91,8 +133,8 @@ def _validated(
         raise JobError(describe_errors(error, model, values, places, name)) from None
 
 
-def write_job(job: Job) -> str:
-    """The job as YAML, from which :func:`parse_job` reads an equal job."""
+def write_job(job: EvaluationJob) -> str:
+    """The job as YAML, from which the functions of this module read an equal job."""
     return yaml.safe_dump(job.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 

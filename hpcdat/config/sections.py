@@ -36,21 +36,33 @@ def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -
 class Data(Settings):
     """Where images come from and how a worker reads them."""
 
-    source: Literal["digits", "folder", "cifar10", "cifar100"] = "folder"
+    source: Literal["digits", "folder", "cifar10", "cifar100", "huggingface"] | UserCode = "folder"
     """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
-    scikit-learn's digits, written to `root` if not there"""
+    scikit-learn's digits, written to `root` if not there; `huggingface`: what the library `datasets` reads;
+    or `MODULE:CALLABLE` of one's own, called as callable(root=..., **options), without `root` if that is not
+    set, which returns two map-style data sets, for training and test (docs/data.md)"""
+    options: Annotated[dict[str, Any], AfterValidator(as_plain)] = {}
+    """`MODULE:CALLABLE`: further arguments of the callable, by name"""
     root: Annotated[ExpandedPath | None, MAY_CHANGE] = None
     """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
-    cifar-100-python; left out: a folder of the user's cache (not with `folder`)"""
+    cifar-100-python; for `huggingface`, image folders, Parquet files or what `save_to_disk` wrote; left out:
+    a folder of the user's cache (not with `folder`)"""
     download: Annotated[bool, MAY_CHANGE] = False
-    """download CIFAR's official batches into `root` if they are missing"""
+    """download CIFAR's official batches, or the data set `hub`, into `root` if they are missing"""
     train: ExpandedName = "train"
-    """`folder`: sub-folder of `root` that is trained on"""
+    """`folder`: sub-folder of `root` that is trained on; `huggingface`: split"""
     test: ExpandedName = "test"
-    """`folder`: sub-folder of `root` that is evaluated on"""
+    """`folder`: sub-folder of `root` that is evaluated on; `huggingface`: split"""
+    hub: str | None = None
+    """`huggingface`: OWNER/NAME of a data set on the Hugging Face Hub, read from its copy below `root` (left
+    out: the library's cache), where `download: true` puts it"""
+    image_column: str | None = None
+    """`huggingface`: column of the images, if there are several"""
+    label_column: str | None = None
+    """`huggingface`: column of the labels, if there are several"""
     test_fraction: float | None = Field(None, gt=0, lt=1)
-    """`folder`: evaluate on this share of the images of each class in `train`, which are not trained on; for
-    images without a folder `test`"""
+    """evaluate on this share of the images of each class in `train`, which are not trained on; for
+    images without a folder `test`. `MODULE:CALLABLE` then returns one data set"""
     test_seed: int = Field(0, ge=0, lt=2**32)
     """`test_fraction`: seed that chooses those images; they do not depend on the job's `seed`, so that runs
     with several seeds are evaluated on the same images"""
@@ -92,6 +104,16 @@ class Data(Settings):
     (Zhang et al. 2018); `cutmix`, a rectangle of the other (Yun et al. 2019)"""
     mixing_alpha: float = Field(1.0, gt=0, le=100)
     """both parameters of the Beta distribution of the proportion, drawn once for each batch"""
+
+    @property
+    def is_user_code(self) -> bool:
+        """Whether the data sets are made by a ``MODULE:CALLABLE`` of the user's own."""
+        return ":" in self.source
+
+    @property
+    def holds_items(self) -> bool:
+        """Whether the images are items of data sets, which are read one by one."""
+        return self.is_user_code or self.source == "huggingface"
 
 
 class Model(Settings):
@@ -326,59 +348,6 @@ class Schedule(Settings):
     """`cyclic`: epochs done when the rate is highest; left out: 40 % of `epochs`"""
     power: float = Field(2.0, gt=0)
     """`polynomial`: exponent of the decay"""
-
-
-class Evaluation(Settings):
-    """The measurement of TA and RA on the test images."""
-
-    eps: Fraction | None = None
-    """radius of the attack; left out: the training `attack.eps`"""
-    steps: int = Field(20, ge=1)
-    """PGD steps"""
-    step_size: Fraction | None = None
-    """step size, [0, 1] units; left out: 2.5 eps / steps"""
-    random_start: bool = True
-    """start from a uniform random point of the ball, seeded by `seed` and the number of the batch"""
-    restarts: int = Field(1, ge=1)
-    """number of random starts; an image is robust if the attack fails from all of them. Sweeps start once"""
-    batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
-    """images per batch; independent of the number of workers"""
-    every: int = Field(0, ge=0)
-    """measure TA and RA after every so many epochs too, on the images of `early_stopping.held_out` if there
-    are any; 0: only at the end. Not part of the training time T"""
-
-    def with_usual_step_size(self, *, eps: float, steps: int) -> Evaluation:
-        """These settings with this radius and number of steps, and the default step size 2.5 eps / steps."""
-        return self.model_copy(update={"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps})
-
-    @property
-    def has_usual_step_size(self) -> bool:
-        """Whether the step size is the default one."""
-        return self == self.with_usual_step_size(eps=self.resolved_eps, steps=self.steps)
-
-    @property
-    def resolved_eps(self) -> float:
-        """The radius; only for the settings of a resolved job, which always have one."""
-        assert self.eps is not None
-        return self.eps
-
-
-class Certification(Settings):
-    """Certified robustness by randomised smoothing (`hpcdat certify`): Cohen et al. 2019."""
-
-    sigma: Annotated[list[Annotated[Finite, Field(gt=0)]], Field(min_length=1)] | None = None
-    """standard deviations of the Gaussian noise, [0, 1] units; left out: that of `smoothing`, without it
-    Table 2's 0.12 and 0.25"""
-    n0: int = Field(100, ge=1)
-    """noisy samples that choose the class"""
-    n: int = Field(100_000, ge=1)
-    """noisy samples that bound its probability"""
-    alpha: float = Field(0.001, gt=0, lt=1)
-    """largest probability that the certificate of an image is wrong"""
-    every: int = Field(1, ge=1)
-    """certify every n-th test image; Cohen et al. take 20 on CIFAR-10 and 100 on ImageNet"""
-    batch_size: int = Field(1000, ge=1)
-    """noisy samples per batch; random numbers depend on it, not on the number of workers"""
 
 
 class EarlyStopping(Settings):

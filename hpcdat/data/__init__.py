@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +15,10 @@ from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
+from hpcdat.data.hugging_face import find_hugging_face
 from hpcdat.data.image_folder import Listing, list_folder
 from hpcdat.data.images import DataError, Images
+from hpcdat.data.own_data import find_own
 from hpcdat.data.sampler import Indices
 
 
@@ -39,32 +41,60 @@ class Loader(Protocol):
         ...
 
 
-def find_images(settings: Data, *, quiet: bool = False) -> tuple[Images, Images]:
+def find_images(
+    settings: Data, *, folders: Sequence[Path] = (), quiet: bool = False
+) -> tuple[Images, Images]:
     """The training and the test images of a job, the same on all workers.
 
     Digits are written to files first if they are not there yet.
 
     Args:
         settings: the job's ``data`` section.
-        quiet: do not report what is left out of a folder, and images of both training and test; for all
-            workers but one.
+        folders: the job's ``module_path``, for data sets of the user's own.
+        quiet: do not report what is left out of a folder, images of both training and test, and the like;
+            for all workers but one.
 
     Raises:
         DataError: a folder is missing or empty, the two hold different classes, or fewer images than
             the job asks for.
     """
-    root = settings.root or _cache() / "data" / settings.source
-    if settings.source in ("cifar10", "cifar100"):
-        train, test = read_cifar(settings.source, root, download=settings.download)
+    if settings.is_user_code:
+        train, test = find_own(settings, folders, quiet=quiet)
+    elif settings.source == "huggingface":
+        train, test = find_hugging_face(settings, quiet=quiet)
+    elif settings.source in ("cifar10", "cifar100"):
+        train, test = read_cifar(settings.source, _root(settings), download=settings.download)
     else:
         if settings.source == "digits":
-            write_digits(root)
-        train, test = _find_in_folders(root, settings, quiet)
+            write_digits(_root(settings))
+        train, test = _find_in_folders(_root(settings), settings, quiet)
     if settings.train_images:
         train = train.equal_part(settings.train_images)
     if settings.test_images:
         test = test.equal_part(settings.test_images)
     return train, test
+
+
+def find_test_images(settings: Data, *, folders: Sequence[Path] = (), quiet: bool = False) -> Images:
+    """The test images of a job that trains nothing, the same on all workers.
+
+    Of ``data.source: folder``, only the folder of the test images has to be there; its classes are the
+    classes.
+
+    Args:
+        settings, folders, quiet: as for :func:`find_images`.
+
+    Raises:
+        DataError: the folder is missing or empty, or has fewer images than the job asks for.
+    """
+    if settings.source != "folder" or settings.test_fraction:
+        return find_images(settings, folders=folders, quiet=quiet)[1]
+    assert settings.root is not None  # the job is valid
+    listing = list_folder(settings.root / settings.test)
+    if listing.left_out and not quiet:
+        _report(f"{settings.root / settings.test}: left out: {listing.left_out}")
+    images = listing.images
+    return images.equal_part(settings.test_images) if settings.test_images else images
 
 
 def _find_in_folders(root: Path, settings: Data, quiet: bool) -> tuple[Images, Images]:
@@ -128,9 +158,12 @@ def open_loader(
     return TorchvisionLoader(images, settings, training=training, device=device)
 
 
-def _cache() -> Path:
+def _root(settings: Data) -> Path:
+    if settings.root is not None:
+        return settings.root
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hpcdat"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "hpcdat" / "data" / settings.source
     except RuntimeError:
         raise DataError(
             "data.root is not set, and there is no home folder for the cache: set data.root, or the "

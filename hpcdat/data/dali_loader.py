@@ -15,16 +15,13 @@ from torch import Tensor
 
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import View, views_of
-from hpcdat.data.corrupt_images import Unreadable, complaint_about
+from hpcdat.data.corrupt_images import Unreadable
 from hpcdat.data.dali_autoaugment import AutoAugment
-from hpcdat.data.image_file import Unusable, as_pnm, decode, read_file
 from hpcdat.data.image_waits import ImageWaits
 from hpcdat.data.images import DataError, Images
+from hpcdat.data.item_reader import ItemReader, Place, Stored, as_file
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.sampler import Indices
-
-Stored = tuple[np.ndarray, int, int]
-"""An image as DALI receives it, an encoded file (bytes,) or pixels (H, W, C), with height and width."""
 
 
 class DaliLoader:
@@ -32,7 +29,8 @@ class DaliLoader:
 
     On the CPU DALI decodes and torch resizes in threads, in a third of DALI's time. Files that DALI and
     Pillow do not decode alike are decoded by Pillow in those threads, so that all loaders agree on every
-    file: other formats than JPEG and PNG, 16 bits, palettes, CMYK, colour that is to become grey.
+    file: other formats than JPEG and PNG, 16 bits, palettes, CMYK, colour that is to become grey. Items of
+    data sets are read in ``threads`` processes.
 
     Args:
         images: what is read.
@@ -56,7 +54,8 @@ class DaliLoader:
         # Two pools, so that images that were read can be resized while a file system does not answer.
         self._readers = ThreadPoolExecutor(settings.threads)
         self._resizers = ThreadPoolExecutor(settings.threads)
-        self._requested: Iterator[Indices] = iter(())
+        self._items = ItemReader(images, settings, as_file) if images.items is not None else None
+        self._requested: Iterator[tuple[Indices, list[Stored | str]]] = iter(())
         self._prepared: deque[Indices] = deque()
         self._output: Any = None
         self._with_pillow: set[int] = set()
@@ -89,6 +88,8 @@ class DaliLoader:
         """
         if self._pipeline is not None and self._drain():
             self._pipeline = None
+        if self._items is not None:
+            self._items.close()
         self._resizers.shutdown()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
@@ -120,7 +121,7 @@ class DaliLoader:
     def _begin(self, batches: list[Indices]) -> None:
         """Have the pipeline read these batches next."""
         reusable = self._pipeline is not None and self._drain()
-        self._requested = iter(batches)
+        self._requested = self._stored(batches)
         if reusable:
             self._pipeline.reset()
         else:
@@ -159,8 +160,8 @@ class DaliLoader:
 
     def _source(self) -> tuple[list[np.ndarray], ...]:
         """The images of the next batch that has any, the view of each, and a policy's choices."""
-        for requested in self._requested:
-            indices, stored = self._read_files(self.unreadable.without(requested))
+        for requested, read in self._requested:
+            indices, stored = self._readable(requested, read)
             self._prepared.append(indices)
             if not len(indices):
                 continue
@@ -179,32 +180,34 @@ class DaliLoader:
             return list(images), views, [self._policy.choices(int(i), self._seed) for i in indices]
         raise StopIteration
 
-    def _read_files(self, indices: Indices) -> tuple[Indices, list[Stored]]:
-        """The images that can be read, of those at these positions, and what is stored for each."""
+    def _stored(self, batches: list[Indices]) -> Iterator[tuple[Indices, list[Stored | str]]]:
+        """Batches with what is stored for each of their images, or why it cannot be read."""
+        if self._items is not None:
+            wanted = [self.unreadable.without(indices) for indices in batches]
+            yield from zip(wanted, self._items.read(wanted, self._seed, self._with_pillow), strict=True)
+            return
+        for requested in batches:
+            indices = self.unreadable.without(requested)
+            yield indices, self._read_files(indices)
+
+    def _read_files(self, indices: Indices) -> list[Stored | str]:
         if self.images.pixels is not None:
             height, width = self.images.pixels.shape[1:3]
-            return indices, [(pixels, height, width) for pixels in self.images.pixels[indices]]
-        reading = [self._readers.submit(self._stored, index) for index in indices.tolist()]
+            return [(pixels, height, width) for pixels in self.images.pixels[indices]]
+        places = [Place(index, self._seed, index in self._with_pillow) for index in indices.tolist()]
+        reading = [
+            self._readers.submit(as_file, self.images, self.settings.channels, place) for place in places
+        ]
         self._waits.until_done(reading)
-        read = [future.result() for future in reading]
+        return [future.result() for future in reading]
+
+    def _readable(self, indices: Indices, read: list[Stored | str]) -> tuple[Indices, list[Stored]]:
+        """The images that can be read, and what is stored for each."""
         for index, stored in zip(indices.tolist(), read, strict=True):
             if isinstance(stored, str):
                 self.unreadable.add(index, stored)
         readable = [not isinstance(stored, str) for stored in read]
         return indices[readable], [stored for stored in read if not isinstance(stored, str)]
-
-    def _stored(self, index: int) -> Stored | str:
-        """An image as it is stored, in a form that DALI decodes as Pillow does, or why it cannot be read."""
-        file, channels = self.images.files[index], self.settings.channels
-        try:
-            contents = read_file(file)
-            # DALI's grey is the luma of JPEG, and that of colour PNG is rounded differently.
-            if contents.plain in (1, channels) and index not in self._with_pillow:
-                return np.frombuffer(contents.encoded, np.uint8), contents.height, contents.width
-            pixels = decode(contents, channels)
-        except Unusable as reason:
-            return complaint_about(file, reason)
-        return as_pnm(pixels), pixels.shape[0], pixels.shape[1]
 
     def _build(self) -> Any:  # DALI's types are not public
         on_gpu = self.device.type == "cuda"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,11 +14,14 @@ from torchvision.transforms.v2 import functional
 
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import PADDING, View, views_of
-from hpcdat.data.corrupt_images import Unreadable, complaint_about
-from hpcdat.data.image_file import Unusable, decode, read_file
+from hpcdat.data.corrupt_images import Unreadable
 from hpcdat.data.images import DataError, Images
+from hpcdat.data.item_reader import ItemReader, Place, Stored, as_pixels
 from hpcdat.data.pixels import empty_batch, to_pixels
-from hpcdat.data.sampler import Indices
+from hpcdat.data.sampler import Indices, evaluation_batches
+
+ITEMS_AT_ONCE = 64
+"""Items that a process reads before it sends them."""
 
 
 class DeviceLoader:
@@ -26,7 +31,8 @@ class DeviceLoader:
     for a whole epoch are copied to the device at once, so that no batch waits for the CPU.
 
     Args:
-        images: of one size; those in files are decoded here, in ``threads`` threads.
+        images: of one size; those in files are decoded here, in ``threads`` threads, and items of data sets
+            read once, in as many processes.
         settings: the job's ``data`` section, its augmentation ``none`` or ``pad-crop``.
         training: whether the training augmentation applies.
         device: where the images stay.
@@ -79,14 +85,7 @@ class DeviceLoader:
         if images.pixels is not None:
             return images.pixels
 
-        def stored(file: str) -> np.ndarray | str:
-            try:
-                return decode(read_file(file), self.settings.channels)
-            except Unusable as reason:
-                return complaint_about(file, reason)
-
-        with ThreadPoolExecutor(self.settings.threads) as threads:
-            decoded = list(threads.map(stored, images.files))
+        decoded = [read if isinstance(read, str) else read[0] for read in self._read(images)]
         first: int | None = None
         shape: tuple[int, ...] = ()
         for number, image in enumerate(decoded):
@@ -105,3 +104,13 @@ class DeviceLoader:
             raise DataError(f"{images.files[0]}: none of the {len(images)} images can be read")
         nothing = np.zeros_like(decoded[first])
         return np.stack([nothing if isinstance(image, str) else image for image in decoded])
+
+    def _read(self, images: Images) -> list[Stored | str]:
+        """The pixels of all images, or why they cannot be read."""
+        if images.items is None:
+            with ThreadPoolExecutor(self.settings.threads) as threads:
+                places = [Place(index, 0) for index in range(len(images))]
+                return list(threads.map(partial(as_pixels, images, self.settings.channels), places))
+        with closing(ItemReader(images, self.settings, as_pixels)) as reader:
+            batches = evaluation_batches(len(images), ITEMS_AT_ONCE)
+            return [one for batch in reader.read(batches, seed=0) for one in batch]

@@ -6,19 +6,25 @@ Training images are checked whenever they are read, with the bytes that are read
 starts, only a sample of them, since reading all of 1.28 million would delay every start, and many mistakes
 affect many files. The workers divide the files among themselves: of ImageNet's 50,000 test images, 6.7 GB,
 each of 36 workers reads 190 MB. A run that resumes checks nothing again.
+
+Items of data sets are checked in the same way, but always read as a loader reads them, and of very many test
+items only a sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 
 from hpcdat.config.sections import Data
 from hpcdat.data.corrupt_images import HINT, complaint_about
-from hpcdat.data.image_file import find_fault
+from hpcdat.data.image_file import Unusable, find_fault
 from hpcdat.data.images import DataError, Images
+from hpcdat.data.item_reader import ItemReader, Place, Stored
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.uneven_work import run_unevenly
@@ -29,7 +35,11 @@ TRAINING_IMAGES_CHECKED = 2000
 """Training images that each worker checks."""
 
 IMAGES_DECODED = 2000
-"""Test images a worker up to which they are decoded; of more, JPEG and PNG only to their end markers."""
+"""Test images a worker up to which they are decoded; of more, JPEG and PNG only to their end markers, and of
+more items a sample of so many."""
+
+ITEMS_AT_ONCE = 16
+"""Items that a process reads before it reports."""
 
 MANY = 5000
 """Images of a check that is announced, since it may take more than some seconds."""
@@ -70,25 +80,35 @@ def check_images(
     if data.loader == "device":
         return
     lists = list({id(images): images for images in evaluated if images.pixels is None}.values())
-    files = [file for images in lists for file in images.files]
+    places: dict[str, tuple[Images, int]] = {}
     if data.corrupt == "stop" and train.pixels is None:
-        count = min(len(train), TRAINING_IMAGES_CHECKED * workers.size)
-        # Evenly spaced, so that it has images of every class.
-        sample = np.linspace(0, len(train), count, endpoint=False).astype(int)
-        files = [train.files[index] for index in sample] + files
-    files = list(dict.fromkeys(files))
+        places |= _sample(train, TRAINING_IMAGES_CHECKED * workers.size)
+    for images in lists:
+        places |= _sample(images, len(images) if images.items is None else IMAGES_DECODED * workers.size)
+    files = list(places)
     if not files:
         return
     if len(files) > MANY:
         progress.say(f"checking {len(files):,} images before training starts")
-    tested = {file for images in lists for file in images.files}
-    decoded = tested if len(tested) <= IMAGES_DECODED * workers.size else set()
-    own = {file: file in decoded for file in files[workers.rank :: workers.size]}
-    found = run_unevenly(workers, "check the images", lambda poll: _faults(own, data, poll, progress), stop)
+    share = files[workers.rank :: workers.size]
+    if train.items is not None:
+        of_items = [places[file] for file in share]
+        work = partial(_item_faults, of_items, data, progress)
+    else:
+        tested = {file for images in lists for file in images.files}
+        decoded = tested if len(tested) <= IMAGES_DECODED * workers.size else set()
+        work = partial(_faults, {file: file in decoded for file in share}, data, progress)
+    found = run_unevenly(workers, "check the images", work, stop)
     every = workers.all_gather_object(found, "images that cannot be read")
     faults = {file: fault for of_worker in every for file, fault in of_worker.items()}
     if faults:
         _conclude({file: faults[file] for file in files if file in faults}, len(files), lists, data, progress)
+
+
+def _sample(images: Images, most: int) -> dict[str, tuple[Images, int]]:
+    """Images by their names: all of them or as many, evenly spaced, so that they are of every class."""
+    indices = np.linspace(0, len(images), min(len(images), most), endpoint=False).astype(int).tolist()
+    return {images.files[index]: (images, index) for index in indices}
 
 
 def _conclude(
@@ -112,13 +132,13 @@ def _conclude(
 
 
 def _faults(
-    files: dict[str, bool], data: Data, poll: Callable[[], None], progress: Progress
+    files: dict[str, bool], data: Data, progress: Progress, poll: Callable[[], None]
 ) -> dict[str, str]:
     """The files that cannot be used, with the reason for each.
 
     Args:
         files: whether each is to be decoded.
-        data, progress: as above.
+        data, progress: as for :func:`check_images`.
         poll: of :func:`run_unevenly`.
     """
     progress.begin("checking images", len(files))
@@ -137,6 +157,37 @@ def _faults(
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         progress.end()
+
+
+def _item_faults(
+    items: Sequence[tuple[Images, int]], data: Data, progress: Progress, poll: Callable[[], None]
+) -> dict[str, str]:
+    """The items that cannot be used, by name, with the reason for each; arguments as for :func:`_faults`."""
+    progress.begin("checking items", len(items))
+    faults = {}
+    try:
+        for images in {id(images): images for images, _ in items}.values():
+            indices = np.array([index for of, index in items if of is images], dtype=np.int64)
+            batches = [indices[at : at + ITEMS_AT_ONCE] for at in range(0, len(indices), ITEMS_AT_ONCE)]
+            with closing(ItemReader(images, data, _fault)) as reader:
+                for batch, read in zip(batches, reader.read(batches, seed=0), strict=True):
+                    poll()
+                    for index, fault in zip(batch.tolist(), read, strict=True):
+                        if isinstance(fault, str):
+                            faults[images.files[index]] = fault
+                        progress.step()
+    finally:
+        progress.end()
+    return faults
+
+
+def _fault(images: Images, channels: int, place: Place) -> Stored | str:
+    """Why an image cannot be read; its pixels are not sent."""
+    try:
+        images.decoded(place.image, channels, place.seed)
+    except Unusable as reason:
+        return str(reason)
+    return np.empty(0, np.uint8), 0, 0
 
 
 def _results(futures: Sequence[Future[str | None]], poll: Callable[[], None]) -> Iterator[str | None]:

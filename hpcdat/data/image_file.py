@@ -142,8 +142,7 @@ def decode(contents: Contents, channels: int) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(contents.encoded), formats=[contents.format]) as image:
-            image.load()
-            return np.atleast_3d(np.array(_in_eight_bits(image).convert("L" if channels == 1 else "RGB")))
+            return pixels_of(image, channels)
     except (Unusable, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -151,6 +150,17 @@ def decode(contents: Contents, channels: int) -> NDArray[np.uint8]:
     except Exception as error:
         # A damaged file can fail in any way.
         raise Unusable(f"found a damaged {contents.format} file ({first_line(error)})") from None
+
+
+def pixels_of(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """The pixels of Pillow's image as :func:`decode` gives them: (H, W, channels), uint8.
+
+    Raises:
+        Unusable: it has pixels other than unsigned integers of up to 16 bits.
+        Exception: of any kind, if it is still to be read, and damaged.
+    """
+    image.load()
+    return np.atleast_3d(np.array(_in_eight_bits(image).convert("L" if channels == 1 else "RGB")))
 
 
 def find_fault(file: str, channels: int, *, decoded: bool) -> str | None:
@@ -281,8 +291,9 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
         if is_scaled or (tags.get(258) == (16,) and tags.get(262) == 1):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode[0] in "IF":
+        kind = image.format or "PIL"
         raise Unusable(
-            f"found a {image.format} image with pixels of another type (Pillow's mode {image.mode}), in "
+            f"found a {kind} image with pixels of another type (Pillow's mode {image.mode}), in "
             "which no white is defined; accepted are unsigned integers of 8 and 16 bits"
         )
     # Transparency is dropped; Pillow warns about some forms of it.

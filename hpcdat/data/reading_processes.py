@@ -28,6 +28,8 @@ Place = TypeVar("Place")
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 """Where the processes put the images that they have read."""
+SECONDS_TO_END = 2
+"""How long :meth:`ReadingProcesses.close` waits for the processes to end."""
 BATCHES_AHEAD = 2
 """Batches that each process reads ahead."""
 
@@ -38,14 +40,22 @@ class ReadingProcesses(Generic[Place, Batch]):
     Args:
         read: reads one batch, given the places of its images; a function that can be pickled.
         count: number of processes.
-        image_bytes: size of an image as it is read, bytes.
+        image_bytes: size of an image as it is read, bytes; None if unknown.
+        loader: the job's ``data.loader``, for messages.
 
     Raises:
         InputError: there is no room for temporary files or shared memory.
     """
 
-    def __init__(self, read: Callable[[Sequence[Place]], Batch], count: int, image_bytes: int) -> None:
-        self.count, self.image_bytes = count, image_bytes
+    def __init__(
+        self,
+        read: Callable[[Sequence[Place]], Batch],
+        count: int,
+        image_bytes: int | None,
+        *,
+        loader: str = "torchvision",
+    ) -> None:
+        self.count, self.image_bytes, self.loader = count, image_bytes, loader
         self._waits = ImageWaits("images from the processes of data.threads")
         try:
             _start_fork_server(read)
@@ -54,7 +64,7 @@ class ReadingProcesses(Generic[Place, Batch]):
                 count, get_context("forkserver"), initializer=_begin, initargs=(os.getpid(), read)
             )
         except (OSError, EOFError) as error:
-            raise _cannot_start(error) from None
+            raise _cannot_start(error, loader) from None
 
     def read(self, batches: Sequence[Sequence[Place]]) -> Iterator[Batch]:
         """Yield what ``read`` returns for each batch, in order.
@@ -65,7 +75,8 @@ class ReadingProcesses(Generic[Place, Batch]):
             Stopped: a stop was requested, and no images have come since.
         """
         left, pending = iter(batches), deque[Future[Batch]]()
-        needed = shared_bytes(max(map(len, batches), default=0) * self.image_bytes, self.count)
+        largest = max(map(len, batches), default=0)
+        needed = self.image_bytes and shared_bytes(largest * self.image_bytes, self.count)
         try:
             while True:
                 while len(pending) < BATCHES_AHEAD * self.count and (batch := next(left, None)) is not None:
@@ -78,25 +89,28 @@ class ReadingProcesses(Generic[Place, Batch]):
                 future.cancel()
 
     def close(self) -> None:
-        """End the processes, without waiting for them."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the processes; one that waits for a file system is not waited for."""
+        end = threading.Thread(target=self._pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        end.start()
+        # Python's own clean-up at the end of the program fails if it meets one of the pool.
+        end.join(SECONDS_TO_END)
 
     def _submit(self, batch: Sequence[Place]) -> Future[Batch]:
         try:
             return self._pool.submit(_read, batch)
         except BrokenProcessPool as error:
-            raise _killed(error) from None
+            raise _killed(error, self.loader) from None
         except (OSError, EOFError) as error:
-            raise _cannot_start(error) from None
+            raise _cannot_start(error, self.loader) from None
 
-    def _result(self, future: Future[Batch], needed: int) -> Batch:
+    def _result(self, future: Future[Batch], needed: int | None) -> Batch:
         self._waits.until_done([future])
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise _killed(error) from None
+            raise _killed(error, self.loader) from None
         except (OSError, RuntimeError) as error:
-            raise _cannot_send(error, needed, self.count) from None
+            raise _cannot_send(error, needed, self.count, self.loader) from None
 
 
 def shared_bytes(batch_bytes: int, processes: int) -> int:
@@ -104,32 +118,35 @@ def shared_bytes(batch_bytes: int, processes: int) -> int:
     return batch_bytes * (BATCHES_AHEAD * processes + 1)
 
 
-def _cannot_send(error: Exception, needed: int, count: int) -> HpcdatError:
+def _cannot_send(error: Exception, needed: int | None, count: int, loader: str) -> HpcdatError:
     """Why a process cannot send the images that it has read."""
     if "shared memory" not in str(error) and "No space left" not in str(error):
-        return WorkerError(f"data.loader: torchvision: a process cannot send images: {first_line(error)}")
+        return WorkerError(f"data.loader: {loader}: a process cannot send images: {first_line(error)}")
+    held = f"up to {_mib(needed)} of images" if needed else f"{BATCHES_AHEAD * count + 1} batches of images"
+    ways = "lower batch_size or data.threads"
     return InputError(
-        f"{SHARED_MEMORY} is too small for data.loader: torchvision: it has {_room()}, and the {count} "
-        f"processes of data.threads hold up to {_mib(needed)} of images there. Start the container with a "
-        "larger --shm-size or with --ipc=host, lower batch_size or data.threads, or choose data.loader: dali"
+        f"{SHARED_MEMORY} is too small for data.loader: {loader}: it has {_room()}, and the {count} "
+        f"processes of data.threads hold {held} there. Start the container with a "
+        f"larger --shm-size or with --ipc=host, "
+        f"{f'{ways}, or choose data.loader: dali' if needed else f'or {ways}'}"
     )
 
 
-def _killed(error: BrokenProcessPool) -> WorkerError:
+def _killed(error: BrokenProcessPool, loader: str) -> WorkerError:
     """Why the pool broke: a process was killed, or what it sent cannot be received."""
     cause = str(error.__cause__ or "").strip().strip('"').strip().splitlines()
     if cause:
-        return WorkerError(f"data.loader: torchvision: images cannot be received: {cause[-1]}")
+        return WorkerError(f"data.loader: {loader}: images cannot be received: {cause[-1]}")
     return WorkerError(
-        "data.loader: torchvision: a process that reads images has ended. If it left no message, it was "
+        f"data.loader: {loader}: a process that reads images has ended. If it left no message, it was "
         "killed, probably because memory ran out (see dmesg): lower data.threads or batch_size, or request "
         "more memory"
     )
 
 
-def _cannot_start(error: Exception) -> InputError:
+def _cannot_start(error: Exception, loader: str) -> InputError:
     """Why there is no process that reads images."""
-    problem = f"data.loader: torchvision: its processes cannot be started: {first_line(error)}"
+    problem = f"data.loader: {loader}: its processes cannot be started: {first_line(error)}"
     # There may be no folder for temporary files.
     with suppress(OSError):
         return InputError(

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import POLICY_FILL, policy_seed, view_of
 from hpcdat.data.corrupt_images import Unreadable, complaint_about
-from hpcdat.data.image_file import Unusable, decode, read_file
+from hpcdat.data.image_file import Unusable
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
 from hpcdat.data.reading_processes import ReadingProcesses
@@ -90,14 +90,10 @@ class _Decoded(Dataset[tuple[int, Tensor | str]]):
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[int, Tensor | str]:
         index, seed = place
-        if self.images.pixels is not None:
-            stored = self.images.pixels[index]
-        else:
-            file = self.images.files[index]
-            try:
-                stored = decode(read_file(file), self.settings.channels)
-            except Unusable as reason:
-                return index, complaint_about(file, reason)
+        try:
+            stored = self.images.decoded(index, self.settings.channels, seed)
+        except Unusable as reason:
+            return index, complaint_about(self.images.files[index], reason)
         pixels = torch.from_numpy(stored).permute(2, 0, 1)
         _, height, width = pixels.shape
         view = view_of(height, width, index, self.settings, training=self.training, seed=seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hpcdat.config.job import Job
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import InputError, shorten
 
@@ -17,7 +17,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """Exists on a node with an NVIDIA driver."""
 
 
-def choose_device(job: Job, workers: Communicator) -> torch.device:
+def choose_device(job: EvaluationJob, workers: Communicator) -> torch.device:
     """This worker's GPU, or the CPU with its share of the cores.
 
     Raises:

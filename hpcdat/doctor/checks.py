@@ -186,7 +186,7 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
     check = "images"
     if data.source == "digits":
         return [Finding("ok", check, "digits; a run writes them if they are missing")]
-    if data.root is None:
+    if data.root is None and not data.is_user_code:
         found = "not checked: data.root is not set, so the user's cache is used"
         return [Finding("warning", check, found, "", "set data.root")]
     if data.download:
@@ -202,7 +202,7 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
         findings.append(Finding("failure", check, found, "", "use the same images on all nodes"))
     elif right:
         classes = next(iter(right))
-        found = f"{count(classes, 'class', 'es')} in {data.root}"
+        found = f"{count(classes, 'class', 'es')} in {data.root or data.source}"
         findings.append(Finding("ok", check, found, _where(right, nodes)))
     return findings
 
@@ -272,6 +272,20 @@ def check_resources(nodes: Sequence[Node], shared_memory: int = MIN_SHARED_MEMOR
         shares = f"cores {cores:.3g}, memory {_gib(memory)}, {SHARED_MEMORY} {_gib(shared)}"
         findings.append(Finding("ok", "resources", f"per worker, at least: {shares}"))
     return findings
+
+
+def check_energy(nodes: Sequence[Node]) -> list[Finding]:
+    """Report which energy a run can measure; without any, it trains as well."""
+    kinds = _hosts_by(nodes, lambda node: node.no_energy)
+    return [
+        Finding(
+            "ok",
+            "energy",
+            f"not measured: {missing}" if missing else "measured: GPUs and processors, as far as there are",
+            "" if len(kinds) == 1 else first_few(hosts),
+        )
+        for missing, hosts in kinds.items()
+    ]
 
 
 def check_pairs(pairs: Sequence[Pair], nodes: int) -> list[Finding]:

@@ -18,6 +18,7 @@ from hpcdat.doctor.checks import (
     Finding,
     check_clocks,
     check_dali,
+    check_energy,
     check_gpus,
     check_horovod,
     check_images,
@@ -169,6 +170,7 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
         *(check_images(nodes, job.data) if job else []),
         *(check_run_dir(run_dir, nodes[0].host) if run_dir else []),
         *check_resources(nodes, _shared_memory(job)),
+        *check_energy(nodes),
         *check_pairs(pairs, len(nodes)),
     ]
     title = f"{count(workers.size, 'worker')} on {count(len(nodes), 'node')}"

@@ -15,6 +15,7 @@ import torch
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Data
+from hpcdat.data import find_images
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.image_folder import find_classes
 from hpcdat.distributed.communicator import Communicator
@@ -23,6 +24,7 @@ from hpcdat.distributed.device import why_no_gpu
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.local_mpirun import check_temporary_folder
 from hpcdat.errors import HpcdatError, InputError, first_line
+from hpcdat.hardware.usage import describe_energy
 from hpcdat.storage.atomic_files import write_text
 
 CLOCK_ROUNDS = 12
@@ -53,6 +55,7 @@ class Node:
         busy: how many of the cores other processes use.
         no_gpu: why torch finds no GPU in spite of the driver, or empty.
         temporary_error: why temporary files cannot be written, or empty.
+        no_energy: which energy a run cannot measure, and why, or empty.
     """
 
     host: str
@@ -71,6 +74,7 @@ class Node:
     busy: float = 0.0
     no_gpu: str = ""
     temporary_error: str = ""
+    no_energy: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str,
     classes, data_error = None, ""
     if job:
         try:
-            classes = _count_classes(job.data)
+            classes = _count_classes(job.data, job.module_path or ())
         except (HpcdatError, OSError) as error:
             data_error = _describe(error)
     memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -198,6 +202,7 @@ def _inspect_host(job: Job | None, workers: Communicator, environment: dict[str,
         "data_error": data_error,
         "no_gpu": why_no_gpu() if not _gpus() else "",
         "temporary_error": _temporary_error(),
+        "no_energy": describe_energy([str(gpu.uuid) for gpu in _gpus()]),
     }
 
 
@@ -209,14 +214,17 @@ def _temporary_error() -> str:
     return ""
 
 
-def _count_classes(data: Data) -> int | None:
+def _count_classes(data: Data, folders: Sequence[Path] = ()) -> int | None:
     """Count the classes of a job's images; None if the run itself writes or downloads them.
 
-    In a folder of images, one image per split is opened; CIFAR is read in full.
+    In a folder of images, one image per split is opened; CIFAR is read in full; of data sets of one's own the
+    first items are read.
 
     Raises:
         DataError, OSError: the images are missing or unreadable.
     """
+    if data.holds_items and not data.download:
+        return len(find_images(data, folders=folders, quiet=True)[0].classes)
     if data.root is None or data.source == "digits" or data.download:
         return None
     if data.source != "folder":

@@ -11,8 +11,9 @@ from typing_extensions import Self
 
 from hpcdat.attacks.norm_balls import BALLS
 from hpcdat.attacks.pgd import attacked, input_gradient
-from hpcdat.config.job import Job
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.evaluation_job import EvaluationJob
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcomes import Outcomes, merge
 from hpcdat.evaluation.pgd import PgdEvaluation, attack_generator, is_correct
@@ -110,7 +111,7 @@ class CheckedAccuracy(PgdAccuracy):
 
 
 def measure_accuracy(
-    measurement: PgdAccuracy, images: ImageBatches, model: nn.Module, job: Job, execution: Execution
+    measurement: PgdAccuracy, images: ImageBatches, model: nn.Module, job: EvaluationJob, execution: Execution
 ) -> Accuracy:
     """TA and RA of a model in evaluation mode; its own mode is restored.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.evaluation_job import EvaluationJob
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 
 
 def describe_attack(settings: Evaluation, norm: Norm) -> str:
@@ -19,6 +21,21 @@ def describe_attack(settings: Evaluation, norm: Norm) -> str:
     if not settings.has_usual_step_size and settings.step_size is not None:
         parts.append(f"steps of {in_pixel_units(settings.step_size)}")
     return ", ".join(parts if settings.random_start else [*parts, "no random start"])
+
+
+def describe_evaluation(job: EvaluationJob) -> str:
+    """The attack of a job's evaluation as text, with its preset.
+
+    Such as ``PGD-20, linf, eps 8/255 (robustbench-linf)``.
+
+    Args:
+        job: resolved.
+    """
+    attack = describe_attack(job.evaluation, job.evaluation.resolved_norm)
+    if job.evaluation.preset == "none":
+        return attack
+    images = "" if job.takes_first_images else ", other images than the leaderboard's"
+    return f"{attack} ({job.evaluation.preset}{images})"
 
 
 def in_pixel_units(eps: float) -> str:

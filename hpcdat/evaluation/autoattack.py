@@ -1,4 +1,8 @@
-"""AA: robust accuracy under AutoAttack's standard version (Croce and Hein 2020), through pyautoattack."""
+"""AA: robust accuracy under AutoAttack's standard version (Croce and Hein 2020), through pyautoattack.
+
+The standard version is defined for ten classes or more: its targeted attacks take nine targets. For fewer
+classes they take as many as there are, and the result says so.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,22 @@ STANDARD = {
     "fab-t": {"iterations": 100, "restarts": 1, "targets": 9},
     "square": {"queries": 5000, "restarts": 1},
 }
-"""The four attacks of the standard version in order, with their settings. Only this is called AA."""
-MIN_CLASSES = 10
-"""The targeted attacks take 9 targets in addition to the image's own class."""
+"""The four attacks of the standard version in order, with their settings."""
+STANDARD_CLASSES = 10
+"""Classes that the standard version needs: 9 targets in addition to the image's own class."""
+TARGETED_DLR_CLASSES = 4
+"""Classes that APGD's targeted loss needs, which takes the four largest logits."""
+
+
+def attacks_for(classes: int) -> dict[str, dict[str, int]]:
+    """The attacks that are called AA for a number of classes, with their settings as in :data:`STANDARD`."""
+    attacks = {name: {**settings} for name, settings in STANDARD.items()}
+    for settings in attacks.values():
+        if "targets" in settings:
+            settings["targets"] = min(settings["targets"], classes - 1)
+    if classes < TARGETED_DLR_CLASSES:
+        del attacks["apgd-t"]
+    return attacks
 
 
 class AutoAttack(Measurement[Outcomes]):
@@ -41,24 +58,22 @@ class AutoAttack(Measurement[Outcomes]):
     Args:
         eps: radius, [0, 1] units, > 0.
         norm: of the ball.
-        classes: number of classes, >= 10.
+        classes: number of classes, >= 2.
         seed: the job's.
 
     Raises:
-        InputError: the package is not installed, or the standard version needs more classes or a larger eps.
+        InputError: the package is not installed, there is a single class, or eps is 0.
     """
 
     name = "autoattack"
     outcome = Outcomes
 
     def __init__(self, eps: float, norm: Norm, classes: int, seed: int) -> None:
-        if classes < MIN_CLASSES:
-            raise InputError(
-                f"AutoAttack's standard version needs {MIN_CLASSES} classes or more, not {classes}"
-            )
+        if classes < 2:
+            raise InputError(f"AutoAttack needs 2 classes or more, not {classes}")
         if eps <= 0:
             raise InputError("AutoAttack: evaluation.eps must be above 0")
-        self.eps, self.norm, self.seed = eps, norm, seed
+        self.eps, self.norm, self.classes, self.seed = eps, norm, classes, seed
         try:
             self.package = f"pyautoattack {importlib.metadata.version('pyautoattack')}"
             attacks = settings_of(self._adversary(nn.Identity(), torch.device("cpu"), 0))
@@ -72,6 +87,22 @@ class AutoAttack(Measurement[Outcomes]):
     def is_standard(self) -> bool:
         """Whether the attacks are those of the standard version, none missing, weakened or added."""
         return bool(self.settings["attacks"] == STANDARD)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the attacks are all that are defined for this number of classes, none weakened or added."""
+        return bool(self.settings["attacks"] == attacks_for(self.classes))
+
+    @property
+    def version(self) -> str | None:
+        """How the attacks differ from the standard version because there are few classes; None if not."""
+        if self.classes >= STANDARD_CLASSES:
+            return None
+        targets = self.classes - 1
+        text = f"{targets} target{'s' if targets > 1 else ''} in place of 9"
+        if self.classes < TARGETED_DLR_CLASSES:
+            text += " and without targeted APGD"
+        return f"AutoAttack for {self.classes} classes: {text}"
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
         robust = is_correct(model, x, y)
@@ -88,12 +119,17 @@ class AutoAttack(Measurement[Outcomes]):
         return Outcomes.from_tensors(columns, sorted(warnings))
 
     def _adversary(self, model: nn.Module, device: torch.device, seed: int, only: str | None = None) -> Any:
-        """The package's standard version, or only one of its attacks."""
+        """The package's standard version with the targets that there are, or only one of its attacks."""
         import pyautoattack
 
         adversary = pyautoattack.AutoAttack(
             model, norm=NORMS[self.norm], eps=self.eps, device=device, seed=seed, version="standard"
         )
+        if self.classes < STANDARD_CLASSES:
+            possible = attacks_for(self.classes)
+            adversary.attacks_to_run = [name for name in adversary.attacks_to_run if name in possible]
+            for attack in (adversary.apgd_targeted, adversary.fab):
+                attack.n_target_classes = min(attack.n_target_classes, self.classes - 1)
         if only:
             # The package has no other way to restrict the standard version.
             adversary.attacks_to_run = [only]

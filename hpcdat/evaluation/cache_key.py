@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcdat.config.job import Job
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.data.images import Images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.models.fingerprint import fingerprint
+from hpcdat.models.networks import code_of_network
 
 TRAINING_ONLY = ("batch_norm", "pretrained", "pretrained_averaged")
 """Settings of the model that only training depends on."""
 
 
-def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator) -> dict[str, Any]:
+def cache_key(model: nn.Module, job: EvaluationJob, images: Images, workers: Communicator) -> dict[str, Any]:
     """The part of the key common to all measurements: the model, the images and how they are read.
 
     All workers call this together.
@@ -35,7 +36,10 @@ def cache_key(model: nn.Module, job: Job, images: Images, workers: Communicator)
         WorkerError: worker 0 failed.
     """
     signature = workers.on_rank0("read the images' signature", lambda: images.signature)
+    name, folders = job.model.name, job.module_path or ()
+    code = workers.on_rank0("read the network's code", lambda: code_of_network(name, folders))
     return {
+        **({"code": code} if code else {}),
         "weights": fingerprint(model),
         "model": job.model.model_dump(mode="json", exclude={*TRAINING_ONLY}),
         "images": {"count": len(images), "signature": signature},

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcdat.attacks.pgd import PGD
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 from hpcdat.models.losses import clean_loss
 from hpcdat.seeds import derive
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
-from hpcdat.config.job import Job
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.evaluation_job import EvaluationJob
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 from hpcdat.data.images import Images
 from hpcdat.evaluation import sanity_checks
 from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy, PgdAccuracy
@@ -54,6 +55,7 @@ class _Ball(BaseModel):
 
 class _AutoAttack(_Section):
     aa: float | None
+    version: str | None = None
     ta: float | None = None
     ra: float | None = None
     attack: _Ball
@@ -72,12 +74,14 @@ class AutoAttacked(NamedTuple):
         aa: robust accuracy under AutoAttack, in [0, 1].
         aa_images: number of images.
         aa_ta, aa_ra: TA and RA on the same images, in [0, 1]; None if not measured.
+        aa_version: how AutoAttack differed from its standard version; None if it did not.
     """
 
     aa: float
     aa_images: int
     aa_ta: float | None
     aa_ra: float | None
+    aa_version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,18 @@ class Results:
     def autoattack(self, settings: Evaluation, norm: Norm) -> AutoAttacked | None:
         """AA, and TA and RA on the same images.
 
-        None if it was not measured in the ball of this evaluation, or not with the standard version.
+        None if it was not measured in the ball of this evaluation, or with fewer or weaker attacks than there
+        are for this number of classes.
         """
         section = self.sections.get("autoattack")
         if not section or section["aa"] is None:
             return None
         if section["attack"]["eps"] != settings.eps or section["attack"]["norm"] != norm:
             return None
-        return AutoAttacked(section["aa"], section["images"], section.get("ta"), section.get("ra"))
+        same_images = section.get("ta"), section.get("ra")
+        return AutoAttacked(section["aa"], section["images"], *same_images, section.get("version"))
 
-    def write(self, file: Path, epoch: int, step: int = 0) -> None:
+    def write(self, file: Path, epoch: int | None, step: int = 0) -> None:
         """Write the results as JSON, next to those of other evaluations of the same checkpoint.
 
         These have the same weights and other settings, or the averaged weights of the checkpoint.
@@ -143,7 +149,8 @@ class Results:
 
         Args:
             file: is replaced.
-            epoch, step: number of epochs for which the model was trained, and of steps in the next one.
+            epoch, step: number of epochs for which the model was trained, and of steps in the next one; None
+                and 0 for given weights.
 
         Raises:
             OSError: it could not be written; names the file.
@@ -208,7 +215,12 @@ def _changed(evaluation: Section) -> tuple[str, ...]:
 
 
 def evaluate_robustness(
-    request: EvaluationRequest, images: Images, model: nn.Module, job: Job, execution: Execution, folder: Path
+    request: EvaluationRequest,
+    images: Images,
+    model: nn.Module,
+    job: EvaluationJob,
+    execution: Execution,
+    folder: Path,
 ) -> Results:
     """Measure TA, RA and the requested measurements; all workers call this together.
 
@@ -235,7 +247,7 @@ def measure_robustness(
     request: EvaluationRequest,
     all_images: ImageBatches,
     model: nn.Module,
-    job: Job,
+    job: EvaluationJob,
     execution: Execution,
     folder: Path | None,
 ) -> tuple[Accuracy, dict[str, Section]]:
@@ -246,13 +258,16 @@ def measure_robustness(
         all_images: the test images.
         folder: for stored outcomes; None: they are not stored, so that nothing can resume.
     """
-    settings, norm, workers, images = job.evaluation, job.attack.norm, execution.workers, all_images.images
+    settings, norm = job.evaluation, job.evaluation.resolved_norm
+    workers, images = execution.workers, all_images.images
 
     def prepare() -> tuple[AutoAttack, ImageBatches] | None:
         count = request.autoattack
         if count is None:
             return None
-        some = all_images if count == "all" else all_images.part(images.balanced(count))
+        some = all_images
+        if count != "all":
+            some = all_images.part(images.first(count) if job.takes_first_images else images.balanced(count))
         return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
     # First, so that wrong input is reported before anything that takes long.
@@ -305,7 +320,7 @@ def _accuracy_section(pgd: CheckedAccuracy, outcomes: Outcomes, model: nn.Module
     }
 
 
-def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Job) -> Section:
+def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: EvaluationJob) -> Section:
     curve = {value: outcomes.share(str(value)) for value in sweep.values}
     warnings = []
     if sweep.over == "eps":
@@ -336,10 +351,14 @@ def _autoattack_section(attack: AutoAttack, outcomes: Outcomes, pgd: Outcomes, t
         "images": outcomes.images,
         "test_images": test_images,
         # Robust accuracy under fewer or weaker attacks must not be called AA.
-        "aa": robust["square"] if attack.is_standard else None,
+        "aa": robust["square"] if attack.is_complete else None,
+        "version": attack.version,
         "ta": robust["correct"],
         "ra": pgd.share("robust"),
         "attack": attack.settings,
         "robust": robust,
-        "warnings": sanity_checks.check_autoattack(outcomes, pgd),
+        "warnings": [
+            *([f"{attack.version}; this is not the standard version"] if attack.version else []),
+            *sanity_checks.check_autoattack(outcomes, pgd),
+        ],
     }

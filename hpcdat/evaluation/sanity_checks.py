@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 from hpcdat.evaluation.outcomes import Flags, Outcomes
 
 BLACK_BOX_TOLERANCE = 0.002

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hpcdat.config.job import Job
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.uneven_work import run_unevenly
@@ -110,7 +110,7 @@ def run_sharded(
     measurement: Measurement[OutcomeT],
     images: ImageBatches,
     model: nn.Module,
-    job: Job,
+    job: EvaluationJob,
     execution: Execution,
     *,
     store: OutcomeStore | None = None,
@@ -204,7 +204,7 @@ def open_store(
     measurement: Measurement[Any],
     images: ImageBatches,
     model: nn.Module,
-    job: Job,
+    job: EvaluationJob,
     workers: Communicator,
 ) -> OutcomeStore:
     """The store of a measurement of one model on one list of images; all workers call this together.

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from hpcdat.config.sections import Evaluation, Norm
+from hpcdat.config.measurements import Evaluation
+from hpcdat.config.sections import Norm
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.evaluation.pgd import PgdEvaluation, attack_generator, is_correct
 from hpcdat.evaluation.request import SweepKind

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import synchronize
+from hpcdat.errors import InputError
 from hpcdat.exchange.pipeline import Engine
 from hpcdat.exchange.protocols import Draw, ErrorFeedback, Exchanging
 from hpcdat.exchange.resolve import Plan, make_plan, pays_to_compile
@@ -38,14 +39,14 @@ class Bucket:
         parameters: in the order of the backward pass.
         coded: whether their gradients are quantised.
         feedback: error feedback, if the job uses it.
-        missing: number of gradients of this step that have not been computed yet.
+        missing: parameters whose gradients of this step have not been computed yet.
     """
 
     number: int
     parameters: list[nn.Parameter]
     coded: bool
     feedback: ErrorFeedback | None = None
-    missing: int = 0
+    missing: set[nn.Parameter] = field(default_factory=set)
 
     @property
     def count(self) -> int:
@@ -98,6 +99,7 @@ class GradientExchange:
         self._engine: Engine | None = None
         self._active, self._next, self._epoch_step = False, 0, (0, 0)
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        self._name_of = {p: name for name, p in named}
         if settings.overlap and not self._is_identity:
             for parameter in self._bucket_of:
                 parameter.register_post_accumulate_grad_hook(self._on_gradient)
@@ -110,7 +112,7 @@ class GradientExchange:
         """
         self._active, self._next, self._epoch_step = True, 0, (epoch, step)
         for bucket in self.buckets:
-            bucket.missing = len(bucket.parameters)
+            bucket.missing = set(bucket.parameters)
 
     def contribute_zeros(self) -> None:
         """Exchange zeros: this worker has no gradients in this step."""
@@ -213,8 +215,15 @@ class GradientExchange:
         """
         if not self._active:
             return
-        self._bucket_of[parameter].missing -= 1
-        while self._next < len(self.buckets) - 1 and self.buckets[self._next].missing == 0:
+        bucket = self._bucket_of[parameter]
+        if parameter not in bucket.missing:
+            raise InputError(
+                f"the gradient of {self._name_of[parameter]} arrives more than once in a backward pass, as "
+                "with torch.utils.checkpoint(use_reentrant=True): take use_reentrant=False, or set "
+                "exchange.overlap: false"
+            )
+        bucket.missing.remove(parameter)
+        while self._next < len(self.buckets) - 1 and not self.buckets[self._next].missing:
             self._submit(self.buckets[self._next])
 
     def _submit(self, bucket: Bucket, scalars: Tensor | None = None) -> None:
@@ -255,8 +264,8 @@ def traffic_of(buckets: Sequence[Bucket], plan: Plan) -> Traffic:
 
 
 def gradients_of(model: nn.Module) -> NamedParameters:
-    """The parameters that require gradients, with their names, first layer first."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    """The parameters that are trained, with their names, first layer first: not frozen and not empty."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
 
 
 def make_buckets(named: NamedParameters, settings: Exchange, *, coding: bool) -> list[Bucket]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -48,14 +49,21 @@ class Gpu:
         return GpuSample(int(memory), busy / 100)
 
 
-def open_gpu(uuid: str) -> Gpu | None:
-    """The GPU with this UUID, as torch has it; None without nvidia-ml-py, driver or such a GPU."""
+def load_nvml() -> ModuleType | None:
+    """The module pynvml; None if nvidia-ml-py is not installed."""
     try:
-        import pynvml
+        return importlib.import_module("pynvml")
     except ImportError:
         return None
+
+
+def open_gpu(uuid: str) -> Gpu | None:
+    """The GPU with this UUID, as torch has it; None without nvidia-ml-py, driver or such a GPU."""
+    nvml = load_nvml()
+    if nvml is None:
+        return None
     try:
-        pynvml.nvmlInit()
-        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-    except pynvml.NVMLError:
+        nvml.nvmlInit()
+        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+    except nvml.NVMLError:
         return None

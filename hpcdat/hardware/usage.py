@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 
 from hpcdat.hardware.energy_meter import EnergyMeter
-from hpcdat.hardware.nvml import MILLIJOULE, Gpu, GpuSample, open_gpu
-from hpcdat.hardware.rapl import DOMAINS, NodeEnergy, find_zones, total
+from hpcdat.hardware.nvml import MILLIJOULE, Gpu, GpuSample, load_nvml, open_gpu
+from hpcdat.hardware.rapl import DOMAINS, POWERCAP, NodeEnergy, find_zones, total
 
 SECONDS_BETWEEN_SAMPLES = 10.0
 """Shortest time between two readings: RAPL's counters wrap after two minutes or more."""
@@ -95,6 +95,29 @@ class Usage:
             return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:
             return platform.node()
+
+
+def describe_energy(gpus: Sequence[str], powercap: Path = POWERCAP) -> str:
+    """What of this node's energy a run can measure: the empty text if it is everything.
+
+    Args:
+        gpus: UUIDs of the GPUs that its workers use.
+        powercap: the counters of processors and memory.
+
+    Returns:
+        What cannot be measured, and why.
+    """
+    missing = []
+    counted = [gpu for gpu in map(open_gpu, gpus) if gpu and gpu.energy() is not None]
+    if len(counted) < len(gpus):
+        why = "NVML does not count it" if load_nvml() else "nvidia-ml-py is not installed"
+        missing.append(f"GPUs: {why}")
+    zones = find_zones(powercap)
+    if not zones:
+        missing.append(f"processors: there are no counters in {powercap}")
+    elif any(zone.read() is None for zone in zones):
+        missing.append(f"processors: the counters in {powercap} cannot be read by this user")
+    return "; ".join(missing)
 
 
 def gpu_uuid(device: torch.device) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
 from hpcdat.errors import InputError
@@ -86,7 +87,7 @@ def build_model(
     return PixelModel(Normalization(mean, std), network, precision, channels_last)
 
 
-def build_model_for(job: Job, classes: int, device: torch.device | None = None) -> nn.Module:
+def build_model_for(job: EvaluationJob, classes: int, device: torch.device | None = None) -> nn.Module:
     """The model of a job, freshly initialised, with split batch norm if its method uses it.
 
     A network that is not one of :data:`MODELS` is checked by a pass of two images; see
@@ -115,7 +116,7 @@ def build_model_for(job: Job, classes: int, device: torch.device | None = None) 
         options=job.model.options,
         folders=job.module_path or (),
     )
-    if METHODS[job.method].split and not split_batch_norm(model):
+    if isinstance(job, Job) and METHODS[job.method].split and not split_batch_norm(model):
         raise InputError(
             f"method {job.method} trains with two batch norms, one for adversarial images, and {name} has "
             "none to split: choose a network with batch norm, or another method such as dat-fgsm"

@@ -8,6 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hpcdat.errors import InputError, first_line
+
+COMPILERS = ("torch._dynamo", "torch._inductor")
+"""Packages that define the errors of torch.compile; importing them takes seconds."""
+
 
 class Compiled(nn.Module):
     """A wrapper that runs code compiled for one batch size, and the model itself on any other batch.
@@ -28,8 +33,20 @@ class Compiled(nn.Module):
         self._full = torch.compile(model.forward, backend=backend, dynamic=False, fullgraph=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The model's logits (N, classes), up to rounding, of images (N, C, H, W)."""
-        logits: Tensor = self._full(x) if len(x) == self.batch_size else self.model(x)
+        """The model's logits (N, classes), up to rounding, of images (N, C, H, W).
+
+        Raises:
+            InputError: the compiler cannot compile the model.
+        """
+        try:
+            logits: Tensor = self._full(x) if len(x) == self.batch_size else self.model(x)
+        except Exception as error:
+            if not type(error).__module__.startswith(COMPILERS):
+                raise
+            raise InputError(
+                f"model.compiled: torch.compile cannot compile this network: {first_line(error)}: set "
+                "model.compiled: false"
+            ) from None
         return logits
 
 

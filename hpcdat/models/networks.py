@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from hpcdat.errors import InputError
-from hpcdat.user_code import call, load_callable
+from hpcdat.user_code import call, code_fingerprint, load_callable
 
 KEY = "model.name"
 """The setting that names a network, for messages."""
@@ -49,6 +50,23 @@ def find_network(name: str, folders: Sequence[Path]) -> Build:
     if library == "timm":
         return _of_timm(network)
     return load_callable(KEY, name, folders)
+
+
+def code_of_network(name: str, folders: Sequence[Path]) -> str | None:
+    """What decides, next to the settings, which network a name is; None for a name without a colon.
+
+    Args:
+        name, folders: see :func:`find_network`; the network has been built.
+
+    Returns:
+        The library's version, or a hash of the user's own code.
+    """
+    library = name.partition(":")[0]
+    if library == name:
+        return None
+    if library in GIVEN:
+        return f"{library} {importlib.metadata.version(library)}"
+    return code_fingerprint(name, folders)
 
 
 def build_network(

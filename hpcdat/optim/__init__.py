@@ -20,10 +20,10 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     rescaled.
 
     Args:
-        model: its parameters are optimised.
+        model: its parameters are optimised, except frozen and empty ones.
         settings: the resolved ``optimizer`` section.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad and p.numel()]
     groups: list[dict[str, Any]] = [{"params": parameters, "layerwise": True}]
     if settings.exclude == "vectors":
         groups = [

@@ -129,7 +129,7 @@ def images_of_epoch(job: Job, given: int | None) -> tuple[int, int]:
     """
     if given is None:
         try:
-            split = hold_out(*find_images(job.data), job)
+            split = hold_out(*find_images(job.data, folders=job.module_path or ()), job)
         except InputError as error:
             raise InputError(f"{error}; --images N gives their number without reading them") from None
         return len(split.train), len(split.train.classes)
@@ -141,7 +141,7 @@ def images_of_epoch(job: Job, given: int | None) -> tuple[int, int]:
             f"early_stopping.held_out: {held_out} leaves none of the {taken} training images; give more "
             "--images, or hold out fewer"
         )
-    return taken - held_out, count_classes(job.data)
+    return taken - held_out, count_classes(job.data, job.module_path or ())
 
 
 def _table(forecasts: Sequence[Forecast]) -> str:

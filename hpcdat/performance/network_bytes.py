@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tabulate import tabulate
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Data, Exchange
+from hpcdat.data import find_images
 from hpcdat.data.image_folder import find_classes
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import Bucket, NamedParameters, gradients_of, make_buckets, traffic_of
@@ -19,7 +21,8 @@ from hpcdat.models import build_model_for
 from hpcdat.performance.microbenchmarks import SimulatedCommunicator
 
 DEFAULT_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
-"""Number of classes of each ``data.source``, used where the images are not on this machine."""
+"""Number of classes of each ``data.source``, used where the images are not on this machine. There is none for
+data sets that must be opened to know."""
 MIB = 2**20
 """Bytes in a MiB."""
 
@@ -82,7 +85,7 @@ def describe_bytes(job: Job, nodes: Sequence[int], per_node: int) -> str:
     """
     if job.exchange.protocol == "auto":
         raise InputError("--bytes: exchange.protocol auto chooses by measuring links; set another protocol")
-    classes = count_classes(job.data)
+    classes = count_classes(job.data, job.module_path or ())
     named = gradients_of(_shapes(job, classes))
     rows = []
     for p in nodes:
@@ -121,15 +124,25 @@ def _shapes(job: Job, classes: int) -> torch.nn.Module:
         return build_model_for(job, classes)
 
 
-def count_classes(data: Data) -> int:
-    """Classes of a job's images: its folders where they are here, otherwise those of its data set."""
+def count_classes(data: Data, folders: Sequence[Path] = ()) -> int:
+    """Classes of a job's images: its folders where they are here, otherwise those of its data set.
+
+    Args:
+        data: the job's ``data`` section.
+        folders: its ``module_path``.
+
+    Raises:
+        InputError: data sets of the user's own, or of Hugging Face, cannot be read here.
+    """
+    if data.holds_items and not data.download:
+        return len(find_images(data, folders=folders, quiet=True)[0].classes)
     if data.source == "folder" and data.root:
         try:
             if classes := find_classes(data.root / data.train):
                 return len(classes)
         except OSError:
             pass
-    return DEFAULT_CLASSES[data.source]
+    return DEFAULT_CLASSES.get(data.source, DEFAULT_CLASSES["folder"])
 
 
 def _describe_codes(exchange: Exchange, senders: int) -> str:

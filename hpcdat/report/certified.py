@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.errors import InputError, shorten
 from hpcdat.evaluation.certification.certificates import Certified
@@ -75,14 +76,15 @@ def with_certified(before: Sequence[Certified], measured: Sequence[Certified]) -
     return sorted([*stay, *measured], key=lambda one: bool(one.changed))
 
 
-def rows_beside(job: Job) -> list[PaperRow]:
+def rows_beside(job: EvaluationJob) -> list[PaperRow]:
     """The rows of Table 2 named in a job's ``reproduces``.
 
     Raises:
         InputError: there is no such row.
     """
     rows = {f"dat-2/{row.key}": row for row in TABLES["dat-2"].rows}
-    names = [name for name in job.reproduces if name.startswith("dat-2/")]
+    reproduces = job.reproduces if isinstance(job, Job) else []
+    names = [name for name in reproduces if name.startswith("dat-2/")]
     for name in names:
         if name not in rows:
             raise InputError(f"reproduces: {shorten(name)} is no row of Table 2; they are {', '.join(rows)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -65,21 +64,13 @@ def model_card(folder: RunFolder, job: Job, exported: Exported) -> str:
         exported: the network.
 
     Returns:
-        Markdown. It has no paths of this machine and no names of hosts.
+        Markdown, without names of hosts, and of folders in settings only the last name.
 
     Raises:
         RunError: the run has no result, or its records cannot be read.
     """
     whole = folder.read_result()
     result = _of_weights(whole, exported.weights)
-    header, rows = result_rows({exported.file: result} if result else {})
-    columns = [header.index(name) for name in COLUMNS if name in header]
-    table = tabulate(
-        [[row[column] for column in columns] for row in rows],
-        [header[column] for column in columns],
-        tablefmt="github",
-        disable_numparse=True,
-    )
     is_onnx = exported.file.suffix == ".onnx"
     return TEMPLATES.get_template("model_card.md.j2").render(
         metadata=_yaml(_metadata(job, exported, result)),
@@ -90,7 +81,7 @@ def model_card(folder: RunFolder, job: Job, exported: Exported) -> str:
         method=job.method,
         hpcdat=__version__,
         averaged=exported.averaged,
-        table=table if result else "",
+        table=_accuracies(exported.file, result) if result else "",
         notes=accuracy_notes([result]) if result else [],
         needs="onnxruntime" if is_onnx else construction(job, len(exported.classes)).needs,
         code=loading_code(job, len(exported.classes), exported.file.name, exported.first_convolution),
@@ -102,7 +93,6 @@ def model_card(folder: RunFolder, job: Job, exported: Exported) -> str:
         preprocessing=_preprocessing(job),
         mean=job.model.mean,
         std=job.model.std,
-        class_names=json.dumps(exported.classes, ensure_ascii=False),
         recipe=tabulate(_recipe(folder, job, whole), ["", ""], tablefmt="github", disable_numparse=True),
         settings=_yaml(_settings(job)),
         versions=tabulate(_versions(folder), ["", ""], tablefmt="github", disable_numparse=True),
@@ -117,6 +107,13 @@ def _of_weights(result: Result, weights: str) -> Result | None:
         return None
     first = {field.name: getattr(measured[0], field.name) for field in fields(Evaluated)}
     return replace(result, **first, others=tuple(measured[1:]))
+
+
+def _accuracies(file: Path, result: Result) -> str:
+    header, rows = result_rows({file: result})
+    columns = [header.index(name) for name in COLUMNS if name in header]
+    cells = [[row[column] for column in columns] for row in rows]
+    return tabulate(cells, [header[column] for column in columns], tablefmt="github", disable_numparse=True)
 
 
 def _metadata(job: Job, exported: Exported, result: Result | None) -> dict[str, Any]:
@@ -171,7 +168,7 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
         ("optimiser", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
         ("schedule", schedule.name + (decays if schedule.decay_epochs else "")),
         ("epochs", f"{result.epoch} of {job.total_epochs}"),
-        ("workers", f"{result.p} nodes x {result.q}, batch {result.batches} x {result.batch}"),
+        ("workers", f"{result.p} x {result.q} (nodes x workers), batch {result.batches} x {result.batch}"),
         ("exchange of gradients", result.exchange),
         ("seed", str(job.seed)),
         (
@@ -191,13 +188,11 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
 
 def _settings(job: Job) -> dict[str, Any]:
     """The settings that the training depends on, by dotted name; of files only their names."""
-    settings = {
-        key: value.name if isinstance(value, Path) else value
+    return {
+        key: Path(value).name if isinstance(value, Path) or str(value).startswith("/") else value
         for key, (value, may_change) in by_name(job).items()
         if not may_change
     }
-    settings["model.options"] = job.model.options
-    return settings
 
 
 def _versions(folder: RunFolder) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import prod
@@ -32,6 +32,8 @@ from hpcdat.report.result_table import (
 )
 from hpcdat.report.runs import Run, folder_names, varied
 from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.evaluated import WeightsResult
+from hpcdat.storage.run_folder import Result
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("hpcdat.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -98,11 +100,20 @@ def comparison_section(comparison: Comparison) -> Section:
     return Section(table.name, table.title, header, rows, 3, plot_comparison(comparison), _notes(comparison))
 
 
-def runs_section(runs: Sequence[Run]) -> Section:
-    """A table of all runs, without a paper's numbers."""
-    results = [run.result for run in runs]
-    header, rows = result_rows({run.folder: run.result for run in runs})
-    notes = [*accuracy_notes(results), " ".join(training_notes(results)), *_hardware(runs)]
+def runs_section(runs: Sequence[Run], given: Mapping[Path, WeightsResult]) -> Section:
+    """A table of all runs, and of evaluations of given weights, without a paper's numbers.
+
+    Args:
+        runs: may be empty if there are evaluations.
+        given: results of these evaluations by folder.
+    """
+    results: dict[Path, Result | WeightsResult] = {run.folder: run.result for run in runs}
+    results |= given
+    header, rows = result_rows(results)
+    notes = accuracy_notes([*results.values()])
+    if not runs:
+        return Section("weights", "Given weights", header, rows, 1, "", notes)
+    notes += [" ".join(training_notes([run.result for run in runs])), *_hardware(runs)]
     return Section("runs", "Runs", header, rows, 1, plot_runs(runs), notes)
 
 
@@ -263,14 +274,20 @@ def _notes_on_aa(runs: Sequence[Run]) -> list[str]:
     if len(without) == len(runs):
         return ["AA (AutoAttack) was not measured."]
     notes = [f"AA (AutoAttack) was not measured of {', '.join(without)}."] if without else []
+    notes += [
+        f"AA of {called[run.folder]} is not the standard version's: {run.result.aa_version}."
+        for run in runs
+        if run.result.aa is not None and run.result.aa_version
+    ]
     for run in runs:
         result = run.result
         if result.aa is None or result.aa_images in (None, result.images):
             continue
+        chosen = "the first ones" if run.job.takes_first_images else "balanced over the classes"
         same = "not measured" if result.aa_ra is None else with_interval(result.aa_ra, result.aa_images or 0)
         notes.append(
-            f"AA of {called[run.folder]} is measured on {result.aa_images:,} test images, balanced over the "
-            f"classes; RA on the same images: {same}."
+            f"AA of {called[run.folder]} is measured on {result.aa_images:,} test images, {chosen}; "
+            f"RA on the same images: {same}."
         )
     return notes
 

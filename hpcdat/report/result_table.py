@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from tabulate import tabulate
 
 from hpcdat.evaluation.intervals import CONFIDENCE, MANY_IMAGES, with_interval
-from hpcdat.storage.evaluated import Evaluated
+from hpcdat.storage.evaluated import Evaluated, WeightsResult
 from hpcdat.storage.run_folder import Result
 
 HEADERS = [
@@ -60,11 +60,14 @@ INTERVALS = (
 """The meaning of intervals, for the notes below a table."""
 
 
-def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[list[str], list[list[str]]]:
+def result_rows(
+    runs: Mapping[Path, Result | WeightsResult], *, mean: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows; without the columns of :data:`OPTIONAL` that no run has a value in.
 
     A run's first row is what its own job measured; below it are AA, if it was measured on fewer images, and
-    other evaluations. All accuracies of a row are of the same images.
+    other evaluations. All accuracies of a row are of the same images. Given weights have no training: their
+    rows name their file and data instead.
 
     Args:
         runs: results by run folder.
@@ -75,10 +78,10 @@ def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[lis
         for number, accuracies in enumerate(_accuracies(result)):
             # Training is the same for all rows of a run.
             training = _training(result) if number == 0 else [""] * 6
-            setup = [result.method, f"{result.p} x {result.q}", f"{result.batches} x {result.batch}"]
-            rows.append([*setup, *accuracies, *training, str(path)])
-    if mean and len(runs) > 1:
-        rows.append(_mean_row(list(runs.values())))
+            rows.append([*_setup(result), *accuracies, *training, str(path)])
+    trained = [result for result in runs.values() if isinstance(result, Result)]
+    if mean and len(trained) > 1:
+        rows.append(_mean_row(trained))
     shown = [
         place
         for place, name in enumerate(HEADERS)
@@ -87,7 +90,7 @@ def result_rows(runs: Mapping[Path, Result], *, mean: bool = False) -> tuple[lis
     return [HEADERS[place] for place in shown], [[row[place] for place in shown] for row in rows]
 
 
-def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
+def result_table(runs: Mapping[Path, Result | WeightsResult], *, mean: bool = False) -> str:
     """A Markdown table with the rows of :func:`result_rows` and a note on its columns.
 
     Args:
@@ -95,7 +98,8 @@ def result_table(runs: Mapping[Path, Result], *, mean: bool = False) -> str:
         mean: add a row with mean and standard deviation: the runs are one job with several seeds.
     """
     header, rows = result_rows(runs, mean=mean)
-    note = [*accuracy_notes(list(runs.values())), *training_notes(list(runs.values()))]
+    trained = [result for result in runs.values() if isinstance(result, Result)]
+    note = [*accuracy_notes(list(runs.values())), *(training_notes(trained) if trained else ())]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n\n" + "\n".join(note)
 
 
@@ -109,26 +113,30 @@ def training_notes(results: Sequence[Result]) -> list[str]:
     return notes
 
 
-def accuracy_notes(results: Sequence[Result]) -> list[str]:
+def accuracy_notes(results: Sequence[Result | WeightsResult]) -> list[str]:
     """What TA, RA, AA and intervals of some runs are, for the notes below their table."""
     evaluations = [one for result in results for one in (result, *result.others)]
     notes = [
         "TA: clean test accuracy. RA: under the row's attack. A row's accuracies are of the same images.",
         USUAL_ATTACK,
     ]
-    if any(one.aa is not None for one in evaluations):
+    if attacked := [one for one in evaluations if one.aa is not None]:
+        versions = dict.fromkeys(one.aa_version or "AutoAttack's standard version" for one in attacked)
         notes.append(
-            "AA: under AutoAttack's standard version in the ball of the row's attack; if on fewer images, in"
+            f"AA: under {' or '.join(versions)} in the ball of the row's attack; if on fewer images, in"
             " a row of its own with TA and RA on these."
         )
     if any(one.aa is not None and one.aa_ra is not None and one.aa > one.aa_ra for one in evaluations):
         notes.append("Where AA is above RA, PGD breaks images that AutoAttack does not: RA is the bound.")
-    if any(result.chosen_on_test for result in results):
-        methods = dict.fromkeys(result.method for result in results if result.chosen_on_test)
+    chosen = [result for result in results if isinstance(result, Result) and result.chosen_on_test]
+    if chosen:
+        methods = dict.fromkeys(result.method for result in chosen)
         notes.append(
             f"The weights of {', '.join(methods)} were chosen by their RA on these test images, which makes "
             "it too high; early_stopping.held_out chooses them on training images."
         )
+    if any(isinstance(result, WeightsResult) for result in results):
+        notes.append("Rows of weights: given ones, evaluated on the data in brackets; not trained here.")
     if any(result.others for result in results):
         notes.append("A run's first row is what its own job measures, the others are further evaluations.")
     if any(result.changed for result in results):
@@ -154,24 +162,38 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
     return f"{fmean(values):.{digits}f}{spread}"
 
 
-def _accuracies(result: Result) -> list[list[str]]:
+def _setup(result: Result | WeightsResult) -> list[str]:
+    """Method, p x q and batch of the training; for given weights, their file."""
+    if isinstance(result, WeightsResult):
+        return [f"weights {result.file}", "-", "-"]
+    return [result.method, f"{result.p} x {result.q}", f"{result.batches} x {result.batch}"]
+
+
+def _accuracies(result: Result | WeightsResult) -> list[list[str]]:
     """Epochs, TA, RA, AA, attack and number of images of each evaluation of a run."""
     rows = []
+    data = f" ({result.data})" if isinstance(result, WeightsResult) else ""
     for one in (result, *result.others):
         on_all = one.aa if one.aa_images == one.images else None
-        rows.append(_row(one, one.ta, one.ra, on_all, one.images))
+        rows.append(_row(one, one.ta, one.ra, on_all, one.images, data))
         if one.aa is not None and on_all is None:
-            rows.append(_row(one, one.aa_ta, one.aa_ra, one.aa, one.aa_images or 0))
+            rows.append(_row(one, one.aa_ta, one.aa_ra, one.aa, one.aa_images or 0, data))
     return rows
 
 
-def _row(one: Evaluated, ta: float | None, ra: float | None, aa: float | None, images: int) -> list[str]:
+def _row(
+    one: Evaluated, ta: float | None, ra: float | None, aa: float | None, images: int, data: str
+) -> list[str]:
     shares = ["-" if share is None else with_interval(share, images) for share in (ta, ra, aa)]
-    return [str(one.epoch), *shares, one.conditions, f"{images:,}"]
+    epoch = "-" if one.epoch is None else str(one.epoch)
+    version = f"; {one.aa_version}" if aa is not None and one.aa_version else ""
+    return [epoch, *shares, one.conditions + version, f"{images:,}{data}"]
 
 
-def _training(result: Result) -> list[str]:
+def _training(result: Result | WeightsResult) -> list[str]:
     """C, T, images per second, energy, exchange and MiB."""
+    if isinstance(result, WeightsResult):
+        return ["-"] * 6
     sent = "-" if result.megabytes is None else f"{result.megabytes:.3g}"
     speed = "-" if result.images_per_second is None else f"{result.images_per_second:,.0f}"
     seconds = [_seconds(result.communication), _seconds(result.total)]

@@ -132,7 +132,7 @@ def _other_ra(one: Swept, over: str, kind: str) -> str | None:
     value = own.resolved_eps if over == "eps" else own.steps
     fixed = one.settings.get("steps") == own.steps if over == "eps" else one.settings.get("eps") == own.eps
     here = one.curve.get(value)
-    if not fixed or one.settings["norm"] != one.run.job.attack.norm or here is None or here == result.ra:
+    if not fixed or one.settings["norm"] != own.norm or here is None or here == result.ra:
         return None
     place = f"eps {in_pixel_units(value)}" if over == "eps" else f"{value} steps"
     how = SWEEP_MEANINGS[kind]

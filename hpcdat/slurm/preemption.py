@@ -1,8 +1,9 @@
 """Decide whether a Slurm job that has ended is requeued; called by the batch script.
 
-``python -m hpcdat.slurm.preemption RUN CODE WARNED`` exits with 0 to requeue. A job that failed, or stopped
-after Slurm's warning, is requeued if the run has advanced since the job last ended. A job that always fails
-at the same step, or whose time limit is too short for an evaluation, is therefore not requeued forever.
+``python -m hpcdat.slurm.preemption RUN CODE WARNED COMMAND`` exits with 0 to requeue. A job that
+failed, or stopped after Slurm's warning, is requeued if the run has advanced since the job last ended. A job
+that always fails at the same step, or whose time limit is too short for an evaluation, is therefore not
+requeued forever.
 
 Some launchers forward neither signals nor exit codes (horovodrun forwards neither), so the batch script and
 worker 0 communicate through files in the run folder: :func:`connected_to_batch_script`.
@@ -47,13 +48,14 @@ def connected_to_batch_script(run_dir: Path, stop: StopRequest) -> Iterator[None
         raise
 
 
-def decide(run_dir: Path, code: int, *, warned: bool) -> tuple[bool, str]:
+def decide(run_dir: Path, code: int, *, warned: bool, command: str = "train") -> tuple[bool, str]:
     """Decide whether to requeue, and append this end of the job to ``ends.jsonl`` next to its script.
 
     Args:
         run_dir: of the run.
         code: exit code of the launcher; the code that worker 0 has written takes precedence.
         warned: whether Slurm had announced the time limit.
+        command: that the workers have run: ``train``, ``evaluate`` or ``certify``.
 
     Returns:
         The decision and its reason.
@@ -69,12 +71,14 @@ def decide(run_dir: Path, code: int, *, warned: bool) -> tuple[bool, str]:
     stopped = code == Exit.STOPPED_RESUMABLE
     if stopped and not warned:
         return False, "stopped on request; submit the same script with sbatch to resume"
-    position, ends = progress(run_dir), folder / "ends.jsonl"
+    position = progress(run_dir) if command == "train" else measured(run_dir)
+    ends = folder / "ends.jsonl"
     # An unterminated line was being written when the node was lost.
     lines = [json.loads(line) for line in ends.read_text().split("\n")[:-1]] if ends.exists() else []
     end = {"time": time.time(), "job": job, "code": code, "place": position}
-    where = f"epoch {position[0]}, step {position[1]}" if position else "before the first checkpoint"
-    event = f"stopped with a checkpoint: {where}" if stopped else f"failed (code {code}): {where}"
+    where = _describe(position, command)
+    stop = "stopped with a checkpoint" if command == "train" else "stopped"
+    event = f"{stop}: {where}" if stopped else f"failed (code {code}): {where}"
     try:
         ends.parent.mkdir(parents=True, exist_ok=True)
         write_text(ends, "".join(json.dumps(each) + "\n" for each in [*lines, end]))
@@ -96,10 +100,28 @@ def progress(run_dir: Path) -> list[int] | None:
     return [checkpoint.epoch, checkpoint.step]
 
 
+def measured(run_dir: Path) -> list[int]:
+    """Number of stored outcomes of evaluations and certifications, as a list of one."""
+    run = RunFolder(run_dir)
+    files = [
+        file for folder in (run.outcomes_folder, run.certification_folder) for file in folder.glob("*.jsonl*")
+    ]
+    return [sum(file.read_bytes().count(b"\n") for file in files)]
+
+
+def _describe(position: list[int] | None, command: str) -> str:
+    if position is None:
+        return "before the first checkpoint"
+    if command == "train":
+        return f"epoch {position[0]}, step {position[1]}"
+    return f"{position[0]} stored outcomes"
+
+
 def main() -> None:
     """Entry point for the batch script."""
-    run_dir, code, warned = sys.argv[1:]
-    requeue, reason = decide(Path(run_dir), int(code), warned=warned == "yes")
+    # Scripts of earlier versions give no command.
+    run_dir, code, warned, command = [*sys.argv[1:], "train"][:4]
+    requeue, reason = decide(Path(run_dir), int(code), warned=warned == "yes", command=command)
     print(f"hpcdat: {'requeue' if requeue else 'no requeue'}: {reason}", file=sys.stderr)
     raise SystemExit(0 if requeue else 1)
 

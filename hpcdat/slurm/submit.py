@@ -18,6 +18,7 @@ from typing import Any
 
 import jinja2
 
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import write_job
 from hpcdat.config.paths import escape
@@ -64,6 +65,32 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Command:
+    """What the workers of a batch script run.
+
+    Attributes:
+        name: ``train``, ``evaluate`` or ``certify``.
+        run: the run that is evaluated; None: the job, of which the script gets a copy.
+        settings: ``key=value`` texts that override those of the run.
+        options: further arguments, such as ``--autoattack 1000``.
+    """
+
+    name: str = "train"
+    run: Path | None = None
+    settings: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def script(self) -> str:
+        """Name of the script."""
+        return "job.sh" if self.name == "train" else f"{self.name}.sh"
+
+
+TRAIN = Command()
+"""Trains the job."""
+
+
+@dataclass(frozen=True)
 class Task:
     """One element of a job array.
 
@@ -102,14 +129,21 @@ def choose_gpus(site: Site, requested: str | None) -> Gpus | None:
     return site.gpus
 
 
-def render_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()) -> tuple[Path, str]:
+def render_script(
+    job: EvaluationJob,
+    site: Site,
+    resources: Resources,
+    tasks: Sequence[Task] = (),
+    command: Command = TRAIN,
+) -> tuple[Path, str]:
     """Render the batch script of a job, without writing it.
 
     Args:
-        job: resolved.
+        job: resolved; a training job for ``train``.
         site: the cluster's profile.
         resources: what to request from Slurm.
         tasks: elements of an array; none for a single run.
+        command: what the workers run.
 
     Returns:
         The path at which :func:`write_script` writes it, and its text.
@@ -124,8 +158,9 @@ def render_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Ta
             "HOROVOD_GLOO_IFACE": site.interface,
             "NCCL_SOCKET_IFNAME": site.interface,
         } | environment
+    what = job.method if isinstance(job, Job) and command.name == "train" else command.name
     text = _render(
-        title=f"{job.method}, {resources.nodes} x {resources.workers_per_node} workers",
+        title=f"{what}, {resources.nodes} x {resources.workers_per_node} workers",
         directives=_directives(job, site, resources, tasks, folder),
         site=site,
         environment=environment,
@@ -134,20 +169,30 @@ def render_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Ta
         mpirun=_next_to_python("mpirun"),
         horovodrun=_next_to_python("horovodrun"),
         as_root=os.geteuid() == 0,
-        job=escape(job_file),
+        command=command.name,
+        job=escape(command.run.resolve() if command.run else job_file),
+        options=command.options,
         array=bool(tasks),
-        tasks=[_element(task) for task in tasks or [Task(job.run_dir, ())]],
+        tasks=[_element(task) for task in tasks or [Task(job.run_dir, ())]]
+        if command.run is None
+        else [{"run_dir": str(command.run.resolve()), "settings": command.settings}],
         nodes=resources.nodes,
         workers_per_node=resources.workers_per_node,
     )
-    return folder / "job.sh", text
+    return folder / command.script, text
 
 
-def write_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Task] = ()) -> tuple[Path, str]:
+def write_script(
+    job: EvaluationJob,
+    site: Site,
+    resources: Resources,
+    tasks: Sequence[Task] = (),
+    command: Command = TRAIN,
+) -> tuple[Path, str]:
     """Write the batch script of a job, and the job's settings, to its run folder.
 
     Args:
-        job, site, resources, tasks: as for :func:`render_script`.
+        job, site, resources, tasks, command: as for :func:`render_script`.
 
     Returns:
         The script's path and text.
@@ -155,18 +200,19 @@ def write_script(job: Job, site: Site, resources: Resources, tasks: Sequence[Tas
     Raises:
         InputError: as :func:`render_script`, or the folder cannot be written.
     """
-    script, text = render_script(job, site, resources, tasks)
+    script, text = render_script(job, site, resources, tasks, command)
     folder, job_file, settings = _settings_file(job)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(job_file, settings)
+        if command.run is None:
+            write_text(job_file, settings)
         write_text(script, text)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     return script, text
 
 
-def _settings_file(job: Job) -> tuple[Path, Path, str]:
+def _settings_file(job: EvaluationJob) -> tuple[Path, Path, str]:
     """The folder of a job's script, and the path and text of its settings in there."""
     folder, settings = RunFolder(job.run_dir.resolve()).slurm_folder, write_job(job)
     # Named by its contents, so that a later submission does not change the settings of a queued script.
@@ -262,7 +308,7 @@ def _element(task: Task) -> dict[str, Any]:
 
 
 def _directives(
-    job: Job, site: Site, resources: Resources, tasks: Sequence[Task], folder: Path
+    job: EvaluationJob, site: Site, resources: Resources, tasks: Sequence[Task], folder: Path
 ) -> dict[str, str | int | None]:
     log = str(folder).replace("%", "%%") + ("/%A_%a.log" if tasks else "/%j.log")
     gpus, limit = resources.gpus, f"%{resources.at_once}" if resources.at_once else ""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 ATTACK_SETTINGS = (
     "attack.norm",
+    "evaluation.preset",
+    "evaluation.norm",
     "evaluation.eps",
     "evaluation.steps",
     "evaluation.step_size",
@@ -25,26 +27,28 @@ class Evaluated:
         images: number of test images.
         ta, ra: standard and robust test accuracy on them, in [0, 1].
         attack: description of the attack that RA was measured with.
-        epoch: number of epochs trained.
+        epoch: number of epochs trained; None for given weights.
         changed: settings in which the evaluation differs from the run's own, such as ``data.test: val``; none
             if this is what the run's own job measures.
         weights: hash of the weights; None if unknown.
         aa, aa_images: robust accuracy under AutoAttack, in [0, 1], and its number of images; None if not
             measured.
         aa_ta, aa_ra: TA and RA on the same images as AA, in [0, 1]; None if not measured.
+        aa_version: how AutoAttack differed from its standard version; None if it did not.
     """
 
     images: int
     ta: float
     ra: float
     attack: str
-    epoch: int
+    epoch: int | None
     changed: tuple[str, ...] = ()
     weights: str | None = None
     aa: float | None = None
     aa_images: int | None = None
     aa_ta: float | None = None
     aa_ra: float | None = None
+    aa_version: str | None = None
 
     @property
     def conditions(self) -> str:
@@ -56,3 +60,27 @@ class Evaluated:
     def counts(self) -> tuple[int, int, int]:
         """Number of images, and how many of them are correct, and robust under PGD."""
         return self.images, round(self.ta * self.images), round(self.ra * self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concluded(Evaluated):
+    """What the job of a folder has measured, and further evaluations in it.
+
+    Attributes:
+        others: evaluations with other attacks, images or settings.
+    """
+
+    others: tuple[Evaluated, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsResult(Concluded):
+    """The result of an evaluation of given weights, which no training of this package belongs to.
+
+    Attributes:
+        file: name of the file of the weights.
+        data: the test images, such as ``cifar10`` or ``imagenet/val``.
+    """
+
+    file: str
+    data: str

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from hpcdat import __version__
+from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
-from hpcdat.config.job_file import JobError, read_job, write_job
+from hpcdat.config.job_file import JobError, read_evaluation_job, read_job, write_job
 from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError, shorten
 from hpcdat.storage.atomic_files import append_text, write_text
-from hpcdat.storage.evaluated import Evaluated
+from hpcdat.storage.evaluated import Concluded, WeightsResult
 from hpcdat.storage.folder_lock import lock_folder
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from hpcdat.storage.checkpoint_rotation import Checkpoints
 
 State = Literal["new", "unfinished", "finished"]
+ResultT = TypeVar("ResultT", bound=Concluded)
 
 
 class RunError(InputError):
@@ -33,7 +36,7 @@ class RunError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result(Evaluated):
+class Result(Concluded):
     """The result of a run, as its table shows it: what its own job measured, and other evaluations.
 
     Attributes:
@@ -46,7 +49,6 @@ class Result(Evaluated):
         total: T, median seconds per epoch, communication included; None as above.
         exchange: description of protocol and bits.
         megabytes: MiB that all workers together send per iteration, computed; None as above.
-        others: evaluations with other attacks, images or settings.
         chosen_on_test: whether the weights were chosen by their RA on the test images.
         images_per_second: images that all workers together train on, median of the epochs; None as above.
         gpu_wh: energy of the training on all GPUs, watt-hours; None if it was not measured in all epochs.
@@ -63,7 +65,6 @@ class Result(Evaluated):
     total: float | None
     exchange: str
     megabytes: float | None
-    others: tuple[Evaluated, ...] = ()
     chosen_on_test: bool = False
     images_per_second: float | None = None
     gpu_wh: float | None = None
@@ -72,7 +73,9 @@ class Result(Evaluated):
 
 
 RESULT_ADAPTER = TypeAdapter(Result)
-"""Reads and validates result.json."""
+"""Reads and validates the result.json of a run."""
+WEIGHTS_RESULT_ADAPTER = TypeAdapter(WeightsResult)
+"""Reads and validates the result.json of an evaluation of given weights."""
 
 
 class Follower(Protocol):
@@ -111,6 +114,7 @@ class RunFolder:
         self.slurm_folder = path / "slurm"
         self.tracking_file = path / "trackers.txt"
         self.followers: list[Follower] = []
+        self.weights_file = path / "given-weights.json"
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -119,6 +123,16 @@ class RunFolder:
         from hpcdat.storage.checkpoint_rotation import Checkpoints
 
         return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the folder is of an evaluation of given weights, not of a training run."""
+        return self.weights_file.exists()
+
+    def contents(self) -> list[Path]:
+        """The files in the folder, without those that are there before a run or evaluation begins."""
+        # Hidden files are left over from killed writes; hpcdat submit has written the Slurm folder.
+        return [f for f in self.path.iterdir() if not f.name.startswith(".") and f != self.slurm_folder]
 
     def begin(self, job: Job, environment: dict[str, Any], *, overwrite: bool) -> State:
         """Create the folder, or prepare to resume the run in it; permitted changes of settings are printed.
@@ -141,8 +155,12 @@ class RunFolder:
         except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise RunError(f"run_dir {self.path} cannot be created: {error.strerror}") from None
         changed: list[str] = []
-        # Hidden files are left over from killed writes; hpcdat submit has written the Slurm folder.
-        contents = [f for f in self.path.iterdir() if not f.name.startswith(".") and f != self.slurm_folder]
+        contents = self.contents()
+        if self.is_evaluation:
+            raise RunError(
+                f"run_dir {self.path} holds an evaluation of given weights, not a training run: choose "
+                "another folder"
+            )
         # While this file exists, the earlier run may have been removed in part.
         removing = self.path / ".overwrite"
         if contents and not (self.job_file.exists() or removing.exists()):
@@ -175,6 +193,11 @@ class RunFolder:
         append_text(self.metrics_file, json.dumps(metrics) + "\n")
         for follower in self.followers:
             follower.logged(metrics)
+
+    def saved(self) -> None:
+        """Take note that a checkpoint to resume from has been written."""
+        for follower in self.followers:
+            follower.saved()
 
     def metrics_bytes(self) -> int:
         """Length of the metrics file in bytes."""
@@ -242,7 +265,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.environment_file} cannot be read: {error}") from None
 
-    def write_result(self, result: Result, table: str) -> None:
+    def write_result(self, result: Concluded, table: str) -> None:
         """Write the result as JSON and as a Markdown table."""
         write_text(self.table_file, table + "\n")
         write_text(self.result_file, json.dumps(asdict(result), indent=2) + "\n")
@@ -253,8 +276,28 @@ class RunFolder:
         Raises:
             RunError: there is none yet.
         """
+        self._check_training()
+        return self._read_result(RESULT_ADAPTER)
+
+    def read_any_result(self) -> Result | WeightsResult:
+        """The result of a run, or of an evaluation of given weights.
+
+        Raises:
+            RunError: there is none yet.
+        """
+        return self.read_weights_result() if self.is_evaluation else self.read_result()
+
+    def read_weights_result(self) -> WeightsResult:
+        """The result of an evaluation of given weights.
+
+        Raises:
+            RunError: there is none yet.
+        """
+        return self._read_result(WEIGHTS_RESULT_ADAPTER)
+
+    def _read_result(self, adapter: TypeAdapter[ResultT]) -> ResultT:
         try:
-            return RESULT_ADAPTER.validate_json(self.result_file.read_bytes())
+            return adapter.validate_json(self.result_file.read_bytes())
         except FileNotFoundError:
             if not self.job_file.exists():
                 raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml") from None
@@ -268,10 +311,25 @@ class RunFolder:
             raise RunError(f"{self.result_file} cannot be read: {error}") from None
 
     def read_job(self, settings: list[str]) -> Job:
-        """Read the job of this run.
+        """Read the job of this training run; otherwise as :meth:`read_evaluation_job`.
 
-        If the job did not set the step size of the evaluation's attack, the default follows from the new
-        settings.
+        Raises:
+            RunError: also if the folder is of an evaluation of given weights.
+        """
+        self._check_training()
+        job = self.read_evaluation_job(settings)
+        assert isinstance(job, Job)
+        return job
+
+    def _check_training(self) -> None:
+        if self.is_evaluation:
+            raise RunError(f"{self.path} holds an evaluation of given weights, not a training run")
+
+    def read_evaluation_job(self, settings: list[str]) -> EvaluationJob:
+        """Read the job of this run, or of this evaluation of given weights, to evaluate the model.
+
+        What the job did not set of the evaluation's attack follows from the new settings: the step size, the
+        norm from ``attack.norm``, and the ball from ``evaluation.preset``.
 
         Args:
             settings: ``key=value`` texts that override the job's.
@@ -283,12 +341,10 @@ class RunFolder:
         if not self.job_file.exists():
             raise RunError(f"{self.path} is not the folder of a run: it has no job.yaml")
         try:
-            before = read_job(self.job_file)
+            before = self._read_own_job()
         except JobError as error:
             raise RunError(f"{error}{self._writer()}") from None
-        if before.evaluation.has_usual_step_size:
-            settings = ["evaluation.step_size=null", *settings]
-        job = read_job(self.job_file, settings)
+        job = self._read_own_job([*_left_out(before, settings), *settings])
         split = (job.data.test_fraction, job.data.test_seed)
         if job.data.test_fraction and split != (before.data.test_fraction, before.data.test_seed):
             raise RunError(
@@ -296,6 +352,10 @@ class RunFolder:
                 "that would now be test images; set data.root or data.test to others"
             )
         return job
+
+    def _read_own_job(self, settings: Sequence[str] = ()) -> EvaluationJob:
+        read = read_evaluation_job if self.is_evaluation else read_job
+        return read(self.job_file, settings)
 
     def _writer(self) -> str:
         """The hpcdat that wrote the run, for the end of a message; empty if that is unknown or this one."""
@@ -335,3 +395,13 @@ class RunFolder:
                 f"use the same settings to resume it, {advice}"
             )
         return [text for text, _ in changed]
+
+
+def _left_out(before: EvaluationJob, settings: Sequence[str]) -> list[str]:
+    """Settings that make what the job left out of its evaluation follow from others again."""
+    keys = ["step_size"] if before.evaluation.has_usual_step_size else []
+    if isinstance(before, Job) and before.evaluation.norm == before.attack.norm:
+        keys.append("norm")
+    if any(setting.partition("=")[0].strip() == "evaluation.preset" for setting in settings):
+        keys += ["norm", "eps", "autoattack"]
+    return [f"evaluation.{key}=null" for key in keys]

@@ -18,6 +18,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError, first_line, shorten
 from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.folder_lock import lock_folder
 from hpcdat.storage.run_folder import Result, RunFolder
 from hpcdat.tracking.curves import point_of, results_of
 from hpcdat.tracking.tracker import Point, Setting, TrackedRun, Tracker
@@ -78,7 +79,7 @@ def _load(name: str) -> type[Any]:
         found: type[Any] = getattr(importlib.import_module(f"hpcdat.tracking.{module}"), kind)
         return found
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == library.module:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == library.module:
             why = "is not installed"
         else:
             why = f"cannot be imported ({shorten(first_line(error))})"
@@ -150,9 +151,11 @@ class Tracking:
             result: of the run.
             finished: whether the run has ended.
         """
+        assert result.epoch is not None  # of a run
+        epoch = result.epoch
         self.saved()
         self._finished = finished
-        self._each(lambda tracker: tracker.summarise(result.epoch, results_of(result)))
+        self._each(lambda tracker: tracker.summarise(epoch, results_of(result)))
 
     def close(self) -> None:
         """Close the trackers; what one has not written after :data:`SECONDS_TO_CLOSE` stays unwritten."""
@@ -197,7 +200,13 @@ def record_result(job: Job, folder: RunFolder, result: Result) -> None:
     Raises:
         InputError, OSError: the run's records cannot be read or written.
     """
-    with closing(Tracking(job, folder, job.trackers)) as tracking:
+    try:
+        lock = lock_folder(folder.path)
+    except InputError as error:
+        # Its training writes the same files, and gives its trackers its result at its end.
+        print(f"warning: the trackers do not get this result: {error}", file=sys.stderr, flush=True)
+        return
+    with lock, closing(Tracking(job, folder, job.trackers)) as tracking:
         tracking.begin()
         tracking.conclude(result, finished=bool(folder.metrics("finished")))
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from hpcdat.errors import first_few
 from hpcdat.training.weight_names import (
     AUXILIARY_HEADS,
-    COMPUTED,
     DEVIATIONS,
     MEANS,
     Match,
     find_copies,
+    is_computed,
     is_of_normalisation,
 )
 
@@ -61,7 +61,7 @@ def sort_left(
         "batch norm for adversarial images": match.adversarial,
         "auxiliary classifiers": [name for name in left if set(name.split(".")) & set(AUXILIARY_HEADS)],
         "further copies of the network, such as averages": find_copies(own, left),
-        "counters and tables": [name for name in left if name.rpartition(".")[2] in COMPUTED],
+        "counters and tables": [name for name in left if is_computed(name)],
         "a last layer": _layer_like(missing_head, left),
     }
     remarks = []

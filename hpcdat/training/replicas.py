@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.errors import WorkerError, first_few
 from hpcdat.models.fingerprint import named_state, tensor_fingerprint
+from hpcdat.models.normalization import Normalization
 from hpcdat.models.split_batch_norm import BatchNorm, Branch, branch_of
 
 BYTES_PER_BLOCK = 2**24
@@ -17,16 +18,20 @@ BYTES_PER_BLOCK = 2**24
 
 
 def make_equal(workers: Communicator, model: nn.Module) -> None:
-    """Give every worker the parameters and buffers of worker 0."""
-    workers.broadcast([t.detach() for t in named_state(model).values()], "initial parameters and buffers")
+    """Give every worker the parameters and buffers of worker 0, which must be contiguous."""
+    # As bytes: buffers may have dtypes that the transport does not send.
+    tensors = [t.detach().view(-1).view(torch.uint8) for t in named_state(model).values() if t.numel()]
+    workers.broadcast(tensors, "initial parameters and buffers")
 
 
 class BatchNormStatistics:
-    """The running statistics of a model's batch norm, in which the workers may differ.
+    """The running statistics of a model's batch norm, and other buffers, in which the workers may differ.
 
-    In training each worker keeps statistics of its own images. After :meth:`average` all workers evaluate the
-    same function; with :meth:`row_blocks` and :meth:`restore_row` a run resumes in the middle of an epoch. A
-    worker that stands for several virtual ones has a set of statistics for each; one of them is in the model.
+    In training each worker keeps statistics of its own images. Other buffers are those of the model's state
+    that are not batch norm's, such as counters or running means of the user's own. After :meth:`average` all
+    workers evaluate the same function; with :meth:`row_blocks` and :meth:`restore_row` a run resumes in the
+    middle of an epoch. A worker that stands for several virtual ones has a set of statistics for each; one of
+    them is in the model.
 
     Args:
         model: holds the layers.
@@ -51,13 +56,24 @@ class BatchNormStatistics:
             # Of the set in the model: images normalised since the last average.
             self.counts.append(torch.zeros((), dtype=torch.int64, device=self.means[0].device))
         self._trained_here = [float(workers.rank in trained_by[branch]) for _, branch in layers]
+        self._others = _other_buffers(model)
+        if self._others and not layers:
+            device = next(model.parameters()).device
+            self.counts.append(torch.zeros((), dtype=torch.int64, device=device))
+        self._before = self._copy_of_others()
         own = max(1, *(list(ranks).count(workers.rank) for ranks in trained_by.values()))
         self._place, self._sets = 0, [self._copy() for _ in range(own)]
+
+    @property
+    def has_others(self) -> bool:
+        """Whether the model has buffers other than those of batch norm."""
+        return bool(self._others)
 
     def reset(self) -> None:
         """Give all virtual workers the statistics in the model, which must be equal on all workers."""
         if self.counts:
             self.counts[-1].zero_()
+        self._before = self._copy_of_others()
         self._sets = [self._copy() for _ in self._sets]
 
     def enter(self, place: int) -> None:
@@ -87,10 +103,23 @@ class BatchNormStatistics:
         running statistic has no number of images, since it forgets old ones; n_k is the worker's part in the
         training since the last average, when all workers had the same statistics. Where it is 0 for all of
         them, they still have, and nothing changes. Counts of batches become the largest of any worker.
+
+        Other buffers become their mean, weighted by n_k, or, of whole numbers, the largest of any worker.
         """
-        if not self.means:
+        if not self.counts:
             return
-        sets, n = self.local(), len(self.means)
+        sets = self.local()
+        self._average_others(sets)
+        if self.means:
+            self._average_statistics(sets)
+        first = len(self.means) + len(self.variances) + len(self._others)
+        largest = torch.stack([torch.stack(values[first:]) for values in sets]).amax(0)
+        largest = self.workers.all_reduce_max(largest, "batch-norm counts")
+        torch._foreach_copy_(self.counts, list(largest.unbind()))
+        self.reset()
+
+    def _average_statistics(self, sets: list[list[Tensor]]) -> None:
+        n = len(self.means)
         own_means, own_variances = (
             torch.stack([torch.cat(values[start : start + n]) for values in sets]).double()
             for start in (0, n)
@@ -108,10 +137,21 @@ class BatchNormStatistics:
         variance = torch.where(total > 0, variance / total, own_variances[0])
         torch._foreach_copy_(self.means, list(mean.split(sizes)))
         torch._foreach_copy_(self.variances, list(variance.split(sizes)))
-        largest = torch.stack([torch.stack(values[2 * n :]) for values in sets]).amax(0)
-        largest = self.workers.all_reduce_max(largest, "batch-norm counts")
-        torch._foreach_copy_(self.counts, list(largest.unbind()))
-        self.reset()
+
+    def _average_others(self, sets: list[list[Tensor]]) -> None:
+        start = len(self.means) + len(self.variances)
+        for place, (module, name) in enumerate(self._others):
+            before, every = self._before[place], torch.stack([values[start + place] for values in sets])
+            what = f"buffer {place}"
+            if before.is_floating_point():
+                # Sums of changes: a buffer that does not change stays as it is to the last bit.
+                weights = torch.stack([values[-1] for values in sets]).double()
+                total, change = weights.sum(), torch.tensordot(weights, every.double() - before.double(), 1)
+                self.workers.all_reduce([total, change], what)
+                merged = before + torch.where(total > 0, change / total, 0).to(before.dtype)
+            else:
+                merged = self.workers.all_reduce_max(every.long().amax(0), what).to(before.dtype)
+            module._buffers[name] = merged
 
     def local(self) -> list[list[Tensor]]:
         """A copy of this worker's own, set by set: means, variances, counts of batches, count of images."""
@@ -164,12 +204,31 @@ class BatchNormStatistics:
         return torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
 
     def _copy(self) -> list[Tensor]:
-        return [t.clone() for t in (*self.means, *self.variances, *self.counts)]
+        return [t.clone() for t in (*self.means, *self.variances, *self._current_others(), *self.counts)]
 
     @torch.no_grad()
     def _load(self, values: list[Tensor]) -> None:
         if values:
-            torch._foreach_copy_([*self.means, *self.variances, *self.counts], values)
+            own = [*self.means, *self.variances, *self._current_others(), *self.counts]
+            torch._foreach_copy_(own, values)
+
+    def _current_others(self) -> list[Tensor]:
+        # By name: a network may put a new tensor in the place of a buffer.
+        return [getattr(module, name) for module, name in self._others]
+
+    def _copy_of_others(self) -> list[Tensor]:
+        return [t.clone() for t in self._current_others()]
+
+
+def _other_buffers(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The buffers of a model's state that are not batch norm's, by module and name; no complex numbers."""
+    return [
+        (module, name)
+        for module in model.modules()
+        if not isinstance(module, BatchNorm | Normalization)
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set and not buffer.is_complex()
+    ]
 
 
 def check_equal(

@@ -87,8 +87,8 @@ class TrainingState:
         def write() -> None:
             try:
                 self.folder.checkpoints.save(checkpoint, rows, best=best)
-                for follower in () if best else self.folder.followers:
-                    follower.saved()
+                if not best:
+                    self.folder.saved()
             finally:
                 deque(rows, maxlen=0)
 

@@ -15,7 +15,8 @@ from hpcdat.attacks.pgd import PGD, Loss, attacked
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.exchange.gradient_exchange import GradientExchange, grad_of, gradients_of
+from hpcdat.errors import InputError
+from hpcdat.exchange.gradient_exchange import GradientExchange, NamedParameters, grad_of, gradients_of
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.losses import Labelled, LocalCost, clean_loss, divergence, local_cost
 from hpcdat.models.random_numbers import seeded
@@ -92,7 +93,7 @@ class Algorithm1:
         synchronised = job.model.batch_norm == "synchronised"
         self.synchronisation = synchronise_batch_norm(model, workers) if synchronised else None
         self.compiled_model = Compiled(model, job.batch_size * job.passes) if job.model.compiled else model
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for _, p in trained_parameters(job.model.name, model)]
         self.optimizer = build_optimizer(model, job.optimizer)
         self.exchange = GradientExchange(workers, gradients_of(model), exchange, job.seed)
         self.roles = assign_roles(job, workers.size)
@@ -185,7 +186,8 @@ class Algorithm1:
         model, number = self.compiled_model, place[-1]
         phi: Loss = partial(clean_loss, y=images.y)
         # With batch_norm "train" the running statistics are not used, and are left to the local gradient.
-        if self.pgd.batch_norm == "eval" and number in self.role.trains:
+        used = self.pgd.batch_norm == "eval" or self.batch_norm.has_others
+        if used and number in self.role.trains:
             self.batch_norm.enter(self.role.trains.index(number))
         if self.job.objective.regulariser == "trades" and len(images.x):
             with attacked(model, self.pgd.batch_norm), torch.no_grad():
@@ -275,6 +277,25 @@ class Algorithm1:
         """Number of images that were read, of the batches that this worker counts."""
         counted = self.role.clean if self._counts_images else ()
         return sum(len(now.images[number].x) for number in counted)
+
+
+def trained_parameters(name: str, model: nn.Module) -> NamedParameters:
+    """The parameters of a model that are trained, with their names.
+
+    Args:
+        name: of the model, for messages.
+        model: of a job.
+
+    Raises:
+        InputError: it has none.
+    """
+    named = gradients_of(model)
+    if not named:
+        raise InputError(
+            f"model.name: {name} has no parameters that are trained: all have requires_grad=False",
+            everywhere=True,
+        )
+    return named
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from hpcdat.config.job import Job
 from hpcdat.config.methods import METHODS
 from hpcdat.data.images import DataError, Images
 from hpcdat.evaluation.accuracy import Accuracy, PgdAccuracy, measure_accuracy
-from hpcdat.evaluation.attack_text import describe_attack
+from hpcdat.evaluation.attack_text import describe_evaluation
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.intervals import with_interval
 from hpcdat.evaluation.sharded_runner import Execution
@@ -79,7 +79,7 @@ class Validation:
         execution: Execution,
     ) -> None:
         self.job, self.state, self.execution, self.progress = job, state, execution, execution.progress
-        self.pgd = PgdAccuracy(job.evaluation, job.attack.norm, job.seed)
+        self.pgd = PgdAccuracy(job.evaluation, job.evaluation.resolved_norm, job.seed)
 
         def batches(images: Images, batch_size: int) -> ImageBatches:
             made = ImageBatches(images, job.data, batch_size, device)
@@ -172,7 +172,7 @@ class Validation:
         self.progress.say(
             f"epoch {epoch:3d}  TA {with_interval(accuracy.ta, accuracy.images, 1)}  "
             f"RA {with_interval(accuracy.ra, accuracy.images, 1)}  "
-            f"({describe_attack(self.job.evaluation, self.job.attack.norm)}; {accuracy.images:,} "
+            f"({describe_evaluation(self.job)}; {accuracy.images:,} "
             f"{'held-out' if held_out else 'test'} images{'; averaged weights' if averaged else ''})"
         )
         return accuracy

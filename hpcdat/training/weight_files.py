@@ -27,7 +27,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "averaged")
 METADATA = "hpcdat"
 """Entry of a safetensors file's metadata that ``hpcdat export`` writes: classes, mean and std, as JSON."""
 _NUMBER = np.float64(0).__reduce__()[0]
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *((_NUMBER, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")),
@@ -230,11 +230,8 @@ def _unwrapped(value: Any, averaged: bool) -> Weights:
     while isinstance(value, Mapping) and not _is_state(value):
         averages = [key for key in AVERAGED if isinstance(value.get(key), Mapping)]
         others += averages
-        keys = (
-            averages
-            if averaged and averages
-            else [key for key in WRAPPERS if isinstance(value.get(key), Mapping)]
-        )
+        trained = [key for key in WRAPPERS if isinstance(value.get(key), Mapping)]
+        keys = (averages or trained) if averaged else (trained or averages)
         if not keys:
             break
         place.append(keys[0])

@@ -126,6 +126,11 @@ def find_copies(own: Mapping[str, str], left: Collection[str]) -> set[str]:
     return {name for name in left if prefixes and name.startswith(prefixes)}
 
 
+def is_computed(name: str) -> bool:
+    """Whether a tensor is a counter, or a table that a network computes as it is built."""
+    return name.rpartition(".")[2] in COMPUTED
+
+
 def is_of_normalisation(name: str, tensor: Tensor, channels: int) -> bool:
     """Whether a tensor outside the network is the mean or standard deviation of the pixels."""
     parts = USUAL_PREFIX.sub("", name, count=1).split(".")

@@ -15,6 +15,7 @@ from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.doctor.checks import (
     check_clocks,
     check_dali,
+    check_energy,
     check_gpus,
     check_horovod,
     check_images,
@@ -66,10 +67,18 @@ def test_healthy_nodes_have_no_findings():
         *check_images(nodes(), FOLDER),
         *check_run_dir(RunDir("/runs", "", [], 100 * GIB), "n1"),
         *check_resources(nodes()),
+        *check_energy(nodes()),
         *check_pairs([Pair("n1", "n2", 1e-3, 9e8), Pair("n1", "n3", 1e-3, 5e8)], 3),
     ]
     assert {finding.level for finding in found} == {"ok"}
     assert "n2 is 300.0 ms ahead of n3 (± 20.0 ms)" in found[4].found
+
+
+def test_energy_that_cannot_be_measured_is_no_warning():
+    assert [(f.level, f.found, f.where) for f in check_energy(nodes(no_energy="processors: no"))] == [
+        ("ok", "measured: GPUs and processors, as far as there are", "n1, n2"),
+        ("ok", "not measured: processors: no", "n3"),
+    ]
 
 
 WITHOUT_NCCL = {"mpi": True, "gloo": True, "nccl": False}

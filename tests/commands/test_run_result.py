@@ -28,7 +28,9 @@ OWN = Result(
     **{"total": 1.0, "exchange": "ring", "megabytes": None, "images": 100, "ta": 0.9, "ra": 0.5},
     **{"attack": "PGD-20, linf, eps 0.2", "epoch": 3, "weights": "abc"},
 )
-L2 = replace(OWN, ra=0.8, attack="PGD-20, l2, eps 0.5", changed=("attack.norm: l2", "evaluation.eps: 0.5"))
+L2 = replace(
+    OWN, ra=0.8, attack="PGD-20, l2, eps 0.5", changed=("evaluation.norm: l2", "evaluation.eps: 0.5")
+)
 VAL = replace(OWN, images=50, changed=("data.test: val",))
 
 
@@ -85,6 +87,30 @@ def test_rows_of_other_evaluations_have_their_attack_images_and_intervals():
     assert [row["T (s)"] for row in cells] == ["1.00", "", ""] and "MiB / iteration" in header
     table = result_table({"run": result})
     assert "Where AA is above RA, PGD breaks images that AutoAttack does not" in table
+
+
+def test_energy_stands_where_it_was_measured_and_a_dash_where_not():
+    cells = {"a": replace(OWN, gpu_wh=10.25, package_wh=2.0), "b": OWN, "c": replace(OWN, dram_wh=0.25)}
+    header, rows = result_rows(cells)
+    place = header.index("Energy (Wh)")
+    assert [row[place] for row in rows] == ["12.2: GPUs 10.2, processors 2", "-", "0.25: memory 0.25"]
+    assert "Energy: watt-hours of all epochs" in result_table(cells)
+    assert "Energy" not in result_table({"b": OWN}) and "Images/s" not in result_table({"b": OWN})
+    fast = result_rows({"a": replace(OWN, images_per_second=12345.6), "b": OWN}, mean=True)
+    assert [dict(zip(fast[0], row, strict=True))["Images/s"] for row in fast[1]] == ["12,346", "-", "-"]
+
+
+def test_autoattack_for_few_classes_is_named_as_what_it_is():
+    version = "AutoAttack for 5 classes: 4 targets in place of 9"
+    attacked = replace(OWN, aa=0.4, aa_images=20, aa_ta=0.9, aa_ra=0.45, aa_version=version)
+    header, rows = result_rows({"run": attacked})
+    attacks = [row[header.index("Attack")] for row in rows]
+    assert attacks == [OWN.attack, f"{OWN.attack}; {version}"]
+    table = result_table({"run": attacked})
+    assert f"AA: under {version} in the ball" in table and "standard version" not in table
+    assert "AA: under AutoAttack's standard version in" in result_table(
+        {"run": replace(attacked, aa_version=None)}
+    )
 
 
 def test_weights_that_were_chosen_on_the_test_images_are_reported_as_such():

@@ -147,7 +147,7 @@ def test_what_is_written_is_read_again_by_yaml_1_1_as_well():
     [
         (
             "eps: 0.1",
-            "eps: unknown key; did you mean 'attack.eps' or 'evaluation.eps'? (known here: run_dir,",
+            "eps: unknown key; did you mean 'evaluation.eps' or 'attack.eps'? (known here: run_dir,",
         ),
         ("attack: {lr: 1}", "attack.lr: unknown key; did you mean 'optimizer.lr'?"),
         ("objective: {lambd: 1}", "objective.lambd: unknown key; did you mean 'lambda'?"),

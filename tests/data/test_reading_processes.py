@@ -218,6 +218,7 @@ settings = Data(root=Path(sys.argv[1]), loader="torchvision", image_size=16)
 images, _ = find_images(settings)
 loader = open_loader(images, settings, training=True, batch_size=1, device=torch.device("cpu"))
 print(len(list(loader.read([np.array([n % 5]) for n in range(200)], seed=0))), flush=True)
+loader.close()
 """
 
 

@@ -24,6 +24,7 @@ from tests.distributed.ranks import environment
 PATIENCE = 600
 """Seconds that a start may take, which on a slow machine has nearly all epochs before it."""
 TIMES = ("total_seconds", "communication_seconds", "waited_seconds", "data_seconds", "workers")
+TIMES += ("images_per_second", "data_share", "package_joules", "dram_joules")
 
 
 def command(run_dir, workers, epochs):

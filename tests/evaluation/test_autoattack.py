@@ -123,11 +123,64 @@ def test_warnings_of_the_package_are_recorded(quick, load):
     assert "it seems to be a randomized defense" in found.warnings
 
 
-def test_too_few_classes_or_no_radius_are_refused():
-    with pytest.raises(InputError, match="10 classes or more, not 3"):
-        AutoAttack(0.1, "linf", 3, seed=0)
+def test_one_class_or_no_radius_are_refused():
+    with pytest.raises(InputError, match="2 classes or more, not 1"):
+        AutoAttack(0.1, "linf", 1, seed=0)
     with pytest.raises(InputError, match=r"evaluation\.eps must be above 0"):
         AutoAttack(0.0, "linf", 10, seed=0)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 9])
+def test_with_fewer_classes_there_are_fewer_targets_and_the_result_says_so(classes):
+    attack = AutoAttack(0.1, "linf", classes, seed=0)
+    attacks = attack.settings["attacks"]
+    assert attack.is_complete and not attack.is_standard
+    assert attacks["fab-t"]["targets"] == classes - 1
+    assert {name: attacks[name] for name in TWO} == {name: STANDARD[name] for name in TWO}
+    assert ("apgd-t" in attacks) == (classes >= 4)
+    assert attack.version.startswith(f"AutoAttack for {classes} classes: {classes - 1} target")
+    assert ("without targeted APGD" in attack.version) == (classes < 4)
+    assert AutoAttack(0.1, "linf", 10, seed=0).version is None
+    attack.settings["attacks"] = {name: attacks[name] for name in TWO}
+    assert not attack.is_complete
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_all_attacks_run_on_few_classes(quick, load, classes):
+    """The outcome of every image is the package's own, with as many targets, without warnings."""
+    loaded, images = load()
+    x, y = batch(loaded, images)
+    x, y = x[y < classes], y[y < classes]
+
+    class Few(torch.nn.Module):
+        def forward(self, x):
+            return loaded.model(x)[:, :classes]
+
+    attack = AutoAttack(0.3, "linf", classes, seed=7)
+    found = attack.measure(Few(), x, y, 3)
+    own = pyautoattack.AutoAttack(Few(), norm="Linf", eps=0.3, seed=derive(7, "autoattack", 3))
+    own.apgd_targeted.n_target_classes = own.fab.n_target_classes = classes - 1
+    own.attacks_to_run = [name for name in STANDARD if name != "apgd-t" or classes > 3]
+    _, answers = own.run_standard_evaluation(x, y, batch_size=len(x))
+    assert found.columns["square"].tolist() == (answers == y).tolist()
+    assert list(found.columns) == ["correct", *own.attacks_to_run]
+    assert found.count("square") < found.count("correct")
+    assert found.warnings == ()
+
+
+def test_targeted_apgd_is_undefined_for_three_classes(quick, load):
+    """Which is why it is left out: its loss takes the fourth largest logit."""
+    loaded, images = load()
+    x, y = batch(loaded, images)
+
+    class Three(torch.nn.Module):
+        def forward(self, x):
+            return loaded.model(x)[:, :3]
+
+    own = pyautoattack.AutoAttack(Three(), norm="Linf", eps=0.3, seed=0)
+    own.apgd_targeted.n_target_classes, own.attacks_to_run = 2, ["apgd-t"]
+    with pytest.raises(IndexError):
+        own.run_standard_evaluation(x[y < 3], y[y < 3])
 
 
 def test_misclassified_images_are_not_attacked(quick, load):

@@ -183,7 +183,7 @@ def test_evaluations_with_other_settings_have_a_place_of_their_own_in_the_file(t
             for one in read_evaluations(file)
         ]
 
-    l2, own = ("attack.norm: l2",), ()
+    l2, own = ("evaluation.norm: l2",), ()
     results(1, *l2).write(file, epoch=3)
     assert found() == [("abc", l2, 1)]
     results(2).write(file, epoch=3)

@@ -8,7 +8,7 @@ import pytest
 from hpcdat.hardware import usage as usages
 from hpcdat.hardware.nvml import GpuSample, open_gpu
 from hpcdat.hardware.rapl import NodeEnergy, find_zones
-from hpcdat.hardware.usage import Energy, Usage, add_up
+from hpcdat.hardware.usage import Energy, Usage, add_up, describe_energy
 
 WRAPS_AT = 262_143_328_850
 
@@ -208,6 +208,26 @@ def test_without_gpu_driver_or_package_nothing_is_measured(gpu, clock, monkeypat
     usage = Usage("a", first_on_node=False, clock=clock)
     usage.step()
     assert usage.take_energy() == [("gpu", "a", None)] and usage.gpu_sample() is None
+
+
+def test_the_nvml_of_this_machine_can_be_asked():
+    pytest.importorskip("pynvml")
+    assert open_gpu("00000000-0000-0000-0000-000000000000") is None
+
+
+def test_what_cannot_be_measured_is_described(gpu, two_sockets, monkeypatch):
+    root = two_sockets.root
+    assert describe_energy(["a"], root) == ""
+    (root / "intel-rapl:1" / "energy_uj").unlink()
+    assert describe_energy(["a"], root) == f"processors: the counters in {root} cannot be read by this user"
+    empty = root / "empty"
+    gpu.energy = None
+    assert describe_energy(["a"], empty) == (
+        f"GPUs: NVML does not count it; processors: there are no counters in {empty}"
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert describe_energy(["b"], empty).startswith("GPUs: nvidia-ml-py is not installed; ")
+    assert "GPUs" not in describe_energy([], empty)
 
 
 def test_only_the_first_worker_of_a_node_reads_its_processors(two_sockets, clock, monkeypatch):

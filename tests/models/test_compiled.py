@@ -13,7 +13,8 @@ from hpcdat.attacks.pgd import PGD
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.single_process import SingleProcess
-from hpcdat.models import build_model
+from hpcdat.errors import InputError
+from hpcdat.models import build_model, build_model_for
 from hpcdat.models.compiled import Compiled
 from hpcdat.models.losses import Labelled, clean_loss, local_cost
 from hpcdat.models.split_batch_norm import split_batch_norm
@@ -77,3 +78,14 @@ def test_a_run_is_trained_by_compiled_code_where_the_job_says_so(tmp_path, monke
         weights.append(RunFolder(tmp_path / compiled).newest_checkpoint().model)
         assert counter.frame_count == (2 if compiled == "true" else 0)
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_cannot_be_compiled_is_reported_in_a_line():
+    torch.compiler.reset()
+    model = build_model_for(read_job(DEMO, ["model.name=tests.own_networks:Branching"]), 10)
+    with pytest.raises(
+        InputError, match=r"cannot compile this network: .*: set model\.compiled: false"
+    ) as caught:
+        Compiled(model, 4, "aot_eager")(torch.rand(4, 1, 8, 8))
+    assert "\n" not in str(caught.value)
+    assert Compiled(model, 4, "aot_eager")(torch.rand(3, 1, 8, 8)).shape == (3, 10)

@@ -104,3 +104,8 @@ def test_classes_are_counted_where_the_images_are(tmp_path):
     for name in ("ant", "bee", "cat"):
         (tmp_path / "train" / name).mkdir(parents=True)
     assert count_classes(data) == 3 and count_classes(Data(source="cifar100")) == 100
+
+
+def test_a_network_that_cannot_be_built_without_memory_is_built_with_it():
+    text = describe_bytes(read_job(DEMO, ["model.name=tests.own_networks:reads_values"]), [2], 1)
+    assert "650 numbers in 2 tensors" in text

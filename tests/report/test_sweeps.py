@@ -130,7 +130,7 @@ def test_another_ra_for_the_attack_of_the_result_is_explained(swept):
 def test_sweeps_of_evaluations_with_other_settings_are_sections_and_rows_of_their_own(swept):
     other = {"eps": [0.1], "kind": "plain", "norm": "l2", "random_start": True, "steps": 20}
     others = [
-        (["attack.norm: l2"], {"attack": other}),
+        (["evaluation.norm: l2"], {"attack": other}),
         (["data.test: val"], {"curve": [[0.1, 0.7]]}),
         # The same sweep again.
         (["evaluation.eps: 0.5"], {}),

@@ -208,7 +208,7 @@ def test_the_environment_container_and_python_of_nodes(tmp_path):
         python="python3",
     )
     text = script(site, tmp_path)
-    assert 'train=(apptainer exec "${HOME?' in text and " python3 -m hpcdat train" in text
+    assert 'command=(apptainer exec "${HOME?' in text and " python3 -m hpcdat train" in text
     assert text.count("python3 -m hpcdat") == 2, "the decision to requeue is made with the same Python"
     (line,) = re.findall(r"(?m)^export TORCH_HOME=.*$", text)
     assert run_bash(f"{line}; echo $TORCH_HOME", SCRATCH="/s").stdout == "/s/torch\n"
@@ -321,7 +321,7 @@ def test_only_the_element_that_stopped_is_requeued(tmp_path, array, requeued):
     python.chmod(0o755)
     text = script(Site(python=str(python)), tmp_path, at_once=None)
     end = text[text.index("# Slurm sends USR1") :]
-    start = f"run_dir={tmp_path}/run launch=() train=(false)\nscontrol() {{ echo scontrol $@; }}\n"
+    start = f"run_dir={tmp_path}/run launch=() command=(false)\nscontrol() {{ echo scontrol $@; }}\n"
     done = subprocess.run(
         ["bash", "-c", "set -uo pipefail\n" + start + end],
         env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7", **array},

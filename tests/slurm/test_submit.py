@@ -216,6 +216,8 @@ def test_time_limits_as_sbatch_reads_them(time):
         ("plan --link fast", "--link 'fast': expected a value like 1gbit"),
         ("submit method=trades", "trades is a value of objective.regulariser"),
         ("submit data.source=folder", "data.root: expected a folder with train/ and test/ in it"),
+        ("submit model.name=tests.own_networks:Atention", "there is no Atention in"),
+        ("plan --bytes model.name=tests.own_netwroks:Odd", "there is no module tests.own_netwroks"),
         ("submit concurrent.delay=1", "concurrent: not allowed with method dat-pgd"),
     ],
 )

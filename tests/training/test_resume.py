@@ -138,3 +138,42 @@ def test_extra_warm_up_epochs_are_trained_in_front_of_the_others(tmp_path):
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
     assert [line["lr"] for line in lines] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4, 0.4, 0.04])
     assert RunFolder(job.run_dir).read_result().epoch == 7
+
+
+OWN_DATA = """
+import random
+import numpy as np
+import torch
+
+class Shaken(torch.utils.data.Dataset):
+    def __init__(self, count):
+        self.targets = [n % 2 for n in range(count)]
+    def __len__(self):
+        return len(self.targets)
+    def __getitem__(self, index):
+        noise = torch.randint(0, 60, (1, 8, 8)) + np.random.randint(60) + random.randrange(60)
+        return (noise + 60 * self.targets[index]).to(torch.uint8), self.targets[index]
+
+def load(count):
+    return Shaken(count), Shaken(20)
+"""
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_a_run_on_random_data_of_ones_own_resumes_within_an_epoch_bit_by_bit(tmp_path, loader, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = f"shaken_{loader}"
+    (tmp_path / f"{name}.py").write_text(OWN_DATA)
+    own = [f"data.source={name}:load", "data.options.count=200", f"data.loader={loader}"]
+    own += ["data.train_images=null", "data.test_images=null", "method=plain", f"module_path=[{tmp_path}]"]
+    peace, stopped = (quick(tmp_path / kind, *own) for kind in ("in peace", "stopped"))
+    train(peace, SingleProcess(), Never())
+    with pytest.raises(Stopped, match="stopped in epoch 1, step 3"):
+        train(stopped, SingleProcess(), AfterPolls(2))
+    torch.rand(1)
+    train(stopped, SingleProcess(), Never())
+    one, other = (RunFolder(job.run_dir).newest_checkpoint() for job in (peace, stopped))
+    assert one.epoch == other.epoch == 2
+    assert all(torch.equal(one.model[key], other.model[key]) for key in one.model)
+    results = [RunFolder(job.run_dir).read_result() for job in (peace, stopped)]
+    assert (results[0].ta, results[0].ra) == (results[1].ta, results[1].ra)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from hpcdat.config.job import Job
-from hpcdat.config.sections import Certification
+from hpcdat.config.evaluation_job import EvaluationJob
+from hpcdat.config.measurements import Certification
 from hpcdat.evaluation.certification.certificates import Certified, Counts
 from hpcdat.evaluation.certification.smoothed_classifier import SmoothedClassifier
 from hpcdat.evaluation.image_batches import ImageBatches
@@ -47,7 +47,12 @@ class Sampling(Measurement[Counts]):
 
 
 def certify_images(
-    sigma: float, images: ImageBatches, model: nn.Module, job: Job, execution: Execution, folder: Path | None
+    sigma: float,
+    images: ImageBatches,
+    model: nn.Module,
+    job: EvaluationJob,
+    execution: Execution,
+    folder: Path | None,
 ) -> Certified:
     """Certificates of a list of images; all workers call this together.
 

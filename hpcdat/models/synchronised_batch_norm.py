@@ -157,9 +157,9 @@ class _Normalise(torch.autograd.Function):
             sums[-1] = count
         sums = synchronisation.sum(sums, f"{name}, forward")
         total = sums[-1].clone()
-        # Where no worker has an image, the step is skipped.
         mean, square = (sums[:-1] / total.clamp(min=1)).chunk(2)
-        variance = (square - mean.square()).clamp(min=0)
+        # Where no worker has an image, the step is skipped; until then numbers must stay finite.
+        variance = torch.where(total > 0, (square - mean.square()).clamp(min=0), 1.0)
         statistics = [t.to(values.dtype) for t in (mean, variance, (variance + eps).rsqrt())]
         ctx.save_for_backward(x, weight, statistics[0], statistics[2], total)
         ctx.name, ctx.synchronisation, ctx.absent = name, synchronisation, synchronisation.absent

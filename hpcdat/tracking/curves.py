@@ -38,6 +38,10 @@ CURVES: dict[str, dict[str, tuple[str, float]]] = {
         "ta": ("validation/TA_percent", PERCENT),
         "ra": ("validation/RA_percent", PERCENT),
     },
+    "averaged-evaluation": {
+        "ta": ("test/averaged_TA_percent", PERCENT),
+        "ra": ("test/averaged_RA_percent", PERCENT),
+    },
     "overfitting": {"ra": ("guard/RA_percent", PERCENT)},
 }
 """Name and factor of the curve of each value in a line of the metrics, by the line's event."""

@@ -1,11 +1,13 @@
 """Jobs that train nothing: what they need, what they refuse, and presets of leaderboards."""
 
+import textwrap
+
 import pytest
 
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import JobError, read_evaluation_job, read_job, write_job
-from tests.conftest import DEMO
+from tests.conftest import CHECKOUT, DEMO
 
 CIFAR = "run_dir: runs/x\nmodel: {pretrained: w.pth}\ndata: {source: cifar10}\n"
 
@@ -23,6 +25,13 @@ def test_a_job_without_training_needs_no_setting_of_one_and_survives_writing(tmp
     assert job.evaluation.step_size == pytest.approx(2.5 * 8 / 255 / 20)
     assert read(tmp_path, write_job(job)) == job
     assert read(tmp_path, CIFAR).evaluation.step_size is None, "there is no radius"
+
+
+def test_the_job_in_the_documentation_is_one(tmp_path):
+    text = (CHECKOUT / "docs" / "evaluation.md").read_text()
+    start = text.index("    # theirs.yaml\n")
+    job = read(tmp_path, textwrap.dedent(text[start : text.index("\n\n", start)]))
+    assert type(job) is EvaluationJob and job.takes_first_images and job.evaluation.eps == 8 / 255
 
 
 def test_a_job_of_a_training_gives_its_evaluation(tmp_path):

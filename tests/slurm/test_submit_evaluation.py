@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_given_weights_are_evaluated_with_the_options_of_the_command(job, tmp_pa
     name, command, its_job, run_dir, *rest = arguments_of(script.read_text(), tmp_path)
     assert (name, command, rest) == ("hpcdat", "evaluate", options)
     assert not list(tmp_path.rglob("owned"))
-    read = read_evaluation_job(its_job, [run_dir])
+    read = read_evaluation_job(Path(its_job), [run_dir])
     assert type(read) is EvaluationJob and read.run_dir == folder.path
     assert (read.evaluation.steps, str(read.data.root)) == (7, NASTY)
     assert not folder.contents(), "what is submitted is no evaluation yet"

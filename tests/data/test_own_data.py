@@ -17,7 +17,9 @@ from hpcdat.data import find_images, open_loader
 from hpcdat.data.image_folder import list_images
 from hpcdat.data.images import DataError
 from hpcdat.data.sampler import training_shares
+from hpcdat.doctor.facts import _count_classes
 from hpcdat.errors import InputError
+from hpcdat.performance.network_bytes import count_classes
 from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
@@ -359,3 +361,32 @@ def test_the_examples_of_the_documentation_read_the_same_images(photos, tmp_path
     with Image.open(list_images(photos / "train").files[0]) as image:
         expected = np.array(image.convert("RGB").resize((24, 24)))
     assert np.array_equal(own.decoded(0, 3, 0), expected)
+
+
+def test_plan_and_doctor_count_the_classes_of_such_data(write_module, tmp_path):
+    settings = write_module("def load(): return [Held(grey(), [0, 1, 2, 0])] * 2")
+    assert count_classes(settings, [tmp_path]) == _count_classes(settings, [tmp_path]) == 3
+    with pytest.raises(InputError, match=r"there is no lead in .*; did you mean load\?"):
+        count_classes(settings.model_copy(update={"source": settings.source[:-4] + "lead"}), [tmp_path])
+
+
+@pytest.mark.parametrize(
+    "data, wrong",
+    [
+        (
+            "{source: cifar10, options: {a: 1}}",
+            "data.options: not allowed with data.source: cifar10, only",
+        ),
+        ("{source: 'a:b', hub: x/y}", "data.hub: not allowed with data.source: a:b, only with huggingface"),
+        ("{source: 'a:b', unlabelled: x.npz}", "data.unlabelled: not allowed with data.source: a:b"),
+        ("{source: 'a:b', download: true}", "data.download: expected false: only CIFAR and data.hub can be"),
+        (
+            "{source: huggingface}",
+            "data.root: expected a folder with image folders, Parquet files or a saved",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_with_a_source_are_refused(data, wrong):
+    text = f"{{run_dir: run, method: plain, epochs: 1, batch_size: 2, optimizer: {{lr: 0.1}}, data: {data}}}"
+    with pytest.raises(InputError, match=wrong):
+        parse_job(text, "job.yaml")

@@ -223,7 +223,8 @@ def test_the_card_has_the_accuracies_of_these_weights_and_metadata_that_the_hub_
         *[("accuracy", 90.0, 397), ("robust_accuracy", 50.0, 397), ("robust_accuracy", 25.0, 100)],
         *[("accuracy", 90.0, 397), ("robust_accuracy", 30.0, 397)],
     ]
-    assert "AutoAttack's standard version, in the ball of PGD-20, linf, eps 0.2" in text
+    attacked = "Robust accuracy (AA): AutoAttack's standard version, in the ball of PGD-20, linf, eps 0.2"
+    assert data.eval_results[2].metric_name == attacked
     assert data.eval_results[2].metric_args["interval"] == [17.55, 34.3]
     assert "12.34" not in text, "an evaluation of other weights"
     for private in ("secret-host", str(tmp_path)):

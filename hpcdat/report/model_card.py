@@ -12,6 +12,7 @@ import yaml
 from tabulate import tabulate
 
 from hpcdat import __version__
+from hpcdat.config.averaging import Averaging
 from hpcdat.config.job import Job
 from hpcdat.config.sections import by_name
 from hpcdat.evaluation.attack_text import in_pixel_units
@@ -141,7 +142,8 @@ def _metrics(one: Evaluated) -> list[dict[str, Any]]:
         ("robust_accuracy", f"Robust accuracy (RA): {attack}", one.ra, one.images),
     ]
     if one.aa is not None and one.aa_images:
-        name = f"Robust accuracy (AA): AutoAttack, standard version, in the ball of {attack}"
+        version = one.aa_version or "AutoAttack's standard version"
+        name = f"Robust accuracy (AA): {version}, in the ball of {attack}"
         measured.append(("robust_accuracy", name, one.aa, one.aa_images))
     return [
         {
@@ -168,6 +170,7 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
         ("optimiser", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
         ("schedule", schedule.name + (decays if schedule.decay_epochs else "")),
         ("epochs", f"{result.epoch} of {job.total_epochs}"),
+        *([("averaged weights", _averaging(job.averaging))] if job.averaging.is_on else []),
         ("workers", f"{result.p} x {result.q} (nodes x workers), batch {result.batches} x {result.batch}"),
         ("exchange of gradients", result.exchange),
         ("seed", str(job.seed)),
@@ -184,6 +187,10 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
         ("initial weights", start.name if start else "random"),
         ("precision", job.model.precision),
     ]
+
+
+def _averaging(averaging: Averaging) -> str:
+    return f"from epoch {averaging.swa_from}, SWA" if averaging.ema is None else f"EMA, {averaging.ema:g}"
 
 
 def _settings(job: Job) -> dict[str, Any]:

@@ -111,9 +111,9 @@ def read_weights(path: Path, *, averaged: bool = False) -> Weights:
 
 def _of_run(checkpoint: Checkpoint, averaged: bool) -> Weights:
     """The weights of a run: those that are trained, or their average."""
-    state = getattr(checkpoint, "averaged", None) if averaged else checkpoint.model
+    state = checkpoint.averaged if averaged else checkpoint.model
     if state is None:
-        raise InputError(f"{NO_AVERAGE}: the run was trained without averaging")
+        raise InputError(f"{NO_AVERAGE}: the run has averaged none")
     return Weights(dict(state), checkpoint.classes, "averaged weights" if averaged else "")
 
 

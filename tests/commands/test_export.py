@@ -14,7 +14,6 @@ import yaml
 
 from hpcdat import models
 from hpcdat.commands import export as exporting
-from hpcdat.commands import trained_model
 from hpcdat.config.job_file import read_job, write_job
 from hpcdat.errors import InputError
 from hpcdat.models import build_model_for
@@ -224,7 +223,8 @@ def test_the_card_has_the_accuracies_of_these_weights_and_metadata_that_the_hub_
         *[("accuracy", 90.0, 397), ("robust_accuracy", 50.0, 397), ("robust_accuracy", 25.0, 100)],
         *[("accuracy", 90.0, 397), ("robust_accuracy", 30.0, 397)],
     ]
-    assert "AutoAttack, standard version, in the ball of PGD-20, linf, eps 0.2" in text
+    attacked = "Robust accuracy (AA): AutoAttack's standard version, in the ball of PGD-20, linf, eps 0.2"
+    assert data.eval_results[2].metric_name == attacked
     assert data.eval_results[2].metric_args["interval"] == [17.55, 34.3]
     assert "12.34" not in text, "an evaluation of other weights"
     for private in ("secret-host", str(tmp_path)):
@@ -235,22 +235,19 @@ def test_the_card_has_the_accuracies_of_these_weights_and_metadata_that_the_hub_
     assert "Needs hpcdat" in text and "| initial weights       | start.pth" in text
 
 
-def test_averaged_weights_are_written_if_asked(tmp_path, monkeypatch):
-    model = finished_run(tmp_path / "run", ["model.name=digits-cnn"])
-    loads = []
-
-    def load(folder, job, workers, *, averaged):
-        loads.append(averaged)
-        return trained_model.Trained(model=model, epoch=30, classes=CLASSES, device=torch.device("cpu"))
-
-    monkeypatch.setattr(exporting, "load_trained", load)
-    model[1].classifier.bias.data += 1
-    exporting.export(tmp_path / "run", tmp_path / "a.pth", averaged=True)
-    assert loads == [True]
-    state = torch.load(tmp_path / "a.pth", weights_only=True)
-    assert torch.equal(state["classifier.bias"], model[1].classifier.bias)
-    text = (tmp_path / "a.md").read_text()
-    assert "; averaged weights." in text and "Not measured with these weights." in text
+def test_averaged_weights_are_written_if_asked(tmp_path):
+    model = finished_run(tmp_path / "run", ["model.name=digits-cnn", "averaging.ema=0.9"])
+    checkpoints = RunFolder(tmp_path / "run").checkpoints
+    stored = checkpoints.newest(print)
+    average = {name: t + 1 if t.is_floating_point() else t for name, t in stored.model.items()}
+    save_checkpoint(checkpoints.epoch_file, replace(stored, averaged=average))
+    for averaged, state in [(False, model.state_dict()), (True, average)]:
+        exporting.export(tmp_path / "run", tmp_path / "a.pth", averaged=averaged, overwrite=True)
+        written = torch.load(tmp_path / "a.pth", weights_only=True)
+        assert all(torch.equal(t, state[f"1.{name}"]) for name, t in written.items())
+        text = (tmp_path / "a.md").read_text()
+        assert ("; averaged weights." in text) == ("Not measured with these weights." in text) == averaged
+        assert "| averaged weights      | EMA, 0.9" in text
 
 
 def test_wrong_input_is_refused_in_one_line_and_writes_nothing(tmp_path):
@@ -265,7 +262,7 @@ def test_wrong_input_is_refused_in_one_line_and_writes_nothing(tmp_path):
         ((run, tmp_path / "taken.pth"), "taken.pth: exists: choose another name"),
         ((run, tmp_path / "card.pth"), "card.md: exists: choose another name"),
         ((run, out, "--from-pixels"), "--from-pixels: only with .onnx"),
-        ((run, out, "--averaged"), "averaged"),
+        ((run, out, "--averaged"), "the run averaged no weights: train with averaging.ema"),
         ((tmp_path, out), "is not the folder of a run"),
         ((stopped, out), "the training has not ended: epoch 29 of 30 is done; `hpcdat train"),
     ]:

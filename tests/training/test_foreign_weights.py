@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hpcdat.errors import InputError
 from hpcdat.models.normalization import Normalization
 from hpcdat.models.pixel_model import PixelModel
 from hpcdat.models.split_batch_norm import split_batch_norm
-from hpcdat.training import weight_files
+from hpcdat.storage.checkpoint_format import Checkpoint, save_checkpoint
 from hpcdat.training.classifier import class_tensors
 from hpcdat.training.pretrained import load_pretrained
 from hpcdat.training.weight_files import METADATA
@@ -213,19 +214,20 @@ def test_a_checkpoint_of_timm_gives_its_weights_and_the_average_if_asked(tmp_pat
         load(tmp_path, checkpoint, network, averaged=True)
 
 
-def test_averaged_weights_of_a_run_are_taken_if_asked(tmp_path, monkeypatch):
+def test_averaged_weights_of_a_run_are_taken_if_asked(tmp_path):
     source, average = drawn(Toy()), drawn(Toy())
-    states = {"model": model_of(source).state_dict(), "averaged": model_of(average).state_dict()}
-    stored = argparse.Namespace(**states, classes=named(5))
-    monkeypatch.setattr(weight_files, "is_checkpoint", lambda path: True)
-    monkeypatch.setattr(weight_files, "load_checkpoint", lambda path: stored)
+    stored = Checkpoint(
+        **{"model": model_of(source).state_dict(), "averaged": model_of(average).state_dict()},
+        **{"optimizer": {}, "epoch": 1, "step": 0, "workers": 1, "classes": named(5), "images": 9},
+    )
+    save_checkpoint(tmp_path / "epoch.pt", stored)
     network = Toy()
     assert load(tmp_path, "epoch.pt", network).found_in == ""
     assert_same(network, source)
     assert load(tmp_path, "epoch.pt", network, averaged=True).found_in == "averaged weights"
     assert_same(network, average)
-    stored.averaged = None
-    with pytest.raises(InputError, match="there are no averaged weights: the run was trained without"):
+    save_checkpoint(tmp_path / "epoch.pt", replace(stored, averaged=None))
+    with pytest.raises(InputError, match="there are no averaged weights: the run has averaged none"):
         load(tmp_path, "epoch.pt", network, averaged=True)
 
 

@@ -27,6 +27,8 @@ PLACES = ("OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "PMIX_", "PMI_", "SLURM_PROCID",
 """Beginnings of the variables that state a process's place among the workers of a launcher."""
 SHARED_MEMORY, SHARED_BYTES = "/dev/shm", 2**24  # noqa: S108
 """Where Open MPI puts the messages between local workers, and how much of it each worker takes."""
+MPIRUN_FILES = "PRTE_MCA_prte_tmpdir_base"
+"""Variable that names the folder for mpirun's own files."""
 SECONDS_FOR_NAME = 5.0
 """How long this machine's name may take to resolve without a message."""
 
@@ -55,13 +57,17 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
     )
     if on_terminal:
         environment[ON_TERMINAL] = "1"
+    command = mpirun_command(workers, [sys.executable, "-m", "hpcdat", *arguments])
+    # mpirun names its files by its process number, and does not start where a killed one of the same number has
+    # left some.
+    with tempfile.TemporaryDirectory(prefix="hpcdat-mpirun-", ignore_cleanup_errors=True) as folder:
+        return _run(command, {MPIRUN_FILES: folder} | environment)
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run mpirun with such an environment, pass requests to stop on to it, and return its exit code."""
     # In its own session, so that the terminal's Ctrl-C reaches only this process.
-    mpirun = subprocess.Popen(
-        mpirun_command(workers, [sys.executable, "-m", "hpcdat", *arguments]),
-        env=environment,
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
+    mpirun = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
     # After the fork, which other threads could disturb.
     warn_of_slow_name()
     asked = False

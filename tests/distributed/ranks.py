@@ -2,24 +2,29 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from hpcdat.distributed.local_mpirun import MPIRUN_FILES
 from tests.conftest import CHECKOUT
 
 BIN = Path(sys.executable).parent
 TRANSPORTS = ["MPI", "Gloo"]
+FILES_OF_MPIRUN = tempfile.TemporaryDirectory(prefix="hpcdat-tests-", ignore_cleanup_errors=True)
 
 
 def environment():
     """Nothing of an outer launcher or Slurm allocation; one thread a worker, so that all compute alike.
 
-    Open MPI does not look for networks that are not here, which would take a second of each start.
+    Open MPI does not look for networks that are not here, which would take a second of each start, and each
+    mpirun has a folder of its own, where none that was killed has left files.
     """
+    files = tempfile.mkdtemp(dir=FILES_OF_MPIRUN.name)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "PMIX", "HOROVOD"))}
     alike = {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    return clean | alike | {"OMPI_MCA_btl": "^ofi"}
+    return clean | alike | {"OMPI_MCA_btl": "^ofi", MPIRUN_FILES: files}
 
 
 def launcher(transport, size):

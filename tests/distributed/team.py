@@ -86,8 +86,7 @@ class Team:
             self._process = subprocess.Popen(
                 [*self.prefix, *command],
                 cwd=CHECKOUT,
-                # mpirun's own files are named by its number, as are those of another that was killed before.
-                env=environment() | {"PRTE_MCA_prte_tmpdir_base": self._folder.name} | self.variables,
+                env=environment() | self.variables,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

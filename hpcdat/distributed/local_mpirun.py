@@ -58,7 +58,7 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
     if on_terminal:
         environment[ON_TERMINAL] = "1"
     command = mpirun_command(workers, [sys.executable, "-m", "hpcdat", *arguments])
-    # mpirun names its files by its process number, and does not start where a killed one of the same number has
+    # mpirun names its files by its process number, and does not start where a killed one of that number has
     # left some.
     with tempfile.TemporaryDirectory(prefix="hpcdat-mpirun-", ignore_cleanup_errors=True) as folder:
         return _run(command, {MPIRUN_FILES: folder} | environment)

@@ -2,8 +2,10 @@
 
 import getpass
 import os
+import sys
 import tempfile
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -249,9 +251,9 @@ def test_a_name_that_does_not_resolve_is_said_to_slow_the_start(monkeypatch, cap
 
 def test_local_workers_have_a_folder_of_mpirun_to_themselves(tmp_path, monkeypatch):
     """Where a killed mpirun of the same process number has left files, another one does not start."""
-    told = tmp_path / "told"
-    program = f"import os; open({str(told)!r}, 'w').write(os.environ['PRTE_MCA_prte_tmpdir_base'])"
+    record = tmp_path / "record"
+    program = f"import os; open({str(record)!r}, 'w').write(os.environ['PRTE_MCA_prte_tmpdir_base'])"
     monkeypatch.setattr(local_mpirun, "mpirun_command", lambda *_: [sys.executable, "-c", program])
     assert local_mpirun.launch_local(2, [], on_terminal=False) == 0
-    folder = Path(told.read_text())
+    folder = Path(record.read_text())
     assert folder.name.startswith("hpcdat-mpirun-") and not folder.exists()

@@ -33,7 +33,7 @@ class Place(NamedTuple):
     Attributes:
         image: its position in the list.
         seed: of random numbers that a data set itself draws.
-        with_pillow: decode it with Pillow, whatever it is.
+        with_pillow: decode it with Pillow, also where another decoder reads the format.
     """
 
     image: int

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +22,7 @@ from hpcdat.errors import InputError, shorten
 from hpcdat.storage.atomic_files import append_text, write_text
 from hpcdat.storage.evaluated import Concluded, WeightsResult
 from hpcdat.storage.folder_lock import lock_folder
+from hpcdat.storage.follower import Follower
 
 if TYPE_CHECKING:
     from hpcdat.storage.checkpoint_format import Checkpoint
@@ -76,18 +77,6 @@ RESULT_ADAPTER = TypeAdapter(Result)
 """Reads and validates the result.json of a run."""
 WEIGHTS_RESULT_ADAPTER = TypeAdapter(WeightsResult)
 """Reads and validates the result.json of an evaluation of given weights."""
-
-
-class Follower(Protocol):
-    """Follows the metrics of a run while they are written."""
-
-    def logged(self, line: dict[str, Any]) -> None:
-        """Take a line that has been written."""
-        ...
-
-    def saved(self) -> None:
-        """Take note that a checkpoint has been written, from which on the lines so far stay."""
-        ...
 
 
 class RunFolder:

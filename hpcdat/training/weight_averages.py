@@ -30,7 +30,7 @@ class AveragedWeights:
 
     Floating-point buffers, such as running statistics, are averaged at the end of each epoch with the product
     of the d_t of its updates in place of d_t. SWA: parameters and floating-point buffers are averaged equally
-    over the ends of epochs. Running statistics are averaged too; Izmailov et al. compute them anew with the
+    over the ends of epochs. Running statistics are averaged too; Izmailov et al. recompute them with the
     averaged weights. Other buffers, such as counts, are those of the model.
 
     Args:

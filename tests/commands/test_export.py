@@ -256,7 +256,7 @@ def test_wrong_input_is_refused_in_one_line_and_writes_nothing(tmp_path):
     finished_run(stopped, ["model.name=digits-cnn"], finished=False)
     (tmp_path / "taken.pth").write_text("mine")
     (tmp_path / "card.md").write_text("mine")
-    for arguments, told in [
+    for arguments, expected in [
         ((run, tmp_path / "a.pt"), "a.pt: expected a file name that ends in .safetensors, .pth, .onnx"),
         ((run, tmp_path / "no" / "a.pth"), "cannot be written (No such file or directory)"),
         ((run, tmp_path / "taken.pth"), "taken.pth: exists: choose another name"),
@@ -267,7 +267,7 @@ def test_wrong_input_is_refused_in_one_line_and_writes_nothing(tmp_path):
         ((stopped, out), "the training has not ended: epoch 29 of 30 is done; `hpcdat train"),
     ]:
         done = run_here("export", *arguments)
-        assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and expected in done.stderr and done.stderr.count("\n") == 1, done.stderr
     RunFolder(run).checkpoints.epoch_file.unlink()
     done = run_here("export", run, out)
     assert done.returncode == 2 and "there is no checkpoint" in done.stderr

@@ -169,7 +169,7 @@ def test_damaged_safetensors_are_refused_in_one_sentence(tmp_path):
         "torch": b"\x80\x02}q\0.",
         "index": b'{"metadata": {}, "weight_map": {}}',
     }
-    told = {
+    expected = {
         "none": "expected tensors by name, found none",
         "empty": "empty: write it with",
         "page": "an HTML or XML page",
@@ -179,7 +179,7 @@ def test_damaged_safetensors_are_refused_in_one_sentence(tmp_path):
     for name, contents in files.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(contents)
-        match = told.get(name, "an incomplete or damaged safetensors file .*: copy or download it again$")
+        match = expected.get(name, "an incomplete or damaged safetensors file .*: copy or download it again$")
         with pytest.raises(InputError, match=f"^model.pretrained: {path}: {match}") as refused:
             load(tmp_path, path.name, Toy())
         assert str(refused.value).isprintable() and len(str(refused.value)) < 400
@@ -258,17 +258,17 @@ def test_what_is_left_over_is_a_remark_or_an_error_never_silent(tmp_path):
     source = drawn(Toy())
     state = source.state_dict()
     ema = {f"ema.{name}": t for name, t in drawn(Toy()).state_dict().items()}
-    for more, told in [
+    for more, expected in [
         ({"aux1.fc.weight": torch.ones(9, 9)}, "left over: auxiliary classifiers (aux1.fc.weight)"),
         (ema, "left over: further copies of the network, such as averages (ema.stem.weight, "),
         ({"stem.total_ops": torch.ones(1)}, "left over: counters and tables (stem.total_ops)"),
     ]:
         network = Toy()
         (remark,) = load(tmp_path, {**state, **more}, network).remarks
-        assert remark.startswith(told)
+        assert remark.startswith(expected)
         assert_same(network, source)
     both = {f"{who}.{name}": t for who in ("student", "teacher") for name, t in state.items()}
-    for wrong, told in [
+    for wrong, expected in [
         ({**state, "stem.se.weight": torch.ones(4, 4)}, r"it has 1 others \(stem.se.weight\)"),
         ({**state, "head.weight": torch.ones(5, 4)}, r"it has 1 others \(head.weight\)"),
         ({**state, "ema.fc.bias": torch.ones(5)}, r"it has 1 others \(ema.fc.bias\)"),
@@ -277,7 +277,7 @@ def test_what_is_left_over_is_a_remark_or_an_error_never_silent(tmp_path):
     ]:
         network = Toy()
         before = {name: t.clone() for name, t in network.state_dict().items()}
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=expected):
             load(tmp_path, wrong, network)
         assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
 
@@ -299,10 +299,10 @@ def test_positional_embeddings_of_another_size_are_an_error_that_says_so(tmp_pat
     larger = build(5).state_dict()
     name = next(name for name in larger if "pos_embed" in name)
     larger[name] = torch.ones(1, 17, 8)
-    told = (
+    expected = (
         rf"positional embeddings of another size: {name} is \(1, 17, 8\) there and \(1, 5, 8\) here: set data"
     )
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=expected):
         load(tmp_path, larger, build(5))
 
 

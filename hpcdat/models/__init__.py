@@ -76,7 +76,7 @@ def build_model(
     Raises:
         InputError: there is no network of this name, or it cannot be built.
     """
-    # A module may draw numbers when it is imported, which happens once in a process: with the same seed in all.
+    # A module may draw numbers when it is imported, which happens once in a process; so the seed is fixed.
     with seeded(0, _device_of_draws()):
         build = find_network(name, folders) if ":" in name else None
     with seeded(seed, _device_of_draws()):

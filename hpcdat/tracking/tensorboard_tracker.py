@@ -17,9 +17,9 @@ from hpcdat.tracking.tracker import Point, TrackedRun
 class TensorBoardTracker:
     """Writes RUN/tensorboard.
 
-    Each start writes all points again, with the times of the earlier file, and then removes that file: a point
-    of an epoch that is trained again would otherwise be there twice. A running TensorBoard drops what it has
-    read before, as the file begins with a purge from step 0.
+    Each start writes all points again, with the times of the earlier file, and then removes that file: a
+    point of an epoch that is trained again would otherwise be there twice. A running TensorBoard drops what
+    it has read before, as the file begins with a purge from step 0.
 
     Args:
         run: to record.

@@ -21,7 +21,7 @@ def test_a_worker_has_the_cores_that_its_profile_asks_for(make_box, tmp_path):
     made = Cluster(make_box(nodes=1, slurm=True, bind_cores=True))
     python, seen = tmp_path / "python", tmp_path / "seen"
     python.write_text(
-        f"#!{sys.executable}\nimport os, sys\nif 'train' in sys.argv:\n"
+        f"#!{sys.executable}\nimport os, sys\nif 'hpcdat' in sys.argv:\n"
         f"    open({str(seen)!r}, 'w').write(str(len(os.sched_getaffinity(0))))\nelse:\n    sys.exit(1)\n"
     )
     python.chmod(0o755)

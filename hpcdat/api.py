@@ -8,6 +8,7 @@ worker.
 from __future__ import annotations
 
 import atexit
+import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from hpcdat.evaluation.in_memory import TensorBatches, check_images
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.evaluation.results import measure_robustness
 from hpcdat.evaluation.sharded_runner import Execution
-from hpcdat.models.fingerprint import fingerprint
+from hpcdat.models.fingerprint import fingerprint, tensor_fingerprint
 from hpcdat.progress import Progress
 from hpcdat.storage.run_folder import Result
 
@@ -51,8 +52,10 @@ class Robustness:
         images: number of images.
         ta: standard (clean) accuracy, in [0, 1].
         ra: robust accuracy under PGD, in [0, 1].
-        aa: robust accuracy under AutoAttack's standard version, in [0, 1]; None if not measured.
+        aa: robust accuracy under AutoAttack, in [0, 1]; None if not measured.
         aa_images: number of images that AutoAttack attacked.
+        aa_version: how AutoAttack differed from its standard version, as it has to for fewer than ten
+            classes; None if it did not.
         warnings: of the sanity checks, such as signs of gradient masking.
     """
 
@@ -61,6 +64,7 @@ class Robustness:
     ra: float
     aa: float | None
     aa_images: int | None
+    aa_version: str | None
     warnings: tuple[str, ...]
 
 
@@ -68,6 +72,8 @@ def train(
     job: Job | Path | str | Mapping[str, Any], settings: Sequence[str] = (), *, overwrite: bool = False
 ) -> Result:
     """Train a job to its end, or resume it, as ``hpcdat train`` does.
+
+    Call it from the main thread, which handles the signals that ask for a stop.
 
     Args:
         job: a resolved job, the path of a job file, or the contents of one.
@@ -100,7 +106,8 @@ def train(
     from hpcdat.commands.train import train as train_job
 
     if isinstance(job, Mapping):
-        job = parse_job(yaml.safe_dump(dict(job)), "the job", settings)
+        plain = json.loads(json.dumps(dict(job), default=str))
+        job = parse_job(yaml.safe_dump(plain), "the job", settings)
     elif not isinstance(job, Job):
         job = read_job(Path(job), settings)
     with _stop_request() as stop:
@@ -155,8 +162,11 @@ def evaluate(
     evaluation = {"eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts}
     job = _job(seed, evaluation={**evaluation, "norm": norm, "batch_size": batch_size})
     request = EvaluationRequest(autoattack=autoattack)
-    with _evaluated(model, images) as (execution, device):
-        batches = TensorBatches(images, labels, _classes(model, images, device), batch_size, device)
+    with _evaluated(model, images, labels) as (execution, device):
+        batches = execution.workers.on_all_ranks(
+            "take the images",
+            lambda: TensorBatches(images, labels, _classes(model, images, device), batch_size, device),
+        )
         accuracy, sections = measure_robustness(request, batches, model, job, execution, None)
     aa = sections.get("autoattack")
     warnings = [warning for section in sections.values() for warning in section["warnings"]]
@@ -166,6 +176,7 @@ def evaluate(
         accuracy.ra,
         aa["aa"] if aa else None,
         aa["images"] if aa else None,
+        aa["version"] if aa else None,
         tuple(warnings),
     )
 
@@ -209,8 +220,11 @@ def certify(
     """
     samples = {"sigma": [sigma], "n0": n0, "n": n, "alpha": alpha, "batch_size": batch_size}
     job = _job(seed, certification=samples)
-    with _evaluated(model, images) as (execution, device):
-        batches = TensorBatches(images, labels, _classes(model, images, device), 1, device)
+    with _evaluated(model, images, labels) as (execution, device):
+        batches = execution.workers.on_all_ranks(
+            "take the images",
+            lambda: TensorBatches(images, labels, _classes(model, images, device), 1, device),
+        )
         return certify_images(sigma, batches, model, job, execution, None)
 
 
@@ -240,21 +254,22 @@ def _job(seed: int, **sections: dict[str, Any]) -> EvaluationJob:
 
 
 @contextmanager
-def _evaluated(model: nn.Module, images: Tensor) -> Iterator[tuple[Execution, torch.device]]:
+def _evaluated(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tuple[Execution, torch.device]]:
     """The model in evaluation mode, and how it is evaluated: on the device of its parameters.
 
     Raises:
-        InputError: these are no images, or the workers have different models.
+        InputError: these are no images, or the workers have different models, images or labels.
     """
-    check_images(images)
     workers = _workers()
+    workers.on_all_ranks("take the images", lambda: check_images(images))
     device = next((t.device for t in (*model.parameters(), *model.buffers())), images.device)
-    weights = workers.all_gather_object(fingerprint(model), "weights")
-    if len(set(weights)) > 1:
-        raise InputError(
-            "model: its weights are not the same on all workers: load or broadcast them first",
-            everywhere=True,
-        )
+    hashes = [fingerprint(model), tensor_fingerprint(images), tensor_fingerprint(labels)]
+    every = workers.all_gather_object(hashes, "hashes of model, images and labels")
+    for what, values in zip(("model", "images", "labels"), zip(*every, strict=True), strict=True):
+        if len(set(values)) > 1:
+            raise InputError(
+                f"{what}: not the same on all workers: load or broadcast the same on each", everywhere=True
+            )
     modes = {module: module.training for module in model.modules()}
     execution = Execution(workers, Progress(shown=workers.is_rank0), None)
     model.eval()

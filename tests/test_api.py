@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hpcdat import PGD, certify, evaluate, train
+from hpcdat.data.images import Images
 from hpcdat.errors import InputError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -52,10 +53,41 @@ def test_bytes_are_the_same_as_numbers_between_0_and_1():
     assert evaluate(model, BYTES, labels, eps=0.02) == evaluate(model, IMAGES, labels.int(), eps=0.02)
 
 
-def test_autoattack_attacks_equally_many_of_each_class():
+def exactly_robust(model, labels, eps):
+    """Which images keep their class under all perturbations within eps and [0, 1]: a closed form."""
+    weight, bias = model[3].weight.double() / (1 + model[0].eps) ** 0.5, model[3].bias.double()
+    x = IMAGES.double().flatten(1)
+    differences = weight[labels][:, None] - weight
+    down, up = x.clamp(max=eps)[:, None], (1 - x).clamp(max=eps)[:, None]
+    margin = (differences * x[:, None]).sum(2) + bias[labels][:, None] - bias
+    margin -= torch.where(differences > 0, differences * down, -differences * up).sum(2)
+    margin[torch.arange(len(x)), labels] = torch.inf
+    return (margin > 0).all(1)
+
+
+def test_autoattack_finds_what_a_linear_model_withstands():
     model = make_model()
-    result = evaluate(model, IMAGES, torch.arange(60) % 10, eps=0.001, steps=1, autoattack=10)
-    assert result.aa_images == 10 and result.aa is not None and result.aa <= 1
+    labels = labels_of(model)
+    result = evaluate(model, IMAGES, labels, eps=0.02, autoattack="all")
+    exact = exactly_robust(model, labels, 0.02).double().mean().item()
+    assert result.aa_images == 60 and result.aa_version is None
+    assert 0.1 < exact < 0.8 and result.aa == exact <= result.ra
+
+
+def test_autoattack_of_some_images_takes_equally_many_of_each_class():
+    model = make_model()
+    labels = torch.arange(60) % 10
+    positions = Images([""] * 60, labels.tolist(), [""] * 10).balanced(20)
+    result = evaluate(model, IMAGES, labels, eps=0.02, steps=1, autoattack=20)
+    assert result.aa_images == 20 and sorted(labels[positions].tolist()) == sorted([*range(10)] * 2)
+    assert result.aa == exactly_robust(model.eval(), labels, 0.02)[positions].double().mean().item()
+
+
+def test_autoattack_of_few_classes_is_named():
+    model = make_model(classes=3)
+    result = evaluate(model, IMAGES[:6], torch.arange(6) % 3, eps=0.02, steps=1, autoattack="all")
+    assert "3 classes: 2 targets in place of 9" in result.aa_version
+    assert any("not the standard version" in warning for warning in result.warnings)
 
 
 def test_certificates_of_a_linear_model_are_nearly_exact():
@@ -99,3 +131,16 @@ def test_a_wrong_setting_of_a_training_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"the job:\d+: epoch: unknown key; did you mean 'epochs'\?"):
         train({"run_dir": str(tmp_path / "run"), "method": "plain", "epoch": 1})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_may_be_a_dictionary_of_pythons_own_types(tmp_path):
+    job = {
+        "run_dir": tmp_path / "run",
+        "method": "plain",
+        "epochs": 1,
+        "batch_size": 50,
+        "optimizer": {"lr": 0.1},
+    }
+    data = {"source": "folder", "root": tmp_path, "image_size": 8}
+    with pytest.raises(InputError, match=str(tmp_path / "train")):
+        train({**job, "optimizer": {"lr": 0.1}, "data": data, "schedule": {"decay_epochs": ()}})

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpcdat.commands.run_result import CERTIFICATION_SETTINGS, changed_settings
-from hpcdat.commands.trained_model import begin, images_for, load_model
+from hpcdat.commands.trained_model import images_for, load_model, prepare_folder
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
@@ -43,7 +43,7 @@ def certify(source: Path, settings: list[str], workers: Communicator, stop: Stop
     paper = workers.on_all_ranks("find the paper's rows", lambda: rows_beside(job))
     trained = load_model(folder, job, workers)
     test_images = images_for(trained, job, workers)
-    begin(folder, job, trained, workers)
+    prepare_folder(folder, job, trained, workers)
     images = ImageBatches(test_images, job.data, 1, trained.device, every=job.certification.every)
     execution = Execution(workers, Progress(shown=workers.is_rank0), stop)
     counts_folder = folder.certification_folder

@@ -13,7 +13,7 @@ from hpcdat.commands.run_result import (
     conclude_evaluation,
     conclude_run,
 )
-from hpcdat.commands.trained_model import begin, images_for, load_model
+from hpcdat.commands.trained_model import images_for, load_model, prepare_folder
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
@@ -60,7 +60,7 @@ def evaluate(
         workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     trained = load_model(folder, job, workers, averaged=request.averaged)
     test_images = images_for(trained, job, workers)
-    begin(folder, job, trained, workers)
+    prepare_folder(folder, job, trained, workers)
     progress = Progress(shown=workers.is_rank0)
     execution = Execution(workers, progress, stop)
     with deterministic(trained.device, progress.say), locked(folder.outcomes_folder, workers):

@@ -17,6 +17,7 @@ from hpcdat.config.job import Job
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError, shorten
 from hpcdat.models.fingerprint import fingerprint
+from hpcdat.models.networks import first_convolution
 from hpcdat.models.split_batch_norm import merge_batch_norm
 from hpcdat.report.model_card import Exported, model_card
 from hpcdat.storage.atomic_files import check_writable, write_atomically
@@ -128,8 +129,7 @@ def _adapted_convolution(job: Job, network: nn.Module) -> str | None:
     """The first convolution of a network of torchvision, if it was adapted to another number of channels."""
     if job.data.channels == 3 or job.model.name.partition(":")[0] not in ("torchvision", "resnet50"):
         return None
-    places: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
-    return places[0]
+    return first_convolution(network)
 
 
 def _tensors(job: Job, network: nn.Module) -> OrderedDict[str, Tensor]:

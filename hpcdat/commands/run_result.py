@@ -14,7 +14,7 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.attack_text import describe_evaluation
 from hpcdat.evaluation.results import AutoAttacked
-from hpcdat.hardware.rapl import total
+from hpcdat.hardware.energy_meter import total
 from hpcdat.performance.autotune import exchange_of_run
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.evaluated import AVERAGED, Concluded, Evaluated, WeightsResult

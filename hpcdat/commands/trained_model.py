@@ -101,7 +101,7 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
     return Trained(model.eval(), None, 0, images.classes, device, images)
 
 
-def begin(folder: RunFolder, job: EvaluationJob, trained: Trained, workers: Communicator) -> None:
+def prepare_folder(folder: RunFolder, job: EvaluationJob, trained: Trained, workers: Communicator) -> None:
     """Prepare the folder of an evaluation of given weights; that of a run is there.
 
     Raises:

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hpcdat.config.agreement import check_averaging, check_batch_norm
 from hpcdat.config.averaging import Averaging
 from hpcdat.config.evaluation_job import EvaluationJob, check_radius
 from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
@@ -102,8 +101,8 @@ class Job(EvaluationJob):
         self._check_concurrent()
         self._check_exchange()
         self._check_schedule()
-        check_averaging(self)
-        check_batch_norm(self)
+        self._check_averaging()
+        self._check_batch_norm()
         return self
 
     def _check_n_fgsm(self) -> None:
@@ -227,6 +226,33 @@ class Job(EvaluationJob):
                 )
         if exchange.error_feedback and not coded:
             raise refusal("exchange.error_feedback", f"false: with bits {bits} there are no codes")
+
+    def _check_averaging(self) -> None:
+        averaging = self.averaging
+        if averaging.ema is not None and averaging.swa_from is not None:
+            raise refusal("averaging.swa_from", "one kind of average, ema or swa_from")
+        if (averaging.swa_from or 0) > self.total_epochs:
+            raise refusal("averaging.swa_from", f"at most {self.total_epochs}, the last epoch")
+
+    def _check_batch_norm(self) -> None:
+        if self.model.batch_norm == "local":
+            return
+        workers_differ = {
+            "virtual_workers": (
+                self.virtual_workers > 1,
+                "one worker computes the batches of several",
+            ),
+            "concurrent.place": (self.concurrent.place == "workers", "attack workers do not train"),
+            "concurrent.halves": (self.concurrent.halves == "apart", "workers train different branches"),
+            "smoothing.workers": (
+                self.smoothing.workers > 1,
+                "several workers have copies of an image",
+            ),
+            "model.compiled": (self.model.compiled, "compiled code cannot wait for other workers"),
+        }
+        for key, (is_so, why) in workers_differ.items():
+            if is_so:
+                raise refusal("model.batch_norm", f"local with this {key}: {why}")
 
     def _check_schedule(self) -> None:
         schedule = self.schedule

@@ -102,7 +102,7 @@ class ItemReader:
             yield _unpacked(*next(read)) if len(batch) else []
 
     def close(self) -> None:
-        """End the processes, without waiting for them."""
+        """End the processes."""
         self._processes.close()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, Subset
 
@@ -25,14 +26,16 @@ from hpcdat.config.sections import Data
 from hpcdat.data.corrupt_images import HINT, complaint_about
 from hpcdat.data.image_file import Unusable
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.own_items import WrongItem, has_fractions, pixels_of_item, seeded_everywhere, split_item
+from hpcdat.data.own_items import WrongItem, has_fractions, pixels_of_item, split_item
 from hpcdat.data.own_labels import find_labels, labelled_items
 from hpcdat.errors import HpcdatError
+from hpcdat.models.random_numbers import seeded
 from hpcdat.seeds import derive
 from hpcdat.storage.atomic_files import digest
 from hpcdat.user_code import call, describe_failure, load_callable
 
 KEY = "data.source"
+CPU = torch.device("cpu")
 SPLITS = ("training", "test")
 FIRST_ITEMS = 8
 """Items of each data set that are read and checked before anything else."""
@@ -78,7 +81,7 @@ class OwnDataSet:
             Unusable: the data set fails.
             DataError: it is no pair, or its label no whole number.
         """
-        with seeded_everywhere(derive(seed, "item", position)):
+        with seeded(derive(seed, "item", position), CPU):
             try:
                 item = self.held[position]
             except (HpcdatError, MemoryError):
@@ -202,7 +205,7 @@ def make_data_sets(
         DataError: it returns something else, or an empty data set.
     """
     function = load_callable(KEY, reference, folders)
-    with seeded_everywhere(derive(0, "data sets")):
+    with seeded(derive(0, "data sets"), CPU):
         made = call(KEY, reference, function, **arguments)
     if single:
         if isinstance(made, tuple):

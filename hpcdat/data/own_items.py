@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from PIL import Image
 
 from hpcdat.data.image_file import Unusable, pixels_of
 from hpcdat.errors import first_line, shorten
-from hpcdat.models.random_numbers import seeded
 
 IMAGES_ACCEPTED = (
     "a PIL image, an array (H, W) or (H, W, 1 or 3), or a tensor (1 or 3, H, W), of uint8 or of floats in "
@@ -25,25 +22,6 @@ IMAGES_ACCEPTED = (
 
 class WrongItem(ValueError):
     """An item is of the wrong kind; the message says what was found and what is accepted."""
-
-
-@contextmanager
-def seeded_everywhere(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch (CPU), NumPy and Python inside the block; restore them afterwards.
-
-    Args:
-        seed: >= 0, less than 2^63.
-    """
-    python, legacy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    # It takes seeds of 32 bits.
-    np.random.seed(seed % 2**32)
-    try:
-        with seeded(seed, torch.device("cpu")):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
 
 
 def split_item(item: Any) -> tuple[Any, int]:

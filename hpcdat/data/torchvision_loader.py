@@ -40,7 +40,7 @@ class TorchvisionLoader:
         self._processes = ReadingProcesses(read, settings.threads, image_bytes)
 
     def close(self) -> None:
-        """End the processes, without waiting for them."""
+        """End the processes."""
         self._processes.close()
 
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:

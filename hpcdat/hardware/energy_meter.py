@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 MOST_WATTS = 1000.0
 """No processor and no memory with one counter takes more: it bounds how fast a counter wraps."""
@@ -57,3 +57,9 @@ class EnergyMeter:
         self.sample()
         units, self._units = self._units, 0
         return None if units is None else units * self._unit
+
+
+def total(parts: Sequence[float | None]) -> float | None:
+    """The sum of some energies; None if one of them is not known, or if there is none."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None

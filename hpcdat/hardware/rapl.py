@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from hpcdat.hardware.energy_meter import EnergyMeter
+from hpcdat.hardware.energy_meter import EnergyMeter, total
 
 POWERCAP = Path("/sys/class/powercap")
 MICROJOULE = 1e-6
@@ -93,9 +93,3 @@ class NodeEnergy:
         """Joules of each domain since :meth:`begin` or the last call; None if a counter is missing."""
         taken = {domain: [meter.take() for meter in meters] for domain, meters in self._meters.items()}
         return {domain: total(parts) for domain, parts in taken.items()}
-
-
-def total(parts: Sequence[float | None]) -> float | None:
-    """The sum; None if a part is missing, or if there is none."""
-    known = [part for part in parts if part is not None]
-    return sum(known) if known and len(known) == len(parts) else None

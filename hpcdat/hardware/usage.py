@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from hpcdat.hardware.energy_meter import EnergyMeter
+from hpcdat.hardware.energy_meter import EnergyMeter, total
 from hpcdat.hardware.nvml import MILLIJOULE, Gpu, GpuSample, load_nvml, open_gpu
-from hpcdat.hardware.rapl import DOMAINS, POWERCAP, NodeEnergy, find_zones, total
+from hpcdat.hardware.rapl import DOMAINS, POWERCAP, NodeEnergy, find_zones
 
 SECONDS_BETWEEN_SAMPLES = 10.0
 """Shortest time between two readings: RAPL's counters wrap after two minutes or more."""

@@ -179,14 +179,20 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+def first_convolution(network: nn.Module) -> str | None:
+    """The name of a network's first convolution, which takes the colours; None if it has none."""
+    return next((name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)), None)
+
+
 def _replace_first_convolution(name: str, model: nn.Module, channels: int) -> None:
     """Give a network of colour images a first convolution for grey ones.
 
     Its weights are the sums over the colours, so that the network computes of a grey image what it would
     compute of the same image in colour.
     """
-    layer = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
-    if layer is None or layer.in_channels != 3 or layer.groups != 1:
+    place = first_convolution(model)
+    layer = None if place is None else model.get_submodule(place)
+    if not isinstance(layer, nn.Conv2d) or layer.in_channels != 3 or layer.groups != 1:
         raise InputError(
             f"{KEY}: {name} has no first convolution of 3 channels that could be replaced by one of "
             f"data.channels {channels}: set data.channels to 3"

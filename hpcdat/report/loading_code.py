@@ -41,7 +41,7 @@ def construction(job: Job, classes: int) -> Construction:
         return Construction("import timm", f"timm.create_model({arguments})", "timm")
     if name:
         arguments = _arguments(num_classes=classes, in_channels=channels, **job.model.options)
-        needs = f"the module {library}, in whose {name} the network is defined, on Python's path"
+        needs = f"the module {library} on Python's path: its {name} makes the network"
         return Construction(f"import {library}", f"{library}.{name}({arguments})", needs)
     width = {} if job.model.width == 1 else {"width": job.model.width}
     arguments = _arguments(str(channels), str(classes), **width)

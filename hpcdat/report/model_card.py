@@ -165,7 +165,7 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
         ("method", job.method),
         (
             "attack in training",
-            "none" if job.oracle == "none" else f"{job.oracle}, {attack.steps} steps, {ball}",
+            "none" if job.oracle == "none" else f"{job.oracle}, {_steps(attack.steps)}, {ball}",
         ),
         ("optimiser", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
         ("schedule", schedule.name + (decays if schedule.decay_epochs else "")),
@@ -187,6 +187,10 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
         ("initial weights", start.name if start else "random"),
         ("precision", job.model.precision),
     ]
+
+
+def _steps(count: int | None) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _averaging(averaging: Averaging) -> str:

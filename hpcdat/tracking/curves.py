@@ -60,10 +60,12 @@ def point_of(line: Mapping[str, Any]) -> Point | None:
 
 def results_of(result: Result) -> dict[str, float]:
     """The result of a run as a tracker shows it; without what was not measured."""
+    # Only the standard version is called AA.
+    attacked = "AA" if result.aa_version is None else "AutoAttack_of_few_classes"
     results = {
         "final/TA_percent": PERCENT * result.ta,
         "final/RA_percent": PERCENT * result.ra,
-        "final/AA_percent": None if result.aa is None else PERCENT * result.aa,
+        f"final/{attacked}_percent": None if result.aa is None else PERCENT * result.aa,
         "final/epoch_seconds": result.total,
         "final/communication_seconds": result.communication,
         "final/images_per_second": result.images_per_second,

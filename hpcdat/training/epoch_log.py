@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hpcdat.distributed.cores import CoreUse
+from hpcdat.hardware.energy_meter import total
 from hpcdat.hardware.nvml import GpuSample
-from hpcdat.hardware.rapl import total
 from hpcdat.hardware.usage import Energy, Usage, add_up, gpu_uuid
 from hpcdat.progress import Progress
 from hpcdat.training.state import TrainingState

@@ -1,13 +1,7 @@
 """What the trackers of a run hold: what its metrics hold, each point once, whatever happens to the run."""
 
-import os
-import socket
-import sys
-import threading
-
 import pytest
 import torch
-from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hpcdat.commands.evaluate import evaluate
@@ -19,102 +13,15 @@ from hpcdat.errors import Stopped
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.hardware import usage
 from hpcdat.storage import folder_lock
-from hpcdat.storage.run_folder import Result, RunFolder
-from hpcdat.tracking import tracking as module
-from hpcdat.tracking.curves import CURVES, point_of
-from hpcdat.tracking.tracking import OFFLINE, Tracking, record_result, settings_of
-from tests.conftest import DEMO, Never, run_here
-from tests.tracking.stand_in_wandb import StandIn
+from hpcdat.storage.run_folder import RunFolder
+from hpcdat.tracking.curves import CURVES
+from hpcdat.tracking.tracking import record_result, settings_of
+from tests.conftest import DEMO, Never
+from tests.tracking.records import READ, check, in_metrics, in_mlflow, in_tensorboard, mlflow_runs
+from tests.tracking.session import Session, result
 
 SMALL = ["epochs=2", "batch_size=50", "data.train_images=200", "data.test_images=50", "attack.steps=1"]
 SMALL += ["evaluation.steps=1", "evaluation.every=1", "schedule.decay_epochs=[]"]
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch):
-    """Variables that the trackers set are removed after a test."""
-    for name in (*OFFLINE, "MLFLOW_TRACKING_URI"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def wandb(monkeypatch):
-    stand_in = StandIn()
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    monkeypatch.delitem(sys.modules, "hpcdat.tracking.wandb_tracker", raising=False)
-    yield stand_in
-    sys.modules.pop("hpcdat.tracking.wandb_tracker", None)
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Counts the attempts to reach another machine, which fail."""
-    attempts = []
-
-    def refuse(*arguments, **_):
-        attempts.append(arguments)
-        raise OSError("no network in this test")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        allowed = getattr(socket.socket, name)
-
-        def guarded(self, *arguments, allowed=allowed):
-            # Sockets in the file system are for other processes of this machine.
-            return (allowed if self.family == socket.AF_UNIX else refuse)(self, *arguments)
-
-        monkeypatch.setattr(socket.socket, name, guarded)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return attempts
-
-
-def in_metrics(folder):
-    """The points of a run's metrics: values by curve and epoch."""
-    points = {}
-    for point in filter(None, map(point_of, RunFolder(folder).lines())):
-        points |= {(name, point.epoch): value for name, value in point.values.items()}
-    return points
-
-
-def in_tensorboard(folder):
-    read = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return [(name, e.step, e.value) for name in read.Tags()["scalars"] for e in read.Scalars(name)]
-
-
-def in_mlflow(folder):
-    (run,) = mlflow_runs(folder)
-    client = MlflowClient((folder / "mlflow").as_uri())
-    histories = [client.get_metric_history(run.info.run_id, name) for name in run.data.metrics]
-    return [(one.key, one.step, one.value) for history in histories for one in history]
-
-
-def mlflow_runs(folder):
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    client = MlflowClient((folder / "mlflow").as_uri())
-    return client.search_runs([client.get_experiment_by_name("hpcdat").experiment_id])
-
-
-def in_wandb(folder):
-    """Rows of the stand-in: of the folder that is left, or of the server."""
-    stand_in, id = sys.modules["wandb"], (folder / "trackers.txt").read_text().strip()
-    offline = [rows for place, rows in stand_in.files.items() if place.exists() and "offline" in place.name]
-    rows = offline[-1] if os.environ["WANDB_MODE"] == "offline" else stand_in.rows[id]
-    points = [(k, row["epoch"], v) for row in rows for k, v in row.items() if k != "epoch"]
-    return points + [(name, 0, value) for name, value in stand_in.results[id].items()]
-
-
-READ = {"tensorboard": in_tensorboard, "mlflow": in_mlflow, "wandb": in_wandb}
-
-
-def check(folder, names=("tensorboard", "mlflow")):
-    """Each tracker holds the points of the metrics, each once."""
-    expected = in_metrics(folder)
-    for name in names:
-        curves = [(curve, epoch, v) for curve, epoch, v in READ[name](folder) if "final/" not in curve]
-        assert sorted((curve, epoch) for curve, epoch, _ in curves) == sorted(expected), name
-        for curve, epoch, value in curves:
-            # TensorBoard keeps float32.
-            assert value == pytest.approx(expected[curve, epoch], rel=1e-6), (name, curve)
 
 
 class AfterSteps:
@@ -196,41 +103,6 @@ def test_of_several_workers_one_feeds_the_trackers_and_a_later_evaluation_adds_t
     assert result.others and sorted(in_mlflow(job.run_dir)) == sorted(before)
     (run,) = mlflow_runs(job.run_dir)
     assert run.info.status == "FINISHED"
-
-
-class Session:
-    """One start of a run, without its training: writes metrics and checkpoints until it is killed.
-
-    Args:
-        folder: of the run.
-        size: of the metrics at its last checkpoint.
-    """
-
-    def __init__(self, folder, size, names):
-        self.folder, self.size, self.seconds = RunFolder(folder), size, os.urandom(1)[0]
-        self.folder.truncate_metrics(size)
-        job = read_job(DEMO, [f"run_dir={folder}"])
-        self.tracking = Tracking(job, self.folder, names)
-        self.tracking.begin()
-
-    def epoch(self, epoch, **more):
-        line = {"event": "epoch", "epoch": epoch, "cost": 1 / epoch, "total_seconds": self.seconds, **more}
-        self.folder.log(**line)
-
-    def evaluate(self, epoch, *, held_out=False):
-        ta, ra = epoch / 10, epoch / 20
-        self.folder.log(event="evaluation", epoch=epoch, ta=ta, ra=ra, held_out=held_out)
-
-    def save(self):
-        self.size = self.folder.metrics_bytes()
-        self.folder.saved()
-
-    def kill(self):
-        """End without closing; what was handed over arrives."""
-        for feed in self.tracking._feeds:
-            feed._calls.put(None)
-            feed._thread.join(60)
-        return self.size
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
@@ -316,13 +188,6 @@ def test_a_tracker_that_is_added_later_gets_the_whole_run_and_an_older_checkpoin
     assert sorted(p[:2] for p in in_mlflow(folder)) == sorted(in_metrics(folder))
 
 
-def result(**values):
-    fields = {"method": "dat-pgd", "seed": 0, "p": 1, "q": 1, "batches": 1, "batch": 50, "images": 50}
-    fields |= {"ta": 0.9, "ra": 0.5, "attack": "PGD-1", "communication": 0.0, "total": 1.0}
-    fields |= {"exchange": "ring, 32 bits", "megabytes": 0.0, "epoch": 2}
-    return Result(**fields | values)
-
-
 def test_a_later_result_replaces_the_earlier_one(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
@@ -345,93 +210,6 @@ def test_trackers_of_a_run_in_training_are_left_to_it(tmp_path, monkeypatch, cap
     record_result(read_job(DEMO, [f"run_dir={tmp_path}", "trackers=[mlflow]"]), folder, result())
     assert "the trackers do not get this result" in capsys.readouterr().err
     assert not (tmp_path / "mlflow").exists()
-
-
-class Broken:
-    """A tracker that fails or hangs at a call."""
-
-    name, call, error, calls = "", "", None, ()
-
-    def __init__(self, run):
-        type(self).calls = []
-
-    def _do(self, what):
-        self.calls.append(what)
-        if what == self.call:
-            if self.error is None:
-                self.hangs.wait(60)
-            else:
-                raise self.error
-
-    def begin(self, points):
-        self._do("begin")
-
-    def add(self, point):
-        self._do("add")
-
-    def summarise(self, epoch, results):
-        self._do("summarise")
-
-    def close(self, *, finished):
-        self._do("close")
-
-
-@pytest.mark.parametrize("call", ["begin", "add", "summarise", "close"])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(1), None])
-def test_a_tracker_that_fails_or_hangs_is_named_once_and_keeps_nobody_waiting(
-    tmp_path, monkeypatch, capsys, call, error
-):
-    kind = type("Kind", (Broken,), {"call": call, "error": error, "hangs": threading.Event()})
-    monkeypatch.setattr(module, "_load", lambda name: kind)
-    monkeypatch.setattr(module, "SECONDS_TO_CLOSE", 0.2 if error is None else 60)
-    session = Session(tmp_path, 0, ["mlflow"])
-    for epoch in (1, 2):
-        session.epoch(epoch)
-        session.save()
-    session.tracking.conclude(result(), finished=True)
-    session.tracking.close()
-    kind.hangs.set()
-    (line,) = capsys.readouterr().err.splitlines()
-    if error is None:
-        assert line.startswith("warning: tracker mlflow has not written everything within 0.2 s; the run is")
-    else:
-        assert line.startswith(
-            f"warning: tracker mlflow failed and is not used any more: {error}; the run is"
-        )
-        assert kind.calls[-1] == call and kind.calls.count(call) == 1
-    assert len(session.folder.metrics("epoch")) == 2
-
-
-@pytest.mark.parametrize(
-    "name, package", [("tensorboard", "tensorboard"), ("mlflow", "mlflow-skinny"), ("wandb", "wandb")]
-)
-def test_a_tracker_that_is_not_installed_is_refused_before_the_run_begins(
-    tmp_path, monkeypatch, name, package
-):
-    monkeypatch.delitem(sys.modules, f"hpcdat.tracking.{name}_tracker", raising=False)
-    for known in [each for each in sys.modules if each.split(".")[0] == name]:
-        monkeypatch.delitem(sys.modules, known)
-    monkeypatch.setitem(sys.modules, name, None)
-    done = run_here("train", DEMO, f"run_dir={tmp_path / 'run'}", f"trackers=[{name}]")
-    assert done.returncode == 2 and not (tmp_path / "run").exists()
-    assert done.stderr.splitlines()[-1] == (
-        f"hpcdat: trackers: {name} is not installed: pip install {package}, or leave it out: trackers=[]"
-    )
-
-
-def test_a_library_that_breaks_while_it_is_imported_is_refused_with_its_reason(monkeypatch, tmp_path):
-    (tmp_path / "wandb.py").write_text("import a_module_that_is_missing\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    for known in [each for each in sys.modules if each == "wandb" or each.endswith("wandb_tracker")]:
-        monkeypatch.delitem(sys.modules, known)
-    done = run_here("train", DEMO, f"run_dir={tmp_path / 'run'}", "trackers=[wandb]")
-    assert done.returncode == 2
-    assert "wandb cannot be imported (No module named 'a_module_that_is_missing'): pip" in done.stderr
-
-
-def test_an_unknown_tracker_is_refused():
-    done = run_here("train", DEMO, "--set", "trackers=[tensorbord]")
-    assert done.returncode == 2 and "trackers" in done.stderr and "tensorboard" in done.stderr
 
 
 def test_curves_have_one_name_each_that_all_trackers_take():

@@ -53,7 +53,7 @@ def read_cifar(source: str, root: Path, *, download: bool) -> tuple[Images, Imag
     train, test = (
         Images(
             [f"{folder}: {name} image {i}" for i in range(len(split.targets))],
-            split.targets,
+            np.array(split.targets),
             split.classes,
             np.ascontiguousarray(split.data),
         )

@@ -13,10 +13,11 @@ items only a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,11 +26,15 @@ from hpcdat.data.corrupt_images import HINT, complaint_about
 from hpcdat.data.image_file import Unusable, find_fault
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.item_reader import ItemReader, Place, Stored
+from hpcdat.data.read_ahead import Read, ReadAhead
+from hpcdat.data.sampler import Indices
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.uneven_work import run_unevenly
 from hpcdat.errors import first_few
 from hpcdat.progress import Progress
+
+T = TypeVar("T")
 
 TRAINING_IMAGES_CHECKED = 2000
 """Training images that each worker checks."""
@@ -37,6 +42,9 @@ TRAINING_IMAGES_CHECKED = 2000
 IMAGES_DECODED = 2000
 """Test images a worker up to which they are decoded; of more, JPEG and PNG only to their end markers, and of
 more items a sample of so many."""
+
+FILES_AT_ONCE = 256
+"""Encoded images that are read and checked at once."""
 
 ITEMS_AT_ONCE = 16
 """Items that a process reads before it reports."""
@@ -97,7 +105,7 @@ def check_images(
     else:
         tested = {file for images in lists for file in images.files}
         decoded = tested if len(tested) <= IMAGES_DECODED * workers.size else set()
-        work = partial(_faults, {file: file in decoded for file in share}, data, progress)
+        work = partial(_faults, {file: places[file] for file in share}, decoded, data, progress)
     found = run_unevenly(workers, "check the images", work, stop)
     every = workers.all_gather_object(found, "images that cannot be read")
     faults = {file: fault for of_worker in every for file, fault in of_worker.items()}
@@ -132,31 +140,51 @@ def _conclude(
 
 
 def _faults(
-    files: dict[str, bool], data: Data, progress: Progress, poll: Callable[[], None]
+    places: dict[str, tuple[Images, int]],
+    decoded: Container[str],
+    data: Data,
+    progress: Progress,
+    poll: Callable[[], None],
 ) -> dict[str, str]:
-    """The files that cannot be used, with the reason for each.
+    """The encoded images that cannot be used, with the reason for each.
 
     Args:
-        files: whether each is to be decoded.
+        places: list and position of each image, by its name.
+        decoded: names of those that are decoded.
         data, progress: as for :func:`check_images`.
         poll: of :func:`run_unevenly`.
     """
-    progress.begin("checking images", len(files))
-    threads = ThreadPoolExecutor(data.threads)
+    progress.begin("checking images", len(places))
+    read_ahead, threads, faults = ReadAhead(), ThreadPoolExecutor(data.threads), {}
     try:
-        futures = [
-            threads.submit(find_fault, file, data.channels, decoded=decoded)
-            for file, decoded in files.items()
-        ]
-        faults = {}
-        for file, fault in zip(files, _results(futures, poll), strict=True):
-            if fault is not None:
-                faults[file] = fault
-            progress.step()
+        for images in {id(images): images for images, _ in places.values()}.values():
+            assert images.encoded is not None
+            indices = np.array([index for of, index in places.values() if of is images], dtype=np.int64)
+            batches = _cut(indices, FILES_AT_ONCE)
+            for batch, reading in zip(batches, read_ahead.read(images.encoded, batches), strict=True):
+                names = list(images.encoded.take(batch))
+                checks = [
+                    threads.submit(_fault_of, one, data.channels, decoded=name in decoded)
+                    for name, one in zip(names, _in_order(reading, poll), strict=True)
+                ]
+                for name, fault in zip(names, _in_order(checks, poll), strict=True):
+                    if fault is not None:
+                        faults[name] = fault
+                    progress.step()
         return faults
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+        read_ahead.close()
         progress.end()
+
+
+def _fault_of(read: Read, channels: int, *, decoded: bool) -> str | None:
+    """Why an image that was read cannot be used, or None."""
+    return str(read) if isinstance(read, Unusable) else find_fault(read, channels, decoded=decoded)
+
+
+def _cut(indices: Indices, size: int) -> list[Indices]:
+    return [indices[at : at + size] for at in range(0, len(indices), size)]
 
 
 def _item_faults(
@@ -168,7 +196,7 @@ def _item_faults(
     try:
         for images in {id(images): images for images, _ in items}.values():
             indices = np.array([index for of, index in items if of is images], dtype=np.int64)
-            batches = [indices[at : at + ITEMS_AT_ONCE] for at in range(0, len(indices), ITEMS_AT_ONCE)]
+            batches = _cut(indices, ITEMS_AT_ONCE)
             with closing(ItemReader(images, data, _fault)) as reader:
                 for batch, read in zip(batches, reader.read(batches, seed=0), strict=True):
                     poll()
@@ -190,7 +218,7 @@ def _fault(images: Images, channels: int, place: Place) -> Stored | str:
     return np.empty(0, np.uint8), 0, 0
 
 
-def _results(futures: Sequence[Future[str | None]], poll: Callable[[], None]) -> Iterator[str | None]:
+def _in_order(futures: Sequence[Future[T]], poll: Callable[[], None]) -> Iterator[T]:
     """The results in order, with a poll before each, and while it is awaited."""
     for future in futures:
         poll()

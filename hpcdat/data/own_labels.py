@@ -103,7 +103,7 @@ def labelled_items(
         )
     positions = np.array(list(labels), dtype=np.int64)
     files = [f"{name} item {position}" for position in labels]
-    return Images(files, list(labels.values()), classes, items=Items(data_set, positions))
+    return Images(files, np.array(list(labels.values())), classes, items=Items(data_set, positions))
 
 
 def _attribute(held: Any, name: str) -> NDArray[np.int64] | None:

@@ -13,6 +13,7 @@ from hpcdat.config.sections import Data
 from hpcdat.data import open_loader
 from hpcdat.data.augmentation import view_of
 from hpcdat.data.dali_autoaugment import AutoAugment
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import apply_view
 from hpcdat.data.torchvision_loader import _Decoded
@@ -86,7 +87,7 @@ def test_images_that_cannot_be_read_change_no_others(tmp_path, loader):
         Image.fromarray(pixels).save(file)
     good = [index for index in range(12) if index not in (4, 10)]
     data = settings(loader, augmentation="crop-flip", corrupt="skip")
-    listed = Images(list(map(str, files)), images.labels, images.classes)
+    listed = Images(Files.of(map(str, files)), images.labels, images.classes)
     whole = read(loader_of(listed, data), range(12), size=3)
     files[4].write_bytes(Path(files[0]).read_bytes()[:90])
     files[10].write_bytes(b"")

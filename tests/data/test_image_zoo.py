@@ -10,6 +10,7 @@ from PIL import Image
 from hpcdat.config.sections import Data
 from hpcdat.data import open_loader
 from hpcdat.data.augmentation import view_of
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.image_file import inspect
 from hpcdat.data.image_folder import IMAGE_SUFFIXES
 from hpcdat.data.images import Images
@@ -57,7 +58,7 @@ def images(specimens, tmp_path_factory):
             suffix = IMAGE_SUFFIXES[(5 * number + 3 * copy) % len(IMAGE_SUFFIXES)]
             files.append(folder / f"{number}-{copy}{suffix}")
             files[-1].write_bytes(specimen.content)
-    return Images([str(file) for file in files], list(range(len(files))), ["a"])
+    return Images(Files.of(map(str, files)), list(range(len(files))), ["a"])
 
 
 def read_by_dali(images, settings, training, seed, capfd, batch_size=12):
@@ -130,7 +131,7 @@ def test_damage_inside_a_file_is_decided_alike(tmp_path, training, batch_size, c
     for number, specimen in enumerate(bases + list(zoo.whole_jpegs())):
         files.append(tmp_path / f"{number}.png")
         files[-1].write_bytes(zoo.damaged_inside(specimen, random).content)
-    images = Images([str(file) for file in files], list(range(len(files))), ["a"])
+    images = Images(Files.of(map(str, files)), list(range(len(files))), ["a"])
     settings = Data(root="x", image_size=SIZE, augmentation="crop-flip", corrupt="skip", threads=1)
     dali, told_by_dali = read_by_dali(images, settings, training, 1, capfd, batch_size)
     torchvision, told_by_torchvision = read_by_torchvision(images, settings, training, 1)

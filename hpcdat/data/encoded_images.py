@@ -124,7 +124,7 @@ class EncodedImages(Sequence[str], ABC):
 
     @classmethod
     @abstractmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> EncodedImages:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
         """The list that consists of these."""
 
     @overload
@@ -239,7 +239,7 @@ class Files(EncodedImages):
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Files:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
         """The list of these names and folders."""
         folders = PackedStrings(arrays["folders"], arrays["folder_ends"])
         return cls(folders, arrays["folder_of"], PackedStrings(arrays["names"], arrays["name_ends"]))

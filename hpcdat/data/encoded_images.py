@@ -73,14 +73,14 @@ class PackedStrings(Sequence[str]):
 
     def take(self, indices: NDArray[np.int64]) -> PackedStrings:
         """The strings at these positions, in this order."""
-        starts = np.concatenate([np.zeros(1, self.ends.dtype), self.ends[:-1]])
-        lengths = (self.ends - starts)[indices].astype(np.int64)
+        starts = np.where(indices == 0, 0, self.ends[indices - 1].astype(np.int64))
+        lengths = self.ends[indices].astype(np.int64) - starts
         ends = np.cumsum(lengths)
         data = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
         done = 0
         for at in range(0, len(indices), STRINGS_AT_ONCE):
             of_chunk = lengths[at : at + STRINGS_AT_ONCE]
-            first = starts[indices[at : at + STRINGS_AT_ONCE]].astype(np.int64)
+            first = starts[at : at + STRINGS_AT_ONCE]
             before = np.cumsum(of_chunk) - of_chunk
             size = int(of_chunk.sum())
             data[done : done + size] = self.data[np.repeat(first - before, of_chunk) + np.arange(size)]

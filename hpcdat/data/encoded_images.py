@@ -97,6 +97,8 @@ class EncodedImages(Sequence[str], ABC):
 
     kind: str
     """Name of the class among those that workers send each other."""
+    inspected: bool = False
+    """Whether every image has been inspected, and its bytes are compared with a checksum when it is read."""
 
     @abstractmethod
     def name(self, index: int) -> str:

@@ -7,17 +7,19 @@ starts, only a sample of them, since reading all of 1.28 million would delay eve
 affect many files. The workers divide the files among themselves: of ImageNet's 50,000 test images, 6.7 GB,
 each of 36 workers reads 190 MB. A run that resumes checks nothing again.
 
+Of shards that ``hpcdat pack`` has written, only the sample of training images is checked: it has inspected all
+images, and bytes that have changed since are found by their checksums whenever they are read.
+
 Items of data sets are checked in the same way, but always read as a loader reads them, and of very many test
 items only a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
@@ -30,11 +32,9 @@ from hpcdat.data.read_ahead import Read, ReadAhead
 from hpcdat.data.sampler import Indices
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.uneven_work import run_unevenly
+from hpcdat.distributed.uneven_work import results_in_order, run_unevenly
 from hpcdat.errors import first_few
 from hpcdat.progress import Progress
-
-T = TypeVar("T")
 
 TRAINING_IMAGES_CHECKED = 2000
 """Training images that each worker checks."""
@@ -54,9 +54,6 @@ MANY = 5000
 
 COMPLAINTS_SHOWN = 3
 """Images that an error message names."""
-
-SECONDS_BETWEEN_POLLS = 0.25
-"""How often a worker that waits for a file notices a stop request."""
 
 
 def check_images(
@@ -87,7 +84,7 @@ def check_images(
     """
     if data.loader == "device":
         return
-    lists = list({id(images): images for images in evaluated if images.pixels is None}.values())
+    lists = list({id(images): images for images in evaluated if not _is_sound(images)}.values())
     places: dict[str, tuple[Images, int]] = {}
     if data.corrupt == "stop" and train.pixels is None:
         places |= _sample(train, TRAINING_IMAGES_CHECKED * workers.size)
@@ -111,6 +108,11 @@ def check_images(
     faults = {file: fault for of_worker in every for file, fault in of_worker.items()}
     if faults:
         _conclude({file: faults[file] for file in files if file in faults}, len(files), lists, data, progress)
+
+
+def _is_sound(images: Images) -> bool:
+    """Whether images are in memory, or have been inspected before."""
+    return images.pixels is not None or (images.encoded is not None and images.encoded.inspected)
 
 
 def _sample(images: Images, most: int) -> dict[str, tuple[Images, int]]:
@@ -165,9 +167,9 @@ def _faults(
                 names = list(images.encoded.take(batch))
                 checks = [
                     threads.submit(_fault_of, one, data.channels, decoded=name in decoded)
-                    for name, one in zip(names, _in_order(reading, poll), strict=True)
+                    for name, one in zip(names, results_in_order(reading, poll), strict=True)
                 ]
-                for name, fault in zip(names, _in_order(checks, poll), strict=True):
+                for name, fault in zip(names, results_in_order(checks, poll), strict=True):
                     if fault is not None:
                         faults[name] = fault
                     progress.step()
@@ -216,12 +218,3 @@ def _fault(images: Images, channels: int, place: Place) -> Stored | str:
     except Unusable as reason:
         return str(reason)
     return np.empty(0, np.uint8), 0, 0
-
-
-def _in_order(futures: Sequence[Future[T]], poll: Callable[[], None]) -> Iterator[T]:
-    """The results in order, with a poll before each, and while it is awaited."""
-    for future in futures:
-        poll()
-        while not wait([future], SECONDS_BETWEEN_POLLS).done:
-            poll()
-        yield future.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from hpcdat.config.methods import METHODS
 from hpcdat.data import find_images
 from hpcdat.data.image_check import check_images
 from hpcdat.data.images import Images
+from hpcdat.data.listing import find_together
 from hpcdat.data.pseudo_labelled import joined, read_pseudo_labelled
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
@@ -55,10 +57,8 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     if job.trackers:
         workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
-    train_images, test_images = workers.on_all_ranks(
-        "find the images",
-        lambda: find_images(job.data, folders=job.module_path or (), quiet=not workers.is_rank0),
-    )
+    find = partial(find_images, job.data, folders=job.module_path or ())
+    train_images, test_images = find_together(find, job.data, workers)
     images = workers.on_all_ranks("hold images out", lambda: hold_out(train_images, test_images, job))
     if unlabelled := job.data.unlabelled:
         mixed = workers.on_all_ranks("read data.unlabelled", lambda: _mixed(unlabelled, images.train))

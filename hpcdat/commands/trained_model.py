@@ -10,6 +10,7 @@ from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.data import find_images, find_test_images
 from hpcdat.data.images import Images
+from hpcdat.data.listing import find_together
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.distributed.environment import describe_environment
@@ -73,9 +74,9 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
     Raises:
         InputError: there are no images, or the weights cannot be read or do not fit the whole model.
     """
-    images = workers.on_all_ranks(
-        "find the images",
-        lambda: find_test_images(job.data, folders=job.module_path or (), quiet=not workers.is_rank0),
+    folders = job.module_path or ()
+    (images,) = find_together(
+        lambda quiet: (find_test_images(job.data, folders=folders, quiet=quiet),), job.data, workers
     )
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     model = workers.on_all_ranks("build the model", lambda: build_model_for(job, len(images.classes), device))
@@ -159,15 +160,14 @@ def images_for(trained: Trained, job: EvaluationJob, workers: Communicator) -> I
     if trained.test_images is not None:
         return trained.test_images
 
-    def find() -> Images:
-        train_images, test_images = find_images(
-            job.data, folders=job.module_path or (), quiet=not workers.is_rank0
-        )
+    def find(*, quiet: bool) -> tuple[Images]:
+        train_images, test_images = find_images(job.data, folders=job.module_path or (), quiet=quiet)
         if train_images.classes != trained.classes:
             raise InputError(f"{job.data.root}: the classes differ from those of the training")
-        return test_images
+        return (test_images,)
 
-    return workers.on_all_ranks("find the images", find)
+    (images,) = find_together(find, job.data, workers)
+    return images
 
 
 def _why_none(job: Job) -> str:

@@ -39,7 +39,7 @@ class TorchvisionLoader:
         self.settings = settings
         self.device = device
         self.unreadable = Unreadable(settings.corrupt)
-        read = _BatchReader(images if images.encoded is None else None, settings, training)
+        read = BatchReader(images if images.encoded is None else None, settings, training)
         image_bytes = settings.image_size**2 * settings.channels
         self._processes = ReadingProcesses(read, settings.threads, image_bytes)
 
@@ -67,12 +67,12 @@ class TorchvisionLoader:
             read = [int(i) for i in indices if int(i) not in complaints]
             yield to_pixels(pixels, self.device), labels[read].to(self.device)
 
-    def _wanted(self, indices: Indices, seed: int) -> _Wanted:
+    def _wanted(self, indices: Indices, seed: int) -> Wanted:
         encoded = self.images.encoded
-        return _Wanted(indices, seed, None if encoded is None else encoded.take(indices))
+        return Wanted(indices, seed, None if encoded is None else encoded.take(indices))
 
 
-class _Wanted(NamedTuple):
+class Wanted(NamedTuple):
     """A batch to be read.
 
     Attributes:
@@ -86,7 +86,7 @@ class _Wanted(NamedTuple):
     encoded: EncodedImages | None
 
 
-class _BatchReader:
+class BatchReader:
     """Reads batches in a process of its own.
 
     Args:
@@ -105,7 +105,7 @@ class _BatchReader:
                 v2.AutoAugmentPolicy.IMAGENET, v2.InterpolationMode.BILINEAR, fill=POLICY_FILL
             )
 
-    def __call__(self, wanted: _Wanted) -> tuple[Tensor | None, dict[int, str]]:
+    def __call__(self, wanted: Wanted) -> tuple[Tensor | None, dict[int, str]]:
         """The pixels of a batch (N, H, W, C), uint8, or None, and a complaint for each unreadable image."""
         seen, complaints = [], {}
         for index, decoded in zip(wanted.indices.tolist(), self._decoded(wanted), strict=True):
@@ -119,7 +119,7 @@ class _BatchReader:
     def _read_ahead(self) -> ReadAhead:
         return ReadAhead()
 
-    def _decoded(self, wanted: _Wanted) -> Iterator[NDArray[np.uint8] | str]:
+    def _decoded(self, wanted: Wanted) -> Iterator[NDArray[np.uint8] | str]:
         """The pixels of each image (H, W, C), or why it cannot be read."""
         if wanted.encoded is None:
             assert self.images is not None

@@ -16,7 +16,7 @@ from hpcdat.data.dali_autoaugment import AutoAugment
 from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import apply_view
-from hpcdat.data.torchvision_loader import _Decoded
+from hpcdat.data.torchvision_loader import BatchReader, Wanted
 
 LOADERS = ["dali", "torchvision"]
 SEED = 7
@@ -132,8 +132,8 @@ def test_torchvision_does_to_the_view_what_the_policy_says(augmentation, monkeyp
         return carry_out(self, image, name, *others, **more)
 
     monkeypatch.setattr(v2.AutoAugment, "_apply_image_or_video_transform", noted)
-    decoded, state = _Decoded(images, data, training=True), torch.get_rng_state()
-    after = torch.stack([decoded[index, SEED][1].permute(2, 0, 1) for index in range(500)])
+    reader, state = BatchReader(images, data, training=True), torch.get_rng_state()
+    after = reader(Wanted(np.arange(500), SEED, None))[0].permute(0, 3, 1, 2)
     assert torch.equal(torch.get_rng_state(), state), "others draw what they would have drawn"
     untouched = (views(images, data) == after).flatten(1).all(1).float().mean()
     assert abs(untouched - UNTOUCHED) < 0.05

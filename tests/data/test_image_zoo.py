@@ -15,7 +15,7 @@ from hpcdat.data.image_file import inspect
 from hpcdat.data.image_folder import IMAGE_SUFFIXES
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import apply_view
-from hpcdat.data.torchvision_loader import _Decoded
+from hpcdat.data.torchvision_loader import BatchReader, Wanted
 from tests.data import image_zoo as zoo
 
 SIZE = 32
@@ -73,11 +73,11 @@ def read_by_dali(images, settings, training, seed, capfd, batch_size=12):
 
 
 def read_by_torchvision(images, settings, training, seed):
-    decoder = _Decoded(images, settings, training)
-    read = dict(decoder[index, seed] for index in range(len(images)))
-    complaints = [f"hpcdat: {answer}; it is left out" for answer in read.values() if isinstance(answer, str)]
-    seen = {i: answer.permute(2, 0, 1).float() for i, answer in read.items() if not isinstance(answer, str)}
-    return seen, sorted(complaints)
+    everything = np.arange(len(images))
+    pixels, complaints = BatchReader(None, settings, training)(Wanted(everything, seed, images.encoded))
+    readable = [index for index in everything.tolist() if index not in complaints]
+    seen = dict(zip(readable, pixels.permute(0, 3, 1, 2).float(), strict=True))
+    return seen, sorted(f"hpcdat: {answer}; it is left out" for answer in complaints.values())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -142,8 +142,9 @@ def test_damage_inside_a_file_is_decided_alike(tmp_path, training, batch_size, c
 
 def test_complaints_say_what_was_found_and_what_is_accepted(specimens, images):
     settings = Data(root="x", image_size=SIZE)
-    decoder = _Decoded(images, settings, training=False)
-    told = {s.name: decoder[2 * n, 0][1] for n, s in enumerate(specimens) if s.pixels is None}
+    reader = BatchReader(None, settings, training=False)
+    _, complaints = reader(Wanted(np.arange(len(images)), 0, images.encoded))
+    told = {s.name: complaints[2 * n] for n, s in enumerate(specimens) if s.pixels is None}
     for name, what in {
         "nothing": "found an empty file; accepted are JPEG, PNG, GIF, BMP, PNM, TIFF and WebP",
         "html": "found an HTML, XML or SVG page; accepted are",

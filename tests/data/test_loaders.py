@@ -23,7 +23,7 @@ from hpcdat.data.encoded_images import Files
 from hpcdat.data.image_folder import list_images
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import to_pixels
-from hpcdat.data.torchvision_loader import _Decoded
+from hpcdat.data.torchvision_loader import BatchReader, Wanted
 
 CPU = torch.device("cpu")
 LOADERS = ["dali", "torchvision"]
@@ -164,7 +164,7 @@ def test_images_that_live_on_the_device_are_seen_as_torchvision_sees_them(height
     pixels = np.random.default_rng(0).integers(0, 256, (40, height, width, 3), dtype=np.uint8)
     images = Images([f"image {i}" for i in range(40)], [i % 3 for i in range(40)], ["a", "b", "c"], pixels)
     settings = Data(root="x", loader="device", image_size=size, augmentation="pad-crop")
-    reader, theirs = loader_of(images, settings, training), _Decoded(images, settings, training)
+    reader, theirs = loader_of(images, settings, training), BatchReader(images, settings, training)
     epochs = []
     for seed, widths in ((1, [16, 0, 23, 1]), (2, [40])):
         order = np.random.default_rng(seed).permutation(40)
@@ -172,8 +172,8 @@ def test_images_that_live_on_the_device_are_seen_as_torchvision_sees_them(height
         read = list(reader.read(batches, seed))
         assert [len(x) for x, _ in read] == widths
         for indices, (x, y) in zip(batches, read, strict=True):
-            seen = [theirs[int(i), seed][1] for i in indices]
-            assert not seen or torch.equal(x, to_pixels(torch.stack(seen), CPU))
+            seen, _ = theirs(Wanted(indices, seed, None))
+            assert seen is None or torch.equal(x, to_pixels(seen, CPU))
             assert y.tolist() == [images.labels[i] for i in indices]
         epochs.append(torch.cat([x for x, _ in read])[order.argsort()])
     assert torch.equal(*epochs) != training
@@ -202,9 +202,8 @@ def test_images_that_cannot_be_read_are_left_out_where_the_job_says_so(photos, t
     bad = [tmp_path / "torn.jpg", tmp_path / "empty.png", tmp_path / "gone.png"]
     bad[0].write_bytes(Path(good[0]).read_bytes()[:200])
     bad[1].write_bytes(b"")
-    images = Images(
-        [good[1], str(bad[0]), good[2], str(bad[1]), good[3], str(bad[2])], [0, 1, 2, 3, 4, 5], []
-    )
+    files = [good[1], str(bad[0]), good[2], str(bad[1]), good[3], str(bad[2])]
+    images = Images(Files.of(files), range(6), [])
     settings = Data(root=photos, loader=loader, image_size=16, corrupt="skip")
     reader = loader_of(images, settings)
     order = [np.array([0, 1, 2]), np.array([3]), np.array([4, 5]), np.array([2])]

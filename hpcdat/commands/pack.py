@@ -8,25 +8,28 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from hpcdat.data.corrupt_images import complaint_about
-from hpcdat.data.encoded_images import READERS, Files
+from hpcdat.config.sections import Data
+from hpcdat.data.encoded_images import READERS
 from hpcdat.data.image_folder import list_folder
 from hpcdat.data.images import Images
+from hpcdat.data.listing import find_together
 from hpcdat.data.packing import Part, Plan, pack_shard, read_part, shard_name, write_index_of
-from hpcdat.data.read_ahead import ReadAhead
+from hpcdat.data.read_ahead import Read, ReadAhead
 from hpcdat.data.shard_folder import PACKING_FILE
 from hpcdat.data.shard_index import INDEX_FILE, read_index
-from hpcdat.distributed.arrays import from_worker0
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.uneven_work import results_in_order, run_unevenly
-from hpcdat.errors import InputError, first_few
+from hpcdat.errors import InputError, WorkerError, first_few
 from hpcdat.progress import Progress
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.folder_lock import locked
@@ -132,38 +135,35 @@ def check_folders(root: Path, out: Path, splits: Sequence[str]) -> None:
 def _plans(
     root: Path, splits: Sequence[str], shard_bytes: int, workers: Communicator, stop: StopRequest
 ) -> list[Plan]:
-    """The plans of all splits, the same on all workers; worker 0 lists the images."""
+    """The plans of all splits, the same on all workers; worker 0 lists the images and reads their sizes."""
+    found = find_together(partial(_list, root, splits), Data(source="folder", root=root), workers)
 
-    def list_all(poll: Callable[[], None]) -> list[Plan]:
-        plans: list[Plan] = []
-        with ThreadPoolExecutor(1) as thread:
-            for split in splits if workers.is_rank0 else []:
-                classes = plans[0].images.classes if plans else None
-                listing = thread.submit(list_folder, root / split, classes)
-                (listed,) = results_in_order([listing], poll)
-                if listed.left_out:
-                    print(f"hpcdat: {root / split}: left out: {listed.left_out}", file=sys.stderr, flush=True)
-                plans.append(
-                    Plan(listed.images, root / split, _sizes(listed.images.files, poll), shard_bytes)
-                )
-        return plans
+    def read_sizes(poll: Callable[[], None]) -> list[NDArray[np.int64]]:
+        return [
+            _sizes(images.files, poll) if workers.is_rank0 else np.zeros(len(images), np.int64)
+            for images in found
+        ]
 
-    own = run_unevenly(workers, "list the images", list_all, stop)
-    classes = workers.on_rank0("send the classes", lambda: own[0].images.classes)
-    plans = []
-    for number, split in enumerate(splits):
-        arrays = {}
-        if workers.is_rank0:
-            images = own[number].images
-            assert isinstance(images.files, Files)
-            arrays = {"sizes": own[number].sizes, "labels": images.labels, **images.files.arrays()}
-        arrays = from_worker0(workers, arrays, "images to pack")
-        images = Images(Files.from_arrays(arrays), arrays["labels"], classes)
-        plans.append(Plan(images, root / split, arrays["sizes"], shard_bytes))
-    return plans
+    sizes = run_unevenly(workers, "read the sizes of the images", read_sizes, stop)
+    workers.broadcast([torch.from_numpy(of_split) for of_split in sizes], "sizes of images")
+    return [
+        Plan(images, root / split, of_split, shard_bytes)
+        for images, split, of_split in zip(found, splits, sizes, strict=True)
+    ]
 
 
-def _sizes(files: Sequence[str], poll: Callable[[], None]) -> np.ndarray:
+def _list(root: Path, splits: Sequence[str], *, quiet: bool) -> tuple[Images, ...]:
+    """The images of each split."""
+    found: list[Images] = []
+    for split in splits:
+        listing = list_folder(root / split, found[0].classes if found else None)
+        if listing.left_out and not quiet:
+            print(f"hpcdat: {root / split}: left out: {listing.left_out}", file=sys.stderr, flush=True)
+        found.append(listing.images)
+    return tuple(found)
+
+
+def _sizes(files: Sequence[str], poll: Callable[[], None]) -> NDArray[np.int64]:
     """The size of each file, bytes; 0 of one that cannot be read, which is reported when it is packed."""
 
     def size(index: int) -> int:
@@ -204,8 +204,7 @@ def _begin(plans: Sequence[Plan], folders: Sequence[Path], corrupt: Corrupt) -> 
         # What a call that was killed has left.
         for file in folder.glob(f".{folder.name}-*"):
             file.unlink()
-        index = read_index(folder / INDEX_FILE)
-        if index is not None and (corrupt == "skip" or len(index.shards) == len(plan.images)):
+        if (folder / INDEX_FILE).exists():
             pending.append([])
         else:
             parts = [read_part(folder, number) for number in range(len(plan.members))]
@@ -263,3 +262,20 @@ def _pack_shards(
             progress.end()
 
     run_unevenly(workers, "pack the images", work, stop)
+
+
+def _counted(read: Read, progress: Progress) -> Read:
+    progress.step()
+    return read
+
+
+def _conclude(plan: Plan, folder: Path) -> list[int]:
+    """Write the index, unless it is there; numbers and bytes for :class:`Packed`."""
+    index = read_index(folder / INDEX_FILE)
+    if index is None:
+        parts = [read_part(folder, number) for number in range(len(plan.members))]
+        if missing := [shard_name(folder, number) for number, part in enumerate(parts) if part is None]:
+            raise WorkerError(f"{folder}: not there, although written: {first_few(missing)}: call it again")
+        index = write_index_of(plan, [part for part in parts if part is not None], folder)
+    images = len(index.shards)
+    return [len(index.bytes_of), images, int(index.bytes_of.sum()), len(plan.images) - images]

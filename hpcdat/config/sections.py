@@ -39,14 +39,15 @@ class Data(Settings):
     source: Literal["digits", "folder", "shards", "cifar10", "cifar100", "huggingface"] | UserCode = "folder"
     """`folder`: one's own images; `shards`: images in tar files, which `hpcdat pack` or WebDataset has made;
     `cifar10` and `cifar100`: the official batches; `digits`: scikit-learn's digits, written to `root` if not
-    there; `huggingface`: what the library `datasets` reads; or `MODULE:CALLABLE` of one's own, called as callable(root=..., **options), without `root` if that is not
-    set, which returns two map-style data sets, for training and test (docs/data.md)"""
+    there; `huggingface`: what the library `datasets` reads; or `MODULE:CALLABLE` of one's own, called as
+    callable(root=..., **options), without `root` if that is not set, which returns two map-style data sets,
+    for training and test (docs/data.md)"""
     options: Annotated[dict[str, Any], AfterValidator(as_plain)] = {}
     """`MODULE:CALLABLE`: further arguments of the callable, by name"""
     root: Annotated[ExpandedPath | None, MAY_CHANGE] = None
-    """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for `shards`, train/*.tar and test/*.tar; for
-    CIFAR, cifar-10-batches-py or cifar-100-python; for `huggingface`, image folders, Parquet files or what
-    `save_to_disk` wrote; left out: a folder of the user's cache (not with `folder` and `shards`)"""
+    """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for `shards`, train/*.tar and test/*.tar;
+    for CIFAR, cifar-10-batches-py or cifar-100-python; for `huggingface`, image folders, Parquet files or
+    what `save_to_disk` wrote; left out: a folder of the user's cache (not with `folder` and `shards`)"""
     download: Annotated[bool, MAY_CHANGE] = False
     """download CIFAR's official batches, or the data set `hub`, into `root` if they are missing"""
     train: ExpandedName = "train"

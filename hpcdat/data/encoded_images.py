@@ -97,8 +97,11 @@ class EncodedImages(Sequence[str], ABC):
 
     kind: str
     """Name of the class among those that workers send each other."""
-    inspected: bool = False
-    """Whether every image has been inspected, and its bytes are compared with a checksum when it is read."""
+
+    @property
+    def inspected(self) -> bool:
+        """Whether every image has been inspected, and is compared with a checksum whenever it is read."""
+        return False
 
     @abstractmethod
     def name(self, index: int) -> str:

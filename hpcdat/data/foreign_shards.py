@@ -106,7 +106,7 @@ def index_tars(folder: Path, names: Sequence[str], classes: list[str] | None, pr
             np.array([size for one in scanned for size in one.sizes], dtype=np.uint32),
             np.array([checksum for one in scanned for checksum in one.checksums], dtype=np.uint32),
             with_common_beginnings(paths),
-            inspected=False,
+            of_pack=np.array([False]),
         ),
         labels,
         found,
@@ -123,9 +123,7 @@ def _labels(
     labelled = [name for name, one in zip(tars, scanned, strict=True) if one.labels]
     unlabelled = [name for name, one in zip(tars, scanned, strict=True) if one.unlabelled]
     if labelled and unlabelled:
-        raise DataError(
-            f"{folder}: {labelled[0]} has labels (KEY.cls or KEY.json), {unlabelled[0]} has none"
-        )
+        raise DataError(f"{folder}: {labelled[0]} has labels (KEY.cls or KEY.json), {unlabelled[0]} has none")
     if labelled:
         labels = np.array([label for one in scanned for label in one.labels], dtype=np.int64)
         if classes is None:
@@ -158,8 +156,9 @@ def _numbered(folder: Path, labels: NDArray[np.int64]) -> list[str]:
     counts = np.bincount(labels)
     if empty := np.flatnonzero(counts == 0).tolist():
         raise DataError(
-            f"{folder}: labels up to {len(counts) - 1}, but no image has label {first_few([*map(str, empty)])}: "
-            "labels count from 0; name all classes in classes.txt if some have no images"
+            f"{folder}: labels up to {len(counts) - 1}, but no image has label "
+            f"{first_few([*map(str, empty)])}: labels count from 0; name all classes in classes.txt if some "
+            "have no images"
         )
     return [str(number) for number in range(len(counts))]
 
@@ -261,7 +260,9 @@ def _label_of_json(tar: Path, member: tarfile.TarInfo, content: bytes) -> int | 
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{tar}: {member.name}: no JSON: {error}") from None
-    label = next((value[key] for key in LABEL_KEYS if key in value), None) if isinstance(value, dict) else None
+    label = (
+        next((value[key] for key in LABEL_KEYS if key in value), None) if isinstance(value, dict) else None
+    )
     if label is None:
         return None
     if type(label) is not int or not 0 <= label < 10**9:

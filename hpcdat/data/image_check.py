@@ -7,8 +7,8 @@ starts, only a sample of them, since reading all of 1.28 million would delay eve
 affect many files. The workers divide the files among themselves: of ImageNet's 50,000 test images, 6.7 GB,
 each of 36 workers reads 190 MB. A run that resumes checks nothing again.
 
-Of shards that ``hpcdat pack`` has written, only the sample of training images is checked: it has inspected all
-images, and bytes that have changed since are found by their checksums whenever they are read.
+Of shards that ``hpcdat pack`` has written, only the sample of training images is checked: it has inspected
+all images, and bytes that have changed since are found by their checksums whenever they are read.
 
 Items of data sets are checked in the same way, but always read as a loader reads them, and of very many test
 items only a sample.

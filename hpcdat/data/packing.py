@@ -1,8 +1,8 @@
 """The shards that ``hpcdat pack`` writes: which images each holds, its tar file, and the index of all.
 
-The images of a split are shuffled, always alike, before they are divided, so that programs that read shards from
-beginning to end, such as WebDataset, meet all classes in each. Each image is a member ``KEY.jpg`` (or .png, by
-its content) with its label in ``KEY.cls``; its KEY is its position in the list of images.
+The images of a split are shuffled, always alike, before they are divided, so that programs that read shards
+from beginning to end, such as WebDataset, meet all classes in each. Each image is a member ``KEY.jpg`` (or
+.png, by its content) with its label in ``KEY.cls``; its KEY is its position in the list of images.
 
 The sizes of all images are read first: shards are then of one size, the space they take is known, and so is
 which image lies in which shard before any is written, by however many workers.
@@ -28,7 +28,7 @@ from hpcdat.data.image_file import Contents, Unusable, decode
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.read_ahead import Read, contents_of
 from hpcdat.data.sampler import Indices
-from hpcdat.data.shard_index import CLASSES_FILE, INDEX_FILE, Index, read_arrays, write_index
+from hpcdat.data.shard_index import CLASSES_FILE, INDEX_FILE, Index, read_arrays, write_arrays, write_index
 from hpcdat.data.shards import BLOCK, Shards, with_common_beginnings
 from hpcdat.storage.atomic_files import digest, digest_of_array, write_atomically
 
@@ -192,9 +192,15 @@ def pack_shard(
                 entries.append((position, at // BLOCK, len(one), zlib.crc32(one)))
 
     write_atomically(shard, write)
-    columns = np.array(entries, dtype=np.int64).reshape(-1, 4).T
-    part = Part(columns[0], *columns[1:].astype(np.uint32), np.array(left_out, dtype=np.int64))
-    write_atomically(shard.with_suffix(".npz"), lambda file: np.savez(file, **vars(part)))
+    positions, offsets, sizes, checksums = np.array(entries, dtype=np.int64).reshape(-1, 4).T
+    part = Part(
+        positions,
+        offsets.astype(np.uint32),
+        sizes.astype(np.uint32),
+        checksums.astype(np.uint32),
+        np.array(left_out, dtype=np.int64),
+    )
+    write_arrays(shard.with_suffix(".npz"), vars(part))
     return complaints
 
 
@@ -248,7 +254,7 @@ def write_index_of(plan: Plan, parts: Sequence[Part], folder: Path) -> Index:
             np.concatenate([part.sizes for part in parts])[order],
             np.concatenate([part.checksums for part in parts])[order],
             plan.paths.take(positions[order]),
-            inspected=True,
+            of_pack=np.array([True]),
         ),
         labels,
         plan.images.classes,

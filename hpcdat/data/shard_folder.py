@@ -1,4 +1,4 @@
-"""Folders of shards: their index, which is made when it is first needed if ``hpcdat pack`` has not made it."""
+"""Folders of shards: their index, made when it is first needed if ``hpcdat pack`` has not made it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find_tars(folder: Path) -> list[str]:
         DataError: there are none, or compressed ones.
     """
     try:
-        found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        found = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}. {_expected(folder)}") from None
     if compressed := [name for name in found if name.lower().endswith(COMPRESSED)]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,28 +77,26 @@ class Index:
 
 
 def write_index(file: Path, index: Index) -> None:
-    """Write an index atomically, uncompressed, as NumPy's .npz.
+    """Write an index atomically.
 
     Raises:
         OSError: it could not be written.
     """
     classes = PackedStrings.of(index.classes)
-
-    def write(opened: IO[bytes]) -> None:
-        np.savez(
-            opened,
-            version=np.array([VERSION]),
-            labels=index.labels.astype(np.min_scalar_type(max(len(index.classes) - 1, 0))),
-            classes=classes.data,
-            class_ends=classes.ends,
-            numbered=np.array([index.numbered]),
-            bytes_of=index.bytes_of,
-            times_of=index.times_of,
-            plan=np.array([index.plan]),
+    write_arrays(
+        file,
+        {
+            "version": np.array([VERSION]),
+            "labels": index.labels.astype(np.min_scalar_type(len(index.classes))),
+            "classes": classes.data,
+            "class_ends": classes.ends,
+            "numbered": np.array([index.numbered]),
+            "bytes_of": index.bytes_of,
+            "times_of": index.times_of,
+            "plan": np.array([index.plan]),
             **index.shards.arrays(),
-        )
-
-    write_atomically(file, write)
+        },
+    )
 
 
 def read_index(file: Path) -> Index | None:
@@ -124,6 +122,15 @@ def read_index(file: Path) -> Index | None:
         )
     except (KeyError, IndexError) as error:
         raise DataError(f"{file}: no index of shards ({error} is missing): remove it") from None
+
+
+def write_arrays(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write arrays to an .npz file atomically.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    write_atomically(file, lambda opened: np.savez(opened, allow_pickle=False, **arrays))
 
 
 def read_arrays(file: Path) -> dict[str, NDArray[Any]] | None:

@@ -36,7 +36,7 @@ class Shards(EncodedImages):
         checksums: (N,), uint32, CRC-32 of each.
         paths: CLASS/NAME of each; the beginning of ``folders`` that all names of a class have in common is
             stored with the class.
-        inspected: whether every image was inspected when it was packed.
+        of_pack: (1,), whether ``hpcdat pack`` has written the shards; an array, as all that workers send.
     """
 
     shards: PackedStrings
@@ -45,11 +45,16 @@ class Shards(EncodedImages):
     sizes: NDArray[np.uint32]
     checksums: NDArray[np.uint32]
     paths: Files
-    inspected: bool
+    of_pack: NDArray[np.bool_]
     kind = "shards"
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    @property
+    def inspected(self) -> bool:
+        """Whether every image was inspected when it was packed."""
+        return bool(self.of_pack[0])
 
     def name(self, index: int) -> str:
         """Shard, class and name of an image, as a path."""
@@ -100,7 +105,7 @@ class Shards(EncodedImages):
             "offsets": self.offsets,
             "sizes": self.sizes,
             "checksums": self.checksums,
-            "inspected": np.array([self.inspected]),
+            "of_pack": self.of_pack,
             **self.paths.arrays(),
         }
 
@@ -114,7 +119,7 @@ class Shards(EncodedImages):
             arrays["sizes"],
             arrays["checksums"],
             Files.from_arrays(arrays),
-            bool(arrays["inspected"][0]),
+            arrays["of_pack"],
         )
 
 
@@ -125,7 +130,7 @@ def with_common_beginnings(paths: Iterable[str]) -> Files:
     beginnings = []
     ends = np.cumsum(np.bincount(folder_of, minlength=len(files.folders)))
     for number, of_folder in enumerate(np.split(np.argsort(folder_of, kind="stable"), ends[:-1])):
-        common = os.path.commonprefix([names[index] for index in of_folder.tolist()])
+        common = os.path.commonprefix([names[index] for index in of_folder.tolist()])  # noqa: RUF071
         beginnings.append(files.folders[number] + common)
         for index in of_folder.tolist():
             names[index] = names[index][len(common) :]

@@ -205,7 +205,8 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
         found = f"{count(classes, 'class', 'es')} in {data.root or data.source}"
         findings.append(Finding("ok", check, found, _where(right, nodes)))
     elif not wrong and data.source == "shards":
-        findings.append(Finding("ok", check, f"not checked: a run indexes the tar files in {data.root} first"))
+        found = f"not checked: a run first indexes the tar files in {data.root}"
+        findings.append(Finding("ok", check, found))
     return findings
 
 

@@ -23,6 +23,7 @@ from hpcdat.data.image_file import Unusable
 from hpcdat.data.image_folder import find_classes
 from hpcdat.data.images import DataError
 from hpcdat.data.shard_folder import existing_index, find_tars
+from hpcdat.data.shard_index import Index
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.cores import cgroup_quota, observe_cores
 from hpcdat.distributed.device import why_no_gpu
@@ -255,7 +256,7 @@ def _count_classes(data: Data, folders: Sequence[Path] = ()) -> int | None:
 
 def _count_classes_of_shards(data: Data, root: Path) -> int | None:
     """Count the classes of shards and read an image of each shard; None if the run itself indexes them."""
-    indices = []
+    indices: list[Index] = []
     for split in [data.train] if data.test_fraction else [data.train, data.test]:
         index = existing_index(root / split, find_tars(root / split))
         if index is None:

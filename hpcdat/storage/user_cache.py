@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """hpcdat's folder in the user's cache, which may have to be made.
+    """Hpcdat's folder in the user's cache, which may have to be made.
 
     Raises:
         RuntimeError: the user has no home folder.

@@ -98,6 +98,11 @@ class EncodedImages(Sequence[str], ABC):
     kind: str
     """Name of the class among those that workers send each other."""
 
+    @property
+    def inspected(self) -> bool:
+        """Whether every image has been inspected, and is compared with a checksum whenever it is read."""
+        return False
+
     @abstractmethod
     def name(self, index: int) -> str:
         """The name of an image, by which a user finds it."""

@@ -7,6 +7,9 @@ starts, only a sample of them, since reading all of 1.28 million would delay eve
 affect many files. The workers divide the files among themselves: of ImageNet's 50,000 test images, 6.7 GB,
 each of 36 workers reads 190 MB. A run that resumes checks nothing again.
 
+Of shards that ``hpcdat pack`` has written, only the sample of training images is checked: it has inspected
+all images, and bytes that have changed since are found by their checksums whenever they are read.
+
 Items of data sets are checked in the same way, but always read as a loader reads them, and of very many test
 items only a sample.
 """
@@ -14,11 +17,11 @@ items only a sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,11 +34,9 @@ from hpcdat.data.read_ahead import Read, ReadAhead
 from hpcdat.data.sampler import Indices
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.uneven_work import run_unevenly
+from hpcdat.distributed.uneven_work import results_in_order, run_unevenly
 from hpcdat.errors import first_few
 from hpcdat.progress import Progress
-
-T = TypeVar("T")
 
 TRAINING_IMAGES_CHECKED = 2000
 """Training images that each worker checks."""
@@ -55,9 +56,6 @@ MANY = 5000
 
 COMPLAINTS_SHOWN = 3
 """Images that an error message names."""
-
-SECONDS_BETWEEN_POLLS = 0.25
-"""How often a worker that waits for a file notices a stop request."""
 
 
 def check_images(
@@ -88,7 +86,7 @@ def check_images(
     """
     if data.loader == "device":
         return
-    lists = list({id(images): images for images in evaluated if images.pixels is None}.values())
+    lists = list({id(images): images for images in evaluated if not _is_sound(images)}.values())
     tested = sum(map(len, lists))
     checks = [
         _Check(
@@ -116,6 +114,11 @@ def check_images(
     if any(faults):
         of_images = [(check.images, of_list) for check, of_list in zip(checks, faults, strict=True)]
         _conclude(of_images, count, data, progress)
+
+
+def _is_sound(images: Images) -> bool:
+    """Whether images are in memory, or have been inspected before."""
+    return images.pixels is not None or (images.encoded is not None and images.encoded.inspected)
 
 
 class _Check(NamedTuple):
@@ -211,9 +214,9 @@ def _encoded_faults(check: _Check, data: Data, poll: Callable[[], None]) -> Gene
     read_ahead, threads = ReadAhead(), ThreadPoolExecutor(data.threads)
     try:
         for reading in read_ahead.read(encoded, batches):
-            read = _results(reading, poll)
+            read = list(results_in_order(reading, poll))
             parts = [read[at : at + FILES_AT_ONCE] for at in range(0, len(read), FILES_AT_ONCE)]
-            for faults in _results([threads.submit(faults_of, part) for part in parts], poll):
+            for faults in results_in_order([threads.submit(faults_of, part) for part in parts], poll):
                 yield from faults
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
@@ -239,11 +242,3 @@ def _fault(images: Images, channels: int, place: Place) -> Stored | str:
     except Unusable as reason:
         return str(reason)
     return np.empty(0, np.uint8), 0, 0
-
-
-def _results(futures: Sequence[Future[T]], poll: Callable[[], None]) -> list[T]:
-    """The results in order, with polls while they are awaited."""
-    while wait(futures, SECONDS_BETWEEN_POLLS).not_done:
-        poll()
-    poll()
-    return [future.result() for future in futures]

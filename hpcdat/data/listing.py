@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 from hpcdat.config.sections import Data
 from hpcdat.data.encoded_images import EncodedImages, Files
 from hpcdat.data.images import DataError, Images
+from hpcdat.data.shards import Shards
 from hpcdat.distributed.communicator import Communicator
+from hpcdat.distributed.uneven_work import results_in_order, run_unevenly
+from hpcdat.distributed.waiting import announcing
 
-KINDS: dict[str, type[EncodedImages]] = {kind.kind: kind for kind in (Files,)}
+KINDS: dict[str, type[EncodedImages]] = {kind.kind: kind for kind in (Files, Shards)}
 """Lists that can be sent."""
 
-LISTED = ("folder",)
+LISTED = ("folder", "shards")
 """Values of ``data.source`` of which one worker makes the list; from others every worker reads it."""
 
 Found = tuple[Images, ...]
@@ -39,16 +43,20 @@ def find_together(find: Callable[..., Found], settings: Data, workers: Communica
     what = "find the images"
     if workers.size == 1 or settings.source not in LISTED:
         return workers.on_all_ranks(what, lambda: find(quiet=not workers.is_rank0))
-    found: list[Images] = []
 
-    def find_and_describe() -> list[Any]:
-        found.extend(find(quiet=False))
-        return [list(_Outline.of(images)) for images in found]
+    def find_on_worker0(poll: Callable[[], None]) -> list[Images]:
+        if not workers.is_rank0:
+            return []
+        # It may take long: tar files of other programs are read from end to end to index them.
+        with announcing(what), ThreadPoolExecutor(1) as thread:
+            (lists,) = results_in_order([thread.submit(find, quiet=False)], poll)
+            return list(lists)
 
-    outlines = [_Outline(*one) for one in workers.on_rank0(what, find_and_describe)]
+    found = run_unevenly(workers, what, find_on_worker0, None)
+    outlines: list[Any] = workers.on_rank0(what, lambda: [list(_Outline.of(images)) for images in found])
     workers.on_all_ranks(what, lambda: _check_root(settings))
     if not workers.is_rank0:
-        found = [outline.empty() for outline in outlines]
+        found = [_Outline(*one).empty() for one in outlines]
     return tuple(_broadcast(images, workers, f"images.{n}") for n, images in enumerate(found))
 
 
@@ -97,5 +105,5 @@ def _check_root(settings: Data) -> None:
     if settings.root is not None and not settings.root.is_dir():
         raise DataError(
             f"{settings.root}: there is no such folder on this node, although worker 0 has found images "
-            "there; data.root has to be in a file system that all nodes share, or to be copied to each"
+            "there; it has to be in a file system that all nodes share, or to be copied to each"
         )

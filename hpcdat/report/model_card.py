@@ -221,9 +221,9 @@ def _versions(folder: RunFolder) -> list[tuple[str, str]]:
 
 
 def _data(job: Job) -> str:
-    """The name of the data: their source, of a folder of images its name."""
+    """The name of the data: their source, of a folder of images or shards its name."""
     data = job.data
-    return data.root.name if data.source == "folder" and data.root else data.source
+    return data.root.name if data.has_folders and data.root else data.source
 
 
 def _preprocessing(job: Job) -> str:

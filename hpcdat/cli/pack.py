@@ -70,7 +70,8 @@ def pack(
     for one in as_worker(work, None) or []:
         left_out = f"; {one.left_out:,} images that cannot be read were left out" if one.left_out else ""
         print(
-            f"{one.folder}: {one.images:,} images in {one.shards:,} shards, {one.size / 1e6:,.1f} MB{left_out}"
+            f"{one.folder}: {one.images:,} images in {one.shards:,} shards, "
+            f"{one.size / 1e6:,.1f} MB{left_out}"
         )
 
 

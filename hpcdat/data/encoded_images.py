@@ -91,12 +91,8 @@ class PackedStrings(Sequence[str]):
 class EncodedImages(Sequence[str], ABC):
     """Encoded images: a sequence of their names, which are in messages, with what each holds.
 
-    Such a list can be pickled, and sent to other workers as arrays of numbers. Lists are equal if their names
-    are.
+    Such a list can be pickled. Lists are equal if their names are.
     """
-
-    kind: str
-    """Name of the class among those that workers send each other."""
 
     @property
     def inspected(self) -> bool:
@@ -120,17 +116,20 @@ class EncodedImages(Sequence[str], ABC):
         """The images at these positions, in this order."""
 
     @abstractmethod
+    def stamps(self) -> NDArray[np.int64]:
+        """What the content of each image is known by without reading it: size and another number, (N, 2)."""
+
+    @abstractmethod
+    def name_hash(self) -> str:
+        """A hash of the images' names with those of their folders, without the path to these."""
+
     def signature(self) -> str:
-        """A hash that distinguishes lists of images, without what their classes are."""
+        """A hash of names and stamps, which distinguishes lists of images without reading these.
 
-    @abstractmethod
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """What the list consists of, by name."""
-
-    @classmethod
-    @abstractmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
-        """The list that consists of these."""
+        The time of a file's last change is among the stamps. If it differs although the images do not (a
+        copy), results are only measured again.
+        """
+        return digest([self.name_hash(), digest_of_array(self.stamps())])
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -150,8 +149,24 @@ class EncodedImages(Sequence[str], ABC):
     __hash__ = None  # type: ignore[assignment]  # lists are compared by all of their names
 
 
+class SendableImages(EncodedImages):
+    """Encoded images whose list workers send each other, as arrays of numbers."""
+
+    kind: str
+    """Name of the class among those that are sent."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What the list consists of, by name."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        """The list that consists of these."""
+
+
 @dataclass(frozen=True, eq=False)
-class Files(EncodedImages):
+class Files(SendableImages):
     """Image files.
 
     Attributes:
@@ -214,14 +229,13 @@ class Files(EncodedImages):
             PackedStrings.joined([part.names for part in parts]),
         )
 
-    def signature(self) -> str:
-        """A hash of the files' names, with their folders', sizes and times of the last change.
-
-        The time saves reading gigabytes. If it differs although the images do not (a copy), results are only
-        measured again.
-        """
+    def stamps(self) -> NDArray[np.int64]:
+        """Sizes and times of the last change, (N, 2), bytes and ns; -1 of a file that is not there."""
         with ThreadPoolExecutor(READERS) as threads:
-            stamps = list(threads.map(_stamp, self))
+            return np.array(list(threads.map(_stamp, self)), dtype=np.int64).reshape(-1, 2)
+
+    def name_hash(self) -> str:
+        """A hash of the files' names with their folders'."""
         within = [Path(folder).name for folder in self.folders]
         return digest(
             [
@@ -229,7 +243,6 @@ class Files(EncodedImages):
                 digest_of_array(self.folder_of.astype(np.int64)),
                 digest_of_array(self.names.data),
                 digest_of_array(self.names.ends.astype(np.int64)),
-                digest_of_array(np.array(stamps, dtype=np.int64)),
             ]
         )
 

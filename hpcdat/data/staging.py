@@ -26,6 +26,7 @@ from hpcdat.data.image_file import Unusable
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.read_ahead import Read, ReadAhead
 from hpcdat.data.sampler import Indices
+from hpcdat.data.shard_files import forget
 from hpcdat.data.shard_index import read_arrays, write_arrays
 from hpcdat.data.staged_images import BLOCK, Copies, Staged
 from hpcdat.distributed.communicator import Communicator
@@ -192,6 +193,7 @@ class _Share:
                     file.write(copy + bytes(-len(copy) % BLOCK))
                     progress.step()
             temporary.replace(self.file)
+            forget(str(self.file))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -213,9 +213,11 @@ def test_tar_files_that_are_compressed_damaged_or_none_are_named(tmp_path):
     tar.write_bytes(whole[:5000])
     with pytest.raises(DataError, match=r"a\.tar: "):
         found(tmp_path)
-    tar.write_bytes(whole[:512] + whole[:100] * 20)
-    with pytest.raises(DataError, match=r"a\.tar: "):
-        found(tmp_path)
+    # The second header, and a tar file after the end of another.
+    for content in (whole[:1024] + b"x" * 512 + whole[1536:], whole + whole):
+        tar.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.tar: damaged at byte [\d,]+, or several tar files in one"):
+            found(tmp_path)
     tar.write_bytes(b"\x1f\x8b" + whole)
     with pytest.raises(DataError, match=r"a\.tar: cannot be read as a tar file"):
         found(tmp_path)

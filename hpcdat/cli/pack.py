@@ -68,11 +68,9 @@ def pack(
         return pack(root, out, names, shard_bytes, corrupt, workers, stop)
 
     for one in as_worker(work, None) or []:
+        held = f"{one.images:,} images in {one.shards:,} shards, {one.size / 1e6:,.1f} MB"
         left_out = f"; {one.left_out:,} images that cannot be read were left out" if one.left_out else ""
-        print(
-            f"{one.folder}: {one.images:,} images in {one.shards:,} shards, "
-            f"{one.size / 1e6:,.1f} MB{left_out}"
-        )
+        print(f"{one.folder}: {held}{left_out}")
 
 
 def read_size(text: str) -> int:

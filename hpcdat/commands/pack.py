@@ -114,7 +114,8 @@ def check_folders(root: Path, out: Path, splits: Sequence[str]) -> None:
         InputError: a name cannot be used, or the folder holds something else.
     """
     for split in splits:
-        if not split or Path(split).is_absolute() or ".." in Path(split).parts or splits.count(split) > 1:
+        parts = Path(split).parts
+        if not parts or Path(split).is_absolute() or ".." in parts or splits.count(split) > 1:
             raise InputError(f"--splits {','.join(splits)}: expected different paths below {root}")
         if out.resolve().is_relative_to((root / split).resolve()):
             raise InputError(f"{out}: lies in {root / split}, which is to be packed: choose another folder")

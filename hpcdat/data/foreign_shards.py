@@ -36,6 +36,8 @@ MOST_BYTES = 2**32 - 1
 """Of an image."""
 MOST_LABEL_BYTES = 2**20
 """Of KEY.cls and KEY.json."""
+MOST_BYTES_AT_END = 2**20
+"""Of the zeros after the last member that are checked; programs write 10 KB or less."""
 
 
 @dataclass
@@ -174,6 +176,11 @@ def _scan(tar: Path) -> _Scanned:
         with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
             for key, members in groupby(_members(opened, tar), key=lambda member: _key(member.name)):
                 _add_sample(found, tar, file, key, list(members))
+            # The library takes a damaged header for the end.
+            if any(os.pread(file.fileno(), MOST_BYTES_AT_END, opened.offset)):
+                raise DataError(
+                    f"{tar}: damaged at byte {opened.offset:,}, or several tar files in one; make it again"
+                )
     except tarfile.TarError as error:
         raise DataError(f"{tar}: cannot be read as a tar file: {error}") from None
     except OSError as error:

@@ -48,9 +48,13 @@ def find_together(find: Callable[..., Found], settings: Data, workers: Communica
         if not workers.is_rank0:
             return []
         # It may take long: tar files of other programs are read from end to end to index them.
-        with announcing(what), ThreadPoolExecutor(1) as thread:
-            (lists,) = results_in_order([thread.submit(find, quiet=False)], poll)
+        thread = ThreadPoolExecutor(1)
+        try:
+            with announcing(what):
+                (lists,) = results_in_order([thread.submit(find, quiet=False)], poll)
             return list(lists)
+        finally:
+            thread.shutdown(wait=False)
 
     found = run_unevenly(workers, what, find_on_worker0, None)
     outlines: list[Any] = workers.on_rank0(what, lambda: [list(_Outline.of(images)) for images in found])

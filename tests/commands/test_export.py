@@ -235,6 +235,18 @@ def test_the_card_has_the_accuracies_of_these_weights_and_metadata_that_the_hub_
     assert "Needs hpcdat" in text and "| initial weights       | start.pth" in text
 
 
+def test_the_cards_recipe_has_what_changes_the_images_and_the_cost(tmp_path):
+    attack = ["method=dat-fgsm", "attack.name=n-fgsm", "attack.steps=1"]
+    data = ["data.mixing=cutmix", "data.source=huggingface", "data.hub=somebody/birds"]
+    finished_run(tmp_path / "run", ["model.name=digits-cnn", "objective.regulariser=trades", *attack, *data])
+    exporting.export(tmp_path / "run", tmp_path / "a.pth")
+    text = (tmp_path / "a.md").read_text()
+    recipe = dict(re.findall(r"^\| (\S.*?) +\| (.*?) +\|$", text, re.MULTILINE))
+    assert recipe["attack in training"] == "n-fgsm, 1 step, linf, eps 0.2"
+    assert (recipe["objective"], recipe["augmentation"]) == ("TRADES, beta 6", "cutmix")
+    assert "classes of somebody/birds, trained with dat-fgsm" in text
+
+
 def test_averaged_weights_are_written_if_asked(tmp_path):
     model = finished_run(tmp_path / "run", ["model.name=digits-cnn", "averaging.ema=0.9"])
     checkpoints = RunFolder(tmp_path / "run").checkpoints

@@ -204,10 +204,17 @@ def _averaging(averaging: Averaging) -> str:
 def _settings(job: Job) -> dict[str, Any]:
     """The settings that the training depends on, by dotted name; of files only their names."""
     return {
-        key: Path(value).name if isinstance(value, Path) or str(value).startswith("/") else value
-        for key, (value, may_change) in by_name(job).items()
-        if not may_change
+        key: _without_folders(value) for key, (value, may_change) in by_name(job).items() if not may_change
     }
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting with only the last names of the paths in it."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, Path) or str(value).startswith("/") else value
 
 
 def _versions(folder: RunFolder) -> list[tuple[str, str]]:

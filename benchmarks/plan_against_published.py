@@ -1,19 +1,25 @@
 """What ``hpcdat plan``'s cost model predicts for published systems, over what their authors measured.
 
-``python benchmarks/plan_against_published.py [--json PATH] [--page docs/plan-against-published.md]`` reads the
-calibration files in ``benchmarks/published``, each with links, sources and published figures, predicts every
-figure with :func:`hpcdat.performance.forecast.forecast`, and prints a table for each file; with ``--page`` it
-replaces the tables of that page. Nothing is measured, so every run has the same result.
+``python benchmarks/plan_against_published.py [--json PATH] [--page PATH]`` reads the calibration files in
+``benchmarks/published``, each with links, sources and published figures, predicts every figure with
+:func:`hpcdat.performance.forecast.forecast`, and prints a table for each file; with ``--page``, which is
+docs/plan-against-published.md, it replaces the tables of that page. Nothing is measured, so every run has the
+same result.
 
 The computation of a worker is not predicted. It comes from a published figure too (``alone``): the time of an
 epoch, or the throughput, on one node or one GPU. An attack step counts as two passes through the network
 (forward, gradient of the images) and a local gradient as three for each half of the batch's cost (gradient of
 the weights as well). The time of encoding gradients, for which no source gives a figure, counts as zero.
 
-Ratios: predicted over published of every row, ``FILE: ROW``, and
+Every figure is predicted a second time as by ``hpcdat plan --link RATE``, without the parameters that a file
+sets or fits: collectives reach the nominal rate, a message takes 0.2 ms, all-reduces are rings, and workers
+are equally fast.
 
-- ``worst_fitted``: of the rows on which a parameter was fitted, the one farthest from 1.
-- ``worst_checked``: of the others, without those that a file marks as unexplained, likewise.
+Ratios: predicted over published of every row, ``FILE: ROW``, and of the row farthest from 1
+
+- ``worst_fitted``: of those on which a parameter was fitted,
+- ``worst_checked``: of the others, without those that a file marks as unexplained,
+- ``worst``: of all.
 """
 
 from __future__ import annotations
@@ -32,7 +38,8 @@ from torch import nn
 
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
-from hpcdat.performance.calibration import Calibration
+from hpcdat.config.yaml_text import load
+from hpcdat.performance.calibration import Calibration, assume_links
 from hpcdat.performance.cost_model import slowdown_by_slowest
 from hpcdat.performance.forecast import Forecast, forecast, images_of_epoch, no_correction
 from hpcdat.performance.network_bytes import shapes_of
@@ -55,6 +62,7 @@ class Run(BaseModel):
     Attributes:
         job: file, relative to the repository.
         settings: that replace some of the file.
+        images: of an epoch, those that the job holds out included.
         nodes, per_node: p and q.
     """
 
@@ -62,7 +70,8 @@ class Run(BaseModel):
 
     job: Path
     settings: tuple[str, ...] = ()
-    nodes: int
+    images: int = IMAGENET
+    nodes: int = 1
     per_node: int = 1
 
     def read(self) -> Job:
@@ -71,31 +80,28 @@ class Run(BaseModel):
 
 
 class Alone(Run):
-    """A run whose computation is published; its workers exchange nothing over a network.
+    """A run whose computation is published; the time that its workers wait for a network is neglected.
 
     Attributes:
-        epoch: seconds of an epoch without communication over a network; None if the throughput is published.
+        epoch: seconds of an epoch; None if the throughput is published.
         images_per_second: of all workers.
         update: seconds of a step that do not grow with its images; not published, but fitted.
     """
 
-    nodes: int = 1
     epoch: float | None = None
     images_per_second: float | None = None
     update: float = 0.0
 
     def timing(self, jitter: float, job: Job) -> StepTiming:
-        """The computation of ``job`` on one worker of this system.
+        """The computation of a worker of this system.
 
         Args:
             jitter: of the calibration; what is published has waited for the slowest worker.
-            job: the model and the size of images as in this run; other attack, method and batch.
+            job: of the same model and size of images; attack, method and batch may be others.
         """
-        mine = self.read()
-        workers = self.nodes * self.per_node
-        steps = IMAGENET / (mine.batch_size * workers)
-        step = (self.epoch or IMAGENET / (self.images_per_second or math.nan)) / steps
-        step /= slowdown_by_slowest(jitter, workers)
+        mine, workers = self.read(), self.nodes * self.per_node
+        epoch = self.epoch or self.images / (self.images_per_second or math.nan)
+        step = epoch * mine.batch_size * workers / self.images / slowdown_by_slowest(jitter, workers)
         one_pass = (step - self.update) / mine.batch_size / sum(passes(mine))
         attack, gradient = (one_pass * count for count in passes(job))
         return StepTiming(attack, gradient, self.update, mine.batch_size, "a published figure", "")
@@ -107,12 +113,12 @@ class Row(BaseModel):
     Attributes:
         name: what ran.
         source: table, figure, section or file of the source.
-        run: what is predicted.
-        over: the run whose T divides that of ``run``.
         quantity, value: what is published.
         about: whether the source gives the value as approximate.
         fitted: parameter of the calibration that was fitted on this row; None if it only checks.
         unexplained: whether the page says that the model lacks what this row shows.
+        run: what is predicted.
+        over: the run whose T divides that of ``run``.
         alone: source of the computation.
     """
 
@@ -120,13 +126,13 @@ class Row(BaseModel):
 
     name: str
     source: str
-    run: Run
-    over: Run | None = None
     quantity: Quantity
     value: float = Field(gt=0)
     about: bool = False
     fitted: str | None = None
     unexplained: bool = False
+    run: Run
+    over: Run | None = None
     alone: Alone
 
     def predicted(self, calibration: Calibration) -> float:
@@ -143,6 +149,11 @@ class Row(BaseModel):
                 return known.speed_up / (known.nodes * known.per_node)
         assert self.over is not None
         return known.total / predict(self.over, self.alone, calibration).total
+
+    def predicted_by_link(self, rate: str) -> float:
+        """The cost model's value for links of this nominal rate, with nothing fitted."""
+        alone = self.alone.model_copy(update={"update": 0.0})
+        return self.model_copy(update={"alone": alone}).predicted(assume_links(rate))
 
 
 class Published(BaseModel):
@@ -170,11 +181,10 @@ def passes(job: Job) -> tuple[int, int]:
 def predict(run: Run, alone: Alone, calibration: Calibration) -> Forecast:
     """The forecast of a run on a published system."""
     job = run.read()
-    images, classes = images_of_epoch(job, IMAGENET)
+    images, classes = images_of_epoch(job, run.images)
     timing = alone.timing(calibration.jitter, job)
-    model = _model(job.model.model_dump_json(), run, classes)
     return forecast(
-        *(job, images, model, timing, calibration, run.nodes, run.per_node),
+        *(job, images, _shapes(run.job, run.settings, classes), timing, calibration, run.nodes, run.per_node),
         lambda exchange, senders: 0.0,
         no_correction,
         timing,
@@ -186,46 +196,37 @@ def _read(job: Path, settings: tuple[str, ...]) -> Job:
     return read_job(ROOT / job, settings)
 
 
-_MODELS: dict[str, nn.Module] = {}
-
-
-def _model(key: str, run: Run, classes: int) -> nn.Module:
-    if key not in _MODELS:
-        _MODELS[key] = shapes_of(run.read(), classes)
-    return _MODELS[key]
+@cache
+def _shapes(job: Path, settings: tuple[str, ...], classes: int) -> nn.Module:
+    return shapes_of(_read(job, settings), classes)
 
 
 def compare(file: Path) -> dict[str, Any]:
     """A calibration file's rows with predicted values and ratios."""
     calibration = Calibration.read(file)
+    rate = load(file.read_text())[0]["network"]["rate"]
     published = Published.model_validate(calibration.published)
     rows = []
     for row in published.rows:
-        predicted = row.predicted(calibration)
-        rows.append(
-            row.model_dump(mode="json", include={"name", "source", "quantity", "value", "about", "fitted", "unexplained"})
-            | {"workers": f"{row.run.nodes} x {row.run.per_node}", "predicted": predicted}
-            | {"ratio": predicted / row.value}
-        )
+        predicted, by_link = row.predicted(calibration), row.predicted_by_link(rate)
+        known = row.model_dump(mode="json", exclude={"run", "over", "alone"})
+        known |= {"workers": f"{row.run.nodes} x {row.run.per_node}", "predicted": predicted}
+        rows.append(known | {"ratio": predicted / row.value, "ratio_by_link": by_link / row.value})
     return {"title": published.title, "sources": published.sources, "rows": rows}
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:
     """The table of a file's rows."""
-    cells = [
-        [
-            row["name"],
-            row["source"],
-            row["workers"],
-            row["quantity"],
-            f"{row['predicted']:.3g}" if row["predicted"] < 100 else f"{row['predicted']:.0f}",
-            ("about " if row["about"] else "") + f"{row['value']:g}",
-            f"{row['ratio']:.2f}",
-            f"fitted: {row['fitted']}" if row["fitted"] else "unexplained" if row["unexplained"] else "checked",
-        ]
-        for row in rows
-    ]
-    header = ["what ran", "source", "p x q", "quantity", "predicted", "published", "ratio", ""]
+    cells = []
+    for row in rows:
+        predicted, about = row["predicted"], "about " if row["about"] else ""
+        figures = [f"{predicted:.{0 if predicted >= 100 else 2}f}", f"{about}{row['value']:g}"]
+        ratios = [f"{row['ratio']:.2f}", f"{row['ratio_by_link']:.2f}"]
+        kind = "unexplained" if row["unexplained"] else "check"
+        if row["fitted"]:
+            kind = f"fitted: {row['fitted']}"
+        cells.append([row["name"], row["source"], row["workers"], row["quantity"], *figures, *ratios, kind])
+    header = ["what ran", "source", "p x q", "quantity", "predicted", "published", "ratio", "by --link", ""]
     return tabulate(cells, header, tablefmt="github", disable_numparse=True)
 
 
@@ -233,22 +234,23 @@ def ratios_of(files: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The ratios of a report."""
     ratios = {f"{name}: {row['name']}": row["ratio"] for name, file in files.items() for row in file["rows"]}
     rows = [row for file in files.values() for row in file["rows"]]
-    fitted = [row["ratio"] for row in rows if row["fitted"]]
-    checked = [row["ratio"] for row in rows if not row["fitted"] and not row["unexplained"]]
-    for name, group in (("worst_fitted", fitted), ("worst_checked", checked)):
-        ratios[name] = max(group, key=lambda ratio: abs(math.log(ratio)))
-    return ratios
+    groups = {
+        "worst_fitted": [row["ratio"] for row in rows if row["fitted"]],
+        "worst_checked": [row["ratio"] for row in rows if not row["fitted"] and not row["unexplained"]],
+        "worst": [row["ratio"] for row in rows],
+    }
+    return ratios | {name: max(group, key=lambda r: abs(math.log(r))) for name, group in groups.items()}
 
 
 def with_tables(page: str, files: dict[str, dict[str, Any]]) -> str:
     """The text of a page with its tables, each below a line ``<!-- FILE -->``, replaced."""
     for name, file in files.items():
         mark = f"<!-- {name} -->\n"
-        page, count = re.subn(
-            rf"{re.escape(mark)}(\|.*\n)*", lambda _, mark=mark, file=file: f"{mark}{table_of(file['rows'])}\n", page
-        )
-        if count != 1:
-            raise SystemExit(f"the page has {count} lines {mark.strip()}, not 1")
+        if page.count(mark) != 1:
+            raise SystemExit(f"the page has {page.count(mark)} lines {mark.strip()}, not 1")
+        before, after = page.split(mark)
+        after = re.sub(r"^(?:[|].*\n)*", "", after)
+        page = f"{before}{mark}{table_of(file['rows'])}\n{after}"
     return page
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from hpcdat.config.yaml_text import load
+from hpcdat.config.yaml_text import dotted, load
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import device_name
 from hpcdat.emulation.cluster import bytes_per_second, emulated_links
@@ -65,7 +65,7 @@ class Calibration(BaseModel):
     """What a forecast takes from a cluster; saved in a file, it can be used for any job and number of nodes.
 
     Attributes:
-        network: the links; a file may give them as :class:`AssumedLinks`.
+        network: the links; a file may hold :class:`AssumedLinks` in their place.
         measured_on: description of where and when they were measured.
         jitter: standard deviation of a worker's computation time in a step over its mean, as far as workers
             are not slow together: every step waits for the slowest one. 0: all take the same time.
@@ -78,12 +78,6 @@ class Calibration(BaseModel):
     measured_on: str = Field(min_length=1)
     jitter: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     published: dict[str, Any] = Field({}, exclude=True)
-
-    @field_validator("network", mode="before")
-    @classmethod
-    def _assumed(cls, value: Any) -> Any:
-        assumed = isinstance(value, dict) and "rate" in value
-        return AssumedLinks.model_validate(value).network() if assumed else value
 
     def write(self, path: Path) -> None:
         """Save it as JSON.
@@ -104,10 +98,18 @@ class Calibration(BaseModel):
             InputError: it cannot be read.
         """
         try:
-            read = cls.model_validate(load(path.read_text())[0])
+            values, _ = load(path.read_text())
+            links = values.get("network") if isinstance(values, dict) else None
+            if isinstance(links, dict) and "rate" in links:
+                values["network"] = AssumedLinks.model_validate(links).network()
+            read = cls.model_validate(values)
             if missing := set(COLLECTIVE_KINDS) - set(read.network.links):
                 raise ValueError(f"links of {', '.join(sorted(missing))} are missing")
             return read
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key, wrong = dotted(first["loc"]), first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{path} is no calibration: {key and f'{key}: '}{wrong}") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is no calibration: {error}") from None
 

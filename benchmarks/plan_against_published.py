@@ -15,7 +15,7 @@ Every figure is predicted a second time as by ``hpcdat plan --link RATE``, witho
 sets or fits: collectives reach the nominal rate, a message takes 0.2 ms, all-reduces are rings, and workers
 are equally fast.
 
-Ratios: predicted over published of every row, ``FILE: ROW``, and of the row farthest from 1
+Ratios: predicted over published of every row, ``FILE: ROW, QUANTITY``, and of the row farthest from 1
 
 - ``worst_fitted``: of those on which a parameter was fitted,
 - ``worst_checked``: of the others, without those that a file marks as unexplained,
@@ -232,7 +232,11 @@ def table_of(rows: list[dict[str, Any]]) -> str:
 
 def ratios_of(files: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The ratios of a report."""
-    ratios = {f"{name}: {row['name']}": row["ratio"] for name, file in files.items() for row in file["rows"]}
+    ratios = {
+        f"{name}: {row['name']}, {row['quantity']}": row["ratio"]
+        for name, file in files.items()
+        for row in file["rows"]
+    }
     rows = [row for file in files.values() for row in file["rows"]]
     groups = {
         "worst_fitted": [row["ratio"] for row in rows if row["fitted"]],

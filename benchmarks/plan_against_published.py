@@ -222,11 +222,11 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         predicted, about = row["predicted"], "about " if row["about"] else ""
         figures = [f"{predicted:.{0 if predicted >= 100 else 2}f}", f"{about}{row['value']:g}"]
         ratios = [f"{row['ratio']:.2f}", f"{row['ratio_by_link']:.2f}"]
-        kind = "unexplained" if row["unexplained"] else "check"
+        kind = "unexplained" if row["unexplained"] else "a check"
         if row["fitted"]:
             kind = f"fitted: {row['fitted']}"
         cells.append([row["name"], row["source"], row["workers"], row["quantity"], *figures, *ratios, kind])
-    header = ["what ran", "source", "p x q", "quantity", "predicted", "published", "ratio", "by --link", ""]
+    header = ["what ran", "source", "p x q", "quantity", "predicted", "published", "ratio", "by --link", "row is"]
     return tabulate(cells, header, tablefmt="github", disable_numparse=True)
 
 

@@ -11,7 +11,7 @@ from hpcdat.exchange.traffic import Collective
 from hpcdat.performance.autotune import COLLECTIVE_KINDS
 from hpcdat.performance.calibration import MESSAGE_SECONDS, Calibration, assume_links
 from hpcdat.performance.cost_model import slowdown_by_slowest
-from tests.performance.test_forecast import RATE, TIMING, calibration, predict
+from tests.performance.test_forecast import LATENCY, RATE, TIMING, calibration, predict
 
 
 @pytest.fixture
@@ -66,6 +66,10 @@ def test_a_measured_calibration_may_be_given_a_tree_and_a_jitter(written, tmp_pa
     read = written(json.dumps(saved))
     assert (read.jitter, read.network.tree) == (0.03, True)
     assert read.network.links == calibration(6).network.links
+    # 2 log2 of 6, rounded up, are 6 consecutive messages, and 2 log2 of 1,024 are 20.
+    crossing = Collective("allreduce", 1e6)
+    assert read.network.latency(crossing, 6) == pytest.approx(LATENCY)
+    assert read.network.latency(crossing, 1024) == pytest.approx(20 / 6 * LATENCY)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 36, 1536])

@@ -226,7 +226,8 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         if row["fitted"]:
             kind = f"fitted: {row['fitted']}"
         cells.append([row["name"], row["source"], row["workers"], row["quantity"], *figures, *ratios, kind])
-    header = ["what ran", "source", "p x q", "quantity", "predicted", "published", "ratio", "by --link", "row is"]
+    header = ["what ran", "source", "p x q", "quantity"]
+    header += ["predicted", "published", "ratio", "by --link", "row is"]
     return tabulate(cells, header, tablefmt="github", disable_numparse=True)
 
 

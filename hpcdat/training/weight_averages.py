@@ -43,7 +43,7 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, settings: Averaging) -> None:
         self.model, self.settings = model, settings
-        weights = {n: t for n, t in _state(model).items() if isinstance(t, nn.Parameter)}
+        weights: dict[str, Tensor] = {n: t for n, t in _state(model).items() if isinstance(t, nn.Parameter)}
         self._weights = _Average(lambda: weights)
         # Found again each time, since new tensors may take the place of buffers.
         self._buffers = _Average(

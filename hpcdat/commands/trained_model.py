@@ -17,7 +17,7 @@ from hpcdat.distributed.environment import describe_environment
 from hpcdat.errors import InputError, first_few
 from hpcdat.models import build_model_for
 from hpcdat.models.fingerprint import fingerprint
-from hpcdat.storage.evaluation_folder import begin_evaluation
+from hpcdat.storage.evaluation_folder import begin_evaluation, check_given
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.pretrained import load_pretrained
 from hpcdat.training.replicas import make_equal
@@ -74,14 +74,15 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
     Raises:
         InputError: there are no images, or the weights cannot be read or do not fit the whole model.
     """
+    path = job.model.pretrained
+    assert path is not None  # the job was opened for an evaluation
+    workers.on_rank0("find model.pretrained", lambda: check_given(path))
     folders = job.module_path or ()
     (images,) = find_together(
         lambda quiet: (find_test_images(job.data, folders=folders, quiet=quiet),), job.data, workers
     )
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     model = workers.on_all_ranks("build the model", lambda: build_model_for(job, len(images.classes), device))
-    path = job.model.pretrained
-    assert path is not None  # the job was opened for an evaluation
 
     def load() -> None:
         loaded = load_pretrained(model, path, images.classes, averaged=job.model.pretrained_averaged)

@@ -88,6 +88,11 @@ class Data(Settings):
     loader: Literal["dali", "torchvision", "device"] = "dali"
     """`dali`: NVIDIA DALI; `torchvision`: its transforms, after Pillow's decoders; `device`: keeps all images
     in GPU (or CPU) memory and shifts and flips them there; they must have one size"""
+    stage: Annotated[ExpandedPath | None, MAY_CHANGE] = None
+    """`folder`, `shards`: folder on a disk of the node, such as $SLURM_TMPDIR, that the images a node reads
+    again and again are copied to before training; a later run finds them there"""
+    stage_keep: Annotated[bool, MAY_CHANGE] = True
+    """whether these copies stay when the run has finished"""
     threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)

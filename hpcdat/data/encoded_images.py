@@ -73,14 +73,14 @@ class PackedStrings(Sequence[str]):
 
     def take(self, indices: NDArray[np.int64]) -> PackedStrings:
         """The strings at these positions, in this order."""
-        starts = np.concatenate([np.zeros(1, self.ends.dtype), self.ends[:-1]])
-        lengths = (self.ends - starts)[indices].astype(np.int64)
+        starts = np.where(indices == 0, 0, self.ends[indices - 1].astype(np.int64))
+        lengths = self.ends[indices].astype(np.int64) - starts
         ends = np.cumsum(lengths)
         data = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
         done = 0
         for at in range(0, len(indices), STRINGS_AT_ONCE):
             of_chunk = lengths[at : at + STRINGS_AT_ONCE]
-            first = starts[indices[at : at + STRINGS_AT_ONCE]].astype(np.int64)
+            first = starts[at : at + STRINGS_AT_ONCE]
             before = np.cumsum(of_chunk) - of_chunk
             size = int(of_chunk.sum())
             data[done : done + size] = self.data[np.repeat(first - before, of_chunk) + np.arange(size)]
@@ -91,12 +91,8 @@ class PackedStrings(Sequence[str]):
 class EncodedImages(Sequence[str], ABC):
     """Encoded images: a sequence of their names, which are in messages, with what each holds.
 
-    Such a list can be pickled, and sent to other workers as arrays of numbers. Lists are equal if their names
-    are.
+    Such a list can be pickled. Lists are equal if their names are.
     """
-
-    kind: str
-    """Name of the class among those that workers send each other."""
 
     @property
     def inspected(self) -> bool:
@@ -120,17 +116,20 @@ class EncodedImages(Sequence[str], ABC):
         """The images at these positions, in this order."""
 
     @abstractmethod
+    def stamps(self) -> NDArray[np.int64]:
+        """What the content of each image is known by without reading it: size and another number, (N, 2)."""
+
+    @abstractmethod
+    def name_hash(self) -> str:
+        """A hash of the images' names with those of their folders, without the path to these."""
+
     def signature(self) -> str:
-        """A hash that distinguishes lists of images, without what their classes are."""
+        """A hash of names and stamps, which distinguishes lists of images without reading these.
 
-    @abstractmethod
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """What the list consists of, by name."""
-
-    @classmethod
-    @abstractmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> EncodedImages:
-        """The list that consists of these."""
+        The time of a file's last change is among the stamps. If it differs although the images do not (a
+        copy), results are only measured again.
+        """
+        return digest([self.name_hash(), digest_of_array(self.stamps())])
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -150,8 +149,24 @@ class EncodedImages(Sequence[str], ABC):
     __hash__ = None  # type: ignore[assignment]  # lists are compared by all of their names
 
 
+class SendableImages(EncodedImages):
+    """Encoded images whose list workers send each other, as arrays of numbers."""
+
+    kind: str
+    """Name of the class among those that are sent."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What the list consists of, by name."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
+        """The list that consists of these."""
+
+
 @dataclass(frozen=True, eq=False)
-class Files(EncodedImages):
+class Files(SendableImages):
     """Image files.
 
     Attributes:
@@ -214,14 +229,13 @@ class Files(EncodedImages):
             PackedStrings.joined([part.names for part in parts]),
         )
 
-    def signature(self) -> str:
-        """A hash of the files' names, with their folders', sizes and times of the last change.
-
-        The time saves reading gigabytes. If it differs although the images do not (a copy), results are only
-        measured again.
-        """
+    def stamps(self) -> NDArray[np.int64]:
+        """Sizes and times of the last change, (N, 2), bytes and ns; -1 of a file that is not there."""
         with ThreadPoolExecutor(READERS) as threads:
-            stamps = list(threads.map(_stamp, self))
+            return np.array(list(threads.map(_stamp, self)), dtype=np.int64).reshape(-1, 2)
+
+    def name_hash(self) -> str:
+        """A hash of the files' names with their folders'."""
         within = [Path(folder).name for folder in self.folders]
         return digest(
             [
@@ -229,7 +243,6 @@ class Files(EncodedImages):
                 digest_of_array(self.folder_of.astype(np.int64)),
                 digest_of_array(self.names.data),
                 digest_of_array(self.names.ends.astype(np.int64)),
-                digest_of_array(np.array(stamps, dtype=np.int64)),
             ]
         )
 
@@ -244,7 +257,7 @@ class Files(EncodedImages):
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Files:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Self:
         """The list of these names and folders."""
         folders = PackedStrings(arrays["folders"], arrays["folder_ends"])
         return cls(folders, arrays["folder_of"], PackedStrings(arrays["names"], arrays["name_ends"]))

@@ -16,10 +16,12 @@ items only a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,8 +45,8 @@ IMAGES_DECODED = 2000
 """Test images a worker up to which they are decoded; of more, JPEG and PNG only to their end markers, and of
 more items a sample of so many."""
 
-FILES_AT_ONCE = 256
-"""Encoded images that are read and checked at once."""
+FILES_AT_ONCE = 64
+"""Encoded images that a thread checks at once."""
 
 ITEMS_AT_ONCE = 16
 """Items that a process reads before it reports."""
@@ -85,29 +87,33 @@ def check_images(
     if data.loader == "device":
         return
     lists = list({id(images): images for images in evaluated if not _is_sound(images)}.values())
-    places: dict[str, tuple[Images, int]] = {}
+    tested = sum(map(len, lists))
+    checks = [
+        _Check(
+            images,
+            _evenly_spaced(images, len(images) if images.items is None else IMAGES_DECODED * workers.size),
+            decoded=tested <= IMAGES_DECODED * workers.size,
+        )
+        for images in lists
+    ]
     if data.corrupt == "stop" and train.pixels is None:
-        places |= _sample(train, TRAINING_IMAGES_CHECKED * workers.size)
-    for images in lists:
-        places |= _sample(images, len(images) if images.items is None else IMAGES_DECODED * workers.size)
-    files = list(places)
-    if not files:
+        sample = _evenly_spaced(train, TRAINING_IMAGES_CHECKED * workers.size)
+        checks.insert(0, _Check(train, sample, decoded=False))
+    count = sum(len(check.indices) for check in checks)
+    if not count:
         return
-    if len(files) > MANY:
-        progress.say(f"checking {len(files):,} images before training starts")
-    share = files[workers.rank :: workers.size]
-    if train.items is not None:
-        of_items = [places[file] for file in share]
-        work = partial(_item_faults, of_items, data, progress)
-    else:
-        tested = {file for images in lists for file in images.files}
-        decoded = tested if len(tested) <= IMAGES_DECODED * workers.size else set()
-        work = partial(_faults, {file: places[file] for file in share}, decoded, data, progress)
+    if count > MANY:
+        progress.say(f"checking {count:,} images before training starts")
+    shares = _shares(checks, workers.rank, workers.size)
+    work = partial(_faults, shares, data, progress)
     found = run_unevenly(workers, "check the images", work, stop)
     every = workers.all_gather_object(found, "images that cannot be read")
-    faults = {file: fault for of_worker in every for file, fault in of_worker.items()}
-    if faults:
-        _conclude({file: faults[file] for file in files if file in faults}, len(files), lists, data, progress)
+    faults: list[dict[int, str]] = [{} for _ in checks]
+    for number, index, fault in sorted(fault for of_worker in every for fault in of_worker):
+        faults[number][index] = fault
+    if any(faults):
+        of_images = [(check.images, of_list) for check, of_list in zip(checks, faults, strict=True)]
+        _conclude(of_images, count, data, progress)
 
 
 def _is_sound(images: Images) -> bool:
@@ -115,100 +121,118 @@ def _is_sound(images: Images) -> bool:
     return images.pixels is not None or (images.encoded is not None and images.encoded.inspected)
 
 
-def _sample(images: Images, most: int) -> dict[str, tuple[Images, int]]:
-    """Images by their names: all of them or as many, evenly spaced, so that they are of every class."""
-    indices = np.linspace(0, len(images), min(len(images), most), endpoint=False).astype(int).tolist()
-    return {images.files[index]: (images, index) for index in indices}
+class _Check(NamedTuple):
+    """What is checked of a list of images.
+
+    Attributes:
+        images: the list.
+        indices: positions in it.
+        decoded: decode them, too.
+    """
+
+    images: Images
+    indices: Indices
+    decoded: bool
+
+
+def _evenly_spaced(images: Images, most: int) -> Indices:
+    """Positions of all images or of as many, evenly spaced, so that they are of every class."""
+    return np.linspace(0, len(images), min(len(images), most), endpoint=False).astype(np.int64)
+
+
+def _shares(checks: Sequence[_Check], rank: int, size: int) -> list[_Check]:
+    """A worker's part of every list: of all images in order, every ``size``-th."""
+    starts = accumulate((len(check.indices) for check in checks), initial=0)
+    return [
+        check._replace(indices=check.indices[(rank - start) % size :: size])
+        for check, start in zip(checks, starts, strict=False)
+    ]
 
 
 def _conclude(
-    faults: dict[str, str], checked: int, lists: Sequence[Images], data: Data, progress: Progress
+    faults: Sequence[tuple[Images, dict[int, str]]], checked: int, data: Data, progress: Progress
 ) -> None:
     """Report images that cannot be read, or raise an error on all workers."""
     if data.corrupt == "stop":
-        complaints = [complaint_about(file, fault) for file, fault in faults.items()]
+        complaints = [
+            complaint_about(images.files[index], fault)
+            for images, of_list in faults
+            for index, fault in of_list.items()
+        ]
         of = f" of {checked:,} images checked before training" if len(complaints) > COMPLAINTS_SHOWN else ""
         raise DataError(f"{first_few(complaints, COMPLAINTS_SHOWN)}{of} {HINT}", everywhere=True)
-    for images in lists:
-        bad = [file for file in images.files if file in faults]
-        if len(bad) == len(images):
-            complaint = complaint_about(bad[0], faults[bad[0]])
-            raise DataError(f"none of {len(bad):,} test images can be read: {complaint}", everywhere=True)
-        if bad:
+    for images, of_list in faults:
+        if len(of_list) == len(images):
+            complaint = complaint_about(images.files[0], of_list[0])
+            raise DataError(f"none of {len(images):,} test images can be read: {complaint}", everywhere=True)
+        if of_list:
             progress.say(
-                f"{len(bad):,} of {len(images):,} test images cannot be read and will be left out "
+                f"{len(of_list):,} of {len(images):,} test images cannot be read and will be left out "
                 "(data.corrupt: skip); the evaluation names them"
             )
 
 
 def _faults(
-    places: dict[str, tuple[Images, int]],
-    decoded: Container[str],
-    data: Data,
-    progress: Progress,
-    poll: Callable[[], None],
-) -> dict[str, str]:
-    """The encoded images that cannot be used, with the reason for each.
+    checks: Sequence[_Check], data: Data, progress: Progress, poll: Callable[[], None]
+) -> list[list[Any]]:
+    """The images that cannot be used: number of the check, position in its list, and reason.
 
     Args:
-        places: list and position of each image, by its name.
-        decoded: names of those that are decoded.
+        checks: this worker's.
         data, progress: as for :func:`check_images`.
         poll: of :func:`run_unevenly`.
     """
-    progress.begin("checking images", len(places))
-    read_ahead, threads, faults = ReadAhead(), ThreadPoolExecutor(data.threads), {}
+    progress.begin("checking images", sum(len(check.indices) for check in checks))
+    found: list[list[Any]] = []
     try:
-        for images in {id(images): images for images, _ in places.values()}.values():
-            assert images.encoded is not None
-            indices = np.array([index for of, index in places.values() if of is images], dtype=np.int64)
-            batches = _cut(indices, FILES_AT_ONCE)
-            for batch, reading in zip(batches, read_ahead.read(images.encoded, batches), strict=True):
-                names = list(images.encoded.take(batch))
-                checks = [
-                    threads.submit(_fault_of, one, data.channels, decoded=name in decoded)
-                    for name, one in zip(names, results_in_order(reading, poll), strict=True)
-                ]
-                for name, fault in zip(names, results_in_order(checks, poll), strict=True):
+        for number, check in enumerate(checks):
+            if not len(check.indices):
+                continue
+            find = _item_faults if check.images.encoded is None else _encoded_faults
+            with closing(find(check, data, poll)) as faults:
+                for index, fault in zip(check.indices.tolist(), faults, strict=True):
                     if fault is not None:
-                        faults[name] = fault
+                        found.append([number, index, fault])
                     progress.step()
-        return faults
+        return found
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        read_ahead.close()
         progress.end()
 
 
-def _fault_of(read: Read, channels: int, *, decoded: bool) -> str | None:
-    """Why an image that was read cannot be used, or None."""
-    return str(read) if isinstance(read, Unusable) else find_fault(read, channels, decoded=decoded)
+def _encoded_faults(check: _Check, data: Data, poll: Callable[[], None]) -> Generator[str | None, None, None]:
+    """Why each image cannot be used, or None; arguments as for :func:`_faults`."""
+    encoded = check.images.encoded
+    assert encoded is not None
+
+    def faults_of(read: Sequence[Read]) -> list[str | None]:
+        return [
+            str(one) if isinstance(one, Unusable) else find_fault(one, data.channels, decoded=check.decoded)
+            for one in read
+        ]
+
+    batches = _cut(check.indices, FILES_AT_ONCE * data.threads)
+    read_ahead, threads = ReadAhead(), ThreadPoolExecutor(data.threads)
+    try:
+        for reading in read_ahead.read(encoded, batches):
+            read = list(results_in_order(reading, poll))
+            parts = [read[at : at + FILES_AT_ONCE] for at in range(0, len(read), FILES_AT_ONCE)]
+            for faults in results_in_order([threads.submit(faults_of, part) for part in parts], poll):
+                yield from faults
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        read_ahead.close()
+
+
+def _item_faults(check: _Check, data: Data, poll: Callable[[], None]) -> Generator[str | None, None, None]:
+    """As :func:`_encoded_faults`, of items of a data set, which are always decoded."""
+    with closing(ItemReader(check.images, data, _fault)) as reader:
+        for read in reader.read(_cut(check.indices, ITEMS_AT_ONCE), seed=0):
+            poll()
+            yield from (fault if isinstance(fault, str) else None for fault in read)
 
 
 def _cut(indices: Indices, size: int) -> list[Indices]:
     return [indices[at : at + size] for at in range(0, len(indices), size)]
-
-
-def _item_faults(
-    items: Sequence[tuple[Images, int]], data: Data, progress: Progress, poll: Callable[[], None]
-) -> dict[str, str]:
-    """The items that cannot be used, by name, with the reason for each; arguments as for :func:`_faults`."""
-    progress.begin("checking items", len(items))
-    faults = {}
-    try:
-        for images in {id(images): images for images, _ in items}.values():
-            indices = np.array([index for of, index in items if of is images], dtype=np.int64)
-            batches = _cut(indices, ITEMS_AT_ONCE)
-            with closing(ItemReader(images, data, _fault)) as reader:
-                for batch, read in zip(batches, reader.read(batches, seed=0), strict=True):
-                    poll()
-                    for index, fault in zip(batch.tolist(), read, strict=True):
-                        if isinstance(fault, str):
-                            faults[images.files[index]] = fault
-                        progress.step()
-    finally:
-        progress.end()
-    return faults
 
 
 def _fault(images: Images, channels: int, place: Place) -> Stored | str:

@@ -193,10 +193,10 @@ class Images:
         self._check_enough(count)
         order = np.random.default_rng(0).permutation(len(self))
         labels = self.labels[order]
+        by_class = labels.argsort(kind="stable")
+        first = np.searchsorted(labels[by_class], labels)
         turn = np.empty_like(labels)
-        for label in np.unique(labels):
-            members = labels == label
-            turn[members] = np.arange(members.sum())
+        turn[by_class] = np.arange(len(labels)) - first[by_class]
         return np.sort(order[np.lexsort((labels, turn))[:count]])
 
     def _check_enough(self, count: int) -> None:

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from hpcdat.config.sections import Data
-from hpcdat.data.encoded_images import EncodedImages, Files
+from hpcdat.data.encoded_images import Files, SendableImages
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.shards import Shards
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.uneven_work import results_in_order, run_unevenly
 from hpcdat.distributed.waiting import announcing
 
-KINDS: dict[str, type[EncodedImages]] = {kind.kind: kind for kind in (Files, Shards)}
+KINDS: dict[str, type[SendableImages]] = {kind.kind: kind for kind in (Files, Shards)}
 """Lists that can be sent."""
 
 LISTED = ("folder", "shards")
@@ -81,10 +81,10 @@ class _Outline(NamedTuple):
 
     @classmethod
     def of(cls, images: Images) -> _Outline:
-        assert images.encoded is not None
-        arrays = images.encoded.arrays()
+        assert isinstance(images.files, SendableImages)
+        arrays = images.files.arrays()
         shapes = [(name, array.dtype.str, len(array)) for name, array in arrays.items()]
-        return cls(images.encoded.kind, shapes, len(images), images.classes)
+        return cls(images.files.kind, shapes, len(images), images.classes)
 
     def empty(self) -> Images:
         """A list of this size, to be filled in place."""
@@ -94,8 +94,8 @@ class _Outline(NamedTuple):
 
 def _broadcast(images: Images, workers: Communicator, name: str) -> Images:
     """Worker 0's images."""
-    assert images.encoded is not None
-    arrays: list[NDArray[Any]] = [images.labels, *images.encoded.arrays().values()]
+    assert isinstance(images.files, SendableImages)
+    arrays: list[NDArray[Any]] = [images.labels, *images.files.arrays().values()]
     # Horovod knows no unsigned integers of 16 or 32 bits. The arrays of those who receive are their own.
     parts = [array.view(np.uint8) for array in arrays if array.nbytes]
     # torch warns of memory that may not be written; the list of worker 0 may be of this kind.

@@ -89,6 +89,9 @@ def labelled_items(
             without training images.
     """
     if len(classes) < 2:
+        for position, label in labels.items():
+            if label < 0:
+                raise DataError(f"{name} item {position} has label {label}; expected 0 or more")
         raise DataError(f"{name} data have a single class; expected two or more")
     for position, label in labels.items():
         if not 0 <= label < len(classes):

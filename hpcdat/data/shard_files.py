@@ -47,6 +47,12 @@ def _shard(path: str) -> _Shard:
         return shard
 
 
+def forget(path: str) -> None:
+    """Open a file anew when it is read next, since it is another one now."""
+    with _lock:
+        _open.pop(path, None)
+
+
 def read_at(path: str, offset: int, size: int) -> bytes:
     """Bytes of a shard; any number of threads may call this at once.
 

@@ -6,16 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from hpcdat.data.foreign_shards import index_tars
 from hpcdat.data.images import DataError
 from hpcdat.data.shard_index import INDEX_FILE, Index, read_classes, read_index, write_index
 from hpcdat.distributed.stop_signals import installed_stop_request
-from hpcdat.distributed.waiting import SECONDS_BETWEEN_CHECKS, Wait
+from hpcdat.distributed.waiting import Wait
 from hpcdat.errors import first_few
 from hpcdat.progress import Progress
 from hpcdat.storage.atomic_files import check_writable, digest
+from hpcdat.storage.turn_lock import taking_turns
 from hpcdat.storage.user_cache import user_cache
 
 PACKING_FILE = "packing.json"
@@ -153,18 +152,9 @@ def _make_index(folder: Path, names: Sequence[str], file: Path, progress: Progre
     """Index tar files, unless another worker has done so meanwhile."""
     what = f"the tar files in {folder} to be indexed, by this worker or another"
     wait = Wait(what, installed_stop_request(), longest=SECONDS_TO_INDEX)
-    lock = FileLock(file.parent / f".{file.name}.lock")
-    while True:
-        try:
-            lock.acquire(timeout=SECONDS_BETWEEN_CHECKS)
-            break
-        except Timeout:
-            wait.check()
-    try:
+    with taking_turns(file.parent / f".{file.name}.lock", wait.check):
         index = read_index(file)
         if index is None or not _is_of(index, folder, names):
             index = index_tars(folder, names, read_classes(folder), progress)
             write_index(file, index)
         return index
-    finally:
-        lock.release()

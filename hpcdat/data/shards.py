@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from hpcdat.data.encoded_images import EncodedImages, Files, PackedStrings
+from hpcdat.data.encoded_images import Files, PackedStrings, SendableImages
 from hpcdat.data.image_file import Unusable
 from hpcdat.data.shard_files import read_at
 from hpcdat.storage.atomic_files import digest, digest_of_array
@@ -25,7 +25,7 @@ BLOCK = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Shards(EncodedImages):
+class Shards(SendableImages):
     """Images in shards. Of 1.28 million, with labels, this takes less than 50 MB.
 
     Attributes:
@@ -83,15 +83,17 @@ class Shards(EncodedImages):
             paths=self.paths.take(indices),
         )
 
-    def signature(self) -> str:
-        """A hash of names, sizes and checksums, which the index holds; no file is read."""
+    def stamps(self) -> NDArray[np.int64]:
+        """Sizes and checksums, (N, 2)."""
+        return np.stack([self.sizes, self.checksums], axis=1).astype(np.int64)
+
+    def name_hash(self) -> str:
+        """A hash of the names with their classes'."""
+        numbers = (self.paths.folder_of, self.paths.names.ends)
         return digest(
             [
                 list(self.paths.folders),
-                *(
-                    digest_of_array(numbers.astype(np.int64))
-                    for numbers in (self.paths.folder_of, self.paths.names.ends, self.sizes, self.checksums)
-                ),
+                *(digest_of_array(array.astype(np.int64)) for array in numbers),
                 digest_of_array(self.paths.names.data),
             ]
         )

@@ -137,6 +137,6 @@ def results_in_order(futures: Iterable[Future[T]], poll: Callable[[], None]) -> 
     """
     for future in futures:
         poll()
-        while not wait([future], SECONDS_BETWEEN_POLLS).done:
+        while not (future.done() or wait([future], SECONDS_BETWEEN_POLLS).done):
             poll()
         yield future.result()

@@ -192,7 +192,9 @@ def hold_out(train: Images, test: Images, job: Job) -> ImageSplits:
     if not count:
         return ImageSplits(train, test, test)
     held_out = train.balanced(count)
-    left = np.setdiff1d(np.arange(len(train)), held_out)
+    is_left = np.ones(len(train), dtype=bool)
+    is_left[held_out] = False
+    left = np.flatnonzero(is_left)
     if not len(left):
         raise DataError(f"early_stopping.held_out: {count} leaves none of the {len(train)} training images")
     return ImageSplits(train.subset(left), train.subset(held_out), test)

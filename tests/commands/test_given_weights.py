@@ -155,6 +155,8 @@ def test_given_weights_are_certified_and_label_images(job):
     [
         (["model.pretrained=null"], "model.pretrained: missing: the file of the weights to evaluate"),
         (["model.pretrained=no.pth"], "model.pretrained: no.pth: there is no such file or folder"),
+        (["model.pretrained=no.pth", "data.root=/nowhere", "data.source=folder"], "no.pth: there is no such"),
+        (["model.pretrained=job.yaml/no.pth"], "job.yaml/no.pth: cannot be read: Not a directory"),
         (["evaluation.eps=null"], "evaluation.eps: missing: the radius of the attack"),
         (["model.name=resnet50"], "does not fit this model: it lacks"),
         (["epochs=1"], "epochs: not allowed without method"),

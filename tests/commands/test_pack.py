@@ -157,7 +157,7 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out(root, tmp_path, capfd
     # The header of a GIF alone: only decoding shows the damage.
     none.write_bytes((broken / "train" / "cat.v2" / "2.x.gif").read_bytes()[:40])
     out = tmp_path / "out"
-    with pytest.raises(DataError, match=r"cannot be read as an image.*\(--corrupt skip leaves such images"):
+    with pytest.raises(InputError, match=r"cannot be read as an image.*\(--corrupt skip leaves such images"):
         packed(broken, out)
     done = packed(broken, out, corrupt="skip")
     assert (done[0].images, done[0].left_out) == (31, 2)
@@ -175,7 +175,7 @@ def test_a_shard_without_an_image_that_was_skipped_is_packed_again_where_it_may_
     out = tmp_path / "out"
     with pytest.raises(Stopped):
         packed(broken, out, corrupt="skip", stop=After(out / "train", 4))
-    with pytest.raises(DataError, match=r"torn\.jpg: cannot be read as an image: found an empty file"):
+    with pytest.raises(InputError, match=r"torn\.jpg: cannot be read as an image: found an empty file"):
         packed(broken, out)
 
 
@@ -184,7 +184,7 @@ def test_a_class_of_which_nothing_is_left_is_named(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("L", (4, 4)).save(tmp_path / "train" / name / "0.png")
     (tmp_path / "train" / "b" / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match="no image of class b can be read"):
+    with pytest.raises(InputError, match="no image of class b can be read"):
         pack(tmp_path, tmp_path / "out", ["train"], SMALL, "skip", SingleProcess(), Never())
 
 

@@ -122,9 +122,9 @@ def test_each_shard_is_opened_once(digits, monkeypatch, loader):
     opened = []
     monkeypatch.setattr(shard_files, "_open", type(shard_files._open)())
 
-    def counted(path, *rest):
+    def counted(path, *rest, **more):
         opened.append(path)
-        return real(path, *rest)
+        return real(path, *rest, **more)
 
     real = os.open
     monkeypatch.setattr(shard_files.os, "open", counted)

@@ -351,6 +351,7 @@ def test_the_examples_of_the_documentation_read_the_same_images(photos, tmp_path
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     text = (CHECKOUT / "docs" / "data.md").read_text()
+    text = text[text.index("## A data set in Python") :]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     sections = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my_data.py").write_text(code)

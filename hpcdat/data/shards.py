@@ -129,11 +129,11 @@ def with_common_beginnings(paths: Iterable[str]) -> Files:
     """A list of paths in which what all names of a folder begin with is stored once, with the folder."""
     files = Files.of(paths)
     names, folder_of = list(files.names), files.folder_of
-    beginnings = []
-    ends = np.cumsum(np.bincount(folder_of, minlength=len(files.folders)))
-    for number, of_folder in enumerate(np.split(np.argsort(folder_of, kind="stable"), ends[:-1])):
-        common = os.path.commonprefix([names[index] for index in of_folder.tolist()])  # noqa: RUF071
-        beginnings.append(files.folders[number] + common)
-        for index in of_folder.tolist():
+    order, beginnings, start = np.argsort(folder_of, kind="stable").tolist(), [], 0
+    for folder, end in zip(files.folders, np.cumsum(np.bincount(folder_of)).tolist(), strict=True):
+        common = os.path.commonprefix([names[index] for index in order[start:end]])  # noqa: RUF071
+        beginnings.append(folder + common)
+        for index in order[start:end]:
             names[index] = names[index][len(common) :]
+        start = end
     return Files(PackedStrings.of(beginnings), folder_of, PackedStrings.of(names))

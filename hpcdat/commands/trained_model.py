@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
@@ -17,6 +18,7 @@ from hpcdat.distributed.environment import describe_environment
 from hpcdat.errors import InputError, first_few
 from hpcdat.models import build_model_for
 from hpcdat.models.fingerprint import fingerprint
+from hpcdat.models.normalization import Normalization
 from hpcdat.storage.evaluation_folder import begin_evaluation, check_given
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.pretrained import load_pretrained
@@ -96,11 +98,21 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
         place = f" ({loaded.found_in})" if loaded.found_in else ""
         order = f"; the outputs are taken to be for the classes {first_few(images.classes)}, in this order"
         line = f"weights: {path}: {loaded.taken} tensors{place}{order if loaded.assumed else ''}"
-        print("\n".join([line, *(f"  {remark}" for remark in loaded.remarks)]), flush=True)
+        remarks = [*loaded.remarks, _normalisation(model)]
+        print("\n".join([line, *(f"  {remark}" for remark in remarks)]), flush=True)
 
     workers.on_rank0("read model.pretrained", load)
     make_equal(workers, model)
     return Trained(model.eval(), None, 0, images.classes, device, images)
+
+
+def _normalisation(model: nn.Module) -> str:
+    """What is subtracted from images and what they are divided by, which weights alone do not say."""
+    layer = next(module for module in model.modules() if isinstance(module, Normalization))
+    means, stds = (
+        ", ".join(f"{value:.4g}" for value in buffer.flatten().tolist()) for buffer in (layer.mean, layer.std)
+    )
+    return f"images are normalised with mean {means} and std {stds} (model.mean, model.std)"
 
 
 def prepare_folder(folder: RunFolder, job: EvaluationJob, trained: Trained, workers: Communicator) -> None:

@@ -151,7 +151,7 @@ def test_what_is_no_network_is_refused(name, expected):
         ("classes", "returns int64 numbers"),
         (
             "probabilities",
-            "returns probabilities in training mode, expected logits (N, 10), N the number of images: leave out",
+            "returns probabilities in training mode, expected logits (N, 10), N the number of images",
         ),
         ("size", "fails on images of 1x8x8 (data.channels, data.image_size): "),
         ("detached", "no gradient reaches the images, so they cannot be attacked"),

@@ -214,7 +214,7 @@ def drop_in(workers, patch, op):
     x = torch.randn(256, 20, generator=generator)
     y = x[:, :3].sum(1, keepdim=True)
     optimizer = hvd.DistributedOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.05),
+        torch.optim.SGD(model.parameters(), lr=0.1),
         named_parameters=model.named_parameters(),
         op=getattr(hvd, op),
         compression=QuantizedSum(bits=8),

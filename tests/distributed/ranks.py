@@ -19,10 +19,12 @@ def environment():
     """Nothing of an outer launcher or Slurm allocation; one thread a worker, so that all compute alike.
 
     Open MPI does not look for networks that are not here, which would take a second of each start, and each
-    mpirun has a folder of its own, where none that was killed has left files.
+    mpirun has a folder of its own, where none that was killed has left files. Python may keep compiled code:
+    without it, each rank compiles the package anew at every start.
     """
     files = tempfile.mkdtemp(dir=FILES_OF_MPIRUN.name)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "PMIX", "HOROVOD"))}
+    outer = ("SLURM", "OMPI", "PMIX", "HOROVOD", "PYTHONDONTWRITEBYTECODE")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
     alike = {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return clean | alike | {"OMPI_MCA_btl": "^ofi", MPIRUN_FILES: files}
 

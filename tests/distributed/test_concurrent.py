@@ -28,7 +28,7 @@ FULL = ("a pair over Gloo", "two pairs")
 """Those that only `make test-full` trains."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def simulated(digits):
     """Fingerprints by number of batches and delay; made once."""
     known = {}

@@ -99,8 +99,9 @@ def check_images(
         decoded = tested if len(tested) <= IMAGES_DECODED * workers.size else set()
         work = partial(_faults, {file: file in decoded for file in share}, data, progress)
     found = run_unevenly(workers, "check the images", work, stop)
-    every = workers.all_gather_object(found, "images that cannot be read")
+    every = workers.gather_object(found, "images that cannot be read")
     faults = {file: fault for of_worker in every for file, fault in of_worker.items()}
+    faults = workers.broadcast_object(faults, "all images that cannot be read")
     if faults:
         _conclude({file: faults[file] for file in files if file in faults}, len(files), lists, data, progress)
 

@@ -158,7 +158,7 @@ class HorovodCommunicator(Communicator):
 
     def close(self) -> None:  # noqa: D102
         # Horovod shuts down for all workers at once; another group may still be in its last collective.
-        self.all_gather_object(None, "whether all are done")
+        self.barrier("whether all are done")
         with self._watchdog.waiting("disconnecting"):
             self._hvd.shutdown()
 

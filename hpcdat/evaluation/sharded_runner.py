@@ -185,10 +185,10 @@ def run_sharded(
         return measured
 
     measured = run_unevenly(workers, task, measure_own, execution.stop)
-    shares = workers.all_gather_object(
-        [[number, one.images, one.value] for number, one in {**known, **measured}.items()],
-        f"outcomes of {name}",
-    )
+    mine = [[number, one.images, one.value] for number, one in {**known, **measured}.items()]
+    # Worker 0 leaves out the empty shares, of which there may be many.
+    shares = [share for share in workers.gather_object(mine, f"outcomes of {name}") if share]
+    shares = workers.broadcast_object(shares, f"all outcomes of {name}")
     everything = {number: StoredOutcome(count, value) for share in shares for number, count, value in share}
     if store and not everything.keys().isdisjoint(missing):
         # Stored batches that were not requested now are preserved.

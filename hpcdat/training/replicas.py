@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,11 @@ class BatchNormStatistics:
     Args:
         model: holds the layers.
         workers: all workers that train it.
-        trained_by: for each branch of split batch norm, the ranks that update its statistics, once for each
-            batch of a step; a model without split batch norm has ``clean`` only.
+        trained: for each branch of split batch norm, the number of batches in a step with which this worker
+            updates its statistics; a model without split batch norm has ``clean`` only.
     """
 
-    def __init__(
-        self, model: nn.Module, workers: Communicator, trained_by: Mapping[Branch, Sequence[int]]
-    ) -> None:
+    def __init__(self, model: nn.Module, workers: Communicator, trained: Mapping[Branch, int]) -> None:
         self.workers = workers
         layers = [
             (module, branch_of(name))
@@ -55,14 +53,13 @@ class BatchNormStatistics:
         if layers:
             # Of the set in the model: images normalised since the last average.
             self.counts.append(torch.zeros((), dtype=torch.int64, device=self.means[0].device))
-        self._trained_here = [float(workers.rank in trained_by[branch]) for _, branch in layers]
+        self._trained_here = [float(trained[branch] > 0) for _, branch in layers]
         self._others = _other_buffers(model)
         if self._others and not layers:
             device = next(model.parameters()).device
             self.counts.append(torch.zeros((), dtype=torch.int64, device=device))
         self._before = self._copy_of_others()
-        own = max(1, *(list(ranks).count(workers.rank) for ranks in trained_by.values()))
-        self._place, self._sets = 0, [self._copy() for _ in range(own)]
+        self._place, self._sets = 0, [self._copy() for _ in range(max(1, *trained.values()))]
 
     @property
     def has_others(self) -> bool:

@@ -203,13 +203,8 @@ class Trainer:
     def _shares(self) -> list[list[Share]]:
         """The epoch's shares of the batches that this worker reads, or of batch 0 if it reads none."""
         algorithm, job, unlabelled = self.algorithm, self.job, self.images.unlabelled
-        divisions = {
-            "workers": [0] * algorithm.batches,
-            "nodes": homes_of_batches(algorithm.roles, self.workers.node_of),
-            "own": list(range(algorithm.batches)),
-        }
         labelled, when = len(self.images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
-        groups = divisions[job.data.split]
+        groups = self._groups()
 
         def of_batch(number: int) -> list[Share]:
             place: dict[str, Any] = {"rank": number, "groups": groups, **when}
@@ -220,6 +215,17 @@ class Trainer:
             return with_unlabelled(shares, labelled, unlabelled, mixture=mixture, **place)
 
         return [of_batch(number) for number in algorithm.role.reads or (0,)]
+
+    def _groups(self) -> list[int]:
+        """For every batch of a step the group that its images are taken from."""
+        algorithm = self.algorithm
+        match self.job.data.split:
+            case "workers":
+                return [0] * algorithm.batches
+            case "nodes":
+                return homes_of_batches(algorithm.roles, self.workers.node_of)
+            case "own":
+                return list(range(algorithm.batches))
 
     def _left_out(self, steps: int) -> int:
         """Images with labels of their own that an epoch of so many steps leaves out."""

@@ -29,8 +29,8 @@ def batch_norm_of(workers, *, split=False, features=3, virtual=1, momentum=1.0):
     model = nn.Sequential(nn.BatchNorm1d(features, momentum=momentum, affine=False))
     if split:
         split_batch_norm(model)
-    ranks = [rank for rank in range(workers.size) for _ in range(virtual)]
-    return model, BatchNormStatistics(model, workers, {"clean": ranks, "adversarial": ranks if split else []})
+    trained = {"clean": virtual, "adversarial": virtual if split else 0}
+    return model, BatchNormStatistics(model, workers, trained)
 
 
 def population(parts):
@@ -98,7 +98,8 @@ def test_only_workers_that_train_a_branch_count_for_it():
 
     def program(workers):
         model, _ = batch_norm_of(workers, split=True)
-        statistics = BatchNormStatistics(model, workers, {"clean": [0], "adversarial": [1]})
+        trained = {"clean": int(workers.rank == 0), "adversarial": int(workers.rank == 1)}
+        statistics = BatchNormStatistics(model, workers, trained)
         for branch in (model[0].main, model[0].auxiliary):
             branch.running_mean.fill_(workers.rank + 5)
         statistics.count(30 if workers.rank < 2 else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from hpcdat.distributed.single_process import Completed
 from hpcdat.errors import Stopped
 from hpcdat.models import build_model_for
 from hpcdat.performance.microbenchmarks import SimulatedCommunicator
+from hpcdat.storage.checkpoint_format import file_of_rows
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.step import Algorithm1
 from hpcdat.training.trainer import Trainer
@@ -211,9 +211,11 @@ def train(job: Job, inner: Communicator) -> dict[str, Any]:
     algorithm.exchange.close()
     sizes = {}
     if workers.is_rank0:
-        for name, patterns in {"after": ["epoch.pt"], "within": ["step.pt", "statistics-*"]}.items():
-            files = [file for one in patterns for file in folder.checkpoints.folder.glob(one)]
-            sizes[name] = sum(file.stat().st_size for file in files)
+        kept = folder.checkpoints
+        for name, file in {"after": kept.epoch_file, "within": kept.step_file}.items():
+            rows = file_of_rows(file)
+            files = [file, kept.folder / rows] if rows else [file]
+            sizes[name] = sum(one.stat().st_size for one in files)
     return {
         "start": _messages(workers, 0, start),
         "phases": {name: _summary(workers, events) for name, events in recorder.phases().items()},

@@ -170,8 +170,9 @@ def _slice(count: int, parts: int, place: int) -> tuple[int, int]:
 
 
 def _bounds(count: int, sizes: Indices) -> Indices:
-    """Where the images of each group begin among the shuffled ones, in proportion to its size; and the end."""
-    return count * np.concatenate([[0], np.cumsum(sizes)]) // sizes.sum()
+    """Where the images of each group begin in the shuffled list, in proportion to its size, and the end."""
+    bounds: Indices = count * np.concatenate([[0], np.cumsum(sizes)]) // sizes.sum()
+    return bounds
 
 
 def _part(count: int, sizes: Indices, group: int, seed: int) -> Indices:

@@ -134,7 +134,7 @@ class EpochLog:
         )
 
     def _of_workers(self) -> dict[str, Any]:
-        """On worker 0 step times of each worker, and memory (GiB, largest) and utilisation (mean) of the GPUs."""
+        """On worker 0 each worker's step times, memory (GiB, largest) and utilisation (mean) of the GPUs."""
         gpu = self._usage.gpu_sample()
         mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host, gpu]
         every = self.workers.gather_object(mine, "step times, GPUs")

@@ -19,7 +19,7 @@ from hpcdat.errors import Stopped
 from hpcdat.models.split_batch_norm import routed, split_batch_norm
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.storage.worker_rows import check_rows, read_row, write_rows
-from hpcdat.training.replicas import BatchNormStatistics
+from hpcdat.training.replicas import BatchNormStatistics, row_blocks
 from tests.conftest import DEMO, Never
 from tests.training.test_resume import AfterPolls
 
@@ -165,7 +165,7 @@ def test_1536_workers_send_their_statistics_to_the_first_and_receive_none(tmp_pa
         for t in model.buffers():
             t.fill_(workers.rank)
         statistics.count(workers.rank)
-        blocks = statistics.row_blocks(most)
+        blocks = row_blocks(workers, statistics.row(), most // size)
         if workers.is_rank0:
             return write_rows(tmp_path / "rows.bin", blocks)
         for block in blocks:

@@ -7,7 +7,7 @@ from torch import nn
 
 from hpcdat.errors import HpcdatError, InputError
 from hpcdat.models.fingerprint import named_state
-from hpcdat.training.replicas import BatchNormStatistics, check_equal, make_equal
+from hpcdat.training.replicas import BatchNormStatistics, check_equal, make_equal, row_blocks
 
 
 def every_collective(workers, patch=None):
@@ -83,7 +83,7 @@ def agreement(workers, patch=None):
     model[1].num_batches_tracked.fill_(10 + workers.rank)
     batch_norm = BatchNormStatistics(model, workers, {"clean": 1, "adversarial": 0})
     batch_norm.count(workers.rank + 1)
-    blocks = list(batch_norm.row_blocks(most=4 * workers.size))
+    blocks = list(row_blocks(workers, batch_norm.row(), columns=4))
     # Each worker gets its row back, as from a file.
     counts = [int(workers.is_rank0)] * workers.size
     row = workers.iall_to_all_v(torch.cat(blocks, 1), counts, "rows").wait()[0]

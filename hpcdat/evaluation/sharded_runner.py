@@ -187,8 +187,8 @@ def run_sharded(
     measured = run_unevenly(workers, task, measure_own, execution.stop)
     mine = [[number, one.images, one.value] for number, one in {**known, **measured}.items()]
     shares = workers.gather_object(mine, f"outcomes of {name}")
-    merged = {number: [number, count, value] for share in shares for number, count, value in share}
-    outcomes = workers.broadcast_object(list(merged.values()), f"all outcomes of {name}")
+    by_number = {number: [number, count, value] for share in shares for number, count, value in share}
+    outcomes = workers.broadcast_object(list(by_number.values()), f"all outcomes of {name}")
     everything = {number: StoredOutcome(count, value) for number, count, value in outcomes}
     if store and not everything.keys().isdisjoint(missing):
         # Stored batches that were not requested now are preserved.

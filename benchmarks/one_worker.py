@@ -47,7 +47,15 @@ SETTINGS = [
 FEEDBACK = ["exchange.bits=8", "exchange.protocol=sharded_server", "exchange.error_feedback=true"]
 IMAGENET, IMAGENET_BATCH = 1_281_167, 64
 REPEATS = 3
-PHASES = ("begin", "step", "end", "checkpoint", "checkpoint within", "evaluation")
+PHASES = {
+    "begin": "epoch's begin",
+    "step": "step",
+    "end": "epoch's end",
+    "checkpoint": "checkpoint after an epoch",
+    "checkpoint within": "checkpoint within an epoch",
+    "evaluation": "evaluation",
+}
+"""What is measured, with its label."""
 
 
 @dataclass
@@ -244,13 +252,13 @@ def _messages(workers: Counted, first: int, last: int) -> dict[str, float]:
 
 
 def seconds_of_shares(size: int, rank: int) -> dict[str, float]:
-    """Seconds to assign ImageNet's images to a worker: of all, and of a part of its own."""
+    """Seconds of a core to assign ImageNet's images to a worker: of all, and of a part of its own."""
     found = {}
     for name, groups in {"shares": [0] * size, "own shares": list(range(size))}.items():
         times = []
         for epoch in range(REPEATS):
-            began = time.perf_counter()
+            began = time.process_time()
             training_shares(IMAGENET, IMAGENET_BATCH, rank=rank, groups=groups, seed=0, epoch=epoch)
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         found[name] = median(times)
     return found

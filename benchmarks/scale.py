@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def check_messages(size: int, simulated: list[Measured], real: list[Measured]) -
             keys = () if name == "evaluation" else ("given", "got")
             off = [(expected[k] - found[k]) / max(found[k], 100) for k in keys]
             # Not every worker has as much to tell worker 0 as it has itself.
-            more = 1.0 if rank == 0 else DIGITS_OF_SECONDS
+            more = math.inf if rank == 0 else DIGITS_OF_SECONDS
             if not same or any(not -DIGITS_OF_SECONDS <= one <= more for one in off):
                 raise SystemExit(f"M = {size}, worker {rank}, {name}: simulated {expected}, found {found}")
 

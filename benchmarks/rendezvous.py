@@ -5,10 +5,10 @@ the variables that srun sets for the tasks of a step on nodes of Q, and lets the
 ``start_workers`` does: they find the store of worker 0, and Horovod connects every pair of them over Gloo
 through it. All run on this machine; worker 0 counts the requests that its store answers.
 
-Horovod connects three kinds of groups: all M workers, the Q of a node, and one of each of the p = M / Q nodes.
-In a group of n, each worker puts its addresses into the store, and asks it several times for those of each of
-the n - 1 others, and again every 10 ms as long as they are not there. In all there are M (M + Q + p - 3) such
-pairs, and one process answers all requests, one after the other.
+Horovod connects three kinds of groups: all M workers, the Q of a node, and one of each of the p = M / Q
+nodes. In a group of n, each worker puts its addresses into the store, and asks it several times for those of
+each of the n - 1 others, and again every 10 ms as long as they are not there. In all there are
+M (M + Q + p - 3) such pairs, and one process answers all requests, one after the other.
 
 Ratios:
 
@@ -101,7 +101,8 @@ def measure(size: int, per_node: int, step: int) -> dict[str, Any]:
                     os._exit(1)
                 os._exit(0)
             children.append(child)
-        if any([os.waitpid(child, 0)[1] for child in children]):
+        endings = [os.waitpid(child, 0)[1] for child in children]
+        if any(endings):
             raise SystemExit(f"a worker of {size} failed")
         answers = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(size)]
     last, first = max(one["ended"] for one in answers), max(one["began"] for one in answers)
@@ -116,7 +117,7 @@ def pairs_of(size: int, per_node: int) -> int:
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description="how long workers of srun need to connect")
-    parser.add_argument("--workers", default="4,8,16,32,64", help="numbers M (default: %(default)s)")
+    parser.add_argument("--workers", default="4,8,16,32", help="numbers M (default: %(default)s)")
     parser.add_argument("--per-node", type=int, default=4, help="workers of a node (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write environment, measurements and ratios here")
     arguments = parser.parse_args()
@@ -136,6 +137,7 @@ def main() -> None:
         ratios[f"answers_per_pair_{size}"] = gets / pairs_of(size, q)
         seconds, cpu = found[size]["seconds"], found[size]["cpu"]
         texts = [", ".join(f"{number} {kind}" for kind, number in sorted(requests.items()))]
+        print(f"{size} workers: connected after {seconds:.2f} s", flush=True)
         rows.append([size, f"{seconds:.2f}", f"{cpu:.2f}", total, pairs_of(size, q), *texts])
     header = ["M", "seconds", "of a core, worker 0", "requests", "pairs", "of which"]
     print(tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")

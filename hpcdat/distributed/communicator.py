@@ -172,10 +172,20 @@ class Communicator(ABC):
 
     def gather_object(self, value: JSON, name: str) -> list[Any]:
         """Every worker's value in the order of ranks, on worker 0; an empty list on the others."""
+        return self.exchange_objects(value, [rank == 0 for rank in range(self.size)], name)
+
+    def exchange_objects(self, value: JSON, receives: Sequence[bool], name: str) -> list[Any]:
+        """The values that other workers send to this one, in the order of ranks.
+
+        Args:
+            value: sent to each worker that receives it.
+            receives: for every worker, whether it receives this one's value.
+            name: as above.
+        """
         # A line of JSON has no line break inside.
         text = _bytes_of(json.dumps(value) + "\n")
-        counts = [len(text)] + [0] * (self.size - 1)
-        received: Tensor = self.iall_to_all_v(text, counts, name).wait()
+        counts = [len(text) * int(one) for one in receives]
+        received: Tensor = self.iall_to_all_v(text.repeat(sum(receives)), counts, name).wait()
         return [json.loads(line) for line in received.numpy().tobytes().splitlines()]
 
     def broadcast_object(self, value: JSON, name: str) -> Any:

@@ -46,7 +46,7 @@ SETTINGS = [
 ]
 FEEDBACK = ["exchange.bits=8", "exchange.protocol=sharded_server", "exchange.error_feedback=true"]
 STATUS_ROUND = "whether all have done their share"
-"""An all-reduce of 24 bytes, four times a second in an evaluation: not counted, since it depends on the time."""
+"""An all-reduce of 24 bytes, four times a second in an evaluation; not counted, as it depends on the time."""
 IMAGENET, IMAGENET_BATCH = 1_281_167, 64
 REPEATS = 3
 PHASES = {

@@ -1,9 +1,9 @@
 """How long workers that srun starts need to connect, and what bounds it.
 
 ``python benchmarks/rendezvous.py [--workers M,M] [--per-node Q] [--json PATH]`` forks so many processes, with
-the variables that srun sets for the tasks of a step on nodes of Q, and lets them connect as for
-``hpcdat train`` under srun: they find the store of worker 0, and Horovod connects every pair of them over Gloo
-through it. All run on this machine; worker 0 counts the requests that its store answers.
+the variables that srun sets for the tasks of a step on nodes of Q, and lets them connect as under
+``hpcdat train``: they find the store of worker 0, through which Horovod connects every pair of them over
+Gloo. All run on this machine; worker 0 counts the requests that its store answers.
 
 Horovod connects three kinds of groups: all M workers, the Q of a node, and one of each of the p = M / Q
 nodes. In a group of n, each worker puts its addresses into the store, and asks it several times for those of

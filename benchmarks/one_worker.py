@@ -98,7 +98,8 @@ class OneOf(SimulatedCommunicator):
 
     def iall_to_all_v(self, rows: Tensor, counts: Sequence[int], name: str) -> Pending:  # noqa: D102
         first = sum(counts[: self.rank])
-        return Completed(torch.cat([rows[first : first + counts[self.rank]]] * self.size))
+        received = rows[first : first + counts[self.rank]]
+        return Completed(torch.cat([received] * self.size) if len(received) else received)
 
     def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
         return Completed(tensor.copy_(self._of_rank0(name, tensor.clone())))

@@ -172,20 +172,22 @@ class Communicator(ABC):
 
     def gather_object(self, value: JSON, name: str) -> list[Any]:
         """Every worker's value in the order of ranks, on worker 0; an empty list on the others."""
-        return self.exchange_objects(value, [rank == 0 for rank in range(self.size)], name)
+        return self.exchange_objects(value, [0], name)
 
-    def exchange_objects(self, value: JSON, receives: Sequence[bool], name: str) -> list[Any]:
+    def exchange_objects(self, value: JSON, targets: Sequence[int], name: str) -> list[Any]:
         """The values that other workers send to this one, in the order of ranks.
 
         Args:
-            value: sent to each worker that receives it.
-            receives: for every worker, whether it receives this one's value.
+            value: sent to each target.
+            targets: ranks of the workers that receive it.
             name: as above.
         """
         # A line of JSON has no line break inside.
         text = _bytes_of(json.dumps(value) + "\n")
-        counts = [len(text) * int(one) for one in receives]
-        received: Tensor = self.iall_to_all_v(text.repeat(sum(receives)), counts, name).wait()
+        counts = [0] * self.size
+        for target in targets:
+            counts[target] = len(text)
+        received: Tensor = self.iall_to_all_v(text.repeat(len(targets)), counts, name).wait()
         return [json.loads(line) for line in received.numpy().tobytes().splitlines()]
 
     def broadcast_object(self, value: JSON, name: str) -> Any:

@@ -94,7 +94,7 @@ class HorovodCommunicator(Communicator):
         numbers = {place: number for number, place in enumerate(dict.fromkeys(places))}
         self.node_of = [numbers[place] for place in places]
         cores = sorted(os.sched_getaffinity(0))
-        here = [node == self.node_of[self.rank] for node in self.node_of]
+        here = [rank for rank, node in enumerate(self.node_of) if node == self.node_of[self.rank]]
         self._share_of_cores = share_of_cores(
             cores, self.exchange_objects(cores, here, "cores"), cgroup_quota()
         )

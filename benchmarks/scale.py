@@ -225,11 +225,11 @@ def _size(count: float) -> str:
 def plot(rows: dict[str, dict[int, Measured]]) -> str:
     """Seconds and bytes of every phase over M, for both workers."""
     panels: dict[str, dict[str, dict[int, float]]] = {}
-    for who, of_sizes in rows.items():
-        for title, value in (
-            ("seconds of a core", lambda phase: phase["seconds"]),
-            ("control bytes", lambda phase: phase["given"] + phase["got"]),
-        ):
+    for title, value in (
+        ("seconds of a core", lambda phase: phase["seconds"]),
+        ("control bytes", lambda phase: phase["given"] + phase["got"]),
+    ):
+        for who, of_sizes in rows.items():
             panels[f"{title}, {'worker 0' if who == 'rank0' else 'another worker'}"] = {
                 label: {size: value(one["phases"][name]) for size, one in of_sizes.items()}
                 for name, label in PHASES.items()

@@ -181,7 +181,7 @@ def plot_growth(panels: Mapping[str, Mapping[str, Mapping[int, float]]], x_label
         axes.set_yscale("log")
         numbers = sorted({number for curve in curves.values() for number in curve})
         axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
-        axes.xaxis.minorticks_off()
+        axes.minorticks_off()
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(x_label, fontsize=9)
         if place % 2:

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 
 from hpcdat.distributed.loopback import loopback, run_threads
+from hpcdat.report.plots import plot_growth
 from tests.conftest import CHECKOUT
 
 FEW, MANY = 6, 16
@@ -49,3 +50,9 @@ def test_an_exponent_is_that_of_a_power_law(modules):
     assert scale.exponent({6: 12.0, 36: 72.0, 256: 512.0}) == 1.0
     assert scale.exponent({6: 0.0, 36: 0.0}) == 0.0
     assert scale.per_worker({6: 100.0, 36: 400.0}) == 10.0
+
+
+def test_a_plot_names_its_lines_and_numbers_and_leaves_out_zeros():
+    text = plot_growth({"bytes": {"step": {6: 1.0, 4096: 3.0}, "begin": {6: 0.0, 4096: 0.0}}}, "workers M")
+    assert text.startswith("<svg")
+    assert all(f"<!-- {label} -->" in text for label in ("bytes", "step", "begin", "workers M", "4,096"))

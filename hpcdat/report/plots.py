@@ -184,7 +184,7 @@ def plot_growth(panels: Mapping[str, Mapping[str, Mapping[int, float]]], x_label
         axes.minorticks_off()
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(x_label, fontsize=9)
-        if place % 2:
+        if place % 2 or place == len(panels) - 1:
             _legend_beside(axes)
     return _svg(figure)
 

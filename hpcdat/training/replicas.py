@@ -13,7 +13,7 @@ from hpcdat.models.fingerprint import named_state, tensor_fingerprint
 from hpcdat.models.normalization import Normalization
 from hpcdat.models.split_batch_norm import BatchNorm, Branch, branch_of
 
-BYTES_PER_BLOCK = 2**14
+BYTES_PER_BLOCK = 2**16
 """Most that a worker sends at a time when worker 0 collects the rows of all, and receives M times as much."""
 
 

@@ -187,6 +187,15 @@ def test_1536_workers_send_their_statistics_to_the_first_and_receive_none(tmp_pa
         assert model[0].auxiliary.running_var[5] == rank and restored[0][-1] == rank
 
 
+def test_rows_are_sent_in_as_many_blocks_with_any_number_of_workers():
+    row = torch.zeros(200_000, dtype=torch.uint8)
+
+    def blocks_with(size):
+        return len(run_threads(loopback(size), lambda workers: list(row_blocks(workers, row)))[1])
+
+    assert blocks_with(2) == blocks_with(200) == 4
+
+
 SETTINGS = ["epochs=2", "batch_size=25", "data.train_images=200", "data.test_images=20", "method=plain"]
 SETTINGS += ["evaluation.steps=1", "evaluation.every=0"]
 

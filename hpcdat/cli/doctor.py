@@ -51,7 +51,7 @@ def doctor(
 
     resolved = reported_once(read)
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
 
     def work(workers: Communicator, stop: StopRequest) -> Report:
         from hpcdat.doctor.examination import examine

@@ -49,7 +49,7 @@ def train(
     resolved = reported_once(lambda: read_job(job, replaced))
     run_dir = reported_once(lambda: folder_of(job, resolved, replaced))
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
     moved_from, resolved = resolved.run_dir, resolved.model_copy(update={"run_dir": run_dir})
 
     def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result]:

@@ -1,9 +1,9 @@
 """Slurm's compressed lists, and the variables for Horovod."""
 
 import pytest
+from hpcdat.distributed.srun_rendezvous import candidate_ports, first_host, horovod_variables, tasks_per_node
 
 from hpcdat.distributed.launcher import Launched, launched
-from hpcdat.distributed.srun_rendezvous import candidate_ports, first_host, horovod_variables, tasks_per_node
 
 
 @pytest.mark.parametrize(

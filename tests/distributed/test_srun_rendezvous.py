@@ -7,11 +7,11 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from hpcdat.distributed.srun_rendezvous import srun_variables
 
 from hpcdat.distributed import srun_rendezvous
 from hpcdat.distributed.horovod_communicator import HorovodCommunicator
 from hpcdat.distributed.launcher import Launched
-from hpcdat.distributed.srun_rendezvous import srun_variables
 from hpcdat.errors import Stopped, WorkerError
 
 HERE = "node1"

@@ -8,7 +8,7 @@ import torch
 
 from hpcdat.distributed.communicator import Pending
 from hpcdat.distributed.loopback import loopback
-from hpcdat.exchange.pipeline import IN_FLIGHT, Engine
+from hpcdat.exchange.pipeline import IN_FLIGHT, Pipeline
 
 
 class Held(Pending):
@@ -44,7 +44,7 @@ def test_closing_with_exchanges_in_progress_ends_the_thread_without_an_error(cou
     errors = []
     monkeypatch.setattr(threading, "excepthook", errors.append)
     before = set(threading.enumerate())
-    engine, pending = Engine(), Held()
+    engine, pending = Pipeline(), Held()
     (thread,) = set(threading.enumerate()) - before
     engine.submit(lambda: exchange(pending), print)
     assert pending.waiting.wait(10)
@@ -57,7 +57,7 @@ def test_closing_with_exchanges_in_progress_ends_the_thread_without_an_error(cou
 
 
 def test_an_error_is_raised_once_by_wait():
-    engine, pending, sums = Engine(), Held(released=True), []
+    engine, pending, sums = Pipeline(), Held(released=True), []
 
     def failing():
         yield pending
@@ -82,7 +82,7 @@ def test_an_error_is_raised_once_by_wait():
 def test_a_worker_waits_for_any_of_its_exchanges_not_only_for_the_oldest_collective():
     """Worker 1 gets the sum of A from worker 0 before it starts B, whose sum worker 0 waits for already."""
     ranks, across = loopback(2, timeout=5), Held()
-    engines, sums = [Engine(), Engine()], []
+    engines, sums = [Pipeline(), Pipeline()], []
 
     def first(workers):
         yield workers.iall_reduce([torch.ones(1)], "A: in the node")

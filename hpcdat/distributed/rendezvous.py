@@ -54,7 +54,8 @@ class Party:
         token: differs from that of other parties.
         rank: of this worker.
         size: number of workers.
-        host: node of rank 0; None if all are on one node.
+        host: node of rank 0.
+        on_one_node: whether all are on that node, whose name then need not resolve.
         worker: what its launcher calls a worker.
         advice: what to do if some do not come.
     """
@@ -63,7 +64,8 @@ class Party:
     token: str
     rank: int
     size: int
-    host: str | None
+    host: str
+    on_one_node: bool
     worker: str
     advice: str = ""
 
@@ -82,7 +84,8 @@ def party_of(place: Launched, environ: Mapping[str, str] = os.environ) -> Party:
             step,
             place.rank,
             place.size,
-            first_host(nodelist) if len(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])) > 1 else None,
+            first_host(nodelist),
+            len(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])) == 1,
             "task",
             IN_A_SHELL,
         )
@@ -92,7 +95,8 @@ def party_of(place: Launched, environ: Mapping[str, str] = os.environ) -> Party:
             "MASTER_PORT (a free port there) with -x, or start the workers with torchrun or srun"
         )
     token = environ["PMIX_NAMESPACE"]
-    return Party(f"mpirun ({place.size} workers)", token, place.rank, place.size, None, "worker")
+    name, host = f"mpirun ({place.size} workers)", socket.gethostname()
+    return Party(name, token, place.rank, place.size, host, on_one_node=True, worker="worker")
 
 
 def connect_store(place: Launched, longest: float, stop: StopRequest | None) -> Store:
@@ -124,7 +128,7 @@ def connect_store(place: Launched, longest: float, stop: StopRequest | None) -> 
         servers: list[Store] = []
 
         def serve() -> int:
-            server = dist.TCPStore("", 0, is_master=True, wait_for_workers=False)
+            server = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
             servers.append(server)
             return server.port
 
@@ -164,10 +168,10 @@ def meet(party: Party, longest: float, stop: StopRequest | None, serve: Callable
             meeting.server_close()
         return LOOPBACK, port
     # Of the workers that wait for rank 0, one says so.
-    address = LOOPBACK if party.host is None else _resolve(party.host, stop)
+    address = LOOPBACK if party.on_one_node else _resolve(party.host, stop)
     what = (
-        f"{party.worker} 0 of {party.name} to answer on {party.host or socket.gethostname()}, "
-        f"port {ports[0]} or {PORTS_TRIED - 1} others"
+        f"{party.worker} 0 of {party.name} to answer on {party.host}, port {ports[0]} or "
+        f"{PORTS_TRIED - 1} others"
     )
     wait = Wait(what, stop, longest=longest, shown=party.rank == 1)
     meeting_port, port = _find(party.token, address, ports, wait)
@@ -242,8 +246,6 @@ class _Meeting(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    # Another server on this port is an error.
-    allow_reuse_address = False
 
     def __init__(self, token: str, engine_port: int, port: int) -> None:
         super().__init__(("", port), _Answers)

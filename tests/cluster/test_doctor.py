@@ -96,6 +96,8 @@ CPU = {"gpus": {}, "takes": [None, None], "driver": False}
         ),
         ("failure", "n3", "git commit: abc on n1, n2; none on n3", check_versions(nodes(versions={}))[-1:]),
         ("failure", "", "MPI, Gloo on n3", check_engine(nodes(horovod=WITHOUT_NCCL), "horovod", "MPI")),
+        ("ok", "", "torch.distributed; transport Gloo", check_engine(nodes(horovod=None), "torch", "Gloo")),
+        ("ok", "", "Horovod is not installed", check_engine(nodes(horovod=None), "none", "none")),
         (
             "warning",
             "n1",

@@ -31,7 +31,7 @@ def plan(
     workers_per_node: Annotated[int, typer.Option(min=1, help="Workers per node (q).")] = 1,
     workers: WorkersOption = 1,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Use links measured before (see --save).", parser=path)
+        Path | None, typer.Option(metavar="FILE", help="Use links from a file (see --save).", parser=path)
     ] = None,
     link: Annotated[
         str | None, typer.Option(metavar="RATE", help="Assume links of this rate: 1gbit, 200gbit.")
@@ -80,13 +80,14 @@ def plan(
         # What can be checked without torch comes first, since its import takes seconds.
         resolved, counts = read_job(job, replaced), read_nodes(nodes)
         _check_links(given, counts, workers_per_node, started)
-        rate = _rate(link) if link else None
+        if link:
+            _check_rate(link)
         check_shapes(resolved, counts, workers_per_node)
         from hpcdat.performance.calibration import Calibration, assume_links
 
         if calibration:
             return resolved, counts, Calibration.read(calibration)
-        return resolved, counts, assume_links(rate) if rate is not None else None
+        return resolved, counts, assume_links(link) if link else None
 
     resolved, node_counts, known = reported_once(read)
     if workers > 1:
@@ -128,14 +129,14 @@ def check_shapes(job: Job, nodes: list[int], workers_per_node: int) -> None:
         check_workers(job, nodes=number, size=number * workers_per_node)
 
 
-def _rate(link: str) -> float:
-    """Bytes per second of ``--link``.
+def _check_rate(link: str) -> None:
+    """Check the rate of ``--link``.
 
     Raises:
-        InputError: it is not a rate.
+        InputError: it is not one.
     """
     try:
-        return bytes_per_second(link)
+        bytes_per_second(link)
     except InputError as error:
         raise InputError(f"--link {error}") from None
 

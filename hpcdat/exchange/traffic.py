@@ -91,13 +91,14 @@ class Collective:
                 return math.ceil(math.log2(nodes)) * self.size
         return self.traffic(workers).busiest
 
-    def rounds(self, workers: int) -> int:
-        """Number of messages that have to be sent one after the other."""
+    def rounds(self, workers: int, *, tree: bool = False) -> int:
+        """Number of messages that have to be sent one after the other; ``tree``: all-reduce in a tree."""
+        depth = math.ceil(math.log2(workers))
         match self.kind:
             case "allreduce":
-                return max(2 * (workers - 1), 1)
+                return max(2 * (depth if tree else workers - 1), 1)
             case "broadcast":
-                return max(math.ceil(math.log2(workers)), 1)
+                return max(depth, 1)
         return max(workers - 1, 1)
 
 

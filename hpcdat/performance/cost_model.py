@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -62,6 +63,8 @@ class Network(BaseModel):
         links: by kind of collective.
         sharing: fraction of the possible overlap of network and computation that is lost because both use
             the same processors: 0 if they overlap fully, 1 if not at all.
+        tree: whether an all-reduce goes up and down a tree, as NCCL's may from version 2.4 on, and not around
+            a ring. Both carry as many bytes, but fewer messages of a tree follow one another.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,14 +73,16 @@ class Network(BaseModel):
     per_node: int = Field(1, ge=1)
     links: Mapping[Kind, Link]
     sharing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tree: bool = False
 
     def latency(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
         """Seconds of an empty collective among nodes x per_node workers.
 
         For other numbers of workers than measured, it is proportional to the number of consecutive messages.
         """
-        rounds = collective.rounds(nodes * per_node) / collective.rounds(self.nodes * self.per_node)
-        return rounds * self.links[collective.kind].latency
+        rounds = collective.rounds(nodes * per_node, tree=self.tree)
+        measured = collective.rounds(self.nodes * self.per_node, tree=self.tree)
+        return rounds / measured * self.links[collective.kind].latency
 
     def transfer(self, collective: Collective, nodes: int, per_node: int = 1) -> float:
         """Seconds that the bytes of a collective add to its latency."""
@@ -107,3 +112,15 @@ def predict(
     wire += latency * IN_FLIGHT / max(min(len(buckets), IN_FLIGHT), 1)
     one_bucket = 1 / max(len(buckets), 1)
     return max(wire, computing) + min(wire, computing) * (one_bucket + (1 - one_bucket) * network.sharing)
+
+
+def slowdown_by_slowest(jitter: float, workers: int) -> float:
+    """Expected time of the slowest of several workers over that of one: all wait for it in every step.
+
+    Their times are taken as independent and normal. The expected maximum is Blom's approximation (1958).
+
+    Args:
+        jitter: standard deviation of a worker's time in a step over its mean.
+        workers: M, >= 1.
+    """
+    return 1.0 + jitter * NormalDist().inv_cdf((workers - 0.375) / (workers + 0.25))

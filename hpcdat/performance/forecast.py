@@ -24,6 +24,7 @@ from hpcdat.exchange.resolve import pays_to_compile
 from hpcdat.exchange.traffic import Traffic
 from hpcdat.performance.autotune import Correction, choose_for, predicted
 from hpcdat.performance.calibration import Calibration, assume_links, measure_links
+from hpcdat.performance.cost_model import slowdown_by_slowest
 from hpcdat.performance.microbenchmarks import Rate, coding_rate
 from hpcdat.performance.network_bytes import count_classes, crossing_of
 from hpcdat.performance.samples import SECONDS_TO_AGREE
@@ -109,12 +110,12 @@ def predict_job(
     correction: Correction = no_correction
     if measured and calibration:
         correction = trial_corrections(calibration, trial.model, rate, workers, trial.compute)
-    links = calibration or assume_links(1.0)
+    links = calibration or assume_links("1gbit")
     forecasts = [
         forecast(job, count, trial.model, timing, links, p, per_node, rate, correction, alone) for p in nodes
     ]
     used = f"Links: {calibration.measured_on if calibration else 'none needed'}."
-    return "\n".join([_table(forecasts), "", *_notes(job, count, classes, timing), used])
+    return "\n".join([_table(forecasts), "", *_notes(job, count, classes, timing, links.jitter), used])
 
 
 def images_of_epoch(job: Job, given: int | None) -> tuple[int, int]:
@@ -164,11 +165,13 @@ def _table(forecasts: Sequence[Forecast]) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
-def _notes(job: Job, images: int, classes: int, timing: StepTiming) -> list[str]:
+def _notes(job: Job, images: int, classes: int, timing: StepTiming, jitter: float) -> list[str]:
+    waiting = "" if jitter else "waiting for slower workers, "
     return [
         f"C, T: predicted seconds per epoch of {images:,} images, {job.batch_size} per worker and step;",
-        "not included: reading images, waiting for slower workers, evaluation, and transfers inside a",
+        f"not included: reading images, {waiting}evaluation, and transfers inside a",
         "node. Speed-up: T of one worker alone on a node over T.",
+        *([f"Steps wait for the slowest worker, with a jitter of {100 * jitter:g} %."] if jitter else []),
         f"Computation: measured on {timing.measured_on}; per image "
         f"{1e3 * timing.attack:.4g} ms for the attack and {1e3 * timing.gradient:.4g} ms for the "
         f"gradient, with {classes} classes.",
@@ -225,15 +228,15 @@ def forecast(
 ) -> Forecast:
     """Predict a job on p x q workers.
 
-    Not included: reading images, waiting for slower workers, evaluation, and the communication of workers
-    that share noisy copies during the attack.
+    Not included: reading images, evaluation, and the communication of workers that share noisy copies during
+    the attack; waiting for slower workers only as far as the calibration has a jitter.
 
     Args:
         job: resolved; with ``exchange.protocol: auto`` the exchange is chosen here.
         images: labelled images per epoch.
         model: of the job.
         timing: of a worker's computation, next to the others of its node.
-        calibration: of the links.
+        calibration: of the links, and the jitter.
         nodes, per_node: p and q.
         rate: of the codecs, from :func:`~hpcdat.performance.microbenchmarks.coding_rate`.
         correction: measured over predicted time of an exchange.
@@ -263,12 +266,13 @@ def forecast(
         seconds = prediction.seconds * correction(crossing.exchange)
         sent, buckets = crossing.traffic, len(crossing.buckets)
     share = images / steps / batches * ratio
+    slowdown = slowdown_by_slowest(calibration.jitter, workers)
     hidden = BACKWARD_FRACTION * timing.gradient * share if exchange.overlap else 0.0
     if job.delay and job.concurrent.place == "beside":
         hidden += timing.attack * share
     # The last bucket's exchange overlaps with nothing.
-    waited = max(seconds - hidden, seconds / max(buckets, 1))
-    total = steps * (timing.step(share, set(roles)) + waited)
+    waited = max(seconds - slowdown * hidden, seconds / max(buckets, 1))
+    total = steps * (slowdown * timing.step(share, set(roles)) + waited)
     per_image = job.copies // job.passes * (alone.attack + alone.gradient)
     one_worker = images * ratio * per_image + math.ceil(images / job.labelled_batch) * alone.update
     speed_up = one_worker / total

@@ -86,7 +86,7 @@ def describe_bytes(job: Job, nodes: Sequence[int], per_node: int) -> str:
     if job.exchange.protocol == "auto":
         raise InputError("--bytes: exchange.protocol auto chooses by measuring links; set another protocol")
     classes = count_classes(job.data, job.module_path or ())
-    named = gradients_of(_shapes(job, classes))
+    named = gradients_of(shapes_of(job, classes))
     rows = []
     for p in nodes:
         crossing = crossing_of(job.exchange, named, p, per_node)
@@ -114,7 +114,7 @@ def describe_bytes(job: Job, nodes: Sequence[int], per_node: int) -> str:
     )
 
 
-def _shapes(job: Job, classes: int) -> torch.nn.Module:
+def shapes_of(job: Job, classes: int) -> torch.nn.Module:
     """The model of a job, without memory for its weights where its constructor allows that."""
     try:
         with torch.device("meta"):

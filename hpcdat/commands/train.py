@@ -66,11 +66,14 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     folder = RunFolder(job.run_dir)
     tracking = Tracking(job, folder, job.trackers if workers.is_rank0 else [])
     environment = describe_environment(workers, device)
+
+    def begin() -> list[str]:
+        # Before this start is recorded.
+        engine = _recorded_engine(folder)
+        return [folder.begin(job, environment, overwrite=overwrite), engine]
+
     # Worker 0 decides for all: another node may see the folder a moment later.
-    state, engine_before = workers.on_rank0(
-        "make the run folder",
-        lambda: [_recorded_engine(folder), folder.begin(job, environment, overwrite=overwrite)][::-1],
-    )
+    state, engine_before = workers.on_rank0("make the run folder", begin)
     if state == "finished":
         if workers.is_rank0:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
@@ -156,7 +159,11 @@ def change_of_engine(before: str, now: str, size: int) -> str:
 
 def _recorded_engine(folder: RunFolder) -> str:
     """The engine of the run's latest start; empty if there is none on record."""
-    return str(folder.environment().get("engine", "")) if folder.environment_file.exists() else ""
+    try:
+        return str(folder.environment().get("engine", "")) if folder.environment_file.exists() else ""
+    except InputError:
+        # A damaged record is about to be replaced.
+        return ""
 
 
 def check_workers(job: Job, *, nodes: int, size: int) -> None:

@@ -10,22 +10,19 @@ from types import FrameType
 
 SECONDS_BETWEEN_POLLS = 0.5
 """How often a watched file is checked for."""
-SECONDS_OF_ONE_CTRL_C = 1.0
-"""How long a Ctrl-C after the first counts as the same: torchrun forwards it to workers that have had it."""
 
 
 class StopRequest:
     """Whether a stop has been requested; handles the signals from its construction to the end of the process.
 
     The handler only sets :attr:`requested`, which the trainer reads once per step and the workers agree on
-    with the gradients. A second Ctrl-C, a second or more later, raises KeyboardInterrupt immediately.
+    with the gradients. A second Ctrl-C raises KeyboardInterrupt immediately.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.requested = False
-        self._since = 0.0
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
 
@@ -41,11 +38,9 @@ class StopRequest:
         threading.Thread(target=poll, name="stop file", daemon=True).start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.requested and number == signal.SIGINT and now - self._since >= SECONDS_OF_ONE_CTRL_C:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.requested:
-            self.requested, self._since = True, now
+        self.requested = True
 
 
 def installed_stop_request() -> StopRequest | None:

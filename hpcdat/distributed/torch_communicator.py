@@ -186,7 +186,8 @@ class TorchCommunicator(Communicator):
     def _start(
         self, issue: Callable[[], list[dist.Work]], result: Callable[[], Any], name: str, waits: bool = False
     ) -> Pending:
-        with self._bounded(name):
+        # Gloo reports lost workers when it is waited for, NCCL also here.
+        with self._watchdog.bounded(name, dist.DistError, "torch.distributed"):
             return _Handle(self, self._group.start(issue, waits=waits), result, name)
 
     def _bounded(self, what: str, *, at_least: float = 0.0) -> AbstractContextManager[None]:

@@ -96,8 +96,11 @@ class GradientExchange:
         self.plan = make_plan(settings, self._channels[0], compiled=compiled)
         self._plans = [self.plan]
         self.buckets = make_buckets(named, settings, coding=not self.plan.is_exact)
+        # On a GPU, communicators of NCCL may block each other if workers start them in different orders.
+        one = workers.engine == "torch" and not self.plan.is_exact and any(p.is_cuda for _, p in named)
+        self._in_flight = 1 if one else IN_FLIGHT
         # Exchanges of one collective each need no channels of their own: they begin in order.
-        for number in range(1, 1 if self.plan.is_exact else min(IN_FLIGHT, len(self.buckets))):
+        for number in range(1, 1 if self.plan.is_exact else min(self._in_flight, len(self.buckets))):
             self._channels.append(workers.channel(f"exchange {number}"))
             self._plans.append(make_plan(settings, self._channels[number], compiled=compiled))
         self.seconds = ExchangeSeconds()
@@ -250,7 +253,7 @@ class GradientExchange:
 
     def _run(self, exchanging: Exchanging, deliver: Any) -> None:
         if self._pipeline is None:
-            self._pipeline = Pipeline()
+            self._pipeline = Pipeline(self._in_flight)
         self._pipeline.submit(lambda: exchanging, deliver)
 
     def _exact(self, bucket: Bucket, tensors: list[Tensor], name: str) -> Exchanging:

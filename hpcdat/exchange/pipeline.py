@@ -13,7 +13,7 @@ from typing import Any
 from hpcdat.distributed.communicator import Pending
 
 IN_FLIGHT = 4
-"""Largest number of exchanges in progress at once."""
+"""Largest number of exchanges in progress at once, unless fewer are asked for."""
 
 Deliver = Callable[[Any], object]
 Steps = Generator[Pending, Any, Any]
@@ -32,14 +32,18 @@ class Pipeline:
     """Starts exchanges in order and runs each one's collectives.
 
     While one exchange waits for the network, the next one computes its codes. Workers that differ in speed
-    also differ in the order of the collectives of these exchanges. So every IN_FLIGHT-th exchange can use the
-    same channel: exchange k begins only after exchange k - IN_FLIGHT has ended.
+    also differ in the order of the collectives of these exchanges. So exchange k begins only after exchange
+    k - n has ended, for n in flight, and the two can use the same channel.
+
+    Args:
+        in_flight: largest number of exchanges in progress at once.
 
     Attributes:
         busy_seconds: time during which any exchange was in progress, since the caller last reset it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: int = IN_FLIGHT) -> None:
+        self.in_flight = in_flight
         self.busy_seconds = 0.0
         self._new: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._done = threading.Semaphore(0)
@@ -49,7 +53,7 @@ class Pipeline:
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     def submit(self, begin: Callable[[], Steps], deliver: Deliver) -> None:
-        """Start an exchange as soon as the one that was submitted IN_FLIGHT before it has ended.
+        """Start an exchange as soon as the one that was submitted ``in_flight`` before it has ended.
 
         Args:
             begin: returns the generator of a protocol; called in the pipeline's thread.
@@ -91,7 +95,7 @@ class Pipeline:
 
     def _can_start(self, running: deque[_Running]) -> bool:
         oldest = min((one.number for one in running), default=self._started)
-        return self._started - oldest < IN_FLIGHT and not self._new.empty()
+        return self._started - oldest < self.in_flight and not self._new.empty()
 
     def _start(self, begin: Callable[[], Steps], deliver: Deliver, running: deque[_Running]) -> None:
         steps, number = None if self._error else begin(), self._started

@@ -68,7 +68,7 @@ def one_worker(tmp_path_factory, digits):
         ("dat-pgd", "MPI 3"),
         ("dat-pgd", "MPI 4 divisible"),
         ("dat-pgd", "Gloo 3"),
-        ("dat-pgd", "torch 4"),
+        pytest.param("dat-pgd", "torch 4", marks=pytest.mark.full),
         pytest.param("dat-pgd", "Gloo 4", marks=pytest.mark.full),
         ("dat-pgd l2, lambda", "MPI 2"),
         ("dat-fgsm-without-lalr", "Gloo 3"),

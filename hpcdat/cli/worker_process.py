@@ -152,6 +152,8 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: EvaluationJob
             divisible=isinstance(job, Job)
             and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
         )
+    except InputError as error:
+        refuse(error)
     except HpcdatError as error:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)

@@ -38,9 +38,10 @@ def init_communicator(
     place = launched()
     if place.size == 1:
         return SingleProcess(place.launcher)
-    if choose_engine(engine, place.launcher) == "torch":
-        return TorchCommunicator(place, stall_timeout, stop=stop)
+    chosen = choose_engine(engine, place.launcher)
     try:
+        if chosen == "torch":
+            return TorchCommunicator(place, stall_timeout, stop=stop)
         return HorovodCommunicator(place, stall_timeout, stop=stop, divisible=divisible)
     except ImportError as error:
         raise WorkerError(

@@ -21,11 +21,11 @@ PLACEMENTS = {
         2,
         ["concurrent.place=workers", "concurrent.update_workers=2"],
     ),
-    "attack workers for two, over torch": (
-        "1,2",
+    "two pairs over torch": (
+        "1",
         "torch 4",
         2,
-        ["concurrent.place=workers", "concurrent.update_workers=2"],
+        ["concurrent.place=workers", "concurrent.update_workers=1"],
     ),
     "two pairs": ("1", "MPI 4 divisible", 2, ["concurrent.place=workers", "concurrent.update_workers=1"]),
 }

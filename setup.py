@@ -32,7 +32,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=2.0"],
         "timm": ["timm>=1.0"],
         "huggingface": ["datasets>=4.0"],
-        "onnx": ["onnx>=1.18", "onnxscript>=0.3"],
+        "onnx": ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.3"],
         "tensorboard": ["tensorboard>=2.18"],
         "mlflow": ["mlflow-skinny>=3.0"],
         "wandb": ["wandb>=0.20"],

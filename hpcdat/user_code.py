@@ -17,7 +17,9 @@ from typing import Any
 from hpcdat.errors import HpcdatError, InputError, first_line, shorten
 
 
-def load_callable(key: str, reference: str, folders: Sequence[Path]) -> Callable[..., Any]:
+def load_callable(
+    key: str, reference: str, folders: Sequence[Path], *, libraries: Sequence[str] = ()
+) -> Callable[..., Any]:
     """Import what ``MODULE:CALLABLE`` names.
 
     The module is looked for in the folders, then on Python's path. What it imports from beside itself is
@@ -27,6 +29,7 @@ def load_callable(key: str, reference: str, folders: Sequence[Path]) -> Callable
         key: the setting, for messages.
         reference: module and callable; both may have dots.
         folders: see ``module_path`` of a job.
+        libraries: what the setting takes before a colon besides modules, in case one is misspelt.
 
     Raises:
         InputError: there is no such module or callable, or the module cannot be imported; the message has
@@ -40,7 +43,7 @@ def load_callable(key: str, reference: str, folders: Sequence[Path]) -> Callable
     except (Exception, SystemExit) as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
-            raise InputError(f"{key}: {_no_module(missing, folders)}") from None
+            raise InputError(f"{key}: {_no_module(missing, folders, libraries)}") from None
         raise InputError(
             f"{key}: module {module_name} cannot be imported: {describe_failure(error)}"
         ) from None
@@ -141,17 +144,18 @@ def _execute(name: str, spec: ModuleSpec) -> None:
         raise
 
 
-def _no_module(name: str, folders: Sequence[Path]) -> str:
+def _no_module(name: str, folders: Sequence[Path], libraries: Sequence[str] = ()) -> str:
     places = [str(folder) for folder in folders]
     files = [file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.py")]
-    near = difflib.get_close_matches(name, files, n=1)
+    near = difflib.get_close_matches(name, [*files, *libraries], n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"there is no module {name} in {' or '.join([*places, '']) or ''}on Python's path{hint}"
 
 
 def _no_name(name: str, part: str, module: ModuleType, found: Any) -> str:
     place = getattr(module, "__file__", None) or module.__name__
-    own = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
+    members = vars(found).items() if hasattr(found, "__dict__") else ()
+    own = [each for each, value in members if callable(value) and not each.startswith("_")]
     near = difflib.get_close_matches(part, own, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"there is no {name} in {place}{hint}"

@@ -171,6 +171,7 @@ class Wrong(nn.Module):
             "mapping": {"logits": logits},
             "features": logits[:, :1],
             "one": logits.sum(),
+            "probabilities": logits.softmax(1),
             "classes": logits.argmax(1)[:, None].expand_as(logits),
         }.get(self.what, logits)
 

@@ -64,6 +64,7 @@ def test_a_module_on_the_path_needs_no_folder():
         ("", "{}x:f", r"model.name: there is no module {}x in .* or on Python's path; did you mean {}\?"),
         ("", "{}.inner:f", r"there is no module {}\.inner in"),
         ("def build(): ...", "{}:biuld", r"there is no biuld in .*{}\.py; did you mean build\?"),
+        ("import json as buildd", "{}:build", r"there is no build in .*{}\.py$"),
         ("build = 3", "{}:build", r"{}:build is of type int: expected a function or class"),
         ("import a_missing_one", "{}:f", r"{}\.py:1: ModuleNotFoundError: No module named 'a_missing_one'"),
         ("x = (", "{}:f", r"module {} cannot be imported: .*{}\.py:1: SyntaxError"),

@@ -16,6 +16,7 @@ from hpcdat.cli.certify import certify
 from hpcdat.cli.doctor import doctor
 from hpcdat.cli.evaluate import evaluate
 from hpcdat.cli.export import export
+from hpcdat.cli.pack import pack
 from hpcdat.cli.plan import plan
 from hpcdat.cli.pseudo_label import pseudo_label
 from hpcdat.cli.report import report
@@ -56,6 +57,7 @@ app.command()(report)
 app.command()(export)
 app.command()(doctor)
 app.command()(plan)
+app.command()(pack)
 app.command(context_settings={"ignore_unknown_options": True})(submit)
 app.add_typer(boxes, name="box")
 

@@ -38,9 +38,9 @@ def doctor(
       hpcdat doctor jobs/demo.yaml -np 2
       srun -N 6 hpcdat doctor JOB.yaml --json doctor.json
 
-    Start it like `hpcdat train`, on the same nodes. It checks engine, GPUs, versions, clocks, cores and
-    links, and, given a job, its images and run_dir. The exit code is 1 if a check fails; warnings do not
-    change it.
+    Start it like `hpcdat train`, on the same nodes. It checks the engine, GPUs, versions, clocks, cores and
+    links, and, given a job, its run_dir, its images, and whether each node reads them as fast as training
+    needs them. The exit code is 1 if a check fails; warnings do not change it.
     """
     replaced = [*(set_ or []), *(settings or [])]
 

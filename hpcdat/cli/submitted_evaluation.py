@@ -15,7 +15,7 @@ from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.errors import InputError
 from hpcdat.slurm.submit import Command
-from hpcdat.storage.evaluation_folder import open_for_evaluation
+from hpcdat.storage.evaluation_folder import check_given, open_for_evaluation
 
 CommandName = Literal["train", "evaluate", "certify"]
 COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate, "certify": certify}
@@ -52,9 +52,8 @@ def read_evaluation(
         [] if name == "evaluate" else certification_settings(**{key: parsed[key] for key in CERTIFY_OPTIONS})
     )
     folder, job = open_for_evaluation(source, [*own, *settings], attacked=name == "evaluate")
-    pretrained = None if isinstance(job, Job) else job.model.pretrained
-    if pretrained is not None and not pretrained.exists():
-        raise InputError(f"model.pretrained: {pretrained}: there is no such file or folder")
+    if not isinstance(job, Job) and job.model.pretrained is not None:
+        check_given(job.model.pretrained)
     if name == "evaluate":
         given = (parsed["autoattack"], parsed["sweep_eps"], parsed["sweep_steps"])
         read_request(*given, job, sweep=parsed["sweep"], figure_3=parsed["figure_3"])

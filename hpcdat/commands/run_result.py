@@ -120,7 +120,7 @@ def conclude_evaluation(
 
 def _name_of_data(data: Data) -> str:
     """The test images as a table names them."""
-    if data.source != "folder" or data.root is None:
+    if not data.has_folders or data.root is None:
         return data.source
     return f"{data.root.name}/{data.train if data.test_fraction else data.test}"
 

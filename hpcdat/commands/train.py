@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hpcdat.commands.run_result import conclude_run
@@ -13,7 +15,10 @@ from hpcdat.config.methods import METHODS
 from hpcdat.data import find_images
 from hpcdat.data.image_check import check_images
 from hpcdat.data.images import Images
+from hpcdat.data.listing import find_together
 from hpcdat.data.pseudo_labelled import joined, read_pseudo_labelled
+from hpcdat.data.sampler import images_of_groups
+from hpcdat.data.staging import remove_copies, stage_folder, stage_images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.distributed.environment import describe_environment
@@ -27,10 +32,10 @@ from hpcdat.report.result_table import result_table
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import Result, RunFolder
 from hpcdat.tracking.tracking import Tracking, check_trackers
-from hpcdat.training.roles import assign_roles
+from hpcdat.training.roles import assign_roles, groups_of_batches
 from hpcdat.training.step import Algorithm1
 from hpcdat.training.trainer import Trainer
-from hpcdat.training.validation import hold_out
+from hpcdat.training.validation import ImageSplits, hold_out
 
 
 def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool = False) -> Result:
@@ -55,10 +60,8 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     if job.trackers:
         workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
-    train_images, test_images = workers.on_all_ranks(
-        "find the images",
-        lambda: find_images(job.data, folders=job.module_path or (), quiet=not workers.is_rank0),
-    )
+    find = partial(find_images, job.data, folders=job.module_path or ())
+    train_images, test_images = find_together(find, job.data, workers)
     images = workers.on_all_ranks("hold images out", lambda: hold_out(train_images, test_images, job))
     if unlabelled := job.data.unlabelled:
         mixed = workers.on_all_ranks("read data.unlabelled", lambda: _mixed(unlabelled, images.train))
@@ -81,6 +84,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     progress = Progress(shown=workers.is_rank0)
     if state == "new":
         check_images(images.train, [images.validation, images.test], job.data, workers, stop, progress)
+    images, staged = _staged(images, job, workers, stop, progress)
     with closing(tracking):
         with enough_memory(job, "batch_size"):
             model = workers.on_all_ranks("build the model", lambda: _build(job, images.train, device))
@@ -101,7 +105,38 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
             conclude_run(folder, job, *averaged, epoch, workers, averaged=True, finished=False)
         result = conclude_run(folder, job, *trained, epoch, workers, finished=True)
         tracking.conclude(result, finished=True)
+    if not job.data.stage_keep:
+        for stage in staged:
+            remove_copies(stage, workers)
     return result
+
+
+def _staged(
+    images: ImageSplits, job: Job, workers: Communicator, stop: StopRequest, progress: Progress
+) -> tuple[ImageSplits, list[Path]]:
+    """The images that are read in several epochs, from copies on this node, and the folders of these.
+
+    Those are the training images of the batches that this node's workers read and, if they are used before
+    the end of training, the validation images.
+    """
+    if job.data.stage is None:
+        return images, []
+    roles = assign_roles(job, workers.size)
+    groups = groups_of_batches(job.data.split, roles, workers.node_of)
+    node = workers.node_of[workers.rank]
+    here = [role for role, of in zip(roles, workers.node_of, strict=True) if of == node]
+    read = {number for role in here for number in role.reads}
+    labelled = len(images.train) - images.train.unlabelled
+    own = images_of_groups(labelled, groups, {groups[number] for number in read}, seed=job.seed)
+    unlabelled = np.arange(labelled, len(images.train))
+    wanted = [(images.train, np.concatenate([own, unlabelled]))]
+    if job.evaluation.every:
+        wanted.append((images.validation, np.arange(len(images.validation))))
+    copied, folders = [], []
+    for of_split, positions in wanted:
+        folders.append(stage_folder(of_split, positions, job.data, workers))
+        copied.append(stage_images(of_split, positions, job.data, workers, stop, progress))
+    return images._replace(**dict(zip(("train", "validation"), copied, strict=False))), folders
 
 
 def train_seeds(

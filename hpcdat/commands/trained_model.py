@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.data import find_images, find_test_images
 from hpcdat.data.images import Images
+from hpcdat.data.listing import find_together
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.errors import InputError, first_few
 from hpcdat.models import build_model_for
 from hpcdat.models.fingerprint import fingerprint
-from hpcdat.storage.evaluation_folder import begin_evaluation
+from hpcdat.models.normalization import Normalization
+from hpcdat.storage.evaluation_folder import begin_evaluation, check_given
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.pretrained import load_pretrained
 from hpcdat.training.replicas import make_equal
@@ -73,14 +76,15 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
     Raises:
         InputError: there are no images, or the weights cannot be read or do not fit the whole model.
     """
-    images = workers.on_all_ranks(
-        "find the images",
-        lambda: find_test_images(job.data, folders=job.module_path or (), quiet=not workers.is_rank0),
+    path = job.model.pretrained
+    assert path is not None  # the job was opened for an evaluation
+    workers.on_rank0("find model.pretrained", lambda: check_given(path))
+    folders = job.module_path or ()
+    (images,) = find_together(
+        lambda quiet: (find_test_images(job.data, folders=folders, quiet=quiet),), job.data, workers
     )
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
     model = workers.on_all_ranks("build the model", lambda: build_model_for(job, len(images.classes), device))
-    path = job.model.pretrained
-    assert path is not None  # the job was opened for an evaluation
 
     def load() -> None:
         loaded = load_pretrained(model, path, images.classes, averaged=job.model.pretrained_averaged)
@@ -94,11 +98,21 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
         place = f" ({loaded.found_in})" if loaded.found_in else ""
         order = f"; the outputs are taken to be for the classes {first_few(images.classes)}, in this order"
         line = f"weights: {path}: {loaded.taken} tensors{place}{order if loaded.assumed else ''}"
-        print("\n".join([line, *(f"  {remark}" for remark in loaded.remarks)]), flush=True)
+        remarks = [*loaded.remarks, _normalisation(model)]
+        print("\n".join([line, *(f"  {remark}" for remark in remarks)]), flush=True)
 
     workers.on_rank0("read model.pretrained", load)
     make_equal(workers, model)
     return Trained(model.eval(), None, 0, images.classes, device, images)
+
+
+def _normalisation(model: nn.Module) -> str:
+    """What is subtracted from images and what they are divided by, which weights alone do not say."""
+    layer = next(module for module in model.modules() if isinstance(module, Normalization))
+    means, stds = (
+        ", ".join(f"{value:.4g}" for value in buffer.flatten().tolist()) for buffer in (layer.mean, layer.std)
+    )
+    return f"images are normalised with mean {means} and std {stds} (model.mean, model.std)"
 
 
 def prepare_folder(folder: RunFolder, job: EvaluationJob, trained: Trained, workers: Communicator) -> None:
@@ -159,15 +173,14 @@ def images_for(trained: Trained, job: EvaluationJob, workers: Communicator) -> I
     if trained.test_images is not None:
         return trained.test_images
 
-    def find() -> Images:
-        train_images, test_images = find_images(
-            job.data, folders=job.module_path or (), quiet=not workers.is_rank0
-        )
+    def find(*, quiet: bool) -> tuple[Images]:
+        train_images, test_images = find_images(job.data, folders=job.module_path or (), quiet=quiet)
         if train_images.classes != trained.classes:
             raise InputError(f"{job.data.root}: the classes differ from those of the training")
-        return test_images
+        return (test_images,)
 
-    return workers.on_all_ranks("find the images", find)
+    (images,) = find_together(find, job.data, workers)
+    return images
 
 
 def _why_none(job: Job) -> str:

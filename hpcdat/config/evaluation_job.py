@@ -74,7 +74,7 @@ class EvaluationJob(Settings):
 
     def _check_images(self) -> None:
         data = self.data
-        if data.source == "folder" and data.root is None:
+        if data.has_folders and data.root is None:
             raise refusal("data.root", "a folder with train/ and test/ in it")
         self._check_hugging_face()
         if data.source in ("cifar10", "cifar100") and data.channels != 3:
@@ -83,7 +83,7 @@ class EvaluationJob(Settings):
             raise not_allowed("data.test_fraction", f"with data.source: {data.source}, which has test images")
         if data.options and not data.is_user_code:
             raise not_allowed("data.options", f"with data.source: {data.source}, only with MODULE:CALLABLE")
-        if data.unlabelled and data.holds_items:
+        if data.unlabelled and (data.holds_items or data.source == "shards"):
             raise not_allowed("data.unlabelled", f"with data.source: {data.source}")
         if data.test_fraction and data.test != Data().test:
             raise not_allowed("data.test_fraction", "with data.test, whose images it would replace")

@@ -137,6 +137,12 @@ class Job(EvaluationJob):
             raise refusal("data.augmentation", "none or pad-crop: loader device resizes all images alike")
         if data.loader == "device" and data.policy != "none":
             raise refusal("data.policy", "none: loader device has no policies; dali and torchvision do")
+        if data.stage and not data.has_folders:
+            raise not_allowed("data.stage", f"with data.source: {data.source}, only with folder and shards")
+        if data.stage and data.loader == "device":
+            raise not_allowed("data.stage", "with loader device, which reads every image once")
+        if not data.stage_keep and not data.stage:
+            raise not_allowed("data.stage_keep", "without data.stage")
         if data.unlabelled_part != Data().unlabelled_part and data.unlabelled is None:
             raise refusal(
                 "data.unlabelled", "a file of pseudo-labelled images, as data.unlabelled_part is set"

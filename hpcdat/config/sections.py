@@ -36,23 +36,24 @@ def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -
 class Data(Settings):
     """Where images come from and how a worker reads them."""
 
-    source: Literal["digits", "folder", "cifar10", "cifar100", "huggingface"] | UserCode = "folder"
-    """`folder`: one's own images; `cifar10` and `cifar100`: the official batches; `digits`:
-    scikit-learn's digits, written to `root` if not there; `huggingface`: what the library `datasets` reads;
-    or `MODULE:CALLABLE` of one's own, called as callable(root=..., **options), without `root` if that is not
-    set, which returns two map-style data sets, for training and test (docs/data.md)"""
+    source: Literal["digits", "folder", "shards", "cifar10", "cifar100", "huggingface"] | UserCode = "folder"
+    """`folder`: one's own images; `shards`: images in tar files, which `hpcdat pack` or WebDataset has made;
+    `cifar10` and `cifar100`: the official batches; `digits`: scikit-learn's digits, written to `root` if not
+    there; `huggingface`: what the library `datasets` reads; or `MODULE:CALLABLE` of one's own, called as
+    callable(root=..., **options), without `root` if that is not set, which returns two map-style data sets,
+    for training and test (docs/data.md)"""
     options: Annotated[dict[str, Any], AfterValidator(as_plain)] = {}
     """`MODULE:CALLABLE`: further arguments of the callable, by name"""
     root: Annotated[ExpandedPath | None, MAY_CHANGE] = None
-    """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for CIFAR, cifar-10-batches-py or
-    cifar-100-python; for `huggingface`, image folders, Parquet files or what `save_to_disk` wrote; left out:
-    a folder of the user's cache (not with `folder`)"""
+    """for `folder`, holds train/CLASS/*.jpg and test/CLASS/*.jpg; for `shards`, train/*.tar and test/*.tar;
+    for CIFAR, cifar-10-batches-py or cifar-100-python; for `huggingface`, image folders, Parquet files or
+    what `save_to_disk` wrote; left out: a folder of the user's cache (not with `folder` and `shards`)"""
     download: Annotated[bool, MAY_CHANGE] = False
     """download CIFAR's official batches, or the data set `hub`, into `root` if they are missing"""
     train: ExpandedName = "train"
-    """`folder`: sub-folder of `root` that is trained on; `huggingface`: split"""
+    """`folder`, `shards`: sub-folder of `root` that is trained on; `huggingface`: split"""
     test: ExpandedName = "test"
-    """`folder`: sub-folder of `root` that is evaluated on; `huggingface`: split"""
+    """`folder`, `shards`: sub-folder of `root` that is evaluated on; `huggingface`: split"""
     hub: str | None = None
     """`huggingface`: OWNER/NAME of a data set on the Hugging Face Hub, read from its copy below `root` (left
     out: the library's cache), where `download: true` puts it"""
@@ -87,6 +88,11 @@ class Data(Settings):
     loader: Literal["dali", "torchvision", "device"] = "dali"
     """`dali`: NVIDIA DALI; `torchvision`: its transforms, after Pillow's decoders; `device`: keeps all images
     in GPU (or CPU) memory and shifts and flips them there; they must have one size"""
+    stage: Annotated[ExpandedPath | None, MAY_CHANGE] = None
+    """`folder`, `shards`: folder on a disk of the node, such as $SLURM_TMPDIR, that the images a node reads
+    again and again are copied to before training; a later run finds them there"""
+    stage_keep: Annotated[bool, MAY_CHANGE] = True
+    """whether these copies stay when the run has finished"""
     threads: Annotated[int, MAY_CHANGE] = Field(2, ge=1)
     """threads a worker reads and decodes images with"""
     image_size: int = Field(224, ge=1)
@@ -109,6 +115,11 @@ class Data(Settings):
     def is_user_code(self) -> bool:
         """Whether the data sets are made by a ``MODULE:CALLABLE`` of the user's own."""
         return ":" in self.source
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether the user's own images are in folders ``train`` and ``test`` of ``root``."""
+        return self.source in ("folder", "shards")
 
     @property
     def holds_items(self) -> bool:

@@ -20,6 +20,8 @@ from hpcdat.data.image_folder import Listing, list_folder
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.own_data import find_own
 from hpcdat.data.sampler import Indices
+from hpcdat.data.shard_folder import open_shards
+from hpcdat.storage.user_cache import user_cache
 
 
 class Loader(Protocol):
@@ -64,6 +66,8 @@ def find_images(
         train, test = find_hugging_face(settings, quiet=quiet)
     elif settings.source in ("cifar10", "cifar100"):
         train, test = read_cifar(settings.source, _root(settings), download=settings.download)
+    elif settings.source == "shards":
+        train, test = _find_in_shards(_root(settings), settings, quiet)
     else:
         if settings.source == "digits":
             write_digits(_root(settings))
@@ -78,8 +82,8 @@ def find_images(
 def find_test_images(settings: Data, *, folders: Sequence[Path] = (), quiet: bool = False) -> Images:
     """The test images of a job that trains nothing, the same on all workers.
 
-    Of ``data.source: folder``, only the folder of the test images has to be there; its classes are the
-    classes.
+    Of ``data.source: folder`` and ``shards``, only the folder of the test images has to be there; its classes
+    are the classes.
 
     Args:
         settings, folders, quiet: as for :func:`find_images`.
@@ -87,13 +91,16 @@ def find_test_images(settings: Data, *, folders: Sequence[Path] = (), quiet: boo
     Raises:
         DataError: the folder is missing or empty, or has fewer images than the job asks for.
     """
-    if settings.source != "folder" or settings.test_fraction:
+    if not settings.has_folders or settings.test_fraction:
         return find_images(settings, folders=folders, quiet=quiet)[1]
     assert settings.root is not None  # the job is valid
-    listing = list_folder(settings.root / settings.test)
-    if listing.left_out and not quiet:
-        _report(f"{settings.root / settings.test}: left out: {listing.left_out}")
-    images = listing.images
+    if settings.source == "shards":
+        images = open_shards(settings.root / settings.test, quiet=quiet).images
+    else:
+        listing = list_folder(settings.root / settings.test)
+        if listing.left_out and not quiet:
+            _report(f"{settings.root / settings.test}: left out: {listing.left_out}")
+        images = listing.images
     return images.equal_part(settings.test_images) if settings.test_images else images
 
 
@@ -118,6 +125,15 @@ def _find_in_folders(root: Path, settings: Data, quiet: bool) -> tuple[Images, I
             "of the images in data.train for the test instead"
         )
     return listings[0].images, listings[1].images
+
+
+def _find_in_shards(root: Path, settings: Data, quiet: bool) -> tuple[Images, Images]:
+    """The images of ``data.source: shards``."""
+    train = open_shards(root / settings.train, quiet=quiet)
+    if settings.test_fraction:
+        return train.images.split_off(settings.test_fraction, settings.test_seed)
+    test = open_shards(root / settings.test, quiet=quiet).with_classes_of(train, root / settings.test)
+    return train.images, test.images
 
 
 def _common(train: Listing, test: Listing) -> int:
@@ -162,8 +178,7 @@ def _root(settings: Data) -> Path:
     if settings.root is not None:
         return settings.root
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "hpcdat" / "data" / settings.source
+        return user_cache() / "data" / settings.source
     except RuntimeError:
         raise DataError(
             "data.root is not set, and there is no home folder for the cache: set data.root, or the "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from hpcdat.data.images import DataError, Images
 from hpcdat.distributed.stop_signals import installed_stop_request
-from hpcdat.distributed.waiting import SECONDS_BETWEEN_CHECKS, Wait, wait_in_thread
+from hpcdat.distributed.waiting import Wait, wait_in_thread
+from hpcdat.storage.turn_lock import taking_turns
 
 DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 """torchvision's classes by ``data.source``."""
@@ -53,7 +53,7 @@ def read_cifar(source: str, root: Path, *, download: bool) -> tuple[Images, Imag
     train, test = (
         Images(
             [f"{folder}: {name} image {i}" for i in range(len(split.targets))],
-            split.targets,
+            np.array(split.targets),
             split.classes,
             np.ascontiguousarray(split.data),
         )
@@ -66,14 +66,5 @@ def _fetch(dataset: type[CIFAR10], root: Path) -> None:
     """Download and unpack a data set, unless another worker has done so meanwhile."""
     what = f"{dataset.url} to be fetched to {root}, by this worker or another"
     wait = Wait(what, installed_stop_request(), longest=SECONDS_TO_FETCH)
-    lock = FileLock(root / ".download.lock")
-    while True:
-        try:
-            lock.acquire(timeout=SECONDS_BETWEEN_CHECKS)
-            break
-        except Timeout:
-            wait.check()
-    try:
+    with taking_turns(root / ".download.lock", wait.check):
         wait_in_thread(lambda: dataset(root, train=True, download=True), wait)
-    finally:
-        lock.release()

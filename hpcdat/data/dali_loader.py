@@ -15,12 +15,14 @@ from torch import Tensor
 
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import View, views_of
-from hpcdat.data.corrupt_images import Unreadable
+from hpcdat.data.corrupt_images import Unreadable, complaint_about
 from hpcdat.data.dali_autoaugment import AutoAugment
+from hpcdat.data.image_file import Unusable
 from hpcdat.data.image_waits import ImageWaits
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.item_reader import ItemReader, Place, Stored, as_file
+from hpcdat.data.item_reader import ItemReader, Stored, as_file, in_form_of_file
 from hpcdat.data.pixels import apply_view, empty_batch, to_pixels
+from hpcdat.data.read_ahead import Read, ReadAhead, contents_of
 from hpcdat.data.sampler import Indices
 
 
@@ -51,8 +53,8 @@ class DaliLoader:
         self.unreadable = Unreadable(settings.corrupt)
         self._policy = AutoAugment() if training and settings.policy == "autoaugment" else None
         self._pipeline: Any = None
-        # Two pools, so that images that were read can be resized while a file system does not answer.
-        self._readers = ThreadPoolExecutor(settings.threads)
+        self._read_ahead = ReadAhead()
+        self._decoders = ThreadPoolExecutor(settings.threads)
         self._resizers = ThreadPoolExecutor(settings.threads)
         self._items = ItemReader(images, settings, as_file) if images.items is not None else None
         self._requested: Iterator[tuple[Indices, list[Stored | str]]] = iter(())
@@ -69,7 +71,7 @@ class DaliLoader:
             DataError: a file cannot be read or decoded, and the job does not say to skip it.
             Stopped: a stop was requested, and no images have come since.
         """
-        labels = torch.tensor(self.images.labels)
+        labels = torch.from_numpy(self.images.labels)
         self._seed = seed
         self._begin(batches)
         for number in range(len(batches)):
@@ -91,7 +93,8 @@ class DaliLoader:
         if self._items is not None:
             self._items.close()
         self._resizers.shutdown()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._read_ahead.close()
 
     def _next(self, batches: list[Indices], number: int) -> tuple[Indices, Any]:
         """The readable images of a batch, and DALI's output for them; None if there are none.
@@ -182,24 +185,29 @@ class DaliLoader:
 
     def _stored(self, batches: list[Indices]) -> Iterator[tuple[Indices, list[Stored | str]]]:
         """Batches with what is stored for each of their images, or why it cannot be read."""
+        wanted = [self.unreadable.without(indices) for indices in batches]
         if self._items is not None:
-            wanted = [self.unreadable.without(indices) for indices in batches]
             yield from zip(wanted, self._items.read(wanted, self._seed, self._with_pillow), strict=True)
             return
-        for requested in batches:
-            indices = self.unreadable.without(requested)
-            yield indices, self._read_files(indices)
-
-    def _read_files(self, indices: Indices) -> list[Stored | str]:
-        if self.images.pixels is not None:
+        if self.images.encoded is None:
+            assert self.images.pixels is not None
             height, width = self.images.pixels.shape[1:3]
-            return [(pixels, height, width) for pixels in self.images.pixels[indices]]
-        places = [Place(index, self._seed, index in self._with_pillow) for index in indices.tolist()]
-        reading = [
-            self._readers.submit(as_file, self.images, self.settings.channels, place) for place in places
-        ]
-        self._waits.until_done(reading)
-        return [future.result() for future in reading]
+            for indices in wanted:
+                yield indices, [(pixels, height, width) for pixels in self.images.pixels[indices]]
+            return
+        reading = self._read_ahead.read(self.images.encoded, wanted)
+        for indices, of_batch in zip(wanted, reading, strict=True):
+            self._waits.until_done(of_batch)
+            read = [future.result() for future in of_batch]
+            yield indices, list(self._decoders.map(self._as_file, indices.tolist(), read))
+
+    def _as_file(self, index: int, read: Read) -> Stored | str:
+        """An encoded image in a form that DALI decodes as Pillow does, or why it cannot be read."""
+        try:
+            with_pillow = index in self._with_pillow
+            return in_form_of_file(contents_of(read), self.settings.channels, with_pillow=with_pillow)
+        except Unusable as reason:
+            return complaint_about(self.images.files[index], reason)
 
     def _readable(self, indices: Indices, read: list[Stored | str]) -> tuple[Indices, list[Stored]]:
         """The images that can be read, and what is stored for each."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from hpcdat.config.sections import Data
 from hpcdat.data.augmentation import PADDING, View, views_of
 from hpcdat.data.corrupt_images import Unreadable
+from hpcdat.data.encoded_images import EncodedImages
 from hpcdat.data.images import DataError, Images
-from hpcdat.data.item_reader import ItemReader, Place, Stored, as_pixels
+from hpcdat.data.item_reader import ItemReader, as_pixels
 from hpcdat.data.pixels import empty_batch, to_pixels
+from hpcdat.data.read_ahead import ReadAhead, decoded_or_complaint
 from hpcdat.data.sampler import Indices, evaluation_batches
 
 ITEMS_AT_ONCE = 64
@@ -44,7 +46,7 @@ class DeviceLoader:
     def __init__(self, images: Images, settings: Data, *, training: bool, device: torch.device) -> None:
         self.settings, self.training, self.device = settings, training, device
         self.unreadable = Unreadable(settings.corrupt)
-        self._labels = torch.tensor(images.labels, device=device)
+        self._labels = torch.from_numpy(images.labels).to(device)
         stored = torch.from_numpy(self._stored(images)).permute(0, 3, 1, 2)
         self._height, self._width = stored.shape[2:]
         view = self._views(np.arange(1), 0)
@@ -85,7 +87,7 @@ class DeviceLoader:
         if images.pixels is not None:
             return images.pixels
 
-        decoded = [read if isinstance(read, str) else read[0] for read in self._read(images)]
+        decoded = self._read(images)
         first: int | None = None
         shape: tuple[int, ...] = ()
         for number, image in enumerate(decoded):
@@ -105,12 +107,20 @@ class DeviceLoader:
         nothing = np.zeros_like(decoded[first])
         return np.stack([nothing if isinstance(image, str) else image for image in decoded])
 
-    def _read(self, images: Images) -> list[Stored | str]:
+    def _read(self, images: Images) -> list[NDArray[np.uint8] | str]:
         """The pixels of all images, or why they cannot be read."""
-        if images.items is None:
-            with ThreadPoolExecutor(self.settings.threads) as threads:
-                places = [Place(index, 0) for index in range(len(images))]
-                return list(threads.map(partial(as_pixels, images, self.settings.channels), places))
+        if images.encoded is not None:
+            return self._read_encoded(images.encoded)
         with closing(ItemReader(images, self.settings, as_pixels)) as reader:
             batches = evaluation_batches(len(images), ITEMS_AT_ONCE)
-            return [one for batch in reader.read(batches, seed=0) for one in batch]
+            read = [one for batch in reader.read(batches, seed=0) for one in batch]
+            return [one if isinstance(one, str) else one[0] for one in read]
+
+    def _read_encoded(self, encoded: EncodedImages) -> list[NDArray[np.uint8] | str]:
+        batches = evaluation_batches(len(encoded), ITEMS_AT_ONCE)
+        found: list[NDArray[np.uint8] | str] = []
+        with closing(ReadAhead()) as read_ahead, ThreadPoolExecutor(self.settings.threads) as threads:
+            for batch, reading in zip(batches, read_ahead.read(encoded, batches), strict=True):
+                names, channels = encoded.take(batch), [self.settings.channels] * len(batch)
+                found += threads.map(decoded_or_complaint, reading, channels, names)
+        return found

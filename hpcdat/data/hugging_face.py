@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcdat.config.sections import Data
-from hpcdat.data.image_file import Contents, Unusable, inspect, read_file
+from hpcdat.data.image_file import Contents, Unusable, inspect, read_bytes
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.own_labels import labelled_items
 from hpcdat.distributed.stop_signals import installed_stop_request
@@ -53,7 +53,7 @@ class HuggingFaceDataSet:
         if stored.get("bytes"):
             return inspect(stored["bytes"])
         if stored.get("path"):
-            return read_file(stored["path"])
+            return inspect(read_bytes(stored["path"]))
         raise Unusable("found no image")
 
     def signature(self, positions: NDArray[np.int64], labels: list[int]) -> Any:

@@ -7,16 +7,21 @@ starts, only a sample of them, since reading all of 1.28 million would delay eve
 affect many files. The workers divide the files among themselves: of ImageNet's 50,000 test images, 6.7 GB,
 each of 36 workers reads 190 MB. A run that resumes checks nothing again.
 
+Of shards that ``hpcdat pack`` has written, only the sample of training images is checked: it has inspected
+all images, and bytes that have changed since are found by their checksums whenever they are read.
+
 Items of data sets are checked in the same way, but always read as a loader reads them, and of very many test
 items only a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,9 +30,11 @@ from hpcdat.data.corrupt_images import HINT, complaint_about
 from hpcdat.data.image_file import Unusable, find_fault
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.item_reader import ItemReader, Place, Stored
+from hpcdat.data.read_ahead import Read, ReadAhead
+from hpcdat.data.sampler import Indices
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.uneven_work import run_unevenly
+from hpcdat.distributed.uneven_work import results_in_order, run_unevenly
 from hpcdat.errors import first_few
 from hpcdat.progress import Progress
 
@@ -38,6 +45,9 @@ IMAGES_DECODED = 2000
 """Test images a worker up to which they are decoded; of more, JPEG and PNG only to their end markers, and of
 more items a sample of so many."""
 
+FILES_AT_ONCE = 64
+"""Encoded images that a thread checks at once."""
+
 ITEMS_AT_ONCE = 16
 """Items that a process reads before it reports."""
 
@@ -46,9 +56,6 @@ MANY = 5000
 
 COMPLAINTS_SHOWN = 3
 """Images that an error message names."""
-
-SECONDS_BETWEEN_POLLS = 0.25
-"""How often a worker that waits for a file notices a stop request."""
 
 
 def check_images(
@@ -79,106 +86,153 @@ def check_images(
     """
     if data.loader == "device":
         return
-    lists = list({id(images): images for images in evaluated if images.pixels is None}.values())
-    places: dict[str, tuple[Images, int]] = {}
+    lists = list({id(images): images for images in evaluated if not _is_sound(images)}.values())
+    tested = sum(map(len, lists))
+    checks = [
+        _Check(
+            images,
+            _evenly_spaced(images, len(images) if images.items is None else IMAGES_DECODED * workers.size),
+            decoded=tested <= IMAGES_DECODED * workers.size,
+        )
+        for images in lists
+    ]
     if data.corrupt == "stop" and train.pixels is None:
-        places |= _sample(train, TRAINING_IMAGES_CHECKED * workers.size)
-    for images in lists:
-        places |= _sample(images, len(images) if images.items is None else IMAGES_DECODED * workers.size)
-    files = list(places)
-    if not files:
+        sample = _evenly_spaced(train, TRAINING_IMAGES_CHECKED * workers.size)
+        checks.insert(0, _Check(train, sample, decoded=False))
+    count = sum(len(check.indices) for check in checks)
+    if not count:
         return
-    if len(files) > MANY:
-        progress.say(f"checking {len(files):,} images before training starts")
-    share = files[workers.rank :: workers.size]
-    if train.items is not None:
-        of_items = [places[file] for file in share]
-        work = partial(_item_faults, of_items, data, progress)
-    else:
-        tested = {file for images in lists for file in images.files}
-        decoded = tested if len(tested) <= IMAGES_DECODED * workers.size else set()
-        work = partial(_faults, {file: file in decoded for file in share}, data, progress)
+    if count > MANY:
+        progress.say(f"checking {count:,} images before training starts")
+    shares = _shares(checks, workers.rank, workers.size)
+    work = partial(_faults, shares, data, progress)
     found = run_unevenly(workers, "check the images", work, stop)
     every = workers.all_gather_object(found, "images that cannot be read")
-    faults = {file: fault for of_worker in every for file, fault in of_worker.items()}
-    if faults:
-        _conclude({file: faults[file] for file in files if file in faults}, len(files), lists, data, progress)
+    faults: list[dict[int, str]] = [{} for _ in checks]
+    for number, index, fault in sorted(fault for of_worker in every for fault in of_worker):
+        faults[number][index] = fault
+    if any(faults):
+        of_images = [(check.images, of_list) for check, of_list in zip(checks, faults, strict=True)]
+        _conclude(of_images, count, data, progress)
 
 
-def _sample(images: Images, most: int) -> dict[str, tuple[Images, int]]:
-    """Images by their names: all of them or as many, evenly spaced, so that they are of every class."""
-    indices = np.linspace(0, len(images), min(len(images), most), endpoint=False).astype(int).tolist()
-    return {images.files[index]: (images, index) for index in indices}
+def _is_sound(images: Images) -> bool:
+    """Whether images are in memory, or have been inspected before."""
+    return images.pixels is not None or (images.encoded is not None and images.encoded.inspected)
+
+
+class _Check(NamedTuple):
+    """What is checked of a list of images.
+
+    Attributes:
+        images: the list.
+        indices: positions in it.
+        decoded: decode them, too.
+    """
+
+    images: Images
+    indices: Indices
+    decoded: bool
+
+
+def _evenly_spaced(images: Images, most: int) -> Indices:
+    """Positions of all images or of as many, evenly spaced, so that they are of every class."""
+    return np.linspace(0, len(images), min(len(images), most), endpoint=False).astype(np.int64)
+
+
+def _shares(checks: Sequence[_Check], rank: int, size: int) -> list[_Check]:
+    """A worker's part of every list: of all images in order, every ``size``-th."""
+    starts = accumulate((len(check.indices) for check in checks), initial=0)
+    return [
+        check._replace(indices=check.indices[(rank - start) % size :: size])
+        for check, start in zip(checks, starts, strict=False)
+    ]
 
 
 def _conclude(
-    faults: dict[str, str], checked: int, lists: Sequence[Images], data: Data, progress: Progress
+    faults: Sequence[tuple[Images, dict[int, str]]], checked: int, data: Data, progress: Progress
 ) -> None:
     """Report images that cannot be read, or raise an error on all workers."""
     if data.corrupt == "stop":
-        complaints = [complaint_about(file, fault) for file, fault in faults.items()]
+        complaints = [
+            complaint_about(images.files[index], fault)
+            for images, of_list in faults
+            for index, fault in of_list.items()
+        ]
         of = f" of {checked:,} images checked before training" if len(complaints) > COMPLAINTS_SHOWN else ""
         raise DataError(f"{first_few(complaints, COMPLAINTS_SHOWN)}{of} {HINT}", everywhere=True)
-    for images in lists:
-        bad = [file for file in images.files if file in faults]
-        if len(bad) == len(images):
-            complaint = complaint_about(bad[0], faults[bad[0]])
-            raise DataError(f"none of {len(bad):,} test images can be read: {complaint}", everywhere=True)
-        if bad:
+    for images, of_list in faults:
+        if len(of_list) == len(images):
+            complaint = complaint_about(images.files[0], of_list[0])
+            raise DataError(f"none of {len(images):,} test images can be read: {complaint}", everywhere=True)
+        if of_list:
             progress.say(
-                f"{len(bad):,} of {len(images):,} test images cannot be read and will be left out "
+                f"{len(of_list):,} of {len(images):,} test images cannot be read and will be left out "
                 "(data.corrupt: skip); the evaluation names them"
             )
 
 
 def _faults(
-    files: dict[str, bool], data: Data, progress: Progress, poll: Callable[[], None]
-) -> dict[str, str]:
-    """The files that cannot be used, with the reason for each.
+    checks: Sequence[_Check], data: Data, progress: Progress, poll: Callable[[], None]
+) -> list[list[Any]]:
+    """The images that cannot be used: number of the check, position in its list, and reason.
 
     Args:
-        files: whether each is to be decoded.
+        checks: this worker's.
         data, progress: as for :func:`check_images`.
         poll: of :func:`run_unevenly`.
     """
-    progress.begin("checking images", len(files))
-    threads = ThreadPoolExecutor(data.threads)
+    progress.begin("checking images", sum(len(check.indices) for check in checks))
+    found: list[list[Any]] = []
     try:
-        futures = [
-            threads.submit(find_fault, file, data.channels, decoded=decoded)
-            for file, decoded in files.items()
+        for number, check in enumerate(checks):
+            if not len(check.indices):
+                continue
+            find = _item_faults if check.images.encoded is None else _encoded_faults
+            with closing(find(check, data, poll)) as faults:
+                for index, fault in zip(check.indices.tolist(), faults, strict=True):
+                    if fault is not None:
+                        found.append([number, index, fault])
+                    progress.step()
+        return found
+    finally:
+        progress.end()
+
+
+def _encoded_faults(check: _Check, data: Data, poll: Callable[[], None]) -> Generator[str | None, None, None]:
+    """Why each image cannot be used, or None; arguments as for :func:`_faults`."""
+    encoded = check.images.encoded
+    assert encoded is not None
+
+    def faults_of(read: Sequence[Read]) -> list[str | None]:
+        return [
+            str(one) if isinstance(one, Unusable) else find_fault(one, data.channels, decoded=check.decoded)
+            for one in read
         ]
-        faults = {}
-        for file, fault in zip(files, _results(futures, poll), strict=True):
-            if fault is not None:
-                faults[file] = fault
-            progress.step()
-        return faults
+
+    batches = _cut(check.indices, FILES_AT_ONCE * data.threads)
+    read_ahead, threads = ReadAhead(), ThreadPoolExecutor(data.threads)
+    try:
+        for reading in read_ahead.read(encoded, batches):
+            read = list(results_in_order(reading, poll))
+            parts = [read[at : at + FILES_AT_ONCE] for at in range(0, len(read), FILES_AT_ONCE)]
+            for faults in results_in_order([threads.submit(faults_of, part) for part in parts], poll):
+                yield from faults
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-        progress.end()
+        read_ahead.close()
 
 
-def _item_faults(
-    items: Sequence[tuple[Images, int]], data: Data, progress: Progress, poll: Callable[[], None]
-) -> dict[str, str]:
-    """The items that cannot be used, by name, with the reason for each; arguments as for :func:`_faults`."""
-    progress.begin("checking items", len(items))
-    faults = {}
-    try:
-        for images in {id(images): images for images, _ in items}.values():
-            indices = np.array([index for of, index in items if of is images], dtype=np.int64)
-            batches = [indices[at : at + ITEMS_AT_ONCE] for at in range(0, len(indices), ITEMS_AT_ONCE)]
-            with closing(ItemReader(images, data, _fault)) as reader:
-                for batch, read in zip(batches, reader.read(batches, seed=0), strict=True):
-                    poll()
-                    for index, fault in zip(batch.tolist(), read, strict=True):
-                        if isinstance(fault, str):
-                            faults[images.files[index]] = fault
-                        progress.step()
-    finally:
-        progress.end()
-    return faults
+def _item_faults(check: _Check, data: Data, poll: Callable[[], None]) -> Generator[str | None, None, None]:
+    """As :func:`_encoded_faults`, of items of a data set, which are always decoded."""
+    with closing(ItemReader(check.images, data, _fault)) as reader:
+        for read in reader.read(_cut(check.indices, ITEMS_AT_ONCE), seed=0):
+            poll()
+            yield from (fault if isinstance(fault, str) else None for fault in read)
+
+
+def _cut(indices: Indices, size: int) -> list[Indices]:
+    return [indices[at : at + size] for at in range(0, len(indices), size)]
 
 
 def _fault(images: Images, channels: int, place: Place) -> Stored | str:
@@ -188,12 +242,3 @@ def _fault(images: Images, channels: int, place: Place) -> Stored | str:
     except Unusable as reason:
         return str(reason)
     return np.empty(0, np.uint8), 0, 0
-
-
-def _results(futures: Sequence[Future[str | None]], poll: Callable[[], None]) -> Iterator[str | None]:
-    """The results in order, with a poll before each, and while it is awaited."""
-    for future in futures:
-        poll()
-        while not wait([future], SECONDS_BETWEEN_POLLS).done:
-            poll()
-        yield future.result()

@@ -94,17 +94,17 @@ class Contents(NamedTuple):
     width: int = 0
 
 
-def read_file(file: str) -> Contents:
-    """Read a file and check what it holds.
+def read_bytes(file: str) -> bytes:
+    """The content of a file, in as few calls of the system as there are.
 
     Raises:
-        Unusable: it cannot be read, or holds no complete image of an accepted format.
+        Unusable: it cannot be read.
     """
     try:
-        data = Path(file).read_bytes()
+        with Path(file).open("rb", buffering=0) as opened:
+            return opened.readall()
     except OSError as error:
         raise Unusable(error.strerror or str(error)) from None
-    return inspect(data)
 
 
 def inspect(data: bytes) -> Contents:
@@ -163,16 +163,16 @@ def pixels_of(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     return np.atleast_3d(np.array(_in_eight_bits(image).convert("L" if channels == 1 else "RGB")))
 
 
-def find_fault(file: str, channels: int, *, decoded: bool) -> str | None:
-    """Why a file cannot be used, or None.
+def find_fault(data: bytes, channels: int, *, decoded: bool) -> str | None:
+    """Why an encoded image cannot be used, or None.
 
     Args:
-        file: its path.
+        data: all of it.
         channels: as for :func:`decode`.
         decoded: decode every image, not only those of which :func:`inspect` finds no damage.
     """
     try:
-        contents = read_file(file)
+        contents = inspect(data)
         if decoded or not contents.plain:
             decode(contents, channels)
     except Unusable as error:

@@ -9,8 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import DataError, Images
 from hpcdat.errors import first_few
 
@@ -181,7 +183,12 @@ def list_folder(folder: Path, classes: list[str] | None = None) -> Listing:
         found = find_classes(folder)
         _check_classes(folder, found, classes)
         scan = FolderScan()
-        files = [scan.files_below(folder / name, name) for name in found]
+        # Packed class by class, so that no list of a million strings is made.
+        sizes, files = [], []
+        for name in found:
+            of_class = scan.files_below(folder / name, name)
+            sizes.append(len(of_class))
+            files.append(Files.of(of_class))
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not entry.is_dir():
@@ -192,14 +199,13 @@ def list_folder(folder: Path, classes: list[str] | None = None) -> Listing:
         raise DataError(f"{folder}: {error.strerror}. {_expected(folder)}") from None
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}") from None
-    if empty := [name for name, of_class in zip(found, files, strict=True) if not of_class]:
+    if empty := [name for name, size in zip(found, sizes, strict=True) if not size]:
         left_out = f" (left out: {scan.report()})" if scan.report() else ""
         raise DataError(
             f"{folder}: classes without images: {first_few(empty)}{left_out}; expected files that end in "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
-    labels = [number for number, of_class in enumerate(files) for _ in of_class]
-    images = Images([file for of_class in files for file in of_class], labels, found)
+    images = Images(Files.joined(files), np.repeat(np.arange(len(found)), sizes), found)
     return Listing(images, set(scan.owners), scan.report())
 
 

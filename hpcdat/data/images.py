@@ -1,8 +1,8 @@
-"""The images of a split: files in one sub-folder a class, pixels in memory, or items of a data set."""
+"""The images of a split: encoded in files or shards, pixels in memory, or items of a data set."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdat.data.image_file import Contents, decode, read_file
+from hpcdat.data.encoded_images import EncodedImages
+from hpcdat.data.image_file import Contents, decode, inspect
 from hpcdat.errors import InputError
 from hpcdat.seeds import derive
-from hpcdat.storage.atomic_files import digest
+from hpcdat.storage.atomic_files import digest, digest_of_array
 
 
 class DataError(InputError):
@@ -57,50 +58,60 @@ class Items:
     positions: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
-    """The images of one split.
+    """The images of one split: encoded, as pixels in memory, or items of a data set.
 
     Attributes:
-        files: their paths, sorted within each class; names, where the images are not in files.
-        labels: their classes, positions in ``classes``.
+        files: the encoded images, in the order of their names within each class; only names, where the images
+            are pixels or items.
+        labels: (N,), int64, their classes, positions in ``classes``.
         classes: names of the classes.
         pixels: (N, H, W, C), uint8, or None where the images are to be read.
         unlabelled: how many of them, the last ones, have labels that a model gave them.
         items: where the images are read from a data set, not from files.
     """
 
-    files: list[str]
-    labels: list[int]
+    files: Sequence[str]
+    labels: NDArray[np.int64]
     classes: list[str]
     pixels: NDArray[np.uint8] | None = None
     unlabelled: int = 0
     items: Items | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def encoded(self) -> EncodedImages | None:
+        """The encoded images, or None if they are pixels or items."""
+        return self.files if isinstance(self.files, EncodedImages) else None
+
+    @property
+    def most_frequent(self) -> int:
+        """Number of images of the most frequent class."""
+        return int(np.bincount(self.labels).max())
+
     @cached_property
     def signature(self) -> str:
-        """A hash of names, labels, and pixels, or sizes and times of files, to distinguish lists of images.
-
-        The time of a file's last change saves reading gigabytes. If it differs although the images do not
-        (a copy), results are only measured again.
-        """
+        """A hash of names, labels, and what identifies the images' contents."""
+        if self.encoded is not None:
+            return digest([self.encoded.signature(), digest_of_array(self.labels)])
         if self.items is not None:
-            held = self.items.data_set.signature(self.items.positions, self.labels)
-            return digest([held, self.items.positions.tolist(), self.labels, self.classes])
+            held = self.items.data_set.signature(self.items.positions, self.labels.tolist())
+            return digest([held, self.items.positions.tolist(), self.labels.tolist(), self.classes])
+        assert self.pixels is not None
         names = [f"{Path(file).parent.name}/{Path(file).name}" for file in self.files]
-        if self.pixels is None:
-            return digest([names, self.labels, [_stamp(Path(file)) for file in self.files]])
-        pixels = hashlib.blake2b(np.ascontiguousarray(self.pixels).data, digest_size=8).hexdigest()
-        return digest([names, self.labels, self.pixels.shape, pixels])
+        return digest([names, digest_of_array(self.labels), digest_of_array(self.pixels)])
 
     def subset(self, indices: NDArray[np.int64]) -> Images:
         """The images at these positions, in this order."""
         return Images(
-            [self.files[i] for i in indices],
-            [self.labels[i] for i in indices],
+            [self.files[i] for i in indices] if self.encoded is None else self.encoded.take(indices),
+            self.labels[indices],
             self.classes,
             None if self.pixels is None else self.pixels[indices],
             items=self.items and replace(self.items, positions=self.items.positions[indices]),
@@ -123,8 +134,9 @@ class Images:
             return pixels
         if self.items is not None:
             position = int(self.items.positions[index])
-            return self.items.data_set.read(position, self.labels[index], channels, seed)
-        return read_file(self.files[index])
+            return self.items.data_set.read(position, int(self.labels[index]), channels, seed)
+        assert self.encoded is not None
+        return inspect(self.encoded.read(index))
 
     def decoded(self, index: int, channels: int, seed: int) -> NDArray[np.uint8]:
         """The pixels of an image, (H, W, C); arguments and errors as for :meth:`stored`."""
@@ -146,7 +158,7 @@ class Images:
         names = ["/".join(Path(file).parts[-2:]) for file in self.files]
         # Names may hold bytes that are no text.
         order = sorted(range(len(self)), key=lambda index: (derive(seed, f"test {names[index]!a}"), index))
-        labels = np.array(self.labels)
+        labels = self.labels
         sizes = np.bincount(labels)
         if sizes.min() == 1:
             single = self.classes[int(sizes.argmin())]
@@ -180,22 +192,13 @@ class Images:
         """Positions of the images of :meth:`equal_part`, in order."""
         self._check_enough(count)
         order = np.random.default_rng(0).permutation(len(self))
-        labels = np.array(self.labels)[order]
+        labels = self.labels[order]
+        by_class = labels.argsort(kind="stable")
+        first = np.searchsorted(labels[by_class], labels)
         turn = np.empty_like(labels)
-        for label in np.unique(labels):
-            members = labels == label
-            turn[members] = np.arange(members.sum())
+        turn[by_class] = np.arange(len(labels)) - first[by_class]
         return np.sort(order[np.lexsort((labels, turn))[:count]])
 
     def _check_enough(self, count: int) -> None:
         if count > len(self):
             raise DataError(f"cannot take {count} images of {len(self)}")
-
-
-def _stamp(file: Path) -> list[int] | None:
-    """Size and time of the last change; None if there is no such file, which may be skipped."""
-    try:
-        state = file.stat()
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns]

@@ -49,13 +49,27 @@ def as_file(images: Images, channels: int, place: Place) -> Stored | str:
     """An image in a form that DALI decodes as Pillow does."""
     try:
         stored = images.stored(place.image, channels, place.seed)
-        if isinstance(stored, Contents):
-            # DALI's grey is the luma of JPEG, and that of colour PNG is rounded differently.
-            if stored.plain in (1, channels) and not place.with_pillow:
-                return np.frombuffer(stored.encoded, np.uint8), stored.height, stored.width
-            stored = decode(stored, channels)
+        return in_form_of_file(stored, channels, with_pillow=place.with_pillow)
     except Unusable as reason:
         return complaint_about(images.files[place.image], reason)
+
+
+def in_form_of_file(stored: Contents | NDArray[np.uint8], channels: int, *, with_pillow: bool) -> Stored:
+    """An image in a form that DALI decodes as Pillow does.
+
+    Args:
+        stored: encoded, or as pixels (H, W, C).
+        channels: of the pixels.
+        with_pillow: decode it here, also where DALI reads the format.
+
+    Raises:
+        Unusable: it is damaged.
+    """
+    if isinstance(stored, Contents):
+        # DALI's grey is the luma of JPEG, and that of colour PNG is rounded differently.
+        if stored.plain in (1, channels) and not with_pillow:
+            return np.frombuffer(stored.encoded, np.uint8), stored.height, stored.width
+        stored = decode(stored, channels)
     return as_pnm(stored), stored.shape[0], stored.shape[1]
 
 
@@ -96,8 +110,8 @@ class ItemReader:
             InputError, WorkerError, Stopped: as :meth:`ReadingProcesses.read`.
         """
         decoded = with_pillow or set()
-        places = [[Place(i, seed, i in decoded) for i in batch.tolist()] for batch in batches if len(batch)]
-        read = self._processes.read(places)
+        places = ([Place(i, seed, i in decoded) for i in batch.tolist()] for batch in batches if len(batch))
+        read = self._processes.read(places, max(map(len, batches), default=0))
         for batch in batches:
             yield _unpacked(*next(read)) if len(batch) else []
 

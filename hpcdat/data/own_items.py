@@ -103,9 +103,14 @@ def _eight_bits(array: NDArray[Any]) -> NDArray[np.uint8]:
         raise WrongItem(f"its image is of dtype {array.dtype}; expected uint8, or floats in [0, 1]")
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 1):
+        # A normalised image has numbers below 0, or hardly above 1.
+        instead = (
+            ": divide it by 255"
+            if low >= 0 and 10 < high <= 255
+            else ". Leave out a normalisation: the model does that, by model.mean and model.std"
+        )
         raise WrongItem(
-            f"its image has floats from {low:.4g} to {high:.4g}; expected floats in [0, 1], or uint8. Leave "
-            "out a normalisation: the model does that, by model.mean and model.std"
+            f"its image has floats from {low:.4g} to {high:.4g}; expected floats in [0, 1], or uint8{instead}"
         )
     return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
 

@@ -89,6 +89,9 @@ def labelled_items(
             without training images.
     """
     if len(classes) < 2:
+        for position, label in labels.items():
+            if label < 0:
+                raise DataError(f"{name} item {position} has label {label}; expected 0 or more")
         raise DataError(f"{name} data have a single class; expected two or more")
     for position, label in labels.items():
         if not 0 <= label < len(classes):
@@ -103,7 +106,7 @@ def labelled_items(
         )
     positions = np.array(list(labels), dtype=np.int64)
     files = [f"{name} item {position}" for position in labels]
-    return Images(files, list(labels.values()), classes, items=Items(data_set, positions))
+    return Images(files, np.array(list(labels.values())), classes, items=Items(data_set, positions))
 
 
 def _attribute(held: Any, name: str) -> NDArray[np.int64] | None:

@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.image_folder import IMAGE_SUFFIXES, files_below
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.safe_pickle import read_arrays
@@ -44,7 +45,7 @@ def find_unlabelled(source: Path, classes: list[str], channels: int, *, quiet: b
             raise DataError(f"{source}: contains no images ({', '.join(IMAGE_SUFFIXES[:5])}, ...)")
         if left_out and not quiet:
             print(f"hpcdat: {source}: left out: {left_out}", file=sys.stderr, flush=True)
-        return Images(files, [0] * len(files), classes)
+        return Images(Files.of(files), np.zeros(len(files), np.int64), classes)
     try:
         pixels = np.load(source, allow_pickle=False)
     except Exception as error:
@@ -57,7 +58,7 @@ def find_unlabelled(source: Path, classes: list[str], channels: int, *, quiet: b
         raise DataError(f"{source}: contains no images")
     if pixels.shape[3] != channels:
         raise DataError(f"{source}: images have {pixels.shape[3]} channels, the model expects {channels}")
-    return Images(_names(source, len(pixels)), [0] * len(pixels), classes, pixels)
+    return Images(_names(source, len(pixels)), np.zeros(len(pixels), np.int64), classes, pixels)
 
 
 def write_pseudo_labelled(path: Path, images: Images, labels: NDArray[np.int64]) -> None:
@@ -66,7 +67,7 @@ def write_pseudo_labelled(path: Path, images: Images, labels: NDArray[np.int64])
     Raises:
         OSError: it could not be written.
     """
-    what = {"files": np.array(images.files)} if images.pixels is None else {"images": images.pixels}
+    what = {"files": np.array(list(images.files))} if images.pixels is None else {"images": images.pixels}
 
     def write(file: IO[bytes]) -> None:
         np.savez(file, labels=labels, classes=np.array(images.classes), **what)
@@ -106,8 +107,8 @@ def read_pseudo_labelled(path: Path, classes: list[str]) -> Images:
     if stored is None or stored.shape[:1] != labels.shape:
         raise DataError(f"{path}: expected as many images (or files) as its {len(labels)} labels")
     if pixels is None:
-        return Images([str(file) for file in stored.tolist()], labels.tolist(), classes)
-    return Images(_names(path, len(labels)), labels.tolist(), classes, _checked(path, pixels))
+        return Images(Files.of(map(str, stored.tolist())), labels, classes)
+    return Images(_names(path, len(labels)), labels, classes, _checked(path, pixels))
 
 
 def joined(labelled: Images, unlabelled: Images) -> Images:
@@ -117,14 +118,16 @@ def joined(labelled: Images, unlabelled: Images) -> Images:
         DataError: one has its pixels in memory and the other in files, or in another size.
     """
     ours, theirs = labelled.pixels, unlabelled.pixels
-    stored = [None if pixels is None else pixels.shape[1:] for pixels in (ours, theirs)]
-    if stored[0] != stored[1]:
+    labels = np.concatenate([labelled.labels, unlabelled.labels])
+    if isinstance(labelled.files, Files) and isinstance(unlabelled.files, Files):
+        files = Files.joined([labelled.files, unlabelled.files])
+        return Images(files, labels, labelled.classes, unlabelled=len(unlabelled))
+    if ours is None or theirs is None or ours.shape[1:] != theirs.shape[1:]:
         raise DataError(
             "data.unlabelled: labelled and unlabelled images must both be files, or arrays of one shape"
         )
-    pixels = None if ours is None or theirs is None else np.concatenate([ours, theirs])
-    files = labelled.files + unlabelled.files
-    return Images(files, labelled.labels + unlabelled.labels, labelled.classes, pixels, len(unlabelled))
+    names, pixels = [*labelled.files, *unlabelled.files], np.concatenate([ours, theirs])
+    return Images(names, labels, labelled.classes, pixels, len(unlabelled))
 
 
 def _names(path: Path, count: int) -> list[str]:

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -24,7 +24,7 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import HpcdatError, InputError, WorkerError, first_line
 
 Batch = TypeVar("Batch")
-Place = TypeVar("Place")
+Wanted = TypeVar("Wanted")
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 """Where the processes put the images that they have read."""
@@ -34,11 +34,11 @@ BATCHES_AHEAD = 2
 """Batches that each process reads ahead."""
 
 
-class ReadingProcesses(Generic[Place, Batch]):
+class ReadingProcesses(Generic[Wanted, Batch]):
     """A pool of processes that read batches ahead, in order, and serve one epoch after the other.
 
     Args:
-        read: reads one batch, given the places of its images; a function that can be pickled.
+        read: reads one batch, given what is wanted of it; a function that can be pickled.
         count: number of processes.
         image_bytes: size of an image as it is read, bytes; None if unknown.
         loader: the job's ``data.loader``, for messages.
@@ -49,7 +49,7 @@ class ReadingProcesses(Generic[Place, Batch]):
 
     def __init__(
         self,
-        read: Callable[[Sequence[Place]], Batch],
+        read: Callable[[Wanted], Batch],
         count: int,
         image_bytes: int | None,
         *,
@@ -66,8 +66,12 @@ class ReadingProcesses(Generic[Place, Batch]):
         except (OSError, EOFError) as error:
             raise _cannot_start(error, loader) from None
 
-    def read(self, batches: Sequence[Sequence[Place]]) -> Iterator[Batch]:
+    def read(self, batches: Iterable[Wanted], largest: int) -> Iterator[Batch]:
         """Yield what ``read`` returns for each batch, in order.
+
+        Args:
+            batches: what is wanted of each; made as late as it is needed.
+            largest: images of the largest batch.
 
         Raises:
             InputError: the shared memory is too small.
@@ -75,7 +79,6 @@ class ReadingProcesses(Generic[Place, Batch]):
             Stopped: a stop was requested, and no images have come since.
         """
         left, pending = iter(batches), deque[Future[Batch]]()
-        largest = max(map(len, batches), default=0)
         needed = self.image_bytes and shared_bytes(largest * self.image_bytes, self.count)
         try:
             while True:
@@ -95,7 +98,7 @@ class ReadingProcesses(Generic[Place, Batch]):
         # Python's own clean-up at the end of the program fails if it meets one of the pool.
         end.join(SECONDS_TO_END)
 
-    def _submit(self, batch: Sequence[Place]) -> Future[Batch]:
+    def _submit(self, batch: Wanted) -> Future[Batch]:
         try:
             return self._pool.submit(_read, batch)
         except BrokenProcessPool as error:

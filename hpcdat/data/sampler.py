@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -155,6 +155,18 @@ def with_unlabelled(
         indices = np.concatenate([share.indices, order.take(places, mode="wrap")])
         mixed.append(Share(indices, share.global_size + more))
     return mixed
+
+
+def images_of_groups(count: int, groups: Sequence[int], wanted: Container[int], *, seed: int) -> Indices:
+    """Positions of the images that some groups of :func:`training_shares` have, in order.
+
+    Args:
+        count: number of images.
+        groups, seed: as for :func:`training_shares`.
+        wanted: the groups.
+    """
+    parts = [part for group, part in enumerate(_divided(count, groups, seed)) if group in wanted]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
 
 
 def _divided(count: int, groups: Sequence[int], seed: int) -> list[Indices]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 SECONDS_BETWEEN_ROUNDS = 0.25
 """Pause between two status all-reduces."""
+SECONDS_BETWEEN_POLLS = 0.25
+"""How often work that waits for its threads polls."""
 
 
 class _Aborted(Exception):
@@ -123,3 +126,17 @@ def run_unevenly(
         raise Stopped(f"stopped; rerun the same command to {what}", everywhere=True)
     (result,) = workers.on_all_ranks(what, conclude)
     return result
+
+
+def results_in_order(futures: Iterable[Future[T]], poll: Callable[[], None]) -> Iterator[T]:
+    """The results of threads in order, with a poll before each, and while it is awaited.
+
+    Args:
+        futures: of the threads.
+        poll: of :func:`run_unevenly`.
+    """
+    for future in futures:
+        poll()
+        while not (future.done() or wait([future], SECONDS_BETWEEN_POLLS).done):
+            poll()
+        yield future.result()

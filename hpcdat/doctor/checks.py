@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hpcdat.config.sections import Data
 from hpcdat.doctor.facts import SHARED_MEMORY, Node, RunDir
 from hpcdat.doctor.links import MAX_NODES_FOR_ALL_PAIRS, Pair, best_of, slow_pairs
+from hpcdat.doctor.storage import Storage
 from hpcdat.errors import first_few
 
 MAX_CLOCK_DIFFERENCE = 1.0
@@ -20,6 +21,9 @@ MIN_MEMORY = 2**30
 """Bytes per worker; torch, Horovod and DALI use most of it before the model is built."""
 MIN_SHARED_MEMORY = 2**27
 """Bytes of shared memory per worker; a container has only 64 MiB in total by default."""
+
+STORAGE_MARGIN = 1.5
+"""Factor by which storage should be faster than a job needs: others use a parallel file system, too."""
 
 MAX_BUSY_CORES = 0.5
 """Cores that other processes may use without a warning."""
@@ -211,6 +215,26 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
         classes = next(iter(right))
         found = f"{count(classes, 'class', 'es')} in {data.root or data.source}"
         findings.append(Finding("ok", check, found, _where(right, nodes)))
+    elif not wrong and data.source == "shards":
+        found = f"not checked: a run first indexes the tar files in {data.root}"
+        findings.append(Finding("ok", check, found))
+    return findings
+
+
+def check_storage(storage: Sequence[Storage]) -> list[Finding]:
+    """Compare how fast each node reads images with how fast the job needs them."""
+    findings = []
+    for node in storage:
+        read = f"reads {node.images:.0f} images/s ({megabytes(node.bytes)} MB/s) while all nodes read"
+        if node.needed is None:
+            findings.append(
+                Finding("ok", "storage", f"{read}; this machine is too busy to time a step", node.host)
+            )
+            continue
+        found = f"{read}; the job needs {node.needed:.0f}"
+        enough = node.images >= STORAGE_MARGIN * node.needed
+        advice = "" if enough else "pack the images into shards, or copy them to local disks before training"
+        findings.append(Finding("ok" if enough else "warning", "storage", found, node.host, advice))
     return findings
 
 

@@ -25,6 +25,7 @@ from hpcdat.doctor.checks import (
     check_pairs,
     check_resources,
     check_run_dir,
+    check_storage,
     check_versions,
     count,
     megabytes,
@@ -40,6 +41,7 @@ from hpcdat.doctor.facts import (
     probe_run_dir,
 )
 from hpcdat.doctor.links import Pair, measure_pairs
+from hpcdat.doctor.storage import Storage, measure_storage
 from hpcdat.errors import InputError
 from hpcdat.storage.atomic_files import write_text
 
@@ -57,6 +59,7 @@ class Report:
         clocks: seconds that each node's clock is ahead of the first one's, and the error bound.
         run_dir: None without a job.
         pairs: in the order they were measured.
+        storage: how fast each node reads images; empty without a job that reads files.
         findings: in the order of the checks.
     """
 
@@ -65,6 +68,7 @@ class Report:
     clocks: list[tuple[float, float]]
     run_dir: RunDir | None
     pairs: list[Pair]
+    storage: list[Storage]
     findings: list[Finding]
 
     @property
@@ -103,6 +107,7 @@ class Report:
             },
             "findings": [asdict(finding) for finding in self.findings],
             "links": [asdict(pair) for pair in self.pairs],
+            "storage": [asdict(node) for node in self.storage],
         }
         try:
             write_text(path, json.dumps(value, indent=2) + "\n")
@@ -161,6 +166,7 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
     if None in taken or len(set(taken)) < workers.size:
         device = torch.device("cpu")
     pairs = measure_pairs(workers, [node.host for node in nodes], firsts, device, stop)
+    storage = measure_storage(job, workers, stop) if job else []
     findings = [
         *check_engine(nodes, workers.engine, workers.transport),
         *check_gpus(nodes, job.device if job else "auto"),
@@ -168,6 +174,7 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
         *check_versions(nodes),
         *check_clocks([node.host for node in nodes], clocks),
         *(check_images(nodes, job.data) if job else []),
+        *check_storage(storage),
         *(check_run_dir(run_dir, nodes[0].host) if run_dir else []),
         *check_resources(nodes, _shared_memory(job)),
         *check_energy(nodes),
@@ -176,4 +183,4 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
     title = f"{count(workers.size, 'worker')} on {count(len(nodes), 'node')}"
     if workers.launcher != "none":
         title += f", started by {workers.launcher}"
-    return Report(title, nodes, clocks, run_dir, pairs, findings)
+    return Report(title, nodes, clocks, run_dir, pairs, storage, findings)

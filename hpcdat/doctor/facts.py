@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Data
 from hpcdat.data import find_images
 from hpcdat.data.cifar import read_cifar
+from hpcdat.data.corrupt_images import complaint_about
+from hpcdat.data.image_file import Unusable
 from hpcdat.data.image_folder import find_classes
+from hpcdat.data.images import DataError
+from hpcdat.data.shard_folder import existing_index, find_tars
+from hpcdat.data.shard_index import Index
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.cores import cgroup_quota, observe_cores
 from hpcdat.distributed.device import why_no_gpu
@@ -215,10 +221,10 @@ def _temporary_error() -> str:
 
 
 def _count_classes(data: Data, folders: Sequence[Path] = ()) -> int | None:
-    """Count the classes of a job's images; None if the run itself writes or downloads them.
+    """Count the classes of a job's images; None if the run itself writes, downloads or indexes them.
 
-    In a folder of images, one image per split is opened; CIFAR is read in full; of data sets of one's own the
-    first items are read.
+    In a folder of images, one image per split is opened, of shards one image of each; CIFAR is read in full;
+    of data sets of one's own the first items are read.
 
     Raises:
         DataError, OSError: the images are missing or unreadable.
@@ -227,6 +233,8 @@ def _count_classes(data: Data, folders: Sequence[Path] = ()) -> int | None:
         return len(find_images(data, folders=folders, quiet=True)[0].classes)
     if data.root is None or data.source == "digits" or data.download:
         return None
+    if data.source == "shards":
+        return _count_classes_of_shards(data, data.root)
     if data.source != "folder":
         return len(read_cifar(data.source, data.root, download=False)[0].classes)
     found = {}
@@ -244,6 +252,23 @@ def _count_classes(data: Data, folders: Sequence[Path] = ()) -> int | None:
     if found[data.train] != found[splits[-1]]:
         raise InputError(f"{data.root}: {data.train} and {data.test} have different classes")
     return len(found[data.train])
+
+
+def _count_classes_of_shards(data: Data, root: Path) -> int | None:
+    """Count the classes of shards and read an image of each shard; None if the run itself indexes them."""
+    indices: list[Index] = []
+    for split in [data.train] if data.test_fraction else [data.train, data.test]:
+        index = existing_index(root / split, find_tars(root / split))
+        if index is None:
+            return None
+        indices.append(index.with_classes_of(indices[0], root / split) if indices else index)
+        _, firsts = np.unique(index.shards.shard_of, return_index=True)
+        for image in firsts.tolist():
+            try:
+                index.shards.read(image)
+            except Unusable as reason:
+                raise DataError(complaint_about(index.shards.name(image), reason)) from None
+    return len(indices[0].classes)
 
 
 def _describe(error: Exception) -> str:

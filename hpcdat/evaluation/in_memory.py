@@ -45,7 +45,7 @@ class TensorBatches(ImageBatches):
         check_labels(y, len(x), classes)
         self.x, self.y, self.classes = x, y, classes
         names = [str(number) for number in range(classes)]
-        images = Images([f"image {i}" for i in range(len(x))], y.tolist(), names)
+        images = Images([f"image {i}" for i in range(len(x))], y.cpu().numpy(), names)
         data = Data(source="digits", channels=3 if x.shape[1] == 3 else 1, image_size=min(x.shape[2:]))
         super().__init__(images, data, batch_size, device, every=every)
 

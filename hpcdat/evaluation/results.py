@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -329,7 +328,7 @@ def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Evalua
             eps=job.evaluation.resolved_eps,
             norm=sweep.norm,
             pixels=job.data.channels * job.data.image_size**2,
-            most_frequent=max(Counter(images.labels).values()) / len(images),
+            most_frequent=images.most_frequent / len(images),
         )
     return {
         "images": outcomes.images,

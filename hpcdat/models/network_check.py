@@ -99,7 +99,18 @@ class _Check:
             )
         if not logits.is_floating_point():
             raise self.error(f"returns {str(logits.dtype).removeprefix('torch.')} numbers, {expected}")
+        if _are_probabilities(logits):
+            raise self.error(
+                f"returns probabilities in {mode} mode, {expected}: leave out the softmax, which is part of "
+                "the loss"
+            )
         return logits
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether every row has numbers from 0 to 1 that add up to 1."""
+    sums = logits.detach().float().sum(1)
+    return bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _describe(found: object) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from hpcdat.config.sections import LIBRARIES
 from hpcdat.errors import InputError
 from hpcdat.user_code import call, code_fingerprint, load_callable
 
@@ -49,7 +50,7 @@ def find_network(name: str, folders: Sequence[Path]) -> Build:
         return _of_torchvision(network)
     if library == "timm":
         return _of_timm(network)
-    return load_callable(KEY, name, folders)
+    return load_callable(KEY, name, folders, libraries=LIBRARIES)
 
 
 def code_of_network(name: str, folders: Sequence[Path]) -> str | None:
@@ -143,6 +144,10 @@ def _of_torchvision(network: str) -> Build:
 
     # Those for detection and segmentation return no logits, and download weights of their backbones.
     names = models.list_models(module=models)
+    if network in models.list_models() and network not in names:
+        raise InputError(
+            f"{KEY}: torchvision:{network} does not classify images: it returns no logits (N, classes)"
+        )
     if network not in names:
         raise InputError(f"{KEY}: torchvision has no network {network}{_nearest(network, names)}")
 
@@ -175,7 +180,10 @@ def _of_timm(network: str) -> Build:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=3)
+    """Names that begin with this one, the shortest first, then similar ones."""
+    names = list(names)
+    longer = sorted((each for each in names if each.startswith(name)), key=lambda each: (len(each), each))
+    near = list(dict.fromkeys([*longer, *difflib.get_close_matches(name, names, n=3)]))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -13,6 +13,8 @@ from hpcdat.config.job import Job
 from hpcdat.config.sections import Data, Exchange
 from hpcdat.data import find_images
 from hpcdat.data.image_folder import find_classes
+from hpcdat.data.images import DataError
+from hpcdat.data.shard_folder import indexed_classes
 from hpcdat.errors import InputError
 from hpcdat.exchange.gradient_exchange import Bucket, NamedParameters, gradients_of, make_buckets, traffic_of
 from hpcdat.exchange.resolve import Plan, make_plan
@@ -20,7 +22,7 @@ from hpcdat.exchange.traffic import Traffic
 from hpcdat.models import build_model_for
 from hpcdat.performance.microbenchmarks import SimulatedCommunicator
 
-DEFAULT_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000}
+DEFAULT_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "folder": 1000, "shards": 1000}
 """Number of classes of each ``data.source``, used where the images are not on this machine. There is none for
 data sets that must be opened to know."""
 MIB = 2**20
@@ -136,11 +138,12 @@ def count_classes(data: Data, folders: Sequence[Path] = ()) -> int:
     """
     if data.holds_items and not data.download:
         return len(find_images(data, folders=folders, quiet=True)[0].classes)
-    if data.source == "folder" and data.root:
+    if data.has_folders and data.root:
         try:
-            if classes := find_classes(data.root / data.train):
+            folder = data.root / data.train
+            if classes := indexed_classes(folder) if data.source == "shards" else find_classes(folder):
                 return len(classes)
-        except OSError:
+        except (OSError, DataError):
             pass
     return DEFAULT_CLASSES.get(data.source, DEFAULT_CLASSES["folder"])
 

@@ -161,12 +161,16 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
     ball = f"{attack.norm}, eps {in_pixel_units(attack.eps)}"
     decays = f", decays by {schedule.decay_factor:g} after epochs {schedule.decay_epochs}"
     start = job.model.pretrained
+    oracle = attack.name if attack.name != "pgd" else job.oracle
+    smoothing = f"sigma {job.smoothing.sigma:g}, {job.smoothing.copies} copies of each image"
     return [
         ("method", job.method),
         (
             "attack in training",
-            "none" if job.oracle == "none" else f"{job.oracle}, {_steps(attack.steps)}, {ball}",
+            "none" if job.oracle == "none" else f"{oracle}, {_steps(attack.steps)}, {ball}",
         ),
+        *([("objective", f"TRADES, beta {job.objective.beta:g}")] if job.objective.beta is not None else []),
+        *([("noise in training", smoothing)] if job.smoothing.sigma else []),
         ("optimiser", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
         ("schedule", schedule.name + (decays if schedule.decay_epochs else "")),
         ("epochs", f"{result.epoch} of {job.total_epochs}"),
@@ -178,12 +182,7 @@ def _recipe(folder: RunFolder, job: Job, result: Result) -> list[tuple[str, str]
             "data",
             f"{_data(job)}, {max(e['images'] for e in folder.metrics('epoch')):,} images per epoch",
         ),
-        (
-            "augmentation",
-            f"{job.data.augmentation}, {job.data.policy}"
-            if job.data.policy != "none"
-            else job.data.augmentation,
-        ),
+        ("augmentation", _augmentation(job)),
         ("initial weights", start.name if start else "random"),
         ("precision", job.model.precision),
     ]
@@ -193,6 +192,11 @@ def _steps(count: int | None) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
+def _augmentation(job: Job) -> str:
+    every = (job.data.augmentation, job.data.policy, job.data.mixing)
+    return ", ".join(each for each in every if each != "none") or "none"
+
+
 def _averaging(averaging: Averaging) -> str:
     return f"from epoch {averaging.swa_from}, SWA" if averaging.ema is None else f"EMA, {averaging.ema:g}"
 
@@ -200,10 +204,17 @@ def _averaging(averaging: Averaging) -> str:
 def _settings(job: Job) -> dict[str, Any]:
     """The settings that the training depends on, by dotted name; of files only their names."""
     return {
-        key: Path(value).name if isinstance(value, Path) or str(value).startswith("/") else value
-        for key, (value, may_change) in by_name(job).items()
-        if not may_change
+        key: _without_folders(value) for key, (value, may_change) in by_name(job).items() if not may_change
     }
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting with only the last names of the paths in it."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, Path) or str(value).startswith("/") else value
 
 
 def _versions(folder: RunFolder) -> list[tuple[str, str]]:
@@ -221,9 +232,10 @@ def _versions(folder: RunFolder) -> list[tuple[str, str]]:
 
 
 def _data(job: Job) -> str:
-    """The name of the data: their source, of a folder of images its name."""
+    """The name of the data: their source, of folders, shards or the Hugging Face hub its name there."""
     data = job.data
-    return data.root.name if data.source == "folder" and data.root else data.source
+    named = data.has_folders or data.source == "huggingface"
+    return data.hub or (data.root.name if named and data.root else data.source)
 
 
 def _preprocessing(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Atomic file writes, and hashes of JSON values."""
+"""Atomic file writes, and hashes of JSON values and arrays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -85,3 +88,10 @@ def append_text(path: Path, text: str) -> None:
 def digest(value: Any) -> str:
     """A hash of a JSON value, 16 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def digest_of_array(array: NDArray[Any]) -> str:
+    """A hash of an array's numbers and shape, 16 hexadecimal digits."""
+    found = hashlib.blake2b(repr((array.dtype.str, array.shape)).encode(), digest_size=8)
+    found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()

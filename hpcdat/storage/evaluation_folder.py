@@ -64,6 +64,20 @@ def _open_job(file: Path, settings: Sequence[str]) -> tuple[RunFolder, Evaluatio
     return folder, job.without_training()
 
 
+def check_given(path: Path) -> None:
+    """Check that the file or folder of given weights is there, before anything that takes long.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise InputError(f"model.pretrained: {path}: there is no such file or folder") from None
+    except OSError as error:
+        raise InputError(f"model.pretrained: {path}: cannot be read: {error.strerror}") from None
+
+
 def begin_evaluation(
     folder: RunFolder, job: EvaluationJob, weights: str, environment: dict[str, Any]
 ) -> None:

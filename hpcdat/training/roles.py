@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from hpcdat.config.job import Job
 from hpcdat.errors import InputError
 from hpcdat.models.split_batch_norm import Branch
+
+Split = Literal["workers", "nodes", "own"]
+"""Values of ``data.split``."""
 
 MOST_UPDATE_WORKERS = 3
 """Batches an attack worker can keep up with: forward pass and input gradient of one against forward pass and
@@ -111,8 +115,17 @@ def first_workers(roles: Sequence[Role]) -> list[int]:
     return list(first.values())
 
 
-def homes_of_batches(roles: Sequence[Role], node_of: Sequence[int]) -> list[int]:
-    """Node of the first worker, for every batch; nodes that only attack are left out of the numbering."""
+def groups_of_batches(split: Split, roles: Sequence[Role], node_of: Sequence[int]) -> list[int]:
+    """The group that each batch belongs to, for ``training_shares``.
+
+    Args:
+        split: ``workers``: a single group; ``nodes``: one a node, that of the batch's first worker, without
+            nodes that only attack; ``own``: one a batch.
+        roles: of all workers.
+        node_of: node of every worker.
+    """
     homes = [node_of[rank] for rank in first_workers(roles)]
-    nodes = list(dict.fromkeys(homes))
-    return [nodes.index(home) for home in homes]
+    if split == "own":
+        return list(range(len(homes)))
+    nodes = list(dict.fromkeys(homes)) if split == "nodes" else []
+    return [nodes.index(home) if nodes else 0 for home in homes]

@@ -26,7 +26,7 @@ from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.epoch_log import EpochLog
 from hpcdat.training.pretrained import load_pretrained
 from hpcdat.training.replicas import check_equal, make_equal
-from hpcdat.training.roles import homes_of_batches
+from hpcdat.training.roles import groups_of_batches
 from hpcdat.training.single_images import check_batches, reported
 from hpcdat.training.state import TrainingState
 from hpcdat.training.step import Algorithm1, Requests, all_finite
@@ -203,13 +203,8 @@ class Trainer:
     def _shares(self) -> list[list[Share]]:
         """The epoch's shares of the batches that this worker reads, or of batch 0 if it reads none."""
         algorithm, job, unlabelled = self.algorithm, self.job, self.images.unlabelled
-        divisions = {
-            "workers": [0] * algorithm.batches,
-            "nodes": homes_of_batches(algorithm.roles, self.workers.node_of),
-            "own": list(range(algorithm.batches)),
-        }
+        groups = groups_of_batches(job.data.split, algorithm.roles, self.workers.node_of)
         labelled, when = len(self.images) - unlabelled, {"seed": job.seed, "epoch": self.state.epoch}
-        groups = divisions[job.data.split]
 
         def of_batch(number: int) -> list[Share]:
             place: dict[str, Any] = {"rank": number, "groups": groups, **when}

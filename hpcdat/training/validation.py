@@ -191,9 +191,10 @@ def hold_out(train: Images, test: Images, job: Job) -> ImageSplits:
     count = job.early_stopping.held_out
     if not count:
         return ImageSplits(train, test, test)
-    held_out = train.equal_part(count)
-    taken = set(held_out.files)
-    left = np.array([i for i, file in enumerate(train.files) if file not in taken], dtype=np.int64)
+    held_out = train.balanced(count)
+    is_left = np.ones(len(train), dtype=bool)
+    is_left[held_out] = False
+    left = np.flatnonzero(is_left)
     if not len(left):
         raise DataError(f"early_stopping.held_out: {count} leaves none of the {len(train)} training images")
-    return ImageSplits(train.subset(left), held_out, test)
+    return ImageSplits(train.subset(left), train.subset(held_out), test)

@@ -10,7 +10,7 @@ where the workers have agreed on them. For this reason the state is not that of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,8 +43,12 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, settings: Averaging) -> None:
         self.model, self.settings = model, settings
-        self._weights = _Average({n: t for n, t in _state(model).items() if isinstance(t, nn.Parameter)})
-        self._buffers = _Average({n: t for n, t in _state(model).items() if not isinstance(t, nn.Parameter)})
+        weights: dict[str, Tensor] = {n: t for n, t in _state(model).items() if isinstance(t, nn.Parameter)}
+        self._weights = _Average(lambda: weights)
+        # Found again each time, since new tensors may take the place of buffers.
+        self._buffers = _Average(
+            lambda: {n: t for n, t in _state(model).items() if not isinstance(t, nn.Parameter)}
+        )
         self.updates, self._retained = 0, 0.0
 
     def after_update(self) -> None:
@@ -145,35 +149,37 @@ class _Average:
     """Averages of some tensors.
 
     Args:
-        source: the tensors by name; their values change in place.
+        source: returns the tensors as they are now, by name.
 
     Attributes:
         values: the averages by name; empty before :meth:`begin`.
     """
 
-    def __init__(self, source: dict[str, Tensor]) -> None:
+    def __init__(self, source: Callable[[], dict[str, Tensor]]) -> None:
         self.source = source
         self.values: dict[str, Tensor] = {}
 
     def begin(self) -> None:
         """Start from the tensors themselves."""
-        self.values = {name: t.detach().clone() for name, t in self.source.items()}
+        self.values = {name: t.detach().clone() for name, t in self.source().items()}
 
     @torch.no_grad()
     def move(self, share: float) -> None:
         """Move each average towards its tensor by this share of their distance."""
         if self.values:
-            torch._foreach_lerp_(list(self.values.values()), list(self.source.values()), share)
+            source = self.source()
+            torch._foreach_lerp_(list(self.values.values()), [source[name] for name in self.values], share)
 
     @torch.no_grad()
     def moved(self, share: float) -> dict[str, Tensor]:
         """What :meth:`move` would make of the averages."""
-        return {name: average.lerp(self.source[name], share) for name, average in self.values.items()}
+        source = self.source()
+        return {name: average.lerp(source[name], share) for name, average in self.values.items()}
 
     def restore(self, values: dict[str, Tensor]) -> None:
         """Take back averages, among which there may be others; KeyError if one is missing."""
         self.values = {
-            name: torch.empty_like(t).copy_(values[name].detach()) for name, t in self.source.items()
+            name: torch.empty_like(t).copy_(values[name].detach()) for name, t in self.source().items()
         }
 
 

@@ -12,6 +12,7 @@ from hpcdat.config.job_file import read_job
 from hpcdat.config.sections import Data
 from hpcdat.data.digits import write_digits
 from hpcdat.distributed.single_process import SingleProcess
+from hpcdat.doctor import storage
 from hpcdat.doctor.checks import (
     check_clocks,
     check_dali,
@@ -22,11 +23,13 @@ from hpcdat.doctor.checks import (
     check_pairs,
     check_resources,
     check_run_dir,
+    check_storage,
     check_versions,
 )
 from hpcdat.doctor.examination import examine
 from hpcdat.doctor.facts import Node, RunDir, clock_offsets
 from hpcdat.doctor.links import Pair, pairs_of
+from hpcdat.doctor.storage import Storage
 from hpcdat.emulation.cluster import CARD, run_over_gloo
 from tests.conftest import CHECKOUT, DEMO, Never, run_here
 from tests.distributed.ranks import environment
@@ -140,11 +143,22 @@ CPU = {"gpus": {}, "takes": [None, None], "driver": False}
             "n2 is 2.5 s ahead of n1",
             check_clocks(["n1", "n2"], [(0.0, 0.0), (2.5, 0.01)]),
         ),
+        (
+            "warning",
+            "n1",
+            "reads 140 images/s (14 MB/s) while all nodes read; the job needs 100",
+            check_storage([Storage("n1", 140.0, 14e6, 100.0)]),
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_host(level, where, found, findings):
     assert [(finding.level, finding.where) for finding in findings] == [(level, where)]
     assert found in findings[0].found and findings[0].advice
+
+
+def test_storage_that_is_fast_enough_or_cannot_be_compared_is_no_warning():
+    fast, unknown = check_storage([Storage("n1", 150.0, 15e6, 100.0), Storage("n2", 9.0, 1e6, None)])
+    assert fast.level == unknown.level == "ok" and "too busy to time a step" in unknown.found
 
 
 def test_clocks_are_read_off_the_tightest_gatherings():
@@ -177,13 +191,15 @@ def test_of_many_nodes_each_is_measured_with_its_successor():
     assert "successor" in check_pairs(links(17, lambda pair: False), 17)[0].found
 
 
-def test_a_single_worker_checks_images_and_run_folder(tmp_path):
+def test_a_single_worker_checks_images_and_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_needed", lambda *_: 1.0)
     write_digits(tmp_path / "data")
     folder = ["data.source=folder", f"data.root={tmp_path / 'data'}"]
     run_dir = tmp_path / "file" / "run"
     healthy = read_job(DEMO, [*folder, f"run_dir={tmp_path / 'runs' / 'run'}"])
     report = examine(healthy, SingleProcess(), Never())
     assert report.nodes[0].classes == 10 and report.run_dir.folder == str(tmp_path)
+    assert "the job needs 1" in next(f.found for f in report.findings if f.check == "storage")
     assert not report.failed and [file.name for file in tmp_path.iterdir()] == ["data"]
 
     shutil.rmtree(tmp_path / "data" / "test")

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from hpcdat.data.digits import write_digits
 from hpcdat.storage.checkpoint_format import load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
 from tests.cluster.nodes import SETTINGS, finish, wait_for
@@ -168,6 +169,23 @@ def test_a_disk_that_is_full(training, small_disk):
     assert done.returncode == 0, done.stderr
     assert "resuming from epoch 2, step 0" in done.stdout
     assert all_whole(folder) and not half_written(folder) and same(weights(folder), weights(undisturbed))
+
+
+@pytest.mark.full
+def test_a_scratch_disk_that_is_full(cluster, undisturbed, small_disk, tmp_path):
+    """Named with its node before anything is trained; with room, training gives the same weights."""
+    write_digits(tmp_path / "digits")
+    fill(small_disk / "something else")
+    data = ["data.source=folder", f"data.root={tmp_path / 'digits'}", f"data.stage={small_disk}"]
+    done = finish(cluster.start(tmp_path / "run", *data))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(rf"data.stage: {small_disk}.*\(worker \d on node\d\)", done.stderr), done.stderr
+    assert not list(small_disk.rglob("copies*"))
+    (small_disk / "something else").unlink()
+    done = finish(cluster.start(tmp_path / "run", *data))
+    assert done.returncode == 0, done.stderr
+    assert list(small_disk.rglob("copies*.images"))
+    assert same(weights(RunFolder(tmp_path / "run")), weights(undisturbed))
 
 
 @pytest.mark.full

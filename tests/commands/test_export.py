@@ -212,7 +212,9 @@ def test_pretrained_reads_an_export_unchanged(tmp_path, suffix):
 
 
 def test_the_card_has_the_accuracies_of_these_weights_and_metadata_that_the_hub_reads(tmp_path):
-    finished_run(tmp_path / "run", ["model.name=digits-cnn", f"model.pretrained={tmp_path}/start.pth"])
+    data = ["data.source=own:load", f"data.options={{file: '{tmp_path}/a.h5', size: 8}}"]
+    start = f"model.pretrained={tmp_path}/start.pth"
+    finished_run(tmp_path / "run", ["model.name=digits-cnn", start, *data])
     out = tmp_path / "robust.safetensors"
     exporting.export(tmp_path / "run", out, license_id="apache-2.0")
     text = (tmp_path / "robust.md").read_text()
@@ -232,7 +234,20 @@ def test_the_card_has_the_accuracies_of_these_weights_and_metadata_that_the_hub_
     assert f"classes = {CLASSES}" in text and "mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]" in text
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
     assert settings["attack.eps"] == 0.2 and settings["model.pretrained"] == "start.pth"
+    assert settings["data.options"] == {"file": "a.h5", "size": 8}
     assert "Needs hpcdat" in text and "| initial weights       | start.pth" in text
+
+
+def test_the_cards_recipe_has_what_changes_the_images_and_the_cost(tmp_path):
+    attack = ["method=dat-fgsm", "attack.name=n-fgsm", "attack.steps=1"]
+    data = ["data.mixing=cutmix", "data.source=huggingface", "data.hub=somebody/birds"]
+    finished_run(tmp_path / "run", ["model.name=digits-cnn", "objective.regulariser=trades", *attack, *data])
+    exporting.export(tmp_path / "run", tmp_path / "a.pth")
+    text = (tmp_path / "a.md").read_text()
+    recipe = dict(re.findall(r"^\| (\S.*?) +\| (.*?) +\|$", text, re.MULTILINE))
+    assert recipe["attack in training"] == "n-fgsm, 1 step, linf, eps 0.2"
+    assert (recipe["objective"], recipe["augmentation"]) == ("TRADES, beta 6", "cutmix")
+    assert "classes of somebody/birds, trained with dat-fgsm" in text
 
 
 def test_averaged_weights_are_written_if_asked(tmp_path):

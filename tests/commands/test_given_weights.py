@@ -1,6 +1,7 @@
 """Given weights, evaluated from a job file: folders, resumption, reports, and what is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -51,6 +52,7 @@ def test_the_weights_of_a_run_are_as_good_as_the_run_and_stand_beside_it_in_repo
         "theirs.pth: 20 tensors (in 'state_dict'); the outputs are taken to be for the classes 0, 1, 2"
         in (done.stdout)
     )
+    assert re.search(r"  images are normalised with mean [0-9.]+ and std [0-9.]+ \(model", done.stdout)
     folder, own = RunFolder(job.parent / "evaluation"), RunFolder(trained).read_result()
     result = folder.read_weights_result()
     assert (result.ta, result.ra, result.images, result.attack) == (own.ta, own.ra, own.images, own.attack)
@@ -155,6 +157,8 @@ def test_given_weights_are_certified_and_label_images(job):
     [
         (["model.pretrained=null"], "model.pretrained: missing: the file of the weights to evaluate"),
         (["model.pretrained=no.pth"], "model.pretrained: no.pth: there is no such file or folder"),
+        (["model.pretrained=no.pth", "data.root=/nowhere", "data.source=folder"], "no.pth: there is no such"),
+        (["model.pretrained=job.yaml/no.pth"], "job.yaml/no.pth: cannot be read: Not a directory"),
         (["evaluation.eps=null"], "evaluation.eps: missing: the radius of the attack"),
         (["model.name=resnet50"], "does not fit this model: it lacks"),
         (["epochs=1"], "epochs: not allowed without method"),

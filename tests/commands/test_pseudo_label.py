@@ -36,7 +36,7 @@ def test_labels_are_the_models_own(trained, source, tmp_path):
     model.load_state_dict(checkpoint.model)
     pixels = torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
-        assert images.labels == model.eval()(pixels).argmax(1).tolist()
+        assert images.labels.tolist() == model.eval()(pixels).argmax(1).tolist()
     assert list(found.values()) == np.bincount(images.labels, minlength=10).tolist()
 
 

@@ -31,7 +31,7 @@ def accepted(section, key):
         (accepted(Model, "name"), {*MODELS}),
         (accepted(Data, "mixing") - {"none"}, {*MIXINGS}),
         (accepted(Data, "source") - {"huggingface"}, {*DEFAULT_CLASSES}),
-        (accepted(Data, "source") - {"digits", "folder", "huggingface"}, {*DATASETS}),
+        (accepted(Data, "source") - {"digits", "folder", "shards", "huggingface"}, {*DATASETS}),
         (accepted(Exchange, "protocol") - {"auto", "hierarchical"}, {*PROTOCOLS}),
         (accepted(Exchange, "across"), accepted(Exchange, "protocol") - {"auto", "hierarchical"}),
     ],

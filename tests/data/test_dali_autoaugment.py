@@ -13,9 +13,10 @@ from hpcdat.config.sections import Data
 from hpcdat.data import open_loader
 from hpcdat.data.augmentation import view_of
 from hpcdat.data.dali_autoaugment import AutoAugment
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import apply_view
-from hpcdat.data.torchvision_loader import _Decoded
+from hpcdat.data.torchvision_loader import BatchReader, Wanted
 
 LOADERS = ["dali", "torchvision"]
 SEED = 7
@@ -86,7 +87,7 @@ def test_images_that_cannot_be_read_change_no_others(tmp_path, loader):
         Image.fromarray(pixels).save(file)
     good = [index for index in range(12) if index not in (4, 10)]
     data = settings(loader, augmentation="crop-flip", corrupt="skip")
-    listed = Images(list(map(str, files)), images.labels, images.classes)
+    listed = Images(Files.of(map(str, files)), images.labels, images.classes)
     whole = read(loader_of(listed, data), range(12), size=3)
     files[4].write_bytes(Path(files[0]).read_bytes()[:90])
     files[10].write_bytes(b"")
@@ -131,8 +132,8 @@ def test_torchvision_does_to_the_view_what_the_policy_says(augmentation, monkeyp
         return carry_out(self, image, name, *others, **more)
 
     monkeypatch.setattr(v2.AutoAugment, "_apply_image_or_video_transform", noted)
-    decoded, state = _Decoded(images, data, training=True), torch.get_rng_state()
-    after = torch.stack([decoded[index, SEED][1].permute(2, 0, 1) for index in range(500)])
+    reader, state = BatchReader(images, data, training=True), torch.get_rng_state()
+    after = reader(Wanted(np.arange(500), SEED, None))[0].permute(0, 3, 1, 2)
     assert torch.equal(torch.get_rng_state(), state), "others draw what they would have drawn"
     untouched = (views(images, data) == after).flatten(1).all(1).float().mean()
     assert abs(untouched - UNTOUCHED) < 0.05

@@ -10,6 +10,7 @@ from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
 from hpcdat.config.sections import Data
 from hpcdat.data import find_images, image_check
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.image_check import check_images
 from hpcdat.data.images import DataError, Images
 from hpcdat.distributed.loopback import loopback, run_threads
@@ -41,14 +42,14 @@ def check(data, workers=None, stop=None):
 
 @pytest.fixture
 def checked(monkeypatch):
-    """The files that are checked, in the order in which they are."""
-    files, find_fault = [], image_check.find_fault
+    """The files that are checked."""
+    files, read = [], Files.read
 
-    def spied(file, channels, *, decoded):
-        files.append(file)
-        return find_fault(file, channels, decoded=decoded)
+    def spied(self, index):
+        files.append(self.name(index))
+        return read(self, index)
 
-    monkeypatch.setattr(image_check, "find_fault", spied)
+    monkeypatch.setattr(Files, "read", spied)
     return files
 
 
@@ -128,16 +129,17 @@ def test_images_in_memory_or_on_the_device_are_not_checked(root, checked):
 def test_a_stop_is_heard_while_a_file_system_does_not_answer(root, monkeypatch):
     hangs, answered = threading.Event(), threading.Event()
 
-    def never(file, channels, *, decoded):
+    def never(self, index):
         hangs.set()
         answered.wait(60)
+        return b""
 
     class OnceItHangs:
         @property
         def requested(self):
             return hangs.is_set()
 
-    monkeypatch.setattr(image_check, "find_fault", never)
+    monkeypatch.setattr(Files, "read", never)
     try:
         with pytest.raises(Stopped, match="rerun the same command to check the images"):
             check(Data(root=root, **GREY), stop=OnceItHangs())

@@ -10,11 +10,12 @@ from PIL import Image
 from hpcdat.config.sections import Data
 from hpcdat.data import open_loader
 from hpcdat.data.augmentation import view_of
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.image_file import inspect
 from hpcdat.data.image_folder import IMAGE_SUFFIXES
 from hpcdat.data.images import Images
 from hpcdat.data.pixels import apply_view
-from hpcdat.data.torchvision_loader import _Decoded
+from hpcdat.data.torchvision_loader import BatchReader, Wanted
 from tests.data import image_zoo as zoo
 
 SIZE = 32
@@ -57,7 +58,7 @@ def images(specimens, tmp_path_factory):
             suffix = IMAGE_SUFFIXES[(5 * number + 3 * copy) % len(IMAGE_SUFFIXES)]
             files.append(folder / f"{number}-{copy}{suffix}")
             files[-1].write_bytes(specimen.content)
-    return Images([str(file) for file in files], list(range(len(files))), ["a"])
+    return Images(Files.of(map(str, files)), list(range(len(files))), ["a"])
 
 
 def read_by_dali(images, settings, training, seed, capfd, batch_size=12):
@@ -72,11 +73,11 @@ def read_by_dali(images, settings, training, seed, capfd, batch_size=12):
 
 
 def read_by_torchvision(images, settings, training, seed):
-    decoder = _Decoded(images, settings, training)
-    read = dict(decoder[index, seed] for index in range(len(images)))
-    complaints = [f"hpcdat: {answer}; it is left out" for answer in read.values() if isinstance(answer, str)]
-    seen = {i: answer.permute(2, 0, 1).float() for i, answer in read.items() if not isinstance(answer, str)}
-    return seen, sorted(complaints)
+    everything = np.arange(len(images))
+    pixels, complaints = BatchReader(None, settings, training)(Wanted(everything, seed, images.encoded))
+    readable = [index for index in everything.tolist() if index not in complaints]
+    seen = dict(zip(readable, pixels.permute(0, 3, 1, 2).float(), strict=True))
+    return seen, sorted(f"hpcdat: {answer}; it is left out" for answer in complaints.values())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -130,7 +131,7 @@ def test_damage_inside_a_file_is_decided_alike(tmp_path, training, batch_size, c
     for number, specimen in enumerate(bases + list(zoo.whole_jpegs())):
         files.append(tmp_path / f"{number}.png")
         files[-1].write_bytes(zoo.damaged_inside(specimen, random).content)
-    images = Images([str(file) for file in files], list(range(len(files))), ["a"])
+    images = Images(Files.of(map(str, files)), list(range(len(files))), ["a"])
     settings = Data(root="x", image_size=SIZE, augmentation="crop-flip", corrupt="skip", threads=1)
     dali, told_by_dali = read_by_dali(images, settings, training, 1, capfd, batch_size)
     torchvision, told_by_torchvision = read_by_torchvision(images, settings, training, 1)
@@ -141,8 +142,9 @@ def test_damage_inside_a_file_is_decided_alike(tmp_path, training, batch_size, c
 
 def test_complaints_say_what_was_found_and_what_is_accepted(specimens, images):
     settings = Data(root="x", image_size=SIZE)
-    decoder = _Decoded(images, settings, training=False)
-    told = {s.name: decoder[2 * n, 0][1] for n, s in enumerate(specimens) if s.pixels is None}
+    reader = BatchReader(None, settings, training=False)
+    _, complaints = reader(Wanted(np.arange(len(images)), 0, images.encoded))
+    told = {s.name: complaints[2 * n] for n, s in enumerate(specimens) if s.pixels is None}
     for name, what in {
         "nothing": "found an empty file; accepted are JPEG, PNG, GIF, BMP, PNM, TIFF and WebP",
         "html": "found an HTML, XML or SVG page; accepted are",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import Images
 
 
@@ -16,10 +17,10 @@ def test_files_are_the_same_until_one_is_written_again(tmp_path):
     for file in files:
         file.write_bytes(b"1234")
         os.utime(file, (1e9, 1e9))
-    before = Images([str(file) for file in files], [0, 0], ["cat"]).signature
+    before = Images(Files.of(map(str, files)), [0, 0], ["cat"]).signature
     shutil.move(tmp_path / "test", tmp_path / "elsewhere")
     moved = [tmp_path / "elsewhere" / "cat" / file.name for file in files]
-    images = Images([str(file) for file in moved], [0, 0], ["cat"])
+    images = Images(Files.of(map(str, moved)), [0, 0], ["cat"])
     assert images.signature == before
     moved[1].write_bytes(b"1235")
     changed = replace(images).signature

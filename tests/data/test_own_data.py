@@ -100,7 +100,7 @@ def test_items_are_seen_as_the_files_of_a_folder(photos, write_module, find, loa
         FOLDER, root=photos, loader=loader, image_size=24, channels=3, augmentation="crop-flip", threads=2
     )
     own, folder = find(settings)[0], find_images(Data(root=photos))[0]
-    assert (own.labels, own.classes) == (folder.labels, folder.classes) and len(own) == 5
+    assert (own.labels.tolist(), own.classes) == (folder.labels.tolist(), folder.classes) and len(own) == 5
     batches = [[3, 1], [], [4, 0, 2]]
     (x, y), (expected, labels) = (read(images, settings, batches, 3, True) for images in (own, folder))
     assert torch.equal(y, labels)
@@ -153,7 +153,7 @@ def test_a_random_division_is_the_same_everywhere(write_module, find):
     train, test = find(settings)
     torch.rand(3)
     again = find(settings)[0]
-    assert train.labels == again.labels and train.classes == ["a", "b"]
+    assert train.labels.tolist() == again.labels.tolist() and train.classes == ["a", "b"]
     seen = [read(images, settings, [range(len(images))])[0] for images in (train, again, test)]
     assert torch.equal(seen[0], seen[1])
     levels = [set((images[:, 0, 0, 0] * 25.5).round().int().tolist()) for images in (seen[0], seen[2])]
@@ -171,7 +171,10 @@ def test_labels_are_taken_from_where_they_are(write_module, tmp_path, capsys):
     for where, dtype in [("targets", "list"), ("targets", "uint8"), ("labels", "int64"), ("", "list")]:
         options = {"options": {"where": where, "dtype": dtype}}
         found = find_images(settings.model_copy(update=options), folders=[tmp_path])
-        assert [images.labels for images in found] == [[0, 1, 1, 0]] * 2 and found[0].classes == ["0", "1"]
+        assert [images.labels.tolist() for images in found] == [[0, 1, 1, 0]] * 2 and found[0].classes == [
+            "0",
+            "1",
+        ]
         said = capsys.readouterr().out
         assert ("training data: reading all 4 items for their labels; give" in said) == (where == "")
 
@@ -194,7 +197,8 @@ WRONG = {
     "return two(), items([('a.png', 0)])": "test item 0: its image is of type str; expected a PIL image, an",
     "return image(np.zeros((6, 6), np.int64)), two()": f"{ITEM}: its image is of dtype int64; expected uint8",
     "return image(np.zeros((6, 6), bool)), two()": f"{ITEM}: its image is of dtype bool; expected uint8",
-    "return image(np.full((6, 6), 2.0)), two()": r"floats from 2 to 2; expected floats in \[0,",
+    "return image(np.full((6, 6), -2.0)), two()": r"floats from -2 to -2; .* Leave out a normalisation",
+    "return image(np.full((6, 6), 200.0)), two()": "floats from 200 to 200; .*: divide it by 255",
     "return image(np.full((6, 6), np.nan)), two()": r"floats from nan to nan; expected floats in \[0, 1\]",
     "return image(torch.zeros(6, 6, 3)), two()": r"a tensor of shape \(6, 6, 3\); expected \(1 or 3, H, W\)",
     "return image(torch.zeros(6, 6)), two()": r"a tensor of shape \(6, 6\); expected \(1 or 3, H, W\)",
@@ -205,6 +209,7 @@ WRONG = {
     "return label(1.0), two()": f"{ITEM}: its label is 1.0, of type float; expected a whole number",
     "return label('cat'), two()": f"{ITEM}: its label is 'cat', of type str; expected a whole number",
     "return label(True), two()": f"{ITEM}: its label is True, of type bool; expected a whole number",
+    "return Held(grey(), [-1] * 4), two()": f"{ITEM} has label -1; expected 0 or more",
     "return label(torch.tensor(1.0)), two()": f"{ITEM}: its label is of dtype float32; expected a whole",
     "return label(np.array([0, 1])), two()": rf"{ITEM}: its label is of shape \(2,\); expected a whole",
     "return label(-1), two()": f"{ITEM} has label -1; expected 0 to ",
@@ -346,6 +351,7 @@ def test_the_examples_of_the_documentation_read_the_same_images(photos, tmp_path
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     text = (CHECKOUT / "docs" / "data.md").read_text()
+    text = text[text.index("## A data set in Python") :]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     sections = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my_data.py").write_text(code)
@@ -357,7 +363,7 @@ def test_the_examples_of_the_documentation_read_the_same_images(photos, tmp_path
         found.append(find_images(job.data, folders=job.module_path or (), quiet=True)[0])
     own, theirs = found
     del sys.modules["my_data"]
-    assert (own.labels, own.classes) == (theirs.labels, theirs.classes)
+    assert (own.labels.tolist(), own.classes) == (theirs.labels.tolist(), theirs.classes)
     with Image.open(list_images(photos / "train").files[0]) as image:
         expected = np.array(image.convert("RGB").resize((24, 24)))
     assert np.array_equal(own.decoded(0, 3, 0), expected)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pseudo_labelled import find_unlabelled, joined, read_pseudo_labelled, write_pseudo_labelled
 from hpcdat.data.sampler import training_shares, with_unlabelled
@@ -26,11 +27,11 @@ def test_what_was_written_is_read(tmp_path):
     found = find_unlabelled(tmp_path / "images.npy", CLASSES, 3)
     write_pseudo_labelled(tmp_path / "labels.npz", found, LABELS)
     read = read_pseudo_labelled(tmp_path / "labels.npz", CLASSES)
-    assert np.array_equal(read.pixels, PIXELS) and read.labels == LABELS.tolist()
-    files = Images([f"/some where/é{i}.png" for i in range(7)], [0] * 7, CLASSES)
+    assert np.array_equal(read.pixels, PIXELS) and read.labels.tolist() == LABELS.tolist()
+    files = Images(Files.of(f"/some where/é{i}.png" for i in range(7)), [0] * 7, CLASSES)
     write_pseudo_labelled(tmp_path / "files.npz", files, LABELS)
     read = read_pseudo_labelled(tmp_path / "files.npz", CLASSES)
-    assert read.files == files.files and read.labels == LABELS.tolist() and read.pixels is None
+    assert read.files == files.files and read.labels.tolist() == LABELS.tolist() and read.pixels is None
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -40,7 +41,7 @@ def test_the_pickle_of_carmon_et_al_is_read(tmp_path, protocol, as_list):
     file = tmp_path / "ti_500K_pseudo_labeled.pickle"
     file.write_bytes(pickle.dumps({"data": pixels, "extrapolated_targets": labels}, protocol))
     read = read_pseudo_labelled(file, CLASSES)
-    assert np.array_equal(read.pixels, PIXELS) and read.labels == LABELS.tolist()
+    assert np.array_equal(read.pixels, PIXELS) and read.labels.tolist() == LABELS.tolist()
 
 
 class Hostile:
@@ -121,8 +122,8 @@ def test_only_images_of_one_kind_are_joined():
     ours = Images(["a", "b"], [0, 1], CLASSES, PIXELS[:2])
     both = joined(ours, Images([str(i) for i in range(5)], [2] * 5, CLASSES, PIXELS[2:]))
     assert len(both) == 7 and both.unlabelled == 5 and np.array_equal(both.pixels, PIXELS)
-    assert both.labels == [0, 1, 2, 2, 2, 2, 2]
-    for other in (Images(["x"], [0], CLASSES), Images(["x"], [0], CLASSES, PIXELS[:1, :2])):
+    assert both.labels.tolist() == [0, 1, 2, 2, 2, 2, 2]
+    for other in (Images(Files.of(["x"]), [0], CLASSES), Images(["x"], [0], CLASSES, PIXELS[:1, :2])):
         with pytest.raises(DataError, match="one shape"):
             joined(ours, other)
 

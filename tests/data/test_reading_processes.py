@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from hpcdat.config.sections import Data
 from hpcdat.data import find_images, image_waits, open_loader, reading_processes
 from hpcdat.data.digits import write_digits
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import DataError
 from hpcdat.data.reading_processes import ReadingProcesses, shared_bytes
 from hpcdat.distributed.stop_signals import StopRequest
@@ -61,17 +63,17 @@ def test_batches_come_in_order_epoch_after_epoch_and_after_an_interruption():
     processes = ReadingProcesses(numbers, 2, 1)
     batches = [[n, n + 1] for n in range(12)]
     for _ in range(2):
-        assert [batch.tolist() for batch in processes.read(batches)] == batches
-    interrupted = processes.read(batches)
+        assert [batch.tolist() for batch in processes.read(batches, 2)] == batches
+    interrupted = processes.read(batches, 2)
     assert next(interrupted).tolist() == [0, 1]
     interrupted.close()
-    assert [batch.tolist() for batch in processes.read(batches[5:])] == batches[5:]
-    assert list(processes.read([])) == []
+    assert [batch.tolist() for batch in processes.read(batches[5:], 2)] == batches[5:]
+    assert list(processes.read([], 0)) == []
 
 
 def test_a_lack_of_shared_memory_is_named_with_sizes_and_what_helps():
     processes = ReadingProcesses(without_room, 2, 3 * 224 * 224)
-    read = processes.read([[1, 2], [3, 4], [5, 6]])
+    read = processes.read([[1, 2], [3, 4], [5, 6]], 2)
     assert next(read).tolist() == [1, 2]
     with pytest.raises(InputError) as caught:
         next(read)
@@ -88,12 +90,12 @@ def test_a_lack_of_shared_memory_is_named_with_sizes_and_what_helps():
 
 def test_what_cannot_be_sent_for_another_reason_is_named():
     with pytest.raises(WorkerError, match=r"a process cannot send images: .*Too many open files"):
-        next(ReadingProcesses(without_files, 1, 1).read([[1]]))
+        next(ReadingProcesses(without_files, 1, 1).read([[1]], 1))
 
 
 def test_a_process_that_is_killed_ends_the_wait():
     before = multiprocessing.active_children()
-    read = ReadingProcesses(killed, 1, 1).read([[1], [2]])
+    read = ReadingProcesses(killed, 1, 1).read([[1], [2]], 1)
     with pytest.raises(WorkerError, match=r"has ended.* was killed, probably because memory ran out"):
         next(read)
     for process in multiprocessing.active_children():
@@ -108,7 +110,7 @@ def test_a_stop_request_ends_a_wait_for_images(monkeypatch):
         StopRequest()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped, match="waiting for images"):
-            next(ReadingProcesses(waits, 1, 1).read([[1]]))
+            next(ReadingProcesses(waits, 1, 1).read([[1]], 1))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -123,7 +125,9 @@ def test_a_stop_request_ends_a_wait_for_a_file_system_that_does_not_answer(
     images, _ = find_images(settings)
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    images.files[4:8] = [str(pipe)] * 4
+    files = [*images.files]
+    files[4:8] = [str(pipe)] * 4
+    images = replace(images, files=Files.of(files))
     handlers = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
     monkeypatch.setattr(image_waits, "SECONDS_TO_FINISH", 0.5)
     reader = open_loader(images, settings, training=False, batch_size=4, device=torch.device("cpu"))
@@ -149,7 +153,7 @@ def test_a_long_wait_is_announced_once_for_all_batches(monkeypatch, capsys):
         image_waits, "Wait", lambda *arguments, **options: Wait(*arguments, **options, notice=0)
     )
     processes = ReadingProcesses(brief, 1, 1)
-    assert len(list(processes.read([[1], [2], [3]]))) == 3
+    assert len(list(processes.read([[1], [2], [3]], 1))) == 3
     assert capsys.readouterr().err.count("waiting for images") == 1
 
 
@@ -170,7 +174,7 @@ def test_processes_that_cannot_be_started_say_what_they_need(monkeypatch, where)
     with pytest.raises(
         InputError, match=r"cannot be started: .*No space left on device.*/dev/shm.*TMPDIR"
     ) as one:
-        next(ReadingProcesses(numbers, 1, 1).read([[1]]))
+        next(ReadingProcesses(numbers, 1, 1).read([[1]], 1))
     assert "\n" not in str(one.value)
 
     def no_folder():
@@ -178,7 +182,7 @@ def test_processes_that_cannot_be_started_say_what_they_need(monkeypatch, where)
 
     monkeypatch.setattr(reading_processes.tempfile, "gettempdir", no_folder)
     with pytest.raises(InputError, match="Set TMPDIR to a folder that exists"):
-        next(ReadingProcesses(numbers, 1, 1).read([[1]]))
+        next(ReadingProcesses(numbers, 1, 1).read([[1]], 1))
 
 
 def test_digits_that_cannot_be_written_name_a_way_out(tmp_path, monkeypatch):
@@ -233,9 +237,11 @@ loader.close()
 def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(photos, number):
     """A terminal sends Ctrl-C to them, mpirun SIGUSR2, Slurm SIGTERM."""
     reader = subprocess.Popen(
-        [sys.executable, "-c", READER, str(photos)],
+        [sys.executable, "-c", READER + "sys.stdin.readline()", str(photos)],
         cwd=CHECKOUT,
         start_new_session=True,
+        # It ends when no more signals come: Python handles none while it ends.
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -254,7 +260,7 @@ def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(ph
     finally:
         has_read.set()
         sender.join()
-    _, told = reader.communicate(timeout=30)
+    _, told = reader.communicate("\n", timeout=30)
     assert (images, told.replace(SLOW, ""), reader.returncode) == ("200\n", "", 0)
 
 

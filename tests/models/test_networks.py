@@ -111,7 +111,17 @@ def test_split_batch_norm_needs_batch_norm(name):
     "name, expected",
     [
         ("torchvision:resnet19", "torchvision has no network resnet19; did you mean resnet18 or resnet1"),
-        ("torchvision:fcn_resnet50", "torchvision has no network fcn_resnet50"),
+        (
+            "torchvision:resnet",
+            "torchvision has no network resnet; did you mean resnet18 or resnet34 or resnet50?",
+        ),
+        (
+            "torchvision:fcn_resnet50",
+            "torchvision:fcn_resnet50 does not classify images: it returns no logits",
+        ),
+        ("torchvison:resnet18", "there is no module torchvison in "),
+        ("torchvison:resnet18", "did you mean torchvision?"),
+        ("timm:vit_tiny", "timm has no network vit_tiny; did you mean vit_tiny_patch16_224 or vit_tiny_"),
         ("timm:vit_tinny_patch16_224", "timm has no network vit_tinny_patch16_224; did you mean vit_tiny_"),
         (
             "torchvision:googlenet",
@@ -139,6 +149,10 @@ def test_what_is_no_network_is_refused(name, expected):
         ("features", "returns a tensor (2, 1) for 2 images in training mode, expected logits (N, 10)"),
         ("one", "returns a tensor () for 2 images"),
         ("classes", "returns int64 numbers"),
+        (
+            "probabilities",
+            "returns probabilities in training mode, expected logits (N, 10), N the number of images",
+        ),
         ("size", "fails on images of 1x8x8 (data.channels, data.image_size): "),
         ("detached", "no gradient reaches the images, so they cannot be attacked"),
         ("counts", "a pass in evaluation mode changes the buffer 1.count"),

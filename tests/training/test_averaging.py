@@ -120,6 +120,25 @@ def test_swa_is_the_mean_of_the_epochs_weights_and_statistics():
     np.testing.assert_allclose(state["norm.running_mean"].double().numpy(), np.mean(means, 0), atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [Averaging(swa_from=1), Averaging(ema=2 / 11)])
+def test_buffers_are_averaged_that_get_new_tensors(settings):
+    """As at the end of an epoch, where workers average them, or in a pass of a network of the user's own."""
+    model = Tied()
+    averages = AveragedWeights(model, settings)
+    values = (0.5, 0.2, 0.9)
+    expected = None
+    for epoch, value in enumerate(values, start=1):
+        model.scale = torch.tensor(value)
+        averages.after_update()
+        averages.end_epoch(epoch)
+        share = 1 / epoch if settings.swa_from else 1 - 2 / 11
+        expected = value if expected is None else expected + share * (value - expected)
+    assert averages.state()["scale"].item() == pytest.approx(expected, abs=1e-6)
+    with averages.in_model():
+        assert model.scale.item() == pytest.approx(expected, abs=1e-6)
+    assert model.scale.item() == pytest.approx(0.9)
+
+
 def test_the_model_holds_the_averages_only_inside_the_block():
     model = Tied()
     averages = AveragedWeights(model, Averaging(ema=0.9))

@@ -8,7 +8,7 @@ from hpcdat.config.job_file import JobError, read_job
 from hpcdat.config.sections import Concurrent
 from hpcdat.data.sampler import training_shares
 from hpcdat.errors import InputError
-from hpcdat.training.roles import Role, assign_roles, homes_of_batches, trained_by
+from hpcdat.training.roles import Role, assign_roles, groups_of_batches, trained_by
 from tests.conftest import DEMO
 
 
@@ -59,7 +59,8 @@ def test_a_worker_stands_for_its_virtual_ones():
 
 def test_a_node_that_only_attacks_has_no_part_of_the_images():
     """Six nodes of a worker each, every other one of which attacks for the one before."""
-    groups = homes_of_batches(assign(Concurrent(place="workers", update_workers=1), 6), [0, 1, 2, 3, 4, 5])
+    roles = assign(Concurrent(place="workers", update_workers=1), 6)
+    groups = groups_of_batches("nodes", roles, [0, 1, 2, 3, 4, 5])
     assert groups == [0, 1, 2]
     shares = [training_shares(9, 3, rank=n, groups=groups, seed=0, epoch=0) for n in range(3)]
     assert sorted(int(i) for (share,) in shares for i in share.indices) == list(range(9))

@@ -190,6 +190,6 @@ def _report_and_exit(workers: Communicator, error: HpcdatError) -> NoReturn:
     if workers.is_rank0:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
     # Launchers kill all workers when the first one exits, so wait until rank 0 has reported the failure.
-    workers.all_gather_object(None, "the end")
+    workers.barrier("the end")
     sys.stdout.flush()
     os._exit(error.exit_code)

@@ -19,7 +19,7 @@ from hpcdat.performance.autotune import exchange_of_run
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.evaluated import AVERAGED, Concluded, Evaluated, WeightsResult
 from hpcdat.storage.run_folder import RESULT_ADAPTER, WEIGHTS_RESULT_ADAPTER, Result, RunError, RunFolder
-from hpcdat.training.roles import assign_roles, first_workers
+from hpcdat.training.roles import assign_roles
 
 ConcludedT = TypeVar("ConcludedT", bound=Concluded)
 IRRELEVANT = (
@@ -154,7 +154,7 @@ def summarise(
         seed=job.seed,
         p=environment["nodes"],
         q=len(environment["workers"]) // environment["nodes"],
-        batches=len(first_workers(assign_roles(job, len(environment["workers"])))),
+        batches=assign_roles(job, len(environment["workers"])).batches,
         batch=job.batch_size,
         images=accuracy.images,
         ta=accuracy.ta,

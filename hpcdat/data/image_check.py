@@ -107,11 +107,13 @@ def check_images(
     shares = _shares(checks, workers.rank, workers.size)
     work = partial(_faults, shares, data, progress)
     found = run_unevenly(workers, "check the images", work, stop)
-    every = workers.all_gather_object(found, "images that cannot be read")
+    every = workers.gather_object(found, "images that cannot be read")
+    found = sorted(fault for of_worker in every for fault in of_worker)
+    found = workers.broadcast_object(found, "all images that cannot be read")
     faults: list[dict[int, str]] = [{} for _ in checks]
-    for number, index, fault in sorted(fault for of_worker in every for fault in of_worker):
+    for number, index, fault in found:
         faults[number][index] = fault
-    if any(faults):
+    if found:
         of_images = [(check.images, of_list) for check, of_list in zip(checks, faults, strict=True)]
         _conclude(of_images, count, data, progress)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -91,19 +90,21 @@ def training_shares(
     Raises:
         InputError: with ``drop`` the epoch would have no step.
     """
-    sizes = np.bincount(groups).tolist()
-    limit = None if last_batch == "short" else steps_of_epoch(count, batch_size, len(groups), last_batch)
-    steps: list[list[Indices]] = []
-    nothing = np.empty(0, dtype=np.int64)
-    for group, (part, size) in enumerate(zip(_divided(count, groups, seed), sizes, strict=True)):
-        order = np.random.default_rng(derive(seed, "order", epoch, group)).permutation(part)
-        width = batch_size * size
-        steps.append([order[start : start + width] for start in range(0, len(order), width)][:limit])
-    own, place = groups[rank], sum(group == groups[rank] for group in groups[:rank])
+    steps = None if last_batch == "short" else steps_of_epoch(count, batch_size, len(groups), last_batch)
+    own, sizes = groups[rank], np.bincount(groups)
+    place = sum(group == own for group in groups[:rank])
+    lengths, widths = np.diff(_bounds(count, sizes)), batch_size * sizes
+    if steps is None:
+        steps = int((-(-lengths // widths)).max())
+    random = np.random.default_rng(derive(seed, "order", epoch, own))
+    order = random.permutation(_part(count, sizes, own, seed))
     shares = []
-    for number in range(max(map(len, steps))):
-        batches = [of_group[number] if number < len(of_group) else nothing for of_group in steps]
-        shares.append(Share(np.array_split(batches[own], sizes[own])[place], sum(map(len, batches))))
+    for number in range(steps):
+        begin = number * int(widths[own])
+        batch = order[begin : begin + int(widths[own])]
+        start, stop = _slice(len(batch), int(sizes[own]), place)
+        images = np.clip(lengths - number * widths, 0, widths).sum()
+        shares.append(Share(batch[start:stop], int(images)))
     return shares
 
 
@@ -135,29 +136,33 @@ def with_unlabelled(
     Raises:
         InputError: there are too few unlabelled images for every group to have one.
     """
-    own, parts = groups[rank], _divided(unlabelled, groups, seed)
+    own, sizes = groups[rank], np.bincount(groups)
     of_own, others = mixture
-    if not all(map(len, parts)):
+    if not np.diff(_bounds(unlabelled, sizes)).all():
         raise InputError(
-            f"data.unlabelled: {unlabelled} images are too few for {len(parts)} nodes (or workers) with "
+            f"data.unlabelled: {unlabelled} images are too few for {len(sizes)} nodes (or workers) with "
             "images of their own: take more images or data.split: workers",
             everywhere=True,
         )
     random = np.random.default_rng(derive(seed, "unlabelled", epoch, own))
-    order = labelled + random.permutation(parts[own])
+    order = labelled + random.permutation(_part(unlabelled, sizes, own, seed))
+    members = np.flatnonzero(np.asarray(groups) == own)
+    place = int(np.searchsorted(members, rank))
     taken, mixed = 0, []
     for share in shares:
         more = round(share.global_size * others / of_own)
-        sizes = [len(drawn) for drawn in np.array_split(np.arange(more), len(groups))]
-        ours = [size if group == own else 0 for size, group in zip(sizes, groups, strict=True)]
-        places = np.arange(sizes[rank]) + taken + sum(ours[:rank])
-        taken += sum(ours)
+        start, stop = _slice(more, len(groups), rank)
+        # The first workers have one more than the others; as many of them are in this group.
+        fewest, longer = divmod(more, len(groups))
+        longer = int(np.searchsorted(members, longer))
+        places = np.arange(stop - start) + taken + place * fewest + min(place, longer)
+        taken += len(members) * fewest + longer
         indices = np.concatenate([share.indices, order.take(places, mode="wrap")])
         mixed.append(Share(indices, share.global_size + more))
     return mixed
 
 
-def images_of_groups(count: int, groups: Sequence[int], wanted: Container[int], *, seed: int) -> Indices:
+def images_of_groups(count: int, groups: Sequence[int], wanted: Iterable[int], *, seed: int) -> Indices:
     """Positions of the images that some groups of :func:`training_shares` have, in order.
 
     Args:
@@ -165,15 +170,29 @@ def images_of_groups(count: int, groups: Sequence[int], wanted: Container[int], 
         groups, seed: as for :func:`training_shares`.
         wanted: the groups.
     """
-    parts = [part for group, part in enumerate(_divided(count, groups, seed)) if group in wanted]
+    sizes = np.bincount(groups)
+    parts = [_part(count, sizes, group, seed) for group in wanted]
     return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
 
 
-def _divided(count: int, groups: Sequence[int], seed: int) -> list[Indices]:
-    """Positions of images, in order, for each group in proportion to its size."""
-    ends = [count * workers // len(groups) for workers in accumulate(np.bincount(groups).tolist())]
+def _slice(count: int, parts: int, place: int) -> tuple[int, int]:
+    """Begin and end of a part of ``count`` things, as ``np.array_split`` divides them, without the others."""
+    fewest, longer = divmod(count, parts)
+    start = place * fewest + min(place, longer)
+    return start, start + fewest + int(place < longer)
+
+
+def _bounds(count: int, sizes: Indices) -> Indices:
+    """Where the images of each group begin in the shuffled list, in proportion to its size, and the end."""
+    bounds: Indices = count * np.concatenate([[0], np.cumsum(sizes)]) // sizes.sum()
+    return bounds
+
+
+def _part(count: int, sizes: Indices, group: int, seed: int) -> Indices:
+    """Positions of a group's images, in order."""
     shuffled = np.random.default_rng(derive(seed, "split")).permutation(count)
-    return [np.sort(part) for part in np.split(shuffled, ends[:-1])]
+    bounds = _bounds(count, sizes)
+    return np.sort(shuffled[bounds[group] : bounds[group + 1]])
 
 
 def evaluation_batches(count: int, batch_size: int) -> list[Indices]:

@@ -7,11 +7,14 @@ between workers belong to different channels (:meth:`Communicator.channel`).
 
 from __future__ import annotations
 
+import json
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from hpcdat.distributed.cores import usable_cores
@@ -122,7 +125,11 @@ class Communicator(ABC):
 
     @abstractmethod
     def all_gather_object(self, value: JSON, name: str) -> list[Any]:
-        """Every worker's value in the order of ranks, on all workers."""
+        """Every worker's value in the order of ranks, on all workers: M times as much as one of them sends.
+
+        For a few values of few workers. :meth:`gather_object` and :meth:`broadcast_object` cost the workers
+        that are not worker 0 the same with any M.
+        """
 
     @abstractmethod
     def split(self, groups: Sequence[int]) -> Communicator:
@@ -177,6 +184,40 @@ class Communicator(ABC):
         for pending in [self.ibroadcast(tensor, f"{name}.{i}") for i, tensor in enumerate(tensors)]:
             pending.wait()
 
+    def gather_object(self, value: JSON, name: str) -> list[Any]:
+        """Every worker's value in the order of ranks, on worker 0; an empty list on the others."""
+        return self.exchange_objects(value, [0], name)
+
+    def exchange_objects(self, value: JSON, targets: Sequence[int], name: str) -> list[Any]:
+        """The values that other workers send to this one, in the order of ranks.
+
+        Args:
+            value: sent to each target.
+            targets: ranks of the workers that receive it.
+            name: as above.
+        """
+        # A line of JSON has no line break inside.
+        text = _bytes_of(json.dumps(value) + "\n")
+        counts = [0] * self.size
+        for target in targets:
+            counts[target] = len(text)
+        received: Tensor = self.iall_to_all_v(text.repeat(len(targets)), counts, name).wait()
+        return [json.loads(line) for line in received.numpy().tobytes().splitlines()]
+
+    def broadcast_object(self, value: JSON, name: str) -> Any:
+        """Worker 0's value, on all workers."""
+        text = _bytes_of(json.dumps(value) if self.is_rank0 else "")
+        length = torch.tensor([len(text)])
+        self.broadcast([length], f"{name}: length")
+        if not self.is_rank0:
+            text = torch.empty(int(length), dtype=torch.uint8)
+        self.broadcast([text], name)
+        return json.loads(text.numpy().tobytes())
+
+    def barrier(self, name: str) -> None:
+        """Wait until all workers have called this."""
+        self.all_reduce([torch.zeros(1)], name)
+
     def on_all_ranks(self, what: str, work: Callable[[], T]) -> T:
         """Call a function on every worker; if it fails on one, it fails on all.
 
@@ -193,13 +234,20 @@ class Communicator(ABC):
             WorkerError: it failed for another reason. The message names reason, worker and host.
         """
         results: list[T] = []
-        failure = None
+        failure: JSON = None
         try:
             with announcing(what, shown=self.is_rank0):
                 results.append(work())
         except (OSError, RuntimeError, ValueError, HpcdatError) as error:
-            failure = _Failure.of(error, what, self)
-        self._raise_for([failure for _, failure in self._outcomes(None, failure, what) if failure])
+            failure = list(_Failure.of(error, what, self))
+        name = f"whether all could {what}"
+        failed = self.all_reduce_max(torch.tensor([int(failure is not None)]), name)
+        if failed.item():
+            every = self.gather_object(failure, f"{name}: failures")
+            # Errors found by several workers are reported once, with the lowest rank.
+            first = {tuple(reason): where for *reason, where in reversed([one for one in every if one])}
+            distinct = [[*reason, where] for reason, where in reversed(first.items())]
+            self._raise_for(self.broadcast_object(distinct, f"{name}: distinct failures"))
         (result,) = results
         return result
 
@@ -213,39 +261,34 @@ class Communicator(ABC):
         Raises:
             InputError, WorkerError: as :meth:`on_all_ranks`.
         """
-        result, failure = None, None
+        result: JSON = None
+        failure: JSON = None
         try:
             with announcing(what, shown=self.is_rank0):
                 result = work() if self.is_rank0 else None
         except (OSError, RuntimeError, ValueError, HpcdatError) as error:
-            failure = _Failure.of(error, what, self)
-        (result_of_rank0, failure), *_ = self._outcomes(result, failure, what)
-        self._raise_for([failure] if failure else [])
-        answer: Sendable = result_of_rank0
-        return answer
+            failure = list(_Failure.of(error, what, self))
+        answer = self.broadcast_object([result, failure], f"whether worker 0 could {what}")
+        if answer[1]:
+            self._raise_for([answer[1]])
+        sent: Sendable = answer[0]
+        return sent
 
-    def _outcomes(
-        self, result: Any, failure: _Failure | None, what: str
-    ) -> list[tuple[Any, _Failure | None]]:
-        """Every worker's result and failure."""
-        own: JSON = [result, list(failure) if failure else None]
-        every = self.all_gather_object(own, f"whether all could {what}")
-        return [(result, _Failure(*failure) if failure else None) for result, failure in every]
-
-    def _raise_for(self, failures: list[_Failure]) -> None:
-        if not failures:
-            return
-        # Errors found by several workers are reported once, with the lowest rank.
-        first = {failure.message: failure.where for failure in reversed(failures)}
+    def _raise_for(self, failures: list[list[Any]]) -> NoReturn:
+        distinct = [_Failure(*failure) for failure in failures]
         message = "\n".join(
-            text if self.size == 1 else f"{text} ({where})" for text, where in reversed(first.items())
+            one.message if self.size == 1 else f"{one.message} ({one.where})" for one in distinct
         )
         kind: type[HpcdatError] = WorkerError
-        if any(failure.stopped for failure in failures):
+        if any(one.stopped for one in distinct):
             kind = Stopped
-        elif all(failure.wrong_input for failure in failures):
+        elif all(one.wrong_input for one in distinct):
             kind = InputError
         raise kind(message, everywhere=True)
+
+
+def _bytes_of(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
 
 
 class _Failure(NamedTuple):
@@ -253,11 +296,11 @@ class _Failure(NamedTuple):
 
     message: str
     wrong_input: bool
+    stopped: bool
     where: str
-    stopped: bool = False
 
     @classmethod
     def of(cls, error: Exception, what: str, comm: Communicator) -> _Failure:
         message = str(error) if isinstance(error, HpcdatError) else f"cannot {what}: {error}"
         where = f"worker {comm.rank} on {comm.host}"
-        return cls(message, isinstance(error, InputError), where, isinstance(error, Stopped))
+        return cls(message, isinstance(error, InputError), isinstance(error, Stopped), where)

@@ -32,7 +32,10 @@ PACKAGES = (
 
 
 def describe_environment(workers: Communicator, device: torch.device) -> dict[str, Any]:
-    """Describe the environment as a JSON value, the same on all workers; all of them call this together."""
+    """Describe the environment as a JSON value; all workers call this together.
+
+    The description of each worker, under ``workers``, is on worker 0; the others have an empty list.
+    """
     here = {
         "host": workers.host,
         "device": device_name(device),
@@ -52,7 +55,7 @@ def describe_environment(workers: Communicator, device: torch.device) -> dict[st
         "transport": workers.transport,
         "nodes": workers.nodes,
         "emulated_links": emulated_links(),
-        "workers": workers.all_gather_object(here, "devices and hosts"),
+        "workers": workers.gather_object(here, "devices and hosts"),
         "command": sys.argv,
     }
 

@@ -21,6 +21,7 @@ from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.waiting import Wait, poll, wait_in_thread
 from hpcdat.distributed.watchdog import SECONDS_TO_CONNECT, Watchdog
 from hpcdat.errors import WorkerError
+from hpcdat.seeds import derive
 
 
 class HorovodCommunicator(Communicator):
@@ -80,13 +81,17 @@ class HorovodCommunicator(Communicator):
                 f"{' '.join(left_over(place.launcher))}, which are left over in this shell"
             )
 
-        own = [self.local_size, hvd.cross_rank(), self.host, sorted(os.sched_getaffinity(0))]
-        sizes, cross_ranks, hosts, cores = zip(*self.all_gather_object(own, "nodes"), strict=True)
+        own = torch.tensor([self.local_size, hvd.cross_rank(), derive(0, self.host)])
+        sizes, cross_ranks, hosts = self.iall_gather(own, "nodes").wait().unbind(1)
         # If nodes have different numbers of workers, Horovod's cross rank does not identify the node.
-        places = cross_ranks if len(set(sizes)) == 1 else hosts
-        self.node_of = [list(dict.fromkeys(places)).index(place) for place in places]
-        here = [own for own, node in zip(cores, self.node_of, strict=True) if node == self.node_of[self.rank]]
-        self._share_of_cores = share_of_cores(cores[self.rank], here, cgroup_quota())
+        places = (cross_ranks if (sizes == sizes[0]).all() else hosts).tolist()
+        numbers = {place: number for number, place in enumerate(dict.fromkeys(places))}
+        self.node_of = [numbers[place] for place in places]
+        cores = sorted(os.sched_getaffinity(0))
+        here = [rank for rank, node in enumerate(self.node_of) if node == self.node_of[self.rank]]
+        self._share_of_cores = share_of_cores(
+            cores, self.exchange_objects(cores, here, "cores"), cgroup_quota()
+        )
 
     def share_of_cores(self) -> int:  # noqa: D102
         return self._share_of_cores
@@ -152,7 +157,7 @@ class HorovodCommunicator(Communicator):
 
     def close(self) -> None:  # noqa: D102
         # Horovod shuts down for all workers at once; another group may still be in its last collective.
-        self.all_gather_object(None, "whether all are done")
+        self.barrier("whether all are done")
         with self._watchdog.waiting("disconnecting"):
             self._hvd.shutdown()
 

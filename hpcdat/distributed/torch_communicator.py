@@ -22,6 +22,7 @@ from hpcdat.distributed.rendezvous import NEVER, check_own_name, connect_store
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.waiting import Wait, poll, wait_in_thread
 from hpcdat.distributed.watchdog import SECONDS_TO_CONNECT, Watchdog
+from hpcdat.seeds import derive
 
 
 class TorchCommunicator(Communicator):
@@ -54,14 +55,15 @@ class TorchCommunicator(Communicator):
         with self._bounded("connecting", at_least=SECONDS_TO_CONNECT):
             self._group = wait_in_thread(self._connect, Wait(others, stop, shown=place.rank == 0))
 
-        own = [self.host, sorted(os.sched_getaffinity(0))]
-        hosts, cores = zip(*self.all_gather_object(own, "nodes"), strict=True)
-        self.node_of = [list(dict.fromkeys(hosts)).index(host) for host in hosts]
-        node = self.node_of[self.rank]
-        here = [own for own, other in zip(cores, self.node_of, strict=True) if other == node]
-        self.local_rank, self.local_size = self.node_of[: self.rank].count(node), len(here)
-        self.nodes = len(set(hosts))
-        self._share_of_cores = share_of_cores(cores[self.rank], here, cgroup_quota())
+        hosts = self.iall_gather(torch.tensor(derive(0, self.host)), "nodes").wait().tolist()
+        numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+        self.node_of, self.nodes = [numbers[host] for host in hosts], len(numbers)
+        here = [rank for rank, node in enumerate(self.node_of) if node == self.node_of[self.rank]]
+        self.local_rank, self.local_size = here.index(self.rank), len(here)
+        cores = sorted(os.sched_getaffinity(0))
+        self._share_of_cores = share_of_cores(
+            cores, self.exchange_objects(cores, here, "cores"), cgroup_quota()
+        )
 
     def share_of_cores(self) -> int:  # noqa: D102
         return self._share_of_cores
@@ -150,7 +152,7 @@ class TorchCommunicator(Communicator):
         )
 
     def close(self) -> None:  # noqa: D102
-        self.all_gather_object(None, "whether all are done")
+        self.barrier("whether all are done")
         self._groups.clear()
 
     def _of(self, channel: str, ranks: list[int]) -> TorchCommunicator:

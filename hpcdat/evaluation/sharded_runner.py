@@ -185,11 +185,11 @@ def run_sharded(
         return measured
 
     measured = run_unevenly(workers, task, measure_own, execution.stop)
-    shares = workers.all_gather_object(
-        [[number, one.images, one.value] for number, one in {**known, **measured}.items()],
-        f"outcomes of {name}",
-    )
-    everything = {number: StoredOutcome(count, value) for share in shares for number, count, value in share}
+    mine = [[number, one.images, one.value] for number, one in {**known, **measured}.items()]
+    shares = workers.gather_object(mine, f"outcomes of {name}")
+    by_number = {number: [number, count, value] for share in shares for number, count, value in share}
+    outcomes = workers.broadcast_object(list(by_number.values()), f"all outcomes of {name}")
+    everything = {number: StoredOutcome(count, value) for number, count, value in outcomes}
     if store and not everything.keys().isdisjoint(missing):
         # Stored batches that were not requested now are preserved.
         merged = {**stored, **everything}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from hpcdat.exchange.traffic import Collective, Traffic, traffic
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 """Parameters with their names, first layer first."""
+Shapes = dict[str, list[int]]
+"""Shapes of the residuals of a bucket, by side."""
 
 
 def grad_of(parameter: nn.Parameter) -> Tensor:
@@ -174,38 +177,57 @@ class GradientExchange:
         """Bytes sent in one iteration, computed from the messages."""
         return traffic_of(self.buckets, self.plan)
 
-    def gather_state(self) -> list[dict[str, Tensor]]:
-        """The residuals of all workers: for each bucket, by side, (M, ...) float32; all call this together.
+    def shapes_of_feedback(self) -> list[Shapes]:
+        """The shapes of the residuals of error feedback, by bucket; all workers call this together.
 
-        Zeros stand for a worker that has none, such as one that is no server.
+        They are those of worker 0, which has them of every side. Empty if the job does not use it.
         """
-        own = [bucket.feedback.residuals if bucket.feedback else {} for bucket in self.buckets]
-        all_shapes = self.workers.all_gather_object(
-            [{side: list(residual.shape) for side, residual in residuals.items()} for residuals in own],
-            "shapes of error feedback",
-        )
-        gathered = []
-        for bucket, residuals in zip(self.buckets, own, strict=True):
-            shapes = {side: shape for worker in all_shapes for side, shape in worker[bucket.number].items()}
-            gathered.append(
-                {
-                    side: self.workers.iall_gather(
-                        residuals.get(side, bucket.parameters[0].new_zeros(shapes[side])),
-                        f"error feedback {bucket.number} {side}",
-                    ).wait()
-                    for side in sorted(shapes)
-                }
-            )
-        return gathered
+        if not any(bucket.feedback for bucket in self.buckets):
+            return []
+        own = [
+            {side: list(residual.shape) for side, residual in sorted(bucket.feedback.residuals.items())}
+            if bucket.feedback
+            else {}
+            for bucket in self.buckets
+        ]
+        shapes: list[Shapes] = self.workers.broadcast_object(own, "shapes of error feedback")
+        return shapes
 
-    def load_state(self, gathered: list[dict[str, Tensor]]) -> None:
-        """Restore this worker's rows of a state that :meth:`gather_state` returned to as many workers."""
-        for bucket, rows_by_side in zip(self.buckets, gathered, strict=False):
-            if bucket.feedback is not None:
-                bucket.feedback.residuals = {
-                    side: rows[self.workers.rank].to(bucket.parameters[0].device)
-                    for side, rows in rows_by_side.items()
-                }
+    def feedback_row(self, shapes: Sequence[Shapes]) -> Tensor:
+        """This worker's residuals, (R,) uint8, with zeros for those that it does not have.
+
+        Args:
+            shapes: of :meth:`shapes_of_feedback`.
+        """
+        parts = [torch.empty(0)]
+        for bucket, of_sides in zip(self.buckets, shapes, strict=False):
+            residuals = bucket.feedback.residuals if bucket.feedback else {}
+            parts += [residuals.get(side, torch.zeros(shape)).cpu() for side, shape in of_sides.items()]
+        return torch.cat([part.flatten() for part in parts]).view(torch.uint8)
+
+    def restore_feedback(self, shapes: Sequence[Shapes], row: Tensor) -> None:
+        """Take back this worker's :meth:`feedback_row`.
+
+        Args:
+            shapes: as they were; checkpoints up to format 9 have in their place the residuals themselves, of
+                all workers: (M, ...).
+            row: (R,) uint8.
+
+        Raises:
+            ValueError: the row has another length.
+        """
+        # A copy, since a view needs an offset that is a multiple of the element's size.
+        left = row.clone().view(torch.float32)
+        for bucket, of_sides in zip(self.buckets, shapes, strict=False):
+            for side, shape in of_sides.items():
+                if isinstance(shape, Tensor):
+                    residual = shape[self.workers.rank]
+                else:
+                    residual, left = left[: math.prod(shape)].view(shape), left[math.prod(shape) :]
+                if bucket.feedback is not None:
+                    bucket.feedback.residuals[side] = residual.to(bucket.parameters[0].device)
+        if len(left):
+            raise ValueError(f"{len(row)} bytes of error feedback, {left.numel() * 4} more than expected")
 
     def close(self) -> None:
         """End the thread of the exchanges; no gradients can be exchanged afterwards."""

@@ -31,7 +31,7 @@ from hpcdat.performance.samples import SECONDS_TO_AGREE
 from hpcdat.performance.step_timing import StepTiming, time_share
 from hpcdat.performance.trial_exchange import measure_correction
 from hpcdat.performance.trial_step import TrialStep
-from hpcdat.training.roles import assign_roles, first_workers
+from hpcdat.training.roles import assign_roles
 from hpcdat.training.validation import hold_out
 
 BACKWARD_FRACTION = 2 / 3
@@ -246,7 +246,7 @@ def forecast(
     named = gradients_of(model)
     compiled = pays_to_compile(sum(p.numel() for _, p in named))
     roles = assign_roles(job, workers)
-    batches = len(first_workers(roles))
+    batches = roles.batches
     steps = steps_of_epoch(images, job.labelled_batch, batches, job.data.last_batch)
     if job.data.last_batch == "drop":
         images = steps * job.labelled_batch * batches

@@ -162,6 +162,33 @@ def plot_over_batch(figures: Mapping[str, Mapping[str, BatchCurve]]) -> str:
     return _svg(figure)
 
 
+def plot_growth(panels: Mapping[str, Mapping[str, Mapping[int, float]]], x_label: str) -> str:
+    """Quantities over a number, on logarithmic axes, two panels in a row; zeros are left out.
+
+    Args:
+        panels: by title, lines by label. Panels of a row have the same axes.
+        x_label: of the number.
+    """
+    lines = -(-len(panels) // 2)
+    figure = Figure(figsize=(9.5, 3.2 * lines), layout="constrained")
+    for place, (title, curves) in enumerate(panels.items()):
+        beside = figure.axes[-1] if place % 2 else None
+        axes = figure.add_subplot(lines, 2, place + 1, sharey=beside)
+        for label, curve in curves.items():
+            known = {number: value for number, value in curve.items() if value}
+            axes.plot(list(known), list(known.values()), "o-", markersize=4, label=label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        numbers = sorted({number for curve in curves.values() for number in curve})
+        axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        axes.minorticks_off()
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(x_label, fontsize=9)
+        if place % 2 or place == len(panels) - 1:
+            _legend_beside(axes)
+    return _svg(figure)
+
+
 def _plot_perturbations(comparison: Comparison) -> str:
     """Accuracy over the perturbation, for the methods that were run."""
     methods = _rows_by_method(comparison)

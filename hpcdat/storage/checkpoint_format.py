@@ -1,7 +1,8 @@
 """Checkpoints: the state of a training run, verified, and free of code.
 
-All of it is in one file, except the running batch-norm statistics of each worker in the middle of an epoch,
-which are in a second one (:mod:`hpcdat.storage.worker_rows`).
+All of it is in one file, except what each worker has of its own, which is in a second one
+(:mod:`hpcdat.storage.worker_rows`): in the middle of an epoch its running batch-norm statistics, and the
+residuals of its error feedback.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from hpcdat.errors import InputError, first_line, shorten
 from hpcdat.storage.atomic_files import write_atomically
 from hpcdat.storage.worker_rows import WorkerRows, check_rows
 
-FORMAT = 9
+FORMAT = 10
 """Format of the checkpoints that are written."""
 
-READABLE = (8, 9)
-"""Formats that are read. Those of 8 have no averaged weights."""
+READABLE = (8, 9, 10)
+"""Formats that are read. Those of 8 have no averaged weights; up to 9 error feedback is in the first file."""
 
 MAGIC = b'{"hpcdat-checkpoint": '
 """The first bytes of every checkpoint."""
@@ -96,16 +97,18 @@ class Checkpoint:
         totals: sums over these steps, as a dictionary of :class:`EpochTotals`.
         skipped_steps: number of steps skipped since the run began.
         history: evaluations so far, as a dictionary of :class:`~hpcdat.training.early_stopping.History`.
-        feedback: error feedback of the exchange by bucket and place, (M, n) float32.
+        feedback: shapes of the error feedback of the exchange by bucket and side, which each worker's row
+            ends with; in formats 8 and 9 the error feedback of all workers, (M, ...) float32.
         stale: weights with which the pending adversarial examples were made, step by step.
         workers: number of workers (M).
         classes: class names, in the order of the logits.
         images: number of training images.
         metrics_bytes: length of the metrics file when this was written; later lines belong to steps that are
             repeated.
-        statistics: in the middle of an epoch, where each worker's running batch-norm statistics are: a
-            dictionary of :class:`~hpcdat.storage.worker_rows.WorkerRows`; otherwise empty, since all workers
-            have those of the model.
+        statistics: where each worker's row is, a dictionary of
+            :class:`~hpcdat.storage.worker_rows.WorkerRows`; empty if there are no rows. In the middle of an
+            epoch a row begins with the worker's running batch-norm statistics; otherwise all workers have
+            those of the model.
         averaged: state of the model with averaged weights, under the names of ``model``; None if the job
             averages none, or has not begun to.
         averaging: what the averages need to continue in addition; empty if ``averaged`` is None.
@@ -129,7 +132,7 @@ class Checkpoint:
     averaging: dict[str, Any] = field(default_factory=dict)
 
     def worker_rows(self) -> WorkerRows | None:
-        """Where the statistics of each worker are; None if all have those of the model.
+        """Where the row of each worker is; None if there are none.
 
         Raises:
             ValueError: the description of the file is damaged.
@@ -149,12 +152,24 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     state = buffer.getbuffer()
     checksum = hashlib.sha256(state).hexdigest()
     header = {"hpcdat-checkpoint": FORMAT, "sha256": checksum, "hpcdat": __version__}
+    if checkpoint.statistics:
+        header["rows"] = checkpoint.statistics["file"]
 
     def write(file: IO[bytes]) -> None:
         file.write(json.dumps(header).encode() + b"\n")
         file.write(state)
 
     write_atomically(path, write)
+
+
+def file_of_rows(path: Path) -> str | None:
+    """Name of the second file of a checkpoint, from its header; None if it has none, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            name = json.loads(file.readline(1000))["rows"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -190,7 +205,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: written by {_writer(version, fields.get('hpcdat'))} (checkpoint format "
             f"{shorten(version)}); hpcdat {__version__} reads only formats "
-            f"{' and '.join(map(str, READABLE))}"
+            f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         )
     if hashlib.sha256(state).hexdigest() != checksum:
         raise CheckpointError(f"{path}: damaged: the checksum does not match")
@@ -222,5 +237,5 @@ def load_resumable(path: Path) -> Checkpoint:
             check_rows(path.parent, rows)
     except (OSError, TypeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise CheckpointError(f"{path}: damaged: its batch-norm statistics: {reason}") from None
+        raise CheckpointError(f"{path}: damaged: its second file: {reason}") from None
     return checkpoint

@@ -12,6 +12,7 @@ from torch import Tensor
 from hpcdat.storage.checkpoint_format import (
     Checkpoint,
     CheckpointError,
+    file_of_rows,
     load_checkpoint,
     load_resumable,
     save_checkpoint,
@@ -23,8 +24,8 @@ class Checkpoints:
     """A folder with the checkpoints of the last two epochs, of the newest step since, and of the best epoch.
 
     Args:
-        folder: with the files ``epoch.pt``, ``epoch-before.pt``, ``step.pt`` with the statistics of its
-            workers, and ``best.pt``.
+        folder: with the files ``epoch.pt``, ``epoch-before.pt``, ``step.pt`` and ``best.pt``, each of which
+            may have a second one with the rows of its workers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,8 +46,7 @@ class Checkpoints:
 
         Args:
             checkpoint: the state.
-            rows: in the middle of an epoch, the statistics of all workers, in blocks for
-                :func:`~hpcdat.storage.worker_rows.write_rows`.
+            rows: of all workers, in blocks for :func:`~hpcdat.storage.worker_rows.write_rows`.
             best: save it as the best so far, which a run does not resume from.
 
         Raises:
@@ -56,20 +56,28 @@ class Checkpoints:
         for pattern in (".*.pt-*", ".statistics-*"):
             for partial in self.folder.glob(pattern):
                 partial.unlink(missing_ok=True)
+        # Of a new name: the rows of the previous checkpoint stay until this one is complete.
+        file = self.folder / f"statistics-{secrets.token_hex(8)}.bin"
+        if rows and (written := write_rows(file, rows)):
+            checkpoint = dataclasses.replace(checkpoint, statistics=dataclasses.asdict(written))
+        try:
+            target = self._replace(checkpoint, best=best)
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+        kept = {file_of_rows(one) for one in (*self._newest_first(), self.best_file)}
+        for other in self.folder.glob("statistics-*.bin"):
+            if other.name not in kept:
+                other.unlink(missing_ok=True)
+        return target
+
+    def _replace(self, checkpoint: Checkpoint, *, best: bool) -> Path:
+        """Write the first file of a checkpoint, and rename or remove those that it replaces."""
         if best:
             save_checkpoint(self.best_file, checkpoint)
             return self.best_file
         if checkpoint.step > 0:
-            # Of a new name: the statistics of the previous checkpoint stay until this one is complete.
-            file = self.folder / f"statistics-{secrets.token_hex(8)}.bin"
-            if rows and (written := write_rows(file, rows)):
-                checkpoint = dataclasses.replace(checkpoint, statistics=dataclasses.asdict(written))
-            try:
-                save_checkpoint(self.step_file, checkpoint)
-            except OSError:
-                file.unlink(missing_ok=True)
-                raise
-            self._remove_statistics(but=file)
+            save_checkpoint(self.step_file, checkpoint)
             return self.step_file
         staged = self.folder / "epoch-new.pt"
         save_checkpoint(staged, checkpoint)
@@ -77,7 +85,6 @@ class Checkpoints:
             self.epoch_file.replace(self.epoch_before_file)
         staged.replace(self.epoch_file)
         self.step_file.unlink(missing_ok=True)
-        self._remove_statistics()
         return self.epoch_file
 
     def choose(
@@ -110,7 +117,7 @@ class Checkpoints:
         raise CheckpointError("\n".join(reasons) or f"{self.folder}: there is no checkpoint")
 
     def newest(self, warn: Callable[[str], object]) -> Checkpoint:
-        """The newest readable checkpoint; the statistics of each worker, for resuming, are not read.
+        """The newest readable checkpoint; the rows of each worker, for resuming, are not read.
 
         Args:
             warn: called with one line for each unreadable checkpoint that is skipped.
@@ -127,11 +134,6 @@ class Checkpoints:
             CheckpointError: it is missing or cannot be read.
         """
         return load_checkpoint(self.best_file)
-
-    def _remove_statistics(self, but: Path | None = None) -> None:
-        for file in self.folder.glob("statistics-*.bin"):
-            if file != but:
-                file.unlink(missing_ok=True)
 
     def _newest_first(self) -> list[Path]:
         # A staged file is complete, since it is written atomically; a kill may have prevented its renaming.

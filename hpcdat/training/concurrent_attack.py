@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator, Pending
 from hpcdat.models.losses import Labelled
-from hpcdat.training.roles import Role
+from hpcdat.training.roles import Roles
 
 
 class Batch(NamedTuple):
@@ -69,7 +69,7 @@ class Adversary:
         self,
         job: Job,
         model: nn.Module,
-        roles: Sequence[Role],
+        roles: Roles,
         workers: Communicator,
         device: torch.device,
         attack: Callable[[Batch, int], Tensor],
@@ -79,7 +79,7 @@ class Adversary:
         self._hands_over = job.concurrent.place == "workers"
         # Attackers start to hand over later in a step than the others start to receive.
         self._channel = workers.channel("hand-over") if self._hands_over else workers
-        self._taker = {number: rank for rank, role in enumerate(roles) for number in role.adversarial}
+        self._taker = {number: roles.first_with_adversarial(number) for number in self.role.attacked}
         self._shape = (job.data.channels, job.data.image_size, job.data.image_size)
         self._device = device
         self._parameters = list(model.parameters())

@@ -88,13 +88,13 @@ class EpochLog:
         now = time.perf_counter()
         self.state.totals.total_seconds += now - self._clock
         seconds = self.exchange.reset()
-        mine = [seconds.busy, self._usage.take_energy()]
-        every = self.workers.all_gather_object(mine, "seconds of exchanges, energy")
-        busy, energy = zip(*every, strict=True)
-        # The last worker to join an exchange waits for no other, so its time is that of the network.
-        self.state.totals.communication_seconds += sum(map(min, zip(*busy, strict=True)))
+        if seconds.busy:
+            busy = torch.tensor(seconds.busy, dtype=torch.float64)
+            # The last worker to join an exchange waits for no other, so its time is that of the network.
+            shortest = -self.workers.all_reduce_max(-busy, "seconds of exchanges")
+            self.state.totals.communication_seconds += shortest.sum().item()
         self.state.totals.waited_seconds += seconds.waited
-        self._add(add_up(energy))
+        self._add(add_up(self.workers.gather_object(self._usage.take_energy(), "energy")))
         self._clock = now
 
     def _add(self, energy: Energy) -> None:
@@ -134,12 +134,13 @@ class EpochLog:
         )
 
     def _of_workers(self) -> dict[str, Any]:
-        """Step times of each worker, and memory (GiB, largest) and utilisation (mean) of the GPUs."""
+        """On worker 0 each worker's step times, memory (GiB, largest) and utilisation (mean) of the GPUs."""
         gpu = self._usage.gpu_sample()
         mine = [median(self._step_seconds), max(self._step_seconds), self.workers.host, gpu]
-        medians, longest, hosts, gpus = zip(
-            *self.workers.all_gather_object(mine, "step times, GPUs"), strict=True
-        )
+        every = self.workers.gather_object(mine, "step times, GPUs")
+        if not every:
+            return {}
+        medians, longest, hosts, gpus = zip(*every, strict=True)
         self._report_slow(medians, hosts)
         known = [GpuSample(*each) for each in gpus if each is not None]
         return {
@@ -157,13 +158,14 @@ class EpochLog:
             hosts: of each worker.
         """
         # Compared only with workers of the same role: an attack worker has less to do.
-        works = [(len(role.clean), len(role.adversarial), len(role.attacked)) for role in self.roles]
-        usual = [
-            median(m for m, other in zip(medians, works, strict=True) if other == work) for work in works
-        ]
-        slowest = max(range(len(medians)), key=lambda rank: medians[rank] / usual[rank])
-        if medians[slowest] > SLOW_WORKER * usual[slowest]:
+        works = [role.work for role in self.roles]
+        alike: dict[tuple[int, int, int], list[float]] = {}
+        for work, seconds in zip(works, medians, strict=True):
+            alike.setdefault(work, []).append(seconds)
+        usual = {work: median(seconds) for work, seconds in alike.items()}
+        slowest = max(range(len(medians)), key=lambda rank: medians[rank] / usual[works[rank]])
+        if medians[slowest] > SLOW_WORKER * usual[works[slowest]]:
             self.progress.say(
                 f"worker {slowest} on {hosts[slowest]} is slow: {medians[slowest]:.3g} s for its part of a "
-                f"step, the median of the workers is {usual[slowest]:.3g} s"
+                f"step, the median of the workers is {usual[works[slowest]]:.3g} s"
             )

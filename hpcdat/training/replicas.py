@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from hpcdat.models.fingerprint import named_state, tensor_fingerprint
 from hpcdat.models.normalization import Normalization
 from hpcdat.models.split_batch_norm import BatchNorm, Branch, branch_of
 
-BYTES_PER_BLOCK = 2**24
-"""Most that worker 0 receives at a time when it collects the statistics of all workers."""
+BYTES_PER_BLOCK = 2**16
+"""Most that a worker sends at a time when worker 0 collects the rows of all, and receives M times as much."""
 
 
 def make_equal(workers: Communicator, model: nn.Module) -> None:
@@ -29,20 +29,18 @@ class BatchNormStatistics:
 
     In training each worker keeps statistics of its own images. Other buffers are those of the model's state
     that are not batch norm's, such as counters or running means of the user's own. After :meth:`average` all
-    workers evaluate the same function; with :meth:`row_blocks` and :meth:`restore_row` a run resumes in the
+    workers evaluate the same function; with :meth:`row` and :meth:`restore_row` a run resumes in the
     middle of an epoch. A worker that stands for several virtual ones has a set of statistics for each; one of
     them is in the model.
 
     Args:
         model: holds the layers.
         workers: all workers that train it.
-        trained_by: for each branch of split batch norm, the ranks that update its statistics, once for each
-            batch of a step; a model without split batch norm has ``clean`` only.
+        trained: for each branch of split batch norm, the number of batches in a step with which this worker
+            updates its statistics; a model without split batch norm has ``clean`` only.
     """
 
-    def __init__(
-        self, model: nn.Module, workers: Communicator, trained_by: Mapping[Branch, Sequence[int]]
-    ) -> None:
+    def __init__(self, model: nn.Module, workers: Communicator, trained: Mapping[Branch, int]) -> None:
         self.workers = workers
         layers = [
             (module, branch_of(name))
@@ -55,14 +53,13 @@ class BatchNormStatistics:
         if layers:
             # Of the set in the model: images normalised since the last average.
             self.counts.append(torch.zeros((), dtype=torch.int64, device=self.means[0].device))
-        self._trained_here = [float(workers.rank in trained_by[branch]) for _, branch in layers]
+        self._trained_here = [float(trained[branch] > 0) for _, branch in layers]
         self._others = _other_buffers(model)
         if self._others and not layers:
             device = next(model.parameters()).device
             self.counts.append(torch.zeros((), dtype=torch.int64, device=device))
         self._before = self._copy_of_others()
-        own = max(1, *(list(ranks).count(workers.rank) for ranks in trained_by.values()))
-        self._place, self._sets = 0, [self._copy() for _ in range(own)]
+        self._place, self._sets = 0, [self._copy() for _ in range(max(1, *trained.values()))]
 
     @property
     def has_others(self) -> bool:
@@ -163,32 +160,18 @@ class BatchNormStatistics:
         self._sets = [[t.clone() for t in values] for values in local]
         self._load(self._sets[self._place])
 
-    def row_blocks(self, most: int = BYTES_PER_BLOCK) -> Iterator[Tensor]:
-        """Collect the statistics of all workers on worker 0, block by block, as they are now.
-
-        A worker's statistics are a row of R bytes. A block has some columns of all rows, so worker 0 holds
-        only ``most`` of the M x R bytes at a time, and the others receive nothing. All workers iterate to the
-        end.
-
-        Args:
-            most: bytes of a block.
-
-        Yields:
-            (M, columns) uint8 on worker 0, (0, columns) on the others; none if there is no batch norm.
-        """
-        row = self._row()
-        columns = row.split(max(1, most // self.workers.size)) if len(row) else ()
-        return (
-            self.workers.igather(part, f"batch-norm statistics {i}").wait() for i, part in enumerate(columns)
-        )
+    def row(self) -> Tensor:
+        """This worker's statistics as they are now: (R,) uint8."""
+        tensors = [t.cpu().reshape(-1).view(torch.uint8) for values in self.local() for t in values]
+        return torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
 
     def restore_row(self, row: Tensor) -> None:
-        """Take back this worker's row of :meth:`row_blocks`: (R,) uint8.
+        """Take back this worker's :meth:`row`.
 
         Raises:
             ValueError: it has another length.
         """
-        own = self._row()
+        own = self.row()
         if len(row) != len(own):
             raise ValueError(f"{len(row)} bytes of batch-norm statistics, expected {len(own)}")
         sets, place = self.local(), 0
@@ -198,10 +181,6 @@ class BatchNormStatistics:
             tensor.copy_(row[place : place + size].clone().view(tensor.dtype).view_as(tensor))
             place += size
         self.restore(sets)
-
-    def _row(self) -> Tensor:
-        tensors = [t.cpu().reshape(-1).view(torch.uint8) for values in self.local() for t in values]
-        return torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
 
     def _copy(self) -> list[Tensor]:
         return [t.clone() for t in (*self.means, *self.variances, *self._current_others(), *self.counts)]
@@ -218,6 +197,24 @@ class BatchNormStatistics:
 
     def _copy_of_others(self) -> list[Tensor]:
         return [t.clone() for t in self._current_others()]
+
+
+def row_blocks(workers: Communicator, row: Tensor, columns: int = BYTES_PER_BLOCK) -> Iterator[Tensor]:
+    """Collect a row of bytes of every worker on worker 0, block by block.
+
+    A block has some columns of all rows, so worker 0 holds only M x ``columns`` bytes at a time, and the
+    others receive nothing. The number of blocks does not depend on M. All workers iterate to the end.
+
+    Args:
+        workers: all workers.
+        row: this worker's, (R,) uint8.
+        columns: of a block.
+
+    Yields:
+        (M, columns) uint8 on worker 0, (0, columns) on the others; none if R is 0.
+    """
+    parts = row.split(columns) if len(row) else ()
+    return (workers.igather(part, f"rows of the workers {i}").wait() for i, part in enumerate(parts))
 
 
 def _other_buffers(model: nn.Module) -> list[tuple[nn.Module, str]]:

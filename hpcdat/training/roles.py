@@ -7,9 +7,9 @@ gradient, but takes part in the exchange and in the update, so its weights need 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from hpcdat.config.job import Job
 from hpcdat.errors import InputError
@@ -47,9 +47,76 @@ class Role:
         """The batches whose images it needs."""
         return tuple(sorted({*self.attacked, *self.clean}))
 
+    @property
+    def trained(self) -> dict[Branch, int]:
+        """Number of batches with which it updates a branch's batch-norm statistics in a step."""
+        return {"clean": len(self.clean), "adversarial": len(self.adversarial)}
 
-def assign_roles(job: Job, size: int) -> list[Role]:
-    """The role of every worker, in the order of ranks; a cell or team has consecutive ranks.
+    @property
+    def work(self) -> tuple[int, int, int]:
+        """How much it does: workers with the same work take the same time."""
+        return len(self.clean), len(self.adversarial), len(self.attacked)
+
+    def shifted(self, by: int) -> Role:
+        """The same role with the batches of another cell, whose numbers are larger by so many."""
+        numbers = (self.clean, self.adversarial, self.attacked)
+        return Role(*(tuple(number + by for number in part) for part in numbers))
+
+
+@dataclass(frozen=True)
+class Roles(Sequence[Role]):
+    """The roles of all workers in the order of ranks, each of which is computed when it is asked for.
+
+    Attributes:
+        size: number of workers M.
+        cell: the roles of the first cell; other cells have the same with batches of their own.
+        sharing: consecutive workers that have the same role.
+    """
+
+    size: int
+    cell: tuple[Role, ...]
+    sharing: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, rank: int) -> Role: ...
+    @overload
+    def __getitem__(self, rank: slice) -> list[Role]: ...
+    def __getitem__(self, rank: int | slice) -> Role | list[Role]:
+        if isinstance(rank, slice):
+            return [self[one] for one in range(*rank.indices(self.size))]
+        if not 0 <= rank < self.size:
+            raise IndexError(rank)
+        cell, place = divmod(rank // self.sharing, len(self.cell))
+        return self.cell[place].shifted(cell * self._batches_of_cell)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches in a step, of all workers."""
+        return self.size // (self.sharing * len(self.cell)) * self._batches_of_cell
+
+    def first_with_clean(self, number: int) -> int:
+        """Lowest rank of the workers that have the clean half of a batch."""
+        return self._first(number, lambda role: role.clean)
+
+    def first_with_adversarial(self, number: int) -> int:
+        """Lowest rank of the workers that have the adversarial half of a batch."""
+        return self._first(number, lambda role: role.adversarial)
+
+    def _first(self, number: int, half: Callable[[Role], tuple[int, ...]]) -> int:
+        cell, own = divmod(number, self._batches_of_cell)
+        place = next(place for place, role in enumerate(self.cell) if own in half(role))
+        return (cell * len(self.cell) + place) * self.sharing
+
+    @property
+    def _batches_of_cell(self) -> int:
+        return sum(len(role.clean) for role in self.cell)
+
+
+def assign_roles(job: Job, size: int) -> Roles:
+    """The role of every worker; a cell or team has consecutive ranks.
 
     Args:
         job: its ``concurrent``, ``virtual_workers`` and ``smoothing.workers`` decide. Workers of a team,
@@ -64,14 +131,14 @@ def assign_roles(job: Job, size: int) -> list[Role]:
         raise InputError(
             f"smoothing.workers: {size} workers cannot be divided into teams of {sharing}", everywhere=True
         )
-    return [role for role in _roles_of_cells(job, size // sharing) for _ in range(sharing)]
+    return Roles(size, _first_cell(job, size // sharing), sharing)
 
 
-def _roles_of_cells(job: Job, size: int) -> list[Role]:
+def _first_cell(job: Job, size: int) -> tuple[Role, ...]:
     settings, k = job.concurrent, job.virtual_workers
     if k > 1:
-        numbers_of = [tuple(range(rank * k, (rank + 1) * k)) for rank in range(size)]
-        return [Role(numbers, numbers, numbers) for numbers in numbers_of]
+        numbers = tuple(range(k))
+        return (Role(numbers, numbers, numbers),)
     halves = 2 if settings.halves == "apart" else 1
     attackers = int(settings.place == "workers")
     asked = settings.update_workers
@@ -85,38 +152,19 @@ def _roles_of_cells(job: Job, size: int) -> list[Role]:
             everywhere=True,
         )
     roles: list[Role] = []
-    for first in range(0, size // (batches * halves + attackers) * batches, batches):
-        numbers = range(first, first + batches)
-        for number in numbers:
-            own: tuple[int, ...] = () if attackers else (number,)
-            if halves == 1:
-                roles.append(Role((number,), (number,), own))
-            else:
-                roles += [Role((number,), (), ()), Role((), (number,), own)]
-        if attackers:
-            roles.append(Role((), (), tuple(numbers)))
-    return roles
+    for number in range(batches):
+        own: tuple[int, ...] = () if attackers else (number,)
+        if halves == 1:
+            roles.append(Role((number,), (number,), own))
+        else:
+            roles += [Role((number,), (), ()), Role((), (number,), own)]
+    if attackers:
+        roles.append(Role((), (), tuple(range(batches))))
+    return tuple(roles)
 
 
-def trained_by(roles: Sequence[Role]) -> dict[Branch, list[int]]:
-    """Ranks of the workers that update a branch's batch-norm statistics, once for each of their batches."""
-    return {
-        "clean": [rank for rank, role in enumerate(roles) for _ in role.clean],
-        "adversarial": [rank for rank, role in enumerate(roles) for _ in role.adversarial],
-    }
-
-
-def first_workers(roles: Sequence[Role]) -> list[int]:
-    """Lowest rank of the workers that have the clean half, for every batch."""
-    first: dict[int, int] = {}
-    for rank, role in enumerate(roles):
-        for number in role.clean:
-            first.setdefault(number, rank)
-    return list(first.values())
-
-
-def groups_of_batches(split: Split, roles: Sequence[Role], node_of: Sequence[int]) -> list[int]:
-    """The group that each batch belongs to, for ``training_shares``.
+def groups_of_batches(split: Split, roles: Roles, node_of: Sequence[int]) -> list[int]:
+    """The group that each batch's images are taken from, for ``training_shares``.
 
     Args:
         split: ``workers``: a single group; ``nodes``: one a node, that of the batch's first worker, without
@@ -124,8 +172,12 @@ def groups_of_batches(split: Split, roles: Sequence[Role], node_of: Sequence[int
         roles: of all workers.
         node_of: node of every worker.
     """
-    homes = [node_of[rank] for rank in first_workers(roles)]
-    if split == "own":
-        return list(range(len(homes)))
-    nodes = list(dict.fromkeys(homes)) if split == "nodes" else []
-    return [nodes.index(home) if nodes else 0 for home in homes]
+    match split:
+        case "workers":
+            return [0] * roles.batches
+        case "own":
+            return list(range(roles.batches))
+        case "nodes":
+            homes = [node_of[roles.first_with_clean(number)] for number in range(roles.batches)]
+            numbers = {home: number for number, home in enumerate(dict.fromkeys(homes))}
+            return [numbers[home] for home in homes]

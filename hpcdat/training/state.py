@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hpcdat.data.images import Images
@@ -16,6 +17,7 @@ from hpcdat.storage.checkpoint_format import Checkpoint, EpochTotals, load_check
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.storage.worker_rows import read_row
 from hpcdat.training.early_stopping import History
+from hpcdat.training.replicas import row_blocks
 from hpcdat.training.step import Algorithm1
 
 
@@ -62,8 +64,12 @@ class TrainingState:
             WorkerError: on all workers; it could not be written.
         """
         algorithm, batch_norm = self.algorithm, self.algorithm.batch_norm
-        # At the end of an epoch all workers have the same statistics.
-        rows: Iterator[Tensor] = batch_norm.row_blocks() if self.step else iter(())
+        feedback = algorithm.exchange.shapes_of_feedback()
+        own = [algorithm.exchange.feedback_row(feedback)]
+        if self.step:
+            # At the end of an epoch all workers have the same statistics.
+            own.insert(0, batch_norm.row())
+        rows: Iterator[Tensor] = row_blocks(self.workers, torch.cat(own))
         local = batch_norm.local()
         batch_norm.average()
         checkpoint = Checkpoint(
@@ -77,7 +83,7 @@ class TrainingState:
             totals=asdict(self.totals),
             skipped_steps=self.skipped_steps,
             history=asdict(self.history),
-            feedback=algorithm.exchange.gather_state(),
+            feedback=feedback,
             stale=algorithm.adversary.stale() if self.step else [],
             metrics_bytes=self.folder.metrics_bytes(),
             averaged=algorithm.averages.state(),
@@ -177,14 +183,16 @@ class TrainingState:
                 )
             self.model.load_state_dict(checkpoint.model)
             algorithm.optimizer.load_state_dict(checkpoint.optimizer)
-            rows = checkpoint.worker_rows()
-            if rows:
-                row = read_row(file.parent, rows, self.workers.rank)
-                algorithm.batch_norm.restore_row(row)
+            own = torch.empty(0, dtype=torch.uint8)
+            if checkpoint.workers == self.workers.size and (rows := checkpoint.worker_rows()):
+                own = read_row(file.parent, rows, self.workers.rank)
+            statistics = len(algorithm.batch_norm.row()) if checkpoint.step else 0
+            if statistics:
+                algorithm.batch_norm.restore_row(own[:statistics])
             else:
                 algorithm.batch_norm.reset()
             if checkpoint.workers == self.workers.size:
-                algorithm.exchange.load_state(checkpoint.feedback)
+                algorithm.exchange.restore_feedback(checkpoint.feedback, own[statistics:])
             algorithm.adversary.restore(checkpoint.stale)
             algorithm.averages.restore(checkpoint.averaged, checkpoint.averaging)
             if cut_metrics and self.workers.is_rank0:

@@ -26,7 +26,7 @@ from hpcdat.optim import build_optimizer
 from hpcdat.seeds import derive
 from hpcdat.training.concurrent_attack import Adversary, Batch
 from hpcdat.training.replicas import BatchNormStatistics
-from hpcdat.training.roles import assign_roles, first_workers, trained_by
+from hpcdat.training.roles import assign_roles
 from hpcdat.training.smooth_adv import share_copies
 from hpcdat.training.weight_averages import AveragedWeights
 
@@ -98,11 +98,10 @@ class Algorithm1:
         self.exchange = GradientExchange(workers, gradients_of(model), exchange, job.seed)
         self.roles = assign_roles(job, workers.size)
         self.role = self.roles[workers.rank]
-        first = first_workers(self.roles)
-        self.batches = len(first)
+        self.batches = self.roles.batches
         # Of the workers that share a batch, the first counts its images.
-        self._counts_images = workers.rank in first
-        self.batch_norm = BatchNormStatistics(model, workers, trained_by(self.roles))
+        self._counted = [n for n in self.role.clean if self.roles.first_with_clean(n) == workers.rank]
+        self.batch_norm = BatchNormStatistics(model, workers, self.role.trained)
         self.averages = AveragedWeights(model, job.averaging)
         self.copies = share_copies(job, workers)
         self.pgd = PGD.from_settings(job.attack)
@@ -275,8 +274,7 @@ class Algorithm1:
 
     def _images(self, now: Batch) -> int:
         """Number of images that were read, of the batches that this worker counts."""
-        counted = self.role.clean if self._counts_images else ()
-        return sum(len(now.images[number].x) for number in counted)
+        return sum(len(now.images[number].x) for number in self._counted)
 
 
 def trained_parameters(name: str, model: nn.Module) -> NamedParameters:

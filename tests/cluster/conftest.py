@@ -54,6 +54,14 @@ def cluster():
         assert not folder.exists() and not any(is_alive(pid) for pid in pids)
 
 
+@pytest.fixture(scope="session")
+def undisturbed(cluster, tmp_path_factory):
+    """The folder of a run that nothing happens to, handed to Slurm by the command."""
+    job = cluster.submit_by_command(tmp_path_factory.mktemp("undisturbed") / "run")
+    job.ends_well()
+    return job.folder
+
+
 def is_alive(pid):
     """Whether it runs; one that has ended may wait for a parent to read its exit code."""
     try:

@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from hpcdat.config.job_file import read_job
 from hpcdat.emulation import slurm_daemons
 from hpcdat.emulation.cluster import SHARED_CORES
 from hpcdat.slurm.site import Site
 from hpcdat.slurm.submit import Resources, write_script
+from hpcdat.storage.checkpoint_format import load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
@@ -140,3 +143,17 @@ def finish(process, seconds=240):
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def weights(folder):
+    return folder.newest_checkpoint().model
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def all_whole(folder):
+    """Whether there are checkpoints, each as it was written; a write that was killed has another name."""
+    files = list(folder.checkpoints.folder.glob("*.pt"))
+    return bool(files) and all(load_checkpoint(file) for file in files)

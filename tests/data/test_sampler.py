@@ -1,14 +1,16 @@
 """Which worker reads which images."""
 
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdat.data.sampler import evaluation_batches, steps_of_epoch, training_shares
+from hpcdat.data.sampler import evaluation_batches, steps_of_epoch, training_shares, with_unlabelled
 from hpcdat.errors import InputError
+from hpcdat.seeds import derive
 
 counts, batches, sizes = st.integers(1, 60), st.integers(1, 9), st.integers(1, 6)
 short_shares = partial(training_shares, last_batch="short")
@@ -19,6 +21,43 @@ def teams(draw):
     """Workers in groups, numbered in the order in which they appear."""
     places = draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
     return [list(dict.fromkeys(places)).index(place) for place in places]
+
+
+def divided(count, groups, seed):
+    """The images of every group, as whole lists."""
+    ends = [count * workers // len(groups) for workers in accumulate(np.bincount(groups).tolist())]
+    shuffled = np.random.default_rng(derive(seed, "split")).permutation(count)
+    return [np.sort(part) for part in np.split(shuffled, ends[:-1])]
+
+
+def written_out(count, batch, rank, groups, seed, epoch, last_batch):
+    """A worker's shares, cut out of the batches of all workers of all groups."""
+    sizes, steps = np.bincount(groups).tolist(), []
+    limit = None if last_batch == "short" else steps_of_epoch(count, batch, len(groups), last_batch)
+    for group, (part, size) in enumerate(zip(divided(count, groups, seed), sizes, strict=True)):
+        order = np.random.default_rng(derive(seed, "order", epoch, group)).permutation(part)
+        cuts = [order[at : at + batch * size] for at in range(0, len(order), batch * size)]
+        steps.append(cuts[:limit])
+    own, place = groups[rank], groups[:rank].count(groups[rank])
+    for number in range(max(map(len, steps))):
+        batches = [of_group[number] if number < len(of_group) else order[:0] for of_group in steps]
+        yield np.array_split(batches[own], sizes[own])[place].tolist(), sum(map(len, batches))
+
+
+def unlabelled_written_out(shares, unlabelled, mixture, rank, groups, seed, epoch):
+    """Positions of the unlabelled images of a worker's batches, those of all workers counted one by one."""
+    own = groups[rank]
+    order = np.random.default_rng(derive(seed, "unlabelled", epoch, own)).permutation(
+        divided(unlabelled, groups, seed)[own]
+    )
+    taken = 0
+    for share in shares:
+        more = round(share.global_size * mixture[1] / mixture[0])
+        every = [len(part) for part in np.array_split(np.arange(more), len(groups))]
+        ours = [size if group == own else 0 for size, group in zip(every, groups, strict=True)]
+        places = np.arange(every[rank]) + taken + sum(ours[:rank])
+        taken += sum(ours)
+        yield order.take(places, mode="wrap").tolist(), more
 
 
 def of_all(count, batch, groups, epoch, last_batch):
@@ -74,6 +113,28 @@ def test_the_papers_jobs_have_no_tiny_last_step():
     )
     table_3 = partial(steps_of_epoch, 50_000, 1024, 12)
     assert (table_3("drop"), table_3("short")) == (4, 5), "the fifth has 848 labelled images and 848 others"
+
+
+@given(counts, batches, teams(), st.integers(0, 3), st.sampled_from(["drop", "short"]))
+def test_a_share_is_that_of_the_batches_of_all_workers_written_out(count, batch, groups, epoch, last_batch):
+    """Only the worker's own part is computed; order and sizes are those of the whole epoch."""
+    if last_batch == "drop" and count < batch * len(groups):
+        return
+    for rank, shares in enumerate(of_all(count, batch, groups, epoch, last_batch)):
+        whole = written_out(count, batch, rank, groups, 5, epoch, last_batch)
+        assert [(share.indices.tolist(), share.global_size) for share in shares] == list(whole)
+
+
+@given(counts, batches, teams(), st.integers(6, 40), st.integers(1, 9))
+def test_unlabelled_images_are_those_of_all_workers_written_out(count, batch, groups, unlabelled, others):
+    """Mixed into batches of any size."""
+    for rank, shares in enumerate(of_all(count, batch, groups, 1, "short")):
+        place = {"rank": rank, "groups": groups, "seed": 5, "epoch": 1}
+        mixed = with_unlabelled(shares, count, unlabelled, mixture=(batch, others), **place)
+        whole = unlabelled_written_out(shares, unlabelled, (batch, others), **place)
+        for share, one, (positions, more) in zip(shares, mixed, whole, strict=True):
+            assert one.indices.tolist() == [*share.indices, *(count + at for at in positions)]
+            assert one.global_size == share.global_size + more
 
 
 @given(counts, batches, teams())

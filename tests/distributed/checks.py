@@ -28,6 +28,9 @@ def check_collectives(answers, transport):
         }
         assert answer["max"] == [size - 1, 0]
         assert answer["broadcast"] == [0.0, 0.0]
+        everybody = [["é\n" * r, r] for r in range(size)]
+        assert answer["gathered on worker 0"] == (everybody if rank == 0 else [])
+        assert answer["value of worker 0"] == {"é": [0]}
         assert answer["gathered"] == [{"rank": r, "é": None} for r in range(size)]
         failure = answer["failure"]
         assert failure["everywhere"]

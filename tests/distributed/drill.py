@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,12 +28,17 @@ TIMES = ("total_seconds", "communication_seconds", "waited_seconds", "data_secon
 TIMES += ("images_per_second", "data_share", "package_joules", "dram_joules")
 
 
-def command(run_dir, workers, epochs):
-    """A run that writes a checkpoint after nearly every step, and has much to remember."""
+def settings_of(run_dir, epochs):
+    """Those of a run that writes a checkpoint after nearly every step, and has much to remember."""
     settings = [f"run_dir={run_dir}", f"epochs={epochs}", "attack.steps=2", "checkpoint_minutes=0.0001"]
     settings += ["evaluation.every=2", "evaluation.steps=3", "data.augmentation=crop-flip"]
     settings += ["early_stopping.patience=1000", "exchange.error_feedback=true"]
-    settings += ["exchange.protocol=sharded_server", "exchange.bits=4", "exchange.two_sided=true"]
+    return [*settings, "exchange.protocol=sharded_server", "exchange.bits=4", "exchange.two_sided=true"]
+
+
+def command(run_dir, workers, epochs):
+    """The command that trains it."""
+    settings = settings_of(run_dir, epochs)
     return [sys.executable, "-m", "hpcdat", "train", str(DEMO), "--set", *settings, "-np", str(workers)]
 
 
@@ -72,13 +78,16 @@ def under_fire(run_dir, workers, epochs, kills, chance):
         if attempt < kills:
             while process.poll() is None and len(workers_of(run_dir)) < workers:
                 time.sleep(0.05)
+            alive = workers_of(run_dir)
             if attempt % 2 == 0:
-                # Every other kill hits a worker that trains; the rest may hit one that starts.
+                # Every other kill hits a worker in the middle of an epoch; the rest may hit one that starts.
                 wait_for_a_step(process, run_dir)
             time.sleep(chance.uniform(0.0, 4.0))
-            alive = workers_of(run_dir)
+            if attempt % 2 == 0:
+                wait_for_a_step(process, run_dir)
             if alive and process.poll() is None:
-                os.kill(chance.choice(alive), signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(chance.choice(alive), signal.SIGKILL)
         output, _ = process.communicate(timeout=PATIENCE)
         amid += bool(re.search(r"resuming from epoch \d+, step [1-9]", output))
         if process.returncode == 0:
@@ -89,19 +98,16 @@ def under_fire(run_dir, workers, epochs, kills, chance):
 
 
 def wait_for_a_step(process, run_dir):
-    """Wait until a checkpoint is written that was not there."""
-    folder = RunFolder(run_dir).checkpoints.folder
+    """Wait until a checkpoint in the middle of an epoch is written."""
+    file = RunFolder(run_dir).checkpoints.step_file
 
     def newest():
-        try:
-            return max((file.stat().st_mtime_ns for file in folder.glob("*.pt")), default=0)
-        except FileNotFoundError:
-            # A checkpoint has just been replaced.
-            return newest()
+        with suppress(FileNotFoundError):
+            return file.stat().st_mtime_ns
 
     before = newest()
-    while process.poll() is None and newest() == before:
-        time.sleep(0.02)
+    while process.poll() is None and newest() in (before, None):
+        time.sleep(0.002)
 
 
 def outcome(run_dir):
@@ -112,15 +118,17 @@ def outcome(run_dir):
     return folder.newest_checkpoint().model, metrics
 
 
-def drill(folder, *, workers, epochs, kills, seed):
-    """Whether weights and metrics of a disturbed run equal an undisturbed one's, and how it was disturbed."""
-    subprocess.run(
-        command(folder / "peace", workers, epochs),
-        cwd=CHECKOUT,
-        env=environment(),
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+def drill(folder, *, workers, epochs, kills, seed, peace):
+    """Whether weights and metrics of a disturbed run equal an undisturbed one's, and how it was disturbed.
+
+    Args:
+        folder: for both runs.
+        workers, epochs: of each.
+        kills: number of starts of the disturbed run that lose a worker.
+        seed: of the moments.
+        peace: trains the undisturbed run, given its folder.
+    """
+    peace(folder / "peace")
     killed, amid = under_fire(folder / "fire", workers, epochs, kills, random.Random(seed))
     (weights, metrics), (fired_weights, fired_metrics) = outcome(folder / "peace"), outcome(folder / "fire")
     same_weights = all(torch.equal(weights[name], fired_weights[name]) for name in weights)
@@ -135,6 +143,11 @@ def main():
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+
+    def peace(run_dir):
+        train = command(run_dir, arguments.workers, arguments.epochs)
+        subprocess.run(train, cwd=CHECKOUT, env=environment(), check=True, stdout=subprocess.DEVNULL)
+
     with tempfile.TemporaryDirectory(prefix="hpcdat-drill-") as folder:
         same_weights, same_metrics, killed, amid = drill(
             Path(folder),
@@ -142,6 +155,7 @@ def main():
             epochs=arguments.epochs,
             kills=arguments.kills,
             seed=arguments.seed,
+            peace=peace,
         )
     print(
         f"{killed} starts ended by kill -9, {amid} went on from the middle of an epoch; "

@@ -13,8 +13,18 @@ from tests.conftest import CHECKOUT
 BIN = Path(sys.executable).parent
 TRANSPORTS = {"MPI": ("horovod", "MPI"), "Gloo": ("horovod", "Gloo"), "torch": ("torch", "Gloo")}
 """Engine and transport by a team's name; its launcher is mpirun, horovodrun or torchrun."""
-OUTER = ("SLURM", "OMPI", "PMIX", "HOROVOD", "TORCHELASTIC", "RANK", "WORLD_SIZE", "MASTER_")
-"""Beginnings of variables of launchers."""
+OUTER = (
+    "SLURM",
+    "OMPI",
+    "PMIX",
+    "HOROVOD",
+    "TORCHELASTIC",
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_",
+    "PYTHONDONTWRITE",
+)
+"""Beginnings of variables that workers do not get."""
 FILES_OF_MPIRUN = tempfile.TemporaryDirectory(prefix="hpcdat-tests-", ignore_cleanup_errors=True)
 
 
@@ -22,7 +32,8 @@ def environment():
     """Nothing of an outer launcher or Slurm allocation; one thread a worker, so that all compute alike.
 
     Open MPI does not look for networks that are not here, which would take a second of each start, and each
-    mpirun has a folder of its own, where none that was killed has left files.
+    mpirun has a folder of its own, where none that was killed has left files. Python may keep compiled code:
+    without it, each rank compiles the package anew at every start.
     """
     files = tempfile.mkdtemp(dir=FILES_OF_MPIRUN.name)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(OUTER)}

@@ -23,7 +23,7 @@ FEW = ["certification.n0=20", "certification.n=400", "certification.every=30", "
 """14 of 397 digits."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The folder of a run, as if its net had been trained."""
     folder = tmp_path_factory.mktemp("trained")
@@ -56,7 +56,7 @@ def copied(trained, tmp_path):
     return copy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def serial(trained, tmp_path_factory):
     """What one worker leaves, without a break."""
     run = shutil.copytree(trained, tmp_path_factory.mktemp("serial") / "run")

@@ -35,7 +35,7 @@ FULL = ("a pair over Gloo", "a pair over torch", "two pairs")
 """Those that only `make test-full` trains."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def simulated(digits):
     """Fingerprints by number of batches and delay; made once."""
     known = {}

@@ -14,7 +14,7 @@ import pytest
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO, run_here
 from tests.distributed.command_line import HPCDAT, newest, short, weights
-from tests.distributed.drill import drill
+from tests.distributed.drill import drill, settings_of
 from tests.distributed.ranks import environment, launcher, on
 
 pytestmark = pytest.mark.distributed
@@ -89,6 +89,9 @@ def none_left(run_dir):
     return False
 
 
+BY_MPIRUN = r"rank 1 .* exited on\s+signal 9"
+
+
 @pytest.mark.parametrize("engine", ["horovod", pytest.param("torch", marks=pytest.mark.full)])
 def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, start, engine):
     run_dir = tmp_path / "run"
@@ -110,19 +113,26 @@ def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_o
 
 
 @pytest.mark.parametrize(
-    "prefix, arguments, name",
+    "prefix, arguments, transport, name",
     [
-        pytest.param([], ["-np", "2"], r"rank 1 .* exited on\s+signal 9", marks=pytest.mark.full),
-        pytest.param(*(launcher("MPI", 2), [], r"rank 1 .* exited on\s+signal 9"), marks=pytest.mark.full),
-        (launcher("Gloo", 2), [], r"Process name: 1\s+Exit code: 137"),
-        ([], ["-np", "2", "engine=torch"], r"worker 1 \(process \d+\) was ended by signal 9 \(SIGKILL\)"),
-        pytest.param(*(launcher("torch", 2), [], r"rank +: 1 .*exitcode +: -9"), marks=pytest.mark.full),
+        pytest.param([], ["-np", "2"], "MPI", BY_MPIRUN, marks=pytest.mark.full),
+        pytest.param(launcher("MPI", 2), [], "MPI", BY_MPIRUN, marks=pytest.mark.full),
+        (launcher("Gloo", 2), ["data.loader=torchvision"], "Gloo", r"Process 1 exit with status code 137"),
+        (
+            [],
+            ["-np", "2", "engine=torch"],
+            "Gloo",
+            r"worker 1 \(process \d+\) was ended by signal 9 \(SIGKILL\)",
+        ),
+        pytest.param(launcher("torch", 2), [], "Gloo", r"rank +: 1 .*exitcode +: -9", marks=pytest.mark.full),
     ],
     ids=["-np", "mpirun", "horovodrun", "-np, torch", "torchrun"],
 )
-def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path, start, prefix, arguments, name):
+def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path, start, prefix, arguments, transport, name):
+    """Under horovodrun, with processes that read images."""
     run_dir = tmp_path / "run"
     process = start(run_dir, *arguments, prefix=prefix)
+    assert RunFolder(run_dir).environment()["transport"] == transport
     os.kill(worker_process(run_dir, 1), signal.SIGKILL)
     assert process.wait(60) != 0
     assert none_left(run_dir)
@@ -158,15 +168,22 @@ def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start, e
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.full)])
-def test_killed_runs_end_like_undisturbed_ones(tmp_path, kills):
+@on("MPI 2")
+def test_killed_runs_end_like_undisturbed_ones(tmp_path, team, kills):
     """kill -9 of a random worker at a random moment, as `make drill` does."""
+    epochs = 2 + 4 * kills
+
+    def peace(run_dir):
+        team.run("training.train_job", *settings_of(run_dir, epochs), timeout=600)
+
     same_weights, same_metrics, killed, amid = drill(
-        tmp_path, workers=2, epochs=4 + 4 * kills, kills=kills, seed=1
+        tmp_path, workers=2, epochs=epochs, kills=kills, seed=1, peace=peace
     )
     assert same_weights and same_metrics and killed
     assert amid >= 1, "no start went on from the middle of an epoch: this has shown nothing"
 
 
+@pytest.mark.ends_its_team
 @on("MPI 2")
 def test_another_number_of_workers_goes_on_from_the_start_of_the_epoch(tmp_path, team):
     run_dir = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tests.distributed.team import RanksFailed, Team
 pytestmark = pytest.mark.distributed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def serial(digits, tmp_path_factory):
     """What one process finds out, and the batches it measured."""
     return run_alone("evaluation.examine_all", digits, tmp_path_factory.mktemp("serial") / "kept", 0)
@@ -49,15 +50,16 @@ def test_more_workers_find_exactly_the_same(tmp_path, digits, serial, team):
     assert all(answer["written"] for answer in answers)
 
 
+@pytest.mark.ends_its_team
+@pytest.mark.parametrize("others", [[], pytest.param([2], marks=pytest.mark.full)], ids=str)
 @on("MPI 3")
-def test_killed_evaluations_go_on_with_any_number_of_workers(tmp_path, digits, serial, team):
-    """kill -9 in the midst of it, of three workers and then of two; what was done is not done again."""
-    with Team("MPI", 2) as two:
-        for killed in (team, two):
-            with pytest.raises(RanksFailed, match="has ended"):
-                killed.run("evaluation.examine_all", digits, tmp_path / "kept", 8)
+def test_killed_evaluations_go_on_with_any_number_of_workers(tmp_path, digits, serial, team, others):
+    """kill -9 in the midst of it, of three workers and then of others; what was done is not done again."""
+    for killed in (team, *(Team("MPI", size) for size in others)):
+        with pytest.raises(RanksFailed, match="has ended"):
+            killed.run("evaluation.examine_all", digits, tmp_path / "kept", 8)
     before = batches_in(tmp_path / "kept")
-    assert 16 <= before <= 40
+    assert 8 * (1 + len(others)) <= before <= 8 * (team.size + sum(others))
     answer = run_alone("evaluation.examine_all", digits, tmp_path / "kept", 0)
     assert answer["sections"] == serial["sections"]
     assert len(answer["written"]) == len(serial["written"]) - before
@@ -84,7 +86,8 @@ def test_unequal_shares_look_like_no_stall_and_a_failure_or_stop_ends_all_at_onc
         }
 
 
-def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(tmp_path, run_dir):
+def test_sigterm_leaves_what_was_measured_and_the_same_command_goes_on(finished, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
     command = [sys.executable, "-m", "hpcdat", "evaluate", str(run_dir), "-np", "2", "--sweep-steps", "1,200"]
     command += ["--set", "evaluation.batch_size=10", "data.test_images=200"]
     with (tmp_path / "log").open("w") as log:

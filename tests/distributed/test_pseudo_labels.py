@@ -15,15 +15,16 @@ from tests.distributed.ranks import environment
 pytestmark = pytest.mark.distributed
 
 
-def test_two_workers_write_what_one_writes(trained, tmp_path):
+def test_two_workers_write_what_one_writes(finished, tmp_path):
     """Of three batches worker 0 has two."""
-    _, digits = find_images(RunFolder(trained).read_job([]).data)
+    run_dir, _ = finished
+    _, digits = find_images(RunFolder(run_dir).read_job([]).data)
     (tmp_path / "images" / "deep").mkdir(parents=True)
     for number, file in enumerate(digits.files[::50]):
         shutil.copy(file, tmp_path / "images" / ("deep" if number % 2 else "") / f"{number}.png")
     written = []
     for workers in ("1", "2"):
-        arguments = ["pseudo-label", str(trained), str(tmp_path / "images"), str(tmp_path / f"{workers}.npz")]
+        arguments = ["pseudo-label", str(run_dir), str(tmp_path / "images"), str(tmp_path / f"{workers}.npz")]
         arguments += ["-np", workers, "--set", "evaluation.batch_size=3", "device=cpu"]
         if workers == "1":
             done = run_here(*arguments)

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,15 +17,6 @@ from tests.distributed.command_line import HPCDAT, hpcdat, short, weights
 from tests.distributed.ranks import environment, launcher, on
 
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run of two workers under mpirun, and what it printed."""
-    run_dir = tmp_path_factory.mktemp("finished") / "run"
-    done = hpcdat("train", *short(run_dir), prefix=launcher("MPI", 2))
-    assert done.returncode == 0, done.stderr
-    return run_dir, done
 
 
 def test_a_run_leaves_job_environment_metrics_checkpoint_and_table(finished):
@@ -50,8 +42,8 @@ def test_a_run_leaves_job_environment_metrics_checkpoint_and_table(finished):
     assert folder.table_file.read_text().strip() in done.stdout
 
 
-def test_evaluate_finds_the_same_again_with_another_number_of_workers(finished):
-    run_dir, _ = finished
+def test_evaluate_finds_the_same_again_with_another_number_of_workers(finished, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
     before = RunFolder(run_dir).read_result()
     done = run_here("evaluate", run_dir)
     assert done.returncode == 0, done.stderr
@@ -72,6 +64,7 @@ def test_two_identical_runs_give_bit_identical_weights(finished, tmp_path, team)
     assert not torch.equal(first["1.classifier.weight"], weights(tmp_path / "other")["1.classifier.weight"])
 
 
+@pytest.mark.full
 def test_horovodrun_and_torchvision_train_too(tmp_path):
     arguments = short(tmp_path / "run", "data.loader=torchvision", "method=dat-fgsm", "attack.steps=1")
     done = hpcdat("train", *arguments, prefix=launcher("Gloo", 2))
@@ -190,12 +183,22 @@ def test_a_wrong_job_is_told_though_worker_0_comes_to_it_last(tmp_path):
     assert done.stderr.count("attack.epz: unknown key") == 1 and "worker 1" not in done.stderr
 
 
+SOON = """
+from hpcdat.cli import main, worker_process
+
+worker_process.SECONDS_FOR_RANK0 = 1
+main()
+"""
+"""The command hpcdat, whose worker waits for rank 0's report for a second instead of ten."""
+
+
 def test_what_one_worker_alone_cannot_read_is_told_by_that_one(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "job.yaml").write_bytes(DEMO.read_bytes())
     (tmp_path / "away").mkdir()
     prefix = by_rank(f"cd {tmp_path}/here", f"cd {tmp_path}/away")
-    done = hpcdat("train", "job.yaml", "--set", f"run_dir={tmp_path}/run", prefix=prefix)
+    command = [*prefix, sys.executable, "-c", SOON, "train", "job.yaml", "--set", f"run_dir={tmp_path}/run"]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"worker 1 on {socket.gethostname()}: job.yaml" in done.stderr
 

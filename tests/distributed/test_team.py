@@ -2,16 +2,18 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from hpcdat.seeds import derive
+from hpcdat import seeds
+from hpcdat.distributed.single_process import SingleProcess
+from tests.distributed.rank import answer_to
 from tests.distributed.ranks import on
 from tests.distributed.team import RanksFailed, Team
 
-pytestmark = pytest.mark.distributed
-
-CLEAN = {"dtype": "torch.float32", "seed": derive(0, "x")}
+CLEAN = {"dtype": "torch.float32", "seed": seeds.derive(0, "x")}
 
 
 def pids(team):
@@ -21,6 +23,7 @@ def pids(team):
     return [answer["pid"] for answer in answers]
 
 
+@pytest.mark.distributed
 @on("MPI 2")
 def test_programs_run_in_the_same_processes_and_their_patches_end_with_them(team):
     before = pids(team)
@@ -28,6 +31,8 @@ def test_programs_run_in_the_same_processes_and_their_patches_end_with_them(team
     assert pids(team) == before
 
 
+@pytest.mark.distributed
+@pytest.mark.ends_its_team
 @on("MPI 2")
 @pytest.mark.parametrize(
     "how, message",
@@ -35,13 +40,12 @@ def test_programs_run_in_the_same_processes_and_their_patches_end_with_them(team
         ("fail", "rank 1:.*ValueError: no good"),
         ("kill", "rank . has ended"),
         ("hang", "ranks .*1.* took too long"),
-        ("return", "leaves behind: torch's default dtype, hpcdat.seeds.derive"),
     ],
 )
 def test_after_a_failure_other_processes_take_the_next_program(team, how, message):
     before, begin = pids(team), time.monotonic()
     with pytest.raises(RanksFailed, match=f"(?s){message}"):
-        team.run("misbehaviour.spoil", how, timeout=3)
+        team.run("misbehaviour.spoil", how, timeout=1 if how == "hang" else 60)
     assert time.monotonic() - begin < 30
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in before):
@@ -50,6 +54,18 @@ def test_after_a_failure_other_processes_take_the_next_program(team, how, messag
     assert not set(pids(team)) & set(before)
 
 
+def test_what_a_program_leaves_behind_is_its_failure(monkeypatch):
+    workers = SingleProcess()
+    workers._watchdog = SimpleNamespace(seconds=60)
+    monkeypatch.setattr(seeds, "derive", seeds.derive)
+    try:
+        answer = answer_to(workers, "misbehaviour.spoil", ["return"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert "leaves behind: torch's default dtype, hpcdat.seeds.derive" in answer["failure"]
+
+
+@pytest.mark.distributed
 def test_a_launcher_that_fails_is_reported_at_once_with_its_words():
     begin = time.monotonic()
     prefix = ["sh", "-c", "echo no slots left; exit 3"]

@@ -15,6 +15,7 @@ def test_collectives(team):
 
 
 @pytest.mark.distributed
+@pytest.mark.ends_its_team
 @on("MPI 4 divisible", "torch 4", full=["Gloo 4 divisible"])
 def test_no_team_ends_while_another_is_at_work(team):
     """A team ends by itself, while the others of its ranks still sum."""
@@ -45,7 +46,7 @@ METHODS = {
 EXACT = ["attack.random_start=false", "epochs=2", "evaluation.steps=1"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def one_worker(tmp_path_factory, digits):
     """Weights and costs of one worker with the whole global batch, by method; made once."""
     known = {}
@@ -93,7 +94,7 @@ def test_m_workers_equal_one_with_m_times_the_batch(tmp_path, digits, one_worker
 VIRTUAL = {"dat-pgd": [], "conadv": ["method=conadv", "optimizer.lr=2", "attack.steps=1"]}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def four_virtual_workers(tmp_path_factory, digits):
     """What one worker computes that stands for four, by method; made once."""
     known = {}
@@ -120,7 +121,7 @@ def four_virtual_workers(tmp_path_factory, digits):
     indirect=["team"],
 )
 def test_virtual_workers_compute_what_real_ones_do(tmp_path, digits, four_virtual_workers, team, name):
-    """Four workers, two of two, and one of four: weights and running statistics to 1e-6 after ten steps."""
+    """Four workers, two of two, and one of four: weights and running statistics to 1e-6 after six steps."""
     answers = team.run("training.train_virtually", 4 // team.size, digits, tmp_path / "run", *VIRTUAL[name])
     assert all(answer == answers[0] for answer in answers)
     expected = four_virtual_workers(name)
@@ -141,7 +142,7 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path, team):
     assert np.ptp(expected) > 0.1
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def serial_counts(digits):
     return run_alone("evaluation.evaluate", digits, "evaluation.batch_size=30")
 

@@ -1,11 +1,14 @@
 """Buckets of gradients, their order, and their sums."""
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from hpcdat.config.sections import Exchange
+from hpcdat.distributed.loopback import loopback, run_threads
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of, make_buckets
 
@@ -112,6 +115,47 @@ def test_error_feedback_telescopes_and_forgets_steps_that_do_not_count():
         exchange.finish(torch.zeros(1))
         exchange.commit(counts=counts)
         arrived = arrived + (model.weight.grad.double() if counts else 0)
-    (residual,) = [rows["worker"][0] for rows in exchange.gather_state() if rows]
+    shapes = exchange.shapes_of_feedback()
+    residual = exchange.feedback_row(shapes).view(torch.float32)
     assert torch.allclose(sent, arrived + residual.view(30, 40), atol=1e-4)
     assert (sent - arrived).abs().max() > 0.1
+
+
+def rounded(epoch, step, seed):
+    """What becomes of the same gradients of two layers, each in a bucket of its own."""
+    model = nn.Sequential(nn.Linear(40, 30, bias=False), nn.Linear(40, 30, bias=False))
+    settings = Exchange(bits=2, block="tensor", overlap=False)
+    exchange = GradientExchange(SingleProcess(), gradients_of(model), settings, seed)
+    for layer in model:
+        layer.weight.grad = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    exchange.begin(epoch, step)
+    exchange.finish(torch.zeros(1))
+    exchange.close()
+    return [layer.weight.grad for layer in model]
+
+
+def test_buckets_steps_epochs_and_seeds_round_with_other_random_numbers():
+    sums = [*rounded(0, 0, 0), *rounded(0, 1, 0), *rounded(1, 0, 0), *rounded(0, 0, 1)]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(sums, 2))
+    assert all(torch.equal(*pair) for pair in zip(sums[:2], rounded(0, 0, 0), strict=True))
+
+
+def test_each_worker_gets_its_own_residual_back():
+    def program(workers):
+        model = nn.Linear(40, 30, bias=False)
+        settings = Exchange(bits=2, block=64, protocol="allgather", error_feedback=True)
+        exchange = GradientExchange(workers, gradients_of(model), settings, 0)
+        model.weight.grad = torch.randn(30, 40, generator=torch.Generator().manual_seed(workers.rank))
+        exchange.begin(0, 0)
+        exchange.finish(torch.zeros(1))
+        exchange.commit(counts=True)
+        feedback = next(bucket.feedback for bucket in exchange.buckets if bucket.coded)
+        own, state = feedback.residuals["worker"].clone(), exchange.gather_state()
+        feedback.residuals = {}
+        exchange.load_state(state)
+        exchange.close()
+        return own, feedback.residuals["worker"]
+
+    (first, first_again), (second, second_again) = run_threads(loopback(2), program)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, first_again) and torch.equal(second, second_again)

@@ -48,6 +48,14 @@ def test_the_card_of_one_server_carries_what_all_send():
     assert busiest == 5 * 4000 and sent("sharded_server", 1000, 6, FLOAT).busiest < busiest / 2
 
 
+def test_the_server_sends_the_sum_once_in_each_round_of_the_tree():
+    """6 workers: 3 rounds, of float32 sums, while 5 workers send it a byte for each of 1024 numbers."""
+    codes = Quantized(Quantizer(8, block=None))
+    one_sided = sent("parameter_server", 1024, 6, codes)
+    assert one_sided.sent == one_sided.busiest == 3 * 4096
+    assert one_sided.received == 5 * codes.message_bytes(1024) < one_sided.sent
+
+
 @pytest.mark.parametrize("count", [1, 5, 6, 100, 3071, 3072, 3073, 100_000])
 @pytest.mark.parametrize("block", [8, 512, 10_000_000])
 def test_shards_of_a_server_are_filled_up_by_less_than_the_gradient(count, block):

@@ -16,6 +16,7 @@ from hpcdat.performance.autotune import (
 )
 from hpcdat.performance.cost_model import Link, Network, predict
 from hpcdat.performance.microbenchmarks import SimulatedCommunicator
+from hpcdat.progress import Progress
 
 
 def link(latency, bytes_per_second):
@@ -165,3 +166,23 @@ def test_the_exchange_of_a_run_is_read_from_its_record(tmp_path):
     )
     record.write_text(choice.model_dump_json())
     assert autotune.exchange_of_run(auto, record).describe() == "sharded_server, 8 bits two-sided"
+
+
+def test_a_recorded_choice_is_taken_by_as_many_workers_and_made_again_by_others(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(settings, workers, model):
+        measured.append(workers.size)
+        chosen = candidate(4 if workers.size == 6 else 8, 1.0)
+        network = Network(nodes=workers.size, links={})
+        return autotune.Choice(workers=workers.size, network=network, candidates=[chosen], chosen=chosen)
+
+    monkeypatch.setattr(autotune, "measure_and_choose", measure)
+    auto, record = Exchange(protocol="auto"), tmp_path / "exchange.json"
+    found = [
+        autotune.choose_exchange(
+            auto, SimulatedCommunicator(size), nn.Linear(2, 2), record, Progress(shown=False)
+        ).bits
+        for size in (6, 6, 4, 4, 6)
+    ]
+    assert found == [4, 4, 8, 8, 4] and measured == [6, 4, 6]

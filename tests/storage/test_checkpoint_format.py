@@ -191,7 +191,7 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path, head
     version = header["hpcdat-checkpoint"]
     assert str(failure.value) == (
         f"{path}: written by {writer} (checkpoint format {version}); "
-        f"hpcdat {__version__} reads only formats 8 and {FORMAT}"
+        f"hpcdat {__version__} reads only formats 8, 9 and {FORMAT}"
     )
 
 
@@ -270,6 +270,20 @@ def test_statistics_are_there_as_long_as_their_checkpoint(tmp_path):
     assert statistics_in(tmp_path) == [] and load_resumable(kept.step_file).worker_rows() is None
 
 
+def test_rows_stay_as_long_as_any_of_the_checkpoints_that_have_some(tmp_path):
+    """Those of the last two epochs, of the newest step and of the best epoch."""
+    kept = Checkpoints(tmp_path)
+    for checkpoint, best in ((at(1), False), (at(1), True), (at(2), False), (at(2, 1), False)):
+        kept.save(checkpoint, blocks(), best=best)
+    assert len(statistics_in(tmp_path)) == 4
+    assert [load_resumable(file).epoch for file in (kept.best_file, kept.epoch_before_file)] == [1, 1]
+    kept.save(at(3), blocks())
+    kept.save(at(3), blocks(), best=True)
+    files = (kept.best_file, kept.epoch_file, kept.epoch_before_file)
+    names = {load_resumable(file).statistics["file"] for file in files}
+    assert sorted(names) == statistics_in(tmp_path) and len(names) == 3
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "altered", "another file"])
 def test_a_run_resumes_from_the_checkpoint_before_where_statistics_are_damaged(tmp_path, damage):
     kept, reported = Checkpoints(tmp_path), []
@@ -287,7 +301,7 @@ def test_a_run_resumes_from_the_checkpoint_before_where_statistics_are_damaged(t
         file.write_bytes(whole[:-1] if damage == "cut" else whole[:-1] + b"x")
     assert kept.choose(lambda _: True, reported.append) == kept.epoch_file
     (complaint,) = reported
-    assert "step.pt: damaged: its batch-norm statistics: " in complaint
+    assert "step.pt: damaged: its second file: " in complaint
     # An evaluation needs the averaged ones only, which are in the checkpoint itself.
     assert kept.newest(reported.append).step == 3
 

@@ -110,7 +110,7 @@ def test_buffers_are_averaged_by_images_and_counters_are_the_largest():
     def program(worker):
         model = build_model_for(job, 10)
         network = model[1]
-        statistics = BatchNormStatistics(model, worker, {"clean": [0, 1], "adversarial": [0, 1]})
+        statistics = BatchNormStatistics(model, worker, {"clean": 1, "adversarial": 1})
         statistics.count(1 + 2 * worker.rank)
         network.mean = network.mean + 4.0 * worker.rank
         network.passes += 5 + worker.rank

@@ -19,7 +19,7 @@ from hpcdat.errors import Stopped
 from hpcdat.models.split_batch_norm import routed, split_batch_norm
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.storage.worker_rows import check_rows, read_row, write_rows
-from hpcdat.training.replicas import BatchNormStatistics
+from hpcdat.training.replicas import BatchNormStatistics, row_blocks
 from tests.conftest import DEMO, Never
 from tests.training.test_resume import AfterPolls
 
@@ -29,8 +29,8 @@ def batch_norm_of(workers, *, split=False, features=3, virtual=1, momentum=1.0):
     model = nn.Sequential(nn.BatchNorm1d(features, momentum=momentum, affine=False))
     if split:
         split_batch_norm(model)
-    ranks = [rank for rank in range(workers.size) for _ in range(virtual)]
-    return model, BatchNormStatistics(model, workers, {"clean": ranks, "adversarial": ranks if split else []})
+    trained = {"clean": virtual, "adversarial": virtual if split else 0}
+    return model, BatchNormStatistics(model, workers, trained)
 
 
 def population(parts):
@@ -98,7 +98,8 @@ def test_only_workers_that_train_a_branch_count_for_it():
 
     def program(workers):
         model, _ = batch_norm_of(workers, split=True)
-        statistics = BatchNormStatistics(model, workers, {"clean": [0], "adversarial": [1]})
+        trained = {"clean": int(workers.rank == 0), "adversarial": int(workers.rank == 1)}
+        statistics = BatchNormStatistics(model, workers, trained)
         for branch in (model[0].main, model[0].auxiliary):
             branch.running_mean.fill_(workers.rank + 5)
         statistics.count(30 if workers.rank < 2 else 0)
@@ -164,7 +165,7 @@ def test_1536_workers_send_their_statistics_to_the_first_and_receive_none(tmp_pa
         for t in model.buffers():
             t.fill_(workers.rank)
         statistics.count(workers.rank)
-        blocks = statistics.row_blocks(most)
+        blocks = row_blocks(workers, statistics.row(), most // size)
         if workers.is_rank0:
             return write_rows(tmp_path / "rows.bin", blocks)
         for block in blocks:
@@ -184,6 +185,15 @@ def test_1536_workers_send_their_statistics_to_the_first_and_receive_none(tmp_pa
         restored = statistics.local()
         assert all(torch.equal(a, b) for a, b in zip(*restored, *others[rank - 1], strict=True))
         assert model[0].auxiliary.running_var[5] == rank and restored[0][-1] == rank
+
+
+def test_rows_are_sent_in_as_many_blocks_with_any_number_of_workers():
+    row = torch.zeros(200_000, dtype=torch.uint8)
+
+    def blocks_with(size):
+        return len(run_threads(loopback(size), lambda workers: list(row_blocks(workers, row)))[1])
+
+    assert blocks_with(2) == blocks_with(200) == 4
 
 
 SETTINGS = ["epochs=2", "batch_size=25", "data.train_images=200", "data.test_images=20", "method=plain"]

@@ -8,7 +8,7 @@ from hpcdat.config.job_file import JobError, read_job
 from hpcdat.config.sections import Concurrent
 from hpcdat.data.sampler import training_shares
 from hpcdat.errors import InputError
-from hpcdat.training.roles import Role, assign_roles, groups_of_batches, trained_by
+from hpcdat.training.roles import Role, assign_roles, groups_of_batches
 from tests.conftest import DEMO
 
 
@@ -30,7 +30,7 @@ def test_every_half_and_every_attack_has_one_worker(size, place, halves, update_
         assert "take a multiple of" in str(error)
         return
     assert len(roles) == size
-    batches = list(range(len(trained_by(roles)["clean"])))
+    batches = list(range(roles.batches))
     assert [number for role in roles for number in role.clean] == batches
     assert [number for role in roles for number in role.adversarial] == batches
     assert sorted(number for role in roles for number in role.attacked) == batches
@@ -49,12 +49,12 @@ def test_an_attack_worker_has_as_many_update_workers_as_fit():
 
     assert attacked(2) == [1] and attacked(3) == [2] and attacked(8) == [3, 3] and attacked(6) == [2, 2]
     split = assign(Concurrent(place="workers", halves="apart"), 3)
-    assert split == [Role((0,), (), ()), Role((), (0,), ()), Role((), (), (0,))]
+    assert list(split) == [Role((0,), (), ()), Role((), (0,), ()), Role((), (), (0,))]
 
 
 def test_a_worker_stands_for_its_virtual_ones():
     job = read_job(DEMO, ["virtual_workers=3"])
-    assert assign_roles(job, 2) == [Role(*[(0, 1, 2)] * 3), Role(*[(3, 4, 5)] * 3)]
+    assert list(assign_roles(job, 2)) == [Role(*[(0, 1, 2)] * 3), Role(*[(3, 4, 5)] * 3)]
 
 
 def test_a_node_that_only_attacks_has_no_part_of_the_images():

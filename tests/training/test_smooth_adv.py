@@ -13,7 +13,7 @@ from hpcdat.config.sections import Smoothing
 from hpcdat.distributed.single_process import Completed, SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.models.losses import Labelled
-from hpcdat.training.roles import Role, assign_roles, first_workers, trained_by
+from hpcdat.training.roles import Role, assign_roles
 from hpcdat.training.smooth_adv import NoisyCopies
 from tests.conftest import DEMO
 
@@ -159,10 +159,10 @@ def test_copies_of_an_image_stand_together_with_its_label_and_are_not_clipped(ba
 def test_workers_that_share_a_batch_are_neighbours():
     job = read_job(DEMO, ["smoothing.sigma=0.1", "smoothing.copies=12", "smoothing.workers=3"])
     roles = assign_roles(job, 6)
-    assert roles == [Role((0,), (0,), (0,))] * 3 + [Role((1,), (1,), (1,))] * 3
-    assert first_workers(roles) == [0, 3]
+    assert list(roles) == [Role((0,), (0,), (0,))] * 3 + [Role((1,), (1,), (1,))] * 3
+    assert [roles.first_with_clean(number) for number in range(roles.batches)] == [0, 3]
     # Each learns the statistics of its own copies.
-    assert trained_by(roles)["clean"] == list(range(6))
+    assert [role.trained["clean"] for role in roles] == [1] * 6
     assert (job.copies, job.passes) == (12, 4)
     with pytest.raises(InputError, match="8 workers cannot be divided into teams of 3"):
         assign_roles(job, 8)

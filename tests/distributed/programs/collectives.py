@@ -9,7 +9,7 @@ from torch import nn
 
 from hpcdat.errors import HpcdatError, InputError
 from hpcdat.models.fingerprint import named_state
-from hpcdat.training.replicas import BatchNormStatistics, check_equal, make_equal
+from hpcdat.training.replicas import BatchNormStatistics, check_equal, make_equal, row_blocks
 
 
 def every_collective(workers, patch=None):
@@ -57,6 +57,8 @@ def every_collective(workers, patch=None):
         "max": workers.all_reduce_max(torch.tensor([rank, -rank]), "max").tolist(),
         "broadcast": received.tolist(),
         "gathered": workers.all_gather_object({"rank": rank, "é": None}, "gather"),
+        "gathered on worker 0": workers.gather_object(["é\n" * rank, rank], "gather on worker 0"),
+        "value of worker 0": workers.broadcast_object({"é": [rank]}, "value of worker 0"),
         "failure": failure,
     }
 
@@ -81,10 +83,9 @@ def agreement(workers, patch=None):
     model[1].running_mean.fill_(float(workers.rank))
     model[1].running_var.fill_(float(2 + workers.rank))
     model[1].num_batches_tracked.fill_(10 + workers.rank)
-    everybody = list(range(workers.size))
-    batch_norm = BatchNormStatistics(model, workers, {"clean": everybody, "adversarial": []})
+    batch_norm = BatchNormStatistics(model, workers, {"clean": 1, "adversarial": 0})
     batch_norm.count(workers.rank + 1)
-    blocks = list(batch_norm.row_blocks(most=4 * workers.size))
+    blocks = list(row_blocks(workers, batch_norm.row(), columns=4))
     # Each worker gets its row back, as from a file.
     counts = [int(workers.is_rank0)] * workers.size
     row = workers.iall_to_all_v(torch.cat(blocks, 1), counts, "rows").wait()[0]

@@ -155,7 +155,7 @@ def train_virtually(workers, patch, virtual, root, run_dir, *settings):
     """Train the demo's net, batch norm and random starts and all, in float64; its weights and statistics."""
     always = [f"virtual_workers={virtual}", f"data.root={root}", f"run_dir={run_dir}", "batch_size=75"]
     always += ["epochs=2", "attack.steps=2", "evaluation.steps=1", "evaluation.every=0"]
-    always += ["data.last_batch=short"]
+    always += ["data.last_batch=short", "data.train_images=800"]
     job = read_job(DEMO, [*always, *settings])
     with in_float64():
         result = train(job, workers, Never())

@@ -1,0 +1,160 @@
+"""How long workers that srun starts need to connect, and what bounds it.
+
+``python benchmarks/rendezvous.py [--workers M,M] [--per-node Q] [--json PATH]`` forks so many processes, with
+the variables that srun sets for the tasks of a step on nodes of Q, and lets them connect as under
+``hpcdat train``: they find the store of worker 0, through which Horovod connects every pair of them over
+Gloo. All run on this machine; worker 0 counts the requests that its store answers.
+
+Horovod connects three kinds of groups: all M workers, the Q of a node, and one of each of the p = M / Q
+nodes. In a group of n, each worker puts its addresses into the store, and asks it several times for those of
+each of the n - 1 others, and again every 10 ms as long as they are not there. In all there are
+M (M + Q + p - 3) such pairs, and one process answers all requests, one after the other.
+
+Ratios:
+
+- ``answers_per_pair_M``: requests that found a value, over the pairs.
+- ``seconds_exponent``: of M, of the time until all are connected.
+- ``seconds_per_request``: seconds of a core in worker 0's process over the requests, with the largest M.
+- ``minutes_at_1536``: their product for 1,536 workers on nodes of Q: how long the store of worker 0 computes
+  even if no request comes too early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from horovod.runner.http import http_server
+from tabulate import tabulate
+
+from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
+from hpcdat.distributed.single_process import SingleProcess
+
+REQUESTS: Counter[str] = Counter()
+"""Answers of the store of this process, by method and status."""
+SECONDS_TO_CONNECT = 300
+EXTRAPOLATED = 1536
+
+
+class CountingHandler(http_server.RendezvousHandler):
+    """A handler of the store that counts its answers."""
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Answer, and count the answer."""
+        REQUESTS[f"{self.command} {code}"] += 1
+        super().send_response(code, message)
+
+
+def variables(rank: int, size: int, per_node: int, step: int) -> dict[str, str]:
+    """What srun sets for a task; all nodes are this machine."""
+    nodes = size // per_node
+    return {
+        "SLURM_JOB_ID": str(os.getppid()),
+        "SLURM_STEP_ID": str(step),
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_TASKS_PER_NODE": f"{per_node}(x{nodes})",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank % per_node),
+        "SLURM_NODEID": str(rank // per_node),
+        "SLURMD_NODENAME": f"node{rank // per_node}",
+    }
+
+
+def connect(answer: Path) -> None:
+    """Connect as one of the workers; write how long it took."""
+    began, cpu = time.monotonic(), time.process_time()
+    workers = init_communicator(SECONDS_TO_CONNECT)
+    report = {
+        "began": began,
+        "ended": time.monotonic(),
+        "cpu": time.process_time() - cpu,
+        "requests": dict(REQUESTS),
+    }
+    answer.write_text(json.dumps(report))
+    workers.close()
+
+
+def measure(size: int, per_node: int, step: int) -> dict[str, Any]:
+    """Fork so many workers and let them connect."""
+    with tempfile.TemporaryDirectory() as folder:
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if not child:
+                try:
+                    os.environ.update(variables(rank, size, per_node, step))
+                    connect(Path(folder) / str(rank))
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        endings = [os.waitpid(child, 0)[1] for child in children]
+        if any(endings):
+            raise SystemExit(f"a worker of {size} failed")
+        answers = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(size)]
+    last, first = max(one["ended"] for one in answers), max(one["began"] for one in answers)
+    return {"seconds": last - first, "cpu": answers[0]["cpu"], "requests": answers[0]["requests"]}
+
+
+def pairs_of(size: int, per_node: int) -> int:
+    """Pairs of workers, in both directions, in the groups of all, of every node, and across nodes."""
+    return size * (size + per_node + size // per_node - 3)
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description="how long workers of srun need to connect")
+    parser.add_argument("--workers", default="4,8,16,32", help="numbers M (default: %(default)s)")
+    parser.add_argument("--per-node", type=int, default=4, help="workers of a node (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write environment, measurements and ratios here")
+    arguments = parser.parse_args()
+    sizes, q = [int(m) for m in arguments.workers.split(",")], arguments.per_node
+    if any(size % q for size in sizes):
+        parser.error(f"--workers: not all of {sizes} are multiples of {q}")
+    torch.set_num_threads(1)
+    # The modules are loaded once: the time to load them is not that of connecting.
+    import horovod.torch  # noqa: F401
+
+    http_server.RendezvousHandler = CountingHandler
+    found, rows, ratios = {}, [], {}
+    for step, size in enumerate(sizes):
+        found[size] = measure(size, q, step)
+        requests = found[size]["requests"]
+        gets, total = requests.get("GET 200", 0), sum(requests.values())
+        ratios[f"answers_per_pair_{size}"] = gets / pairs_of(size, q)
+        seconds, cpu = found[size]["seconds"], found[size]["cpu"]
+        texts = [", ".join(f"{number} {kind}" for kind, number in sorted(requests.items()))]
+        print(f"{size} workers: connected after {seconds:.2f} s", flush=True)
+        rows.append([size, f"{seconds:.2f}", f"{cpu:.2f}", total, pairs_of(size, q), *texts])
+    header = ["M", "seconds", "of a core, worker 0", "requests", "pairs", "of which"]
+    print(tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")
+    times = [found[size]["seconds"] for size in sizes]
+    ratios["seconds_exponent"] = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+    largest = found[sizes[-1]]
+    ratios["seconds_per_request"] = largest["cpu"] / sum(largest["requests"].values())
+    requests = pairs_of(EXTRAPOLATED, q) * ratios[f"answers_per_pair_{sizes[-1]}"]
+    ratios[f"minutes_at_{EXTRAPOLATED}"] = requests * ratios["seconds_per_request"] / 60
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3g}")
+    if arguments.json:
+        environment = describe_environment(SingleProcess(), torch.device("cpu"))
+        report = {"environment": environment, "workers": found, "ratios": ratios}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

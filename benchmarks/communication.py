@@ -45,7 +45,7 @@ from hpcdat.distributed.launcher import launched
 from hpcdat.emulation.cluster import CARD, BoxError, bytes_per_second, create_box, remove_box, run_over_gloo
 from hpcdat.exchange.codecs import Quantized, can_compile
 from hpcdat.exchange.gradient_exchange import GradientExchange, gradients_of
-from hpcdat.exchange.pipeline import Engine
+from hpcdat.exchange.pipeline import IN_FLIGHT, Pipeline
 from hpcdat.exchange.protocols import Draw
 from hpcdat.exchange.resolve import Plan, make_plan
 
@@ -86,26 +86,31 @@ class Bench:
         shifts = [1009 * rank for rank in range(workers.size)]
         self.own = gradient.roll(shifts[workers.rank])
         self.exact = sum(gradient.roll(shift) for shift in shifts)
-        self.engine = Engine()
-        self.plans = {name: make_plan(s, workers, compiled=can_compile()) for name, s in OURS.items()}
+        self.pipeline = Pipeline()
+        self.channels = [workers.channel(f"exchange {number}") for number in range(IN_FLIGHT)]
+        self.plans = {
+            name: [make_plan(s, channel, compiled=can_compile()) for channel in self.channels]
+            for name, s in OURS.items()
+        }
         self.result = torch.empty(count)
 
     def ours(self, name: str) -> Callable[[], None]:
         """A function that runs one of our exchanges, in buckets."""
-        plan, size = self.plans[name], bucket_of(name)
+        plans, size = self.plans[name], bucket_of(name)
 
         def run() -> None:
             for number, (source, target) in enumerate(
                 zip(self.own.split(size), self.result.split(size), strict=True)
             ):
                 draw = Draw(0, 0, 0, number, CPU)
-                self.engine.submit(
-                    lambda source=source, draw=draw, number=number: plan.protocol(
-                        self.workers, source, draw, f"bucket {number}", None
+                plan, channel = plans[number % IN_FLIGHT], self.channels[number % IN_FLIGHT]
+                self.pipeline.submit(
+                    lambda plan=plan, channel=channel, source=source, draw=draw, number=number: plan.protocol(
+                        channel, source, draw, f"bucket {number}", None
                     ),
                     target.copy_,
                 )
-            self.engine.wait()
+            self.pipeline.wait()
 
         return run
 
@@ -143,7 +148,7 @@ class Bench:
 
     def codec_seconds(self, name: str) -> float:
         """Seconds of computation in one exchange, without waiting for the network."""
-        total, plan = 0.0, self.plans[name]
+        total, plan = 0.0, self.plans[name][0]
         for number, source in enumerate(self.own.split(bucket_of(name))):
             steps = plan.protocol(
                 self.workers, source, Draw(0, 0, 0, number, CPU), f"computation {number}", None
@@ -243,7 +248,7 @@ def work(count: int, rounds: int, rate: str | None) -> dict[str, Any]:
         for name, run in runs.items():
             spent, sent = bench.time(run)
             if number == 0:
-                plan = bench.plans.get(name)
+                plan = bench.plans[name][0] if name in bench.plans else None
                 error, wrong = bench.check(plan)
                 predicted = plan and sum(
                     plan.traffic(len(part)).total for part in bench.own.split(bucket_of(name))

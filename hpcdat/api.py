@@ -1,8 +1,8 @@
 """What Python programs call: training, evaluation and certification, by one worker or by all of them.
 
-In a program that ``mpirun``, ``horovodrun`` or ``srun`` has started, every worker calls these functions with
-the same arguments; they divide the work, and all workers get the same result. Any other program is a single
-worker.
+In a program that ``mpirun``, ``srun``, ``torchrun`` or ``horovodrun`` has started, every worker calls these
+functions with the same arguments; they divide the work, and all workers get the same result. Any other
+program is a single worker.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ app = typer.Typer(
       hpcdat doctor jobs/demo.yaml            check nodes and links before a run
       hpcdat train jobs/demo.yaml -np 2       train with two local workers
       mpirun -np 4 hpcdat train jobs/demo.yaml
-                                              four workers; also horovodrun, srun
+                                              four workers; also srun, torchrun
       hpcdat evaluate runs/demo               measure TA, RA and more
       hpcdat report runs/demo runs/other      compare results in one table
 

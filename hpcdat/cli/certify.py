@@ -51,7 +51,7 @@ def certify(
     replaced = [*given, *(set_ or []), *(settings or [])]
     folder, resolved = reported_once(lambda: open_for_evaluation(run, replaced))
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
 
     def work(workers: Communicator, stop: StopRequest) -> str:
         from hpcdat.commands.certify import certify

@@ -38,7 +38,7 @@ def doctor(
       hpcdat doctor jobs/demo.yaml -np 2
       srun -N 6 hpcdat doctor JOB.yaml --json doctor.json
 
-    Start it like `hpcdat train`, on the same nodes. It checks Horovod, GPUs, versions, clocks, cores and
+    Start it like `hpcdat train`, on the same nodes. It checks the engine, GPUs, versions, clocks, cores and
     links, and, given a job, its run_dir, its images, and whether each node reads them as fast as training
     needs them. The exit code is 1 if a check fails; warnings do not change it.
     """
@@ -51,7 +51,7 @@ def doctor(
 
     resolved = reported_once(read)
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
 
     def work(workers: Communicator, stop: StopRequest) -> Report:
         from hpcdat.doctor.examination import examine

@@ -89,7 +89,7 @@ def evaluate(
 
     folder, resolved, request = reported_once(read)
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
 
     def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result | WeightsResult]:
         from hpcdat.commands.evaluate import evaluate

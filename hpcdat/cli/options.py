@@ -64,7 +64,7 @@ SetOption = Annotated[
 ]
 WorkersOption = Annotated[
     int,
-    typer.Option("-np", "--workers", min=1, help="Start this many workers on this machine, with mpirun."),
+    typer.Option("-np", "--workers", min=1, help="Start this many workers on this machine."),
 ]
 
 

@@ -60,7 +60,7 @@ def pack(
     names = splits.split(",")
     shard_bytes = reported_once(lambda: read_size(shard_size))
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, None)
 
     def work(workers: Communicator, stop: StopRequest) -> list[Packed]:
         from hpcdat.commands.pack import pack

@@ -91,7 +91,7 @@ def plan(
 
     resolved, node_counts, known = reported_once(read)
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
 
     def work(workers: Communicator, stop: StopRequest) -> str:
         from hpcdat.performance.forecast import predict_job

@@ -48,7 +48,7 @@ def pseudo_label(
     replaced = [*(set_ or []), *(settings or [])]
     _, resolved = reported_once(lambda: open_for_evaluation(run, replaced))
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
 
     def work(workers: Communicator, stop: StopRequest) -> dict[str, int]:
         from hpcdat.commands.pseudo_label import pseudo_label

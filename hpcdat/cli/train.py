@@ -38,18 +38,19 @@ def train(
       hpcdat train jobs/demo.yaml
       hpcdat train jobs/demo.yaml -np 2 epochs=20 attack.eps=4/255
       mpirun -np 4 hpcdat train jobs/demo.yaml
+      torchrun --nproc-per-node 4 -m hpcdat train jobs/demo.yaml
       hpcdat train jobs/demo.yaml gradient_accumulation=4 averaging.ema=0.999
 
-    Without a launcher the command is a single worker; `-np N` starts N workers; under mpirun, horovodrun or
-    srun every process is a worker. An unfinished run in run_dir is resumed. Ctrl-C (or SIGTERM, SIGUSR2)
-    stops after the current step and leaves a checkpoint. With `--seeds N` the runs are in run_dir/seed-0,
-    seed-1, ..., and the table ends with their mean and standard deviation.
+    Without a launcher the command is a single worker; `-np N` starts N workers; under mpirun, srun, torchrun
+    or horovodrun every process is a worker. An unfinished run in run_dir is resumed. Ctrl-C (or SIGTERM,
+    SIGUSR2) stops after the current step and leaves a checkpoint. With `--seeds N` the runs are in
+    run_dir/seed-0, seed-1, ..., and the table ends with their mean and standard deviation.
     """
     replaced = [*(set_ or []), *(settings or [])]
     resolved = reported_once(lambda: read_job(job, replaced))
     run_dir = reported_once(lambda: folder_of(job, resolved, replaced))
     if workers > 1:
-        start_locally(workers)
+        start_locally(workers, resolved)
     moved_from, resolved = resolved.run_dir, resolved.model_copy(update={"run_dir": run_dir})
 
     def work(workers: Communicator, stop: StopRequest) -> dict[Path, Result]:

@@ -15,6 +15,8 @@ import typer
 
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
+from hpcdat.distributed import local_mpirun, local_processes
+from hpcdat.distributed.engine import choose_engine
 from hpcdat.distributed.launcher import (
     Launched,
     LauncherError,
@@ -23,7 +25,7 @@ from hpcdat.distributed.launcher import (
     launched,
     left_over,
 )
-from hpcdat.distributed.local_mpirun import launch_local
+from hpcdat.distributed.local_mpirun import find_mpirun
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.waiting import announcing
 from hpcdat.errors import Exit, HpcdatError, InputError
@@ -72,12 +74,20 @@ def refuse(error: HpcdatError) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
-def start_locally(workers: int) -> None:
-    """Start local workers, wait for them and exit with their exit code."""
+def start_locally(workers: int, job: EvaluationJob | None) -> None:
+    """Start local workers, wait for them and exit with their exit code.
+
+    Args:
+        workers: number of workers.
+        job: resolved, or None if the command has no job.
+    """
     place = _checked_place(workers)
     if place.size > 1:
         refuse(_np_under(place))
     arguments = _without_np(sys.argv[1:])
+    setting = job.engine if job else "auto"
+    over_torch = choose_engine(setting, "none") == "torch" or (setting == "auto" and find_mpirun() is None)
+    launch_local = local_processes.launch_local if over_torch else local_mpirun.launch_local
     try:
         raise typer.Exit(launch_local(workers, arguments, on_terminal=sys.stderr.isatty()))
     except HpcdatError as error:
@@ -124,6 +134,9 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: EvaluationJob
         The result of ``work`` on rank 0, None on the others.
     """
     place = _checked_place(1)
+    setting = job.engine if job else "auto"
+    if place.size > 1:
+        reported_once(lambda: choose_engine(setting, place.launcher))
     _name_user()
     stop = StopRequest()
     # Imported before the workers connect: afterwards a slow import counts as a stall.
@@ -134,10 +147,13 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: EvaluationJob
     try:
         workers = init_communicator(
             job.stall_timeout if job else DEFAULT_STALL_TIMEOUT,
+            engine=setting,
             stop=stop,
             divisible=isinstance(job, Job)
             and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),
         )
+    except InputError as error:
+        refuse(error)
     except HpcdatError as error:
         print(f"hpcdat: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)

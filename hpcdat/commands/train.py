@@ -69,10 +69,14 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     folder = RunFolder(job.run_dir)
     tracking = Tracking(job, folder, job.trackers if workers.is_rank0 else [])
     environment = describe_environment(workers, device)
+
+    def begin() -> list[str]:
+        # Before this start is recorded.
+        engine = _recorded_engine(folder)
+        return [folder.begin(job, environment, overwrite=overwrite), engine]
+
     # Worker 0 decides for all: another node may see the folder a moment later.
-    state = workers.on_rank0(
-        "make the run folder", lambda: folder.begin(job, environment, overwrite=overwrite)
-    )
+    state, engine_before = workers.on_rank0("make the run folder", begin)
     if state == "finished":
         if workers.is_rank0:
             print(f"the run in {job.run_dir} is finished; --overwrite starts it over", flush=True)
@@ -90,6 +94,8 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
             with closing(algorithm.exchange), closing(Trainer(algorithm, folder, images, stop)) as trainer:
                 if state == "unfinished":
                     trainer.resume()
+                    if note := change_of_engine(engine_before, workers.engine, workers.size):
+                        progress.say(note)
                 if job.trackers:
                     workers.on_rank0("start the trackers", tracking.begin)
                 trained, averaged = trainer.run()
@@ -166,6 +172,33 @@ def train_seeds(
     table = result_table(results, mean=True) + "\n"
     workers.on_rank0("write the table", lambda: write_text(job.run_dir / "result.md", table))
     return results
+
+
+def change_of_engine(before: str, now: str, size: int) -> str:
+    """What a run that resumes over another engine says; empty if it resumes over the same.
+
+    Args:
+        before, now: the engines, as in :attr:`Communicator.engine`.
+        size: number of workers (M).
+    """
+    names = {"horovod": "Horovod", "torch": "torch.distributed"}
+    if before == now or before not in names or now not in names:
+        return ""
+    effect = (
+        "the sums of two workers are the same, bit for bit"
+        if size == 2
+        else "sums of integers are the same, float32 sums may be rounded differently"
+    )
+    return f"the run was last trained over {names[before]}, and continues over {names[now]}: {effect}"
+
+
+def _recorded_engine(folder: RunFolder) -> str:
+    """The engine of the run's latest start; empty if there is none on record."""
+    try:
+        return str(folder.environment().get("engine", "")) if folder.environment_file.exists() else ""
+    except InputError:
+        # A damaged record is about to be replaced.
+        return ""
 
 
 def check_workers(job: Job, *, nodes: int, size: int) -> None:

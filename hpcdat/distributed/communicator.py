@@ -1,7 +1,8 @@
 """The interface through which the workers of a run communicate.
 
 The methods are named after MPI's: those that begin with ``i`` return a :class:`Pending` result immediately.
-All workers call the same collectives in the same order, with the same names.
+All workers call the same collectives in the same order, with the same names; collectives whose order differs
+between workers belong to different channels (:meth:`Communicator.channel`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class Communicator(ABC):
         nodes: number of nodes (p).
         node_of: index of the node of every worker, from 0 in the order of ranks.
         host: this node's name.
+        engine: what sums: ``horovod``, ``torch`` or ``none``.
         transport: transport of CPU tensors: ``none``, ``MPI``, ``Gloo`` or ``loopback``.
         launcher: what started this process.
     """
@@ -65,6 +67,7 @@ class Communicator(ABC):
     local_size: int
     nodes: int
     node_of: list[int]
+    engine: Literal["horovod", "torch", "none"] = "none"
     transport: str
 
     def __init__(self, launcher: str) -> None:
@@ -139,6 +142,17 @@ class Communicator(ABC):
     @abstractmethod
     def close(self) -> None:
         """Disconnect from the other workers; all workers call this, and no collective can follow."""
+
+    def channel(self, name: str) -> Communicator:
+        """Return these workers for a sequence of collectives that others may overlap in any order.
+
+        All workers call this together. The collectives of one channel are started in the same order on all
+        workers. An engine that matches collectives by name needs no channels: they are this communicator.
+
+        Args:
+            name: of the channel, the same on all workers.
+        """
+        return self
 
     def igather(self, row: Tensor, name: str) -> Pending:
         """Begin to collect every worker's tensor on worker 0: (M, ...) there, (0, ...) elsewhere."""

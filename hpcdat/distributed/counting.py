@@ -47,7 +47,8 @@ class Counted(Communicator):
         self.inner = inner
         self.rank, self.size, self.host = inner.rank, inner.size, inner.host
         self.local_rank, self.local_size = inner.local_rank, inner.local_size
-        self.nodes, self.node_of, self.transport = inner.nodes, inner.node_of, inner.transport
+        self.nodes, self.node_of = inner.nodes, inner.node_of
+        self.engine, self.transport = inner.engine, inner.transport
         self.messages: list[Message] = []
 
     def share_of_cores(self) -> int:  # noqa: D102

@@ -48,7 +48,9 @@ def describe_environment(workers: Communicator, device: torch.device) -> dict[st
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "git_commit": _git_commit(),
         "cuda": torch.version.cuda,
-        "horovod": _horovod_build(),
+        "engine": workers.engine,
+        # Over torch.distributed it is not used, and need not be imported.
+        "horovod": None if workers.engine == "torch" else _horovod_build(),
         "launcher": workers.launcher,
         "transport": workers.transport,
         "nodes": workers.nodes,

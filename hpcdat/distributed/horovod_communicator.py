@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,19 +14,14 @@ from torch import Tensor
 
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
+from hpcdat.distributed.horovod_over_srun import srun_variables
 from hpcdat.distributed.launcher import Launched, left_over
-from hpcdat.distributed.srun_rendezvous import check_own_name, srun_variables
+from hpcdat.distributed.rendezvous import check_own_name
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.waiting import Wait, wait_in_thread
-from hpcdat.distributed.watchdog import Watchdog
-from hpcdat.errors import WorkerError, first_line
+from hpcdat.distributed.waiting import Wait, poll, wait_in_thread
+from hpcdat.distributed.watchdog import SECONDS_TO_CONNECT, Watchdog
+from hpcdat.errors import WorkerError
 from hpcdat.seeds import derive
-
-SECONDS_TO_CONNECT = 60
-"""How long workers may take to connect, even if the stall timeout is shorter: they import torch first."""
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
-"""Limits of the pause between polls of a pending collective, which is an eighth of the time waited so far."""
 
 
 class HorovodCommunicator(Communicator):
@@ -78,7 +72,7 @@ class HorovodCommunicator(Communicator):
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.nodes = hvd.cross_size()
-        self.transport = "MPI" if hvd.mpi_enabled() else "Gloo"
+        self.engine, self.transport = "horovod", "MPI" if hvd.mpi_enabled() else "Gloo"
         if self.size != place.size:
             raise WorkerError(
                 f"{place.launcher} started {place.size} workers but Horovod finds {self.size}: its MPI is "
@@ -167,18 +161,10 @@ class HorovodCommunicator(Communicator):
         with self._watchdog.waiting("disconnecting"):
             self._hvd.shutdown()
 
-    @contextmanager
-    def _bounded(self, what: str) -> Iterator[None]:
+    def _bounded(self, what: str) -> AbstractContextManager[None]:
         from horovod.common.exceptions import HorovodInternalError
 
-        try:
-            with self._watchdog.waiting(what):
-                yield
-        except HorovodInternalError as error:
-            raise WorkerError(
-                f"lost the other workers ({what}): one of them has ended or cannot be reached; see its own "
-                f"or its launcher's message. Horovod reports: {first_line(error)}"
-            ) from None
+        return self._watchdog.bounded(what, HorovodInternalError, "Horovod")
 
 
 class _Handle:
@@ -195,20 +181,12 @@ class _Handle:
 
     def wait(self) -> Any:
         with self._workers._bounded(self._name):
-            self._poll(lambda: False)
+            poll(self.ready)
             return self._result(self._workers._hvd.synchronize(self._handle))
 
     def wait_or(self, other: Callable[[], bool]) -> None:
         with self._workers._bounded(self._name):
-            self._poll(other)
-
-    def _poll(self, other: Callable[[], bool]) -> None:
-        # Horovod's own wait polls without pausing: it would take a core, and the GIL, from the
-        # computation that the exchange overlaps.
-        start = time.monotonic()
-        while not self.ready() and not other():
-            waited = time.monotonic() - start
-            time.sleep(min(max(SHORTEST_PAUSE, waited / 8), LONGEST_PAUSE))
+            poll(lambda: self.ready() or other())
 
     def ready(self) -> bool:
         return bool(self._workers._hvd.poll(self._handle))

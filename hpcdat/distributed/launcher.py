@@ -9,9 +9,13 @@ from typing import Literal
 
 from hpcdat.errors import InputError, shorten
 
-Launcher = Literal["none", "mpirun", "horovodrun", "srun"]
+Launcher = Literal["none", "hpcdat -np", "torchrun", "mpirun", "horovodrun", "srun"]
+
+RANK, SIZE, STORE = "HPCDAT_RANK", "HPCDAT_SIZE", "HPCDAT_STORE"
+"""Variables of the workers that hpcdat has started itself: rank, size, the file through which they meet."""
 
 SERVED: tuple[tuple[Launcher, str, str, tuple[str, ...]], ...] = (
+    ("hpcdat -np", RANK, SIZE, (STORE,)),
     ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", ("HOROVOD_GLOO_RENDEZVOUS_ADDR",)),
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("PMIX_NAMESPACE", "PMIX_RANK")),
     (
@@ -27,11 +31,13 @@ SERVED: tuple[tuple[Launcher, str, str, tuple[str, ...]], ...] = (
             "SLURM_LOCALID",
         ),
     ),
+    ("torchrun", "RANK", "WORLD_SIZE", ("MASTER_ADDR", "MASTER_PORT")),
 )
 """Launchers whose workers can connect: name, variables of rank and size, others that it always sets."""
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Variable that torchrun alone sets."""
 
 OTHERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("torchrun", ("RANK", "TORCHELASTIC_RUN_ID"), ("WORLD_SIZE",)),
     ("jsrun", ("JSM_NAMESPACE_RANK",), ("JSM_NAMESPACE_SIZE",)),
     ("flux", ("FLUX_TASK_RANK",), ("FLUX_JOB_SIZE",)),
     ("MVAPICH's mpiexec", ("MV2_COMM_WORLD_RANK",), ("MV2_COMM_WORLD_SIZE",)),
@@ -80,9 +86,11 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launched:
     """Read the variables of the launchers in :data:`SERVED`; those that make no sense are ignored.
 
     The batch script under sbatch has Slurm's variables without being a task of srun, and an ``mpirun`` in it
-    forwards them to its workers; hence the order.
+    forwards them to its workers; hence the order. Sites set torchrun's general names under other launchers
+    too, but torchrun itself may have been started by another launcher on every node.
     """
-    for launcher, rank_name, size_name, _ in SERVED:
+    order = sorted(SERVED, key=lambda one: UNDER_TORCHRUN in environ and one[0] != "torchrun")
+    for launcher, rank_name, size_name, _ in order:
         rank, size = environ.get(rank_name, ""), environ.get(size_name, "")
         if rank.isdecimal() and size.isdecimal() and int(rank) < int(size):
             return Launched(launcher, int(rank), int(size))
@@ -106,6 +114,10 @@ def check_launcher(environ: Mapping[str, str] = os.environ) -> Launched:
     place = launched(environ)
     if place.size > 1:
         _check_complete(place, environ)
+    if place.launcher == "hpcdat -np" or (place.launcher == "torchrun" and UNDER_TORCHRUN in environ):
+        # What started them on each node may have left its variables.
+        return place
+    _check_agreement(place, environ)
     unserved = [found for found in _others(environ) if _conflicts(found, place)]
     if unserved:
         first = unserved[0]
@@ -113,11 +125,25 @@ def check_launcher(environ: Mapping[str, str] = os.environ) -> Launched:
         every = list(dict.fromkeys(variable for found in unserved for variable in found.variables))
         raise LauncherError(
             f"started by {first.launcher} ({values}), which hpcdat does not support: each worker would "
-            "train a run of its own. Start it with mpirun, horovodrun, srun or -np N; if there is no such "
-            f"launcher, its variables are left over in this shell: {_unset(every)}",
+            "train a run of its own. Start it with torchrun, srun, mpirun, horovodrun or -np N; if there is "
+            f"no such launcher, its variables are left over in this shell: {_unset(every)}",
             first.rank,
         )
     return place
+
+
+def _check_agreement(place: Launched, environ: Mapping[str, str]) -> None:
+    """Refuse RANK and WORLD_SIZE of more workers, or fewer, than another launcher has started."""
+    if place.launcher in ("none", "torchrun") or not {"RANK", "WORLD_SIZE"} <= environ.keys():
+        return
+    rank, size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
+    if size not in (1, place.size):
+        raise LauncherError(
+            f"{place.launcher} has started {place.size} workers, but RANK={rank} and WORLD_SIZE={size}: use "
+            f"one launcher; if there is only {place.launcher}, these are left over in this shell: "
+            f"{_unset(['RANK', 'WORLD_SIZE'])}",
+            rank,
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hpcdat.errors import InputError, first_line, shorten
@@ -67,15 +67,30 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run mpirun with such an environment, pass requests to stop on to it, and return its exit code."""
     # In its own session, so that the terminal's Ctrl-C reaches only this process.
-    mpirun = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+    mpirun = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
     # After the fork, which other threads could disturb.
     warn_of_slow_name()
+    with passing_on_requests([mpirun], mpirun.terminate):
+        code = mpirun.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def passing_on_requests(
+    processes: Sequence[subprocess.Popen[bytes]], end: Callable[[], None]
+) -> Iterator[None]:
+    """Pass requests to stop on to the workers, or to the mpirun that passes them on.
+
+    Args:
+        processes: get SIGUSR2 for each request.
+        end: ends the workers immediately, at a second Ctrl-C.
+    """
     asked = False
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked
         if asked and number == signal.SIGINT:
-            mpirun.terminate()
+            end()
             return
         asked = True
         if number == signal.SIGINT:
@@ -84,24 +99,23 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
                 file=sys.stderr,
                 flush=True,
             )
-        # mpirun forwards this signal to the workers.
-        mpirun.send_signal(signal.SIGUSR2)
+        for process in processes:
+            process.send_signal(signal.SIGUSR2)
 
     before = {
         number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     }
     try:
-        code = mpirun.wait()
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
 
 
-def _die_with_parent() -> None:
-    """Have the kernel terminate this process when its parent dies."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent dies."""
     set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
 def local_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -177,12 +191,20 @@ def mpirun_command(workers: int, program: Sequence[str]) -> list[str]:
     Raises:
         InputError: neither exists.
     """
-    local = Path(sys.executable).parent / "mpirun"
-    mpirun = str(local) if local.exists() else shutil.which("mpirun")
+    mpirun = find_mpirun()
     if mpirun is None:
-        raise InputError("several workers need mpirun, which is neither in the environment nor on PATH")
+        raise InputError(
+            "engine: horovod: several workers need mpirun, which is neither in the environment nor on PATH; "
+            "set engine: torch, or auto"
+        )
     command = [mpirun, "-np", str(workers), "--host", f"localhost:{workers}"]
     command += ["--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
     if os.geteuid() == 0:
         command.append("--allow-run-as-root")
     return [*command, *program]
+
+
+def find_mpirun() -> str | None:
+    """The mpirun of this environment, or else the one on PATH; None if there is neither."""
+    local = Path(sys.executable).parent / "mpirun"
+    return str(local) if local.exists() else shutil.which("mpirun")

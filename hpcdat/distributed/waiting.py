@@ -18,6 +18,8 @@ SECONDS_UNTIL_NOTICE = 10.0
 """How long a wait lasts before it is announced."""
 SECONDS_BETWEEN_CHECKS = 0.2
 """How often a wait checks for a stop request."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
+"""Limits of the pause between polls of a pending collective, which is an eighth of the time waited so far."""
 
 
 class Wait:
@@ -104,6 +106,18 @@ def wait_in_thread(work: Callable[[], T], wait: Wait) -> T:
     if failures:
         raise failures[0]
     return results[0]
+
+
+def poll(ready: Callable[[], bool]) -> None:
+    """Wait until ``ready()``, with pauses.
+
+    The wait of a transport itself may poll without pausing, or keep signals from being handled; it would take
+    a core, and the GIL, from the computation that the exchange overlaps.
+    """
+    start = time.monotonic()
+    while not ready():
+        waited = time.monotonic() - start
+        time.sleep(min(max(SHORTEST_PAUSE, waited / 8), LONGEST_PAUSE))
 
 
 @contextmanager

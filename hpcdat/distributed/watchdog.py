@@ -9,6 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hpcdat.errors import WorkerError, first_line
+
+SECONDS_TO_CONNECT = 60
+"""How long workers may take to connect, even if the stall timeout is shorter: they import torch first."""
+
 
 class Watchdog:
     """Exits this process when a wait in any thread lasts longer than allowed.
@@ -41,6 +46,30 @@ class Watchdog:
             yield
         finally:
             del self._waits[this]
+
+    @contextmanager
+    def bounded(
+        self, what: str, lost: type[Exception], engine: str, *, at_least: float = 0.0
+    ) -> Iterator[None]:
+        """Bound the wait inside the block, and report the loss of other workers.
+
+        Args:
+            what: the awaited event, for the message.
+            lost: the error by which the engine reports that it has lost other workers.
+            engine: its name, for the message.
+            at_least: as for :meth:`waiting`.
+
+        Raises:
+            WorkerError: the other workers are lost.
+        """
+        try:
+            with self.waiting(what, at_least=at_least):
+                yield
+        except lost as error:
+            raise WorkerError(
+                f"lost the other workers ({what}): one of them has ended or cannot be reached; see its own "
+                f"or its launcher's message. {engine} reports: {first_line(error)}"
+            ) from None
 
     def _poll(self) -> None:
         while True:

@@ -50,15 +50,22 @@ class Finding:
     advice: str = ""
 
 
-def check_horovod(nodes: Sequence[Node], transport: str) -> list[Finding]:
-    """Check that Horovod's build is the same on all nodes, and report the transport of this run."""
+def check_engine(nodes: Sequence[Node], engine: str, transport: str) -> list[Finding]:
+    """Report the engine and the transport of this run; check that Horovod's build is the same on all nodes.
+
+    Args:
+        nodes: facts about them.
+        engine, transport: of the workers.
+    """
+    if engine == "torch":
+        gpus = ", NCCL between GPUs" if any(any(node.takes) for node in nodes) else ""
+        return [Finding("ok", "engine", f"torch.distributed; transport {transport}{gpus}")]
     check, builds = "Horovod", _hosts_by(nodes, lambda node: _describe_build(node.horovod))
     if len(builds) > 1:
         found = "; ".join(f"{build} on {first_few(hosts)}" for build, hosts in builds.items())
         return [Finding("failure", check, found, "", "use one environment on all nodes")]
     if nodes[0].horovod is None:
-        found = "cannot be imported; runs are limited to one worker"
-        return [Finding("warning", check, found, "", "build it with make setup")]
+        return [Finding("ok", "engine", "torch.distributed; Horovod is not installed")]
     used = "no transport for one worker" if transport == "none" else f"transport {transport}"
     with_gpus = [node.host for node in nodes if any(node.takes)]
     if with_gpus and nodes[0].horovod["nccl"] and transport != "none":

@@ -19,8 +19,8 @@ from hpcdat.doctor.checks import (
     check_clocks,
     check_dali,
     check_energy,
+    check_engine,
     check_gpus,
-    check_horovod,
     check_images,
     check_pairs,
     check_resources,
@@ -136,8 +136,8 @@ def _pairs_table(pairs: Sequence[Pair]) -> str:
     if len(pairs) > PAIRS_SHOWN:
         table += f"\nand {len(pairs) - PAIRS_SHOWN} faster links, not shown"
     return table + (
-        "\n\nms: half the round-trip time of one byte (median), including Horovod's negotiation between all"
-        "\nworkers. MB/s: mean of both directions, measured one direction and one pair at a time."
+        "\n\nms: half the round-trip time of one byte (median), including the negotiation between all workers"
+        "\n(Horovod). MB/s: mean of both directions, measured one direction and one pair at a time."
     )
 
 
@@ -162,13 +162,13 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
     run_dir = probe_run_dir(job.run_dir, workers) if job else None
     device = device_of(job, workers)
     taken = [gpu for node in nodes for gpu in node.takes]
-    # Horovod needs tensors on the same kind of device on all workers; NCCL needs a GPU per worker.
+    # The engine needs tensors on the same kind of device on all workers; NCCL needs a GPU per worker.
     if None in taken or len(set(taken)) < workers.size:
         device = torch.device("cpu")
     pairs = measure_pairs(workers, [node.host for node in nodes], firsts, device, stop)
     storage = measure_storage(job, workers, stop) if job else []
     findings = [
-        *check_horovod(nodes, workers.transport),
+        *check_engine(nodes, workers.engine, workers.transport),
         *check_gpus(nodes, job.device if job else "auto"),
         *check_dali(nodes, job.data.loader if job else None),
         *check_versions(nodes),

@@ -47,7 +47,7 @@ class Node:
     Attributes:
         host: name of the node.
         versions: of Python, of packages and of hpcdat's checkout, by name.
-        horovod: whether it was built with ``mpi``, ``gloo``, ``nccl``; None where it cannot be imported.
+        horovod: whether it was built with ``mpi``, ``gloo``, ``nccl``; None where it is not used.
         driver: whether there is an NVIDIA driver.
         gpus: names of the GPUs that torch can use, by their UUID.
         takes: for each worker the UUID of the GPU it uses, or None for the CPU.

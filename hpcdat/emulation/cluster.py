@@ -195,6 +195,7 @@ def run_over_gloo(
                 "SLURM_NODEID": str(node),
                 "SLURMD_NODENAME": f"node{node + 1}",
                 "HOROVOD_GLOO_IFACE": CARD,
+                "GLOO_SOCKET_IFNAME": CARD,
             }
             processes.append(
                 subprocess.Popen(

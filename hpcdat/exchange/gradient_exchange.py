@@ -16,7 +16,7 @@ from hpcdat.config.sections import Exchange
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import synchronize
 from hpcdat.errors import InputError
-from hpcdat.exchange.pipeline import Engine
+from hpcdat.exchange.pipeline import IN_FLIGHT, Pipeline
 from hpcdat.exchange.protocols import Draw, ErrorFeedback, Exchanging
 from hpcdat.exchange.resolve import Plan, make_plan, pays_to_compile
 from hpcdat.exchange.traffic import Collective, Traffic, traffic
@@ -95,11 +95,20 @@ class GradientExchange:
     def __init__(self, workers: Communicator, named: NamedParameters, settings: Exchange, seed: int) -> None:
         self.workers, self.settings, self.seed = workers, settings, seed
         compiled = pays_to_compile(sum(p.numel() for _, p in named))
-        self.plan = make_plan(settings, workers, compiled=compiled)
+        self._channels = [workers.channel("exchange 0")]
+        self.plan = make_plan(settings, self._channels[0], compiled=compiled)
+        self._plans = [self.plan]
         self.buckets = make_buckets(named, settings, coding=not self.plan.is_exact)
+        # On a GPU, communicators of NCCL may block each other if workers start them in different orders.
+        one = workers.engine == "torch" and not self.plan.is_exact and any(p.is_cuda for _, p in named)
+        self._in_flight = 1 if one else IN_FLIGHT
+        # Exchanges of one collective each need no channels of their own: they begin in order.
+        for number in range(1, 1 if self.plan.is_exact else min(self._in_flight, len(self.buckets))):
+            self._channels.append(workers.channel(f"exchange {number}"))
+            self._plans.append(make_plan(settings, self._channels[number], compiled=compiled))
         self.seconds = ExchangeSeconds()
         self._is_identity = workers.size == 1 and self.plan.is_exact
-        self._engine: Engine | None = None
+        self._pipeline: Pipeline | None = None
         self._active, self._next, self._epoch_step = False, 0, (0, 0)
         self._bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
         self._name_of = {p: name for name, p in named}
@@ -145,13 +154,13 @@ class GradientExchange:
         start = time.perf_counter()
         while self._next < len(self.buckets):
             self._submit(self.buckets[self._next], scalars)
-        engine = self._engine
-        assert engine is not None  # the last bucket, which carries the scalars, always exists
-        engine.wait()
+        pipeline = self._pipeline
+        assert pipeline is not None  # the last bucket, which carries the scalars, always exists
+        pipeline.wait()
         synchronize(scalars.device)
         self.seconds.waited += time.perf_counter() - start
-        self.seconds.busy.append(engine.busy_seconds)
-        engine.busy_seconds = 0.0
+        self.seconds.busy.append(pipeline.busy_seconds)
+        pipeline.busy_seconds = 0.0
 
     def commit(self, *, counts: bool) -> None:
         """Store the step's residuals of error feedback, or discard them if the update was skipped."""
@@ -222,8 +231,8 @@ class GradientExchange:
 
     def close(self) -> None:
         """End the thread of the exchanges; no gradients can be exchanged afterwards."""
-        if self._engine is not None:
-            self._engine.close()
+        if self._pipeline is not None:
+            self._pipeline.close()
 
     def _zero_missing(self) -> None:
         for parameter in self._bucket_of:
@@ -255,7 +264,7 @@ class GradientExchange:
         if not bucket.coded:
             if scalars is not None and bucket is self.buckets[-1]:
                 gradients.append(scalars)
-            self._run(self._exact(gradients, name), lambda _: None)
+            self._run(self._exact(bucket, gradients, name), lambda _: None)
             return
 
         def deliver(total: Tensor) -> None:
@@ -265,18 +274,21 @@ class GradientExchange:
         self._run(self._coded(bucket, gradients, name), deliver)
 
     def _run(self, exchanging: Exchanging, deliver: Any) -> None:
-        if self._engine is None:
-            self._engine = Engine()
-        self._engine.submit(lambda: exchanging, deliver)
+        if self._pipeline is None:
+            self._pipeline = Pipeline(self._in_flight)
+        self._pipeline.submit(lambda: exchanging, deliver)
 
-    def _exact(self, tensors: list[Tensor], name: str) -> Exchanging:
-        total: Tensor = yield self.workers.iall_reduce(tensors, name)
+    def _exact(self, bucket: Bucket, tensors: list[Tensor], name: str) -> Exchanging:
+        channel = self._channels[bucket.number % len(self._channels)]
+        total: Tensor = yield channel.iall_reduce(tensors, name)
         return total
 
     def _coded(self, bucket: Bucket, gradients: list[Tensor], name: str) -> Exchanging:
         vector = torch.cat([g.flatten() for g in gradients]).to(torch.float32)
         draw = Draw(self.seed, *self._epoch_step, bucket.number, vector.device)
-        return (yield from self.plan.protocol(self.workers, vector, draw, name, bucket.feedback))
+        number = bucket.number % len(self._channels)
+        protocol, channel = self._plans[number].protocol, self._channels[number]
+        return (yield from protocol(channel, vector, draw, name, bucket.feedback))
 
 
 def traffic_of(buckets: Sequence[Bucket], plan: Plan) -> Traffic:

@@ -13,7 +13,7 @@ from typing import Any
 from hpcdat.distributed.communicator import Pending
 
 IN_FLIGHT = 4
-"""Largest number of exchanges in progress at once."""
+"""Largest number of exchanges in progress at once, unless fewer are asked for."""
 
 Deliver = Callable[[Any], object]
 Steps = Generator[Pending, Any, Any]
@@ -22,36 +22,42 @@ Steps = Generator[Pending, Any, Any]
 
 @dataclass(eq=False)
 class _Running:
+    number: int
     steps: Steps
     pending: Pending
     deliver: Deliver
 
 
-class Engine:
+class Pipeline:
     """Starts exchanges in order and runs each one's collectives.
 
-    While one exchange waits for the network, the next one computes its codes. Horovod matches the
-    collectives of the workers by name, so workers may differ in speed.
+    While one exchange waits for the network, the next one computes its codes. Workers that differ in speed
+    also differ in the order of the collectives of these exchanges. So exchange k begins only after exchange
+    k - n has ended, for n in flight, and the two can use the same channel.
+
+    Args:
+        in_flight: largest number of exchanges in progress at once.
 
     Attributes:
         busy_seconds: time during which any exchange was in progress, since the caller last reset it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: int = IN_FLIGHT) -> None:
+        self.in_flight = in_flight
         self.busy_seconds = 0.0
         self._new: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._done = threading.Semaphore(0)
-        self._submitted = 0
+        self._submitted = self._started = 0
         self._since = 0.0
         self._error: BaseException | None = None
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     def submit(self, begin: Callable[[], Steps], deliver: Deliver) -> None:
-        """Start an exchange as soon as fewer than IN_FLIGHT are in progress.
+        """Start an exchange as soon as the one that was submitted ``in_flight`` before it has ended.
 
         Args:
-            begin: returns the generator of a protocol; called in the engine's thread.
-            deliver: receives its result, in the engine's thread.
+            begin: returns the generator of a protocol; called in the pipeline's thread.
+            deliver: receives its result, in the pipeline's thread.
         """
         self._submitted += 1
         self._new.put((begin, deliver))
@@ -76,7 +82,7 @@ class Engine:
     def _work(self) -> None:
         running: deque[_Running] = deque()
         while True:
-            if not running or (len(running) < IN_FLIGHT and not self._new.empty()):
+            if not running or self._can_start(running):
                 new = self._new.get()
                 if new is None:
                     return
@@ -87,9 +93,14 @@ class Engine:
             else:
                 self._advance(running)
 
+    def _can_start(self, running: deque[_Running]) -> bool:
+        oldest = min((one.number for one in running), default=self._started)
+        return self._started - oldest < self.in_flight and not self._new.empty()
+
     def _start(self, begin: Callable[[], Steps], deliver: Deliver, running: deque[_Running]) -> None:
-        steps = None if self._error else begin()
-        self._resume(steps, None, deliver, running)
+        steps, number = None if self._error else begin(), self._started
+        self._started += 1
+        self._resume(number, steps, None, deliver, running)
 
     def _advance(self, running: deque[_Running]) -> None:
         """Wait until a collective is complete, and resume its exchange; or until another exchange can start.
@@ -100,8 +111,7 @@ class Engine:
         """
 
         def other() -> bool:
-            can_start = len(running) < IN_FLIGHT and not self._new.empty()
-            return can_start or any(one.pending.ready() for one in running)
+            return self._can_start(running) or any(one.pending.ready() for one in running)
 
         exchange = running[0]
         try:
@@ -116,14 +126,16 @@ class Engine:
                 running.remove(exchange)
             self._fail(error, running)
             return
-        self._resume(exchange.steps, result, exchange.deliver, running)
+        self._resume(exchange.number, exchange.steps, result, exchange.deliver, running)
 
-    def _resume(self, steps: Steps | None, value: Any, deliver: Deliver, running: deque[_Running]) -> None:
+    def _resume(
+        self, number: int, steps: Steps | None, value: Any, deliver: Deliver, running: deque[_Running]
+    ) -> None:
         if steps is None:
             self._end_one(running)
             return
         try:
-            running.append(_Running(steps, steps.send(value), deliver))
+            running.append(_Running(number, steps, steps.send(value), deliver))
         except StopIteration as end:
             try:
                 deliver(end.value)

@@ -122,6 +122,8 @@ def measure_links(workers: Communicator, device: torch.device) -> Calibration:
         f"emulated {links}" if links else "one machine, memory for links" if workers.nodes == 1 else "links"
     )
     among = f"{network.nodes} x {network.per_node} workers over {workers.transport}"
+    if workers.engine == "torch":
+        among += " (torch)"
     return Calibration(
         network=network, measured_on=f"measured {date.today()}: {where}, {among}, {device_name(device)}"
     )

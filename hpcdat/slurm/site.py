@@ -124,8 +124,8 @@ Time = Annotated[str, AfterValidator(_check_time)]
 class Site(Settings):
     """The profile of a cluster: what its jobs need."""
 
-    launcher: Literal["srun", "mpirun", "horovodrun"] = "srun"
-    """what starts the workers"""
+    launcher: Literal["srun", "mpirun", "horovodrun", "torchrun"] = "srun"
+    """what starts the workers; `torchrun` is started by srun, once on each node"""
     partition: Name | None = None
     """partition, or several separated by commas; `--partition` chooses another one"""
     account: Name | None = None

@@ -153,9 +153,10 @@ def render_script(
     """
     folder, job_file, _ = _settings_file(job)
     environment = dict(site.environment)
-    if site.interface and site.launcher == "srun":
+    if site.interface and site.launcher in ("srun", "torchrun"):
         environment = {
             "HOROVOD_GLOO_IFACE": site.interface,
+            "GLOO_SOCKET_IFNAME": site.interface,
             "NCCL_SOCKET_IFNAME": site.interface,
         } | environment
     what = job.method if isinstance(job, Job) and command.name == "train" else command.name

@@ -77,6 +77,8 @@ class Adversary:
         self.delay, self.workers, self.attack = job.delay, workers, attack
         self.role = roles[workers.rank]
         self._hands_over = job.concurrent.place == "workers"
+        # Attackers start to hand over later in a step than the others start to receive.
+        self._channel = workers.channel("hand-over") if self._hands_over else workers
         self._taker = {number: roles.first_with_adversarial(number) for number in self.role.attacked}
         self._shape = (job.data.channels, job.data.image_size, job.data.image_size)
         self._device = device
@@ -191,7 +193,7 @@ class Adversary:
         # A slot can be used again when the examples of its step have been taken.
         slot = batch.step % (self.delay + 1)
         return [
-            self.workers.iall_to_all_v(torch.cat(rows), counts, f"{what} {slot}")
+            self._channel.iall_to_all_v(torch.cat(rows), counts, f"{what} {slot}")
             for rows, what in ((x, "adversarial examples"), (y, "labels"))
         ]
 

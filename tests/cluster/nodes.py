@@ -43,8 +43,8 @@ class Cluster:
         job = read_job(DEMO, [f"run_dir={run_dir}", *SETTINGS, *settings])
         return write_script(job, Site(launcher=launcher), Resources(3, 1, None, "30"))[0]
 
-    def submit(self, run_dir, *settings):
-        number = self.do("sbatch", "--parsable", str(self.script(run_dir, "srun", *settings)))
+    def submit(self, run_dir, *settings, launcher="srun"):
+        number = self.do("sbatch", "--parsable", str(self.script(run_dir, launcher, *settings)))
         return Submitted(self, run_dir, int(number))
 
     def submit_by_command(self, run_dir, *options):

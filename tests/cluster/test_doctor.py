@@ -17,8 +17,8 @@ from hpcdat.doctor.checks import (
     check_clocks,
     check_dali,
     check_energy,
+    check_engine,
     check_gpus,
-    check_horovod,
     check_images,
     check_pairs,
     check_resources,
@@ -62,7 +62,7 @@ def nodes(count=3, **of_the_last):
 
 def test_healthy_nodes_have_no_findings():
     found = [
-        *check_horovod(nodes(), "MPI"),
+        *check_engine(nodes(), "horovod", "MPI"),
         *check_gpus(nodes(), "cuda"),
         *check_dali(nodes(), "dali"),
         *check_versions(nodes()),
@@ -98,8 +98,15 @@ CPU = {"gpus": {}, "takes": [None, None], "driver": False}
             check_versions(nodes(versions=HEALTHY.versions | {"torch": "2.9.0"})),
         ),
         ("failure", "n3", "git commit: abc on n1, n2; none on n3", check_versions(nodes(versions={}))[-1:]),
-        ("failure", "", "MPI, Gloo on n3", check_horovod(nodes(horovod=WITHOUT_NCCL), "MPI")),
-        ("warning", "n1", "without NCCL", check_horovod(nodes(1, horovod=WITHOUT_NCCL), "Gloo")[1:]),
+        ("failure", "", "MPI, Gloo on n3", check_engine(nodes(horovod=WITHOUT_NCCL), "horovod", "MPI")),
+        ("ok", "", "torch.distributed; transport Gloo", check_engine(nodes(horovod=None), "torch", "Gloo")),
+        ("ok", "", "Horovod is not installed", check_engine(nodes(horovod=None), "none", "none")),
+        (
+            "warning",
+            "n1",
+            "without NCCL",
+            check_engine(nodes(1, horovod=WITHOUT_NCCL), "horovod", "Gloo")[1:],
+        ),
         ("failure", "n3", "none, but device: cuda", check_gpus(nodes(**CPU), "cuda")),
         ("failure", "n3", "none, but others", check_gpus(nodes(**CPU), "auto")),
         ("warning", "", "1 x T4 on n3", check_gpus(nodes(gpus={"u": "T4"}, takes=["u"]), "auto")),

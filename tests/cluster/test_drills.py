@@ -109,3 +109,15 @@ def test_a_run_under_mpirun_that_slurm_takes_off_its_nodes(cluster, tmp_path):
 def test_slurm_takes_the_scripts_of_all_launchers(cluster, tmp_path):
     for launcher in ("srun", "mpirun", "horovodrun"):
         cluster.do("sbatch", "--test-only", str(cluster.script(tmp_path / f"a b'c$(d) {launcher}", launcher)))
+
+
+@pytest.mark.full
+def test_torchrun_on_every_node_stops_in_time_and_goes_on(cluster, tmp_path):
+    """Its exit code is 1 in any case; the batch script finds that of the workers in the run folder."""
+    job = cluster.submit(tmp_path / "run", launcher="torchrun")
+    job.trains()
+    cluster.do("scancel", "--signal=USR1", "--batch", str(job.number))
+    job.says("hpcdat: requeue: stopped with a checkpoint", 60)
+    job.goes_on()
+    environment = job.folder.environment()
+    assert (environment["nodes"], environment["launcher"], environment["engine"]) == (3, "torchrun", "torch")

@@ -14,7 +14,7 @@ from tests.distributed.programs.collectives import agreement, every_collective
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
 def test_collectives(size):
-    check_collectives(run_threads(loopback(size), every_collective), "loopback")
+    check_collectives(run_threads(loopback(size), every_collective), ("none", "loopback"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 7])

@@ -2,8 +2,9 @@
 
 import pytest
 
+from hpcdat.distributed.horovod_over_srun import horovod_variables
 from hpcdat.distributed.launcher import Launched, launched
-from hpcdat.distributed.srun_rendezvous import candidate_ports, first_host, horovod_variables, tasks_per_node
+from hpcdat.distributed.rendezvous import candidate_ports, first_host, tasks_per_node
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import pytest
 
 
 def check_collectives(answers, transport):
-    """Of ``collectives.every_collective``."""
+    """Of ``collectives.every_collective``; ``transport``: name of the engine and of its transport."""
     size = len(answers)
     total = size * (size + 1) / 2
     for rank, answer in enumerate(answers):
-        assert (answer["rank"], answer["size"], answer["transport"]) == (rank, size, transport)
+        assert (answer["rank"], answer["size"]) == (rank, size)
+        assert tuple(answer["transport"]) == transport
         assert answer["local"] == {"rank": rank, "size": size, "nodes": 1}
         assert answer["sums"] == {"float32": [total] * 3, "int64": [total - size]}
         assert answer["alltoall"] == [[2 * rank + 100 * r, 2 * rank + 1 + 100 * r] for r in range(size)]

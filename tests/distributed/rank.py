@@ -50,7 +50,7 @@ def state(workers):
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-GROWING = ("_process_sets",)
+GROWING = ("_process_sets", "_groups")
 
 
 def left_behind(before, after):

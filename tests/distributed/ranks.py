@@ -11,7 +11,20 @@ from hpcdat.distributed.local_mpirun import MPIRUN_FILES
 from tests.conftest import CHECKOUT
 
 BIN = Path(sys.executable).parent
-TRANSPORTS = ["MPI", "Gloo"]
+TRANSPORTS = {"MPI": ("horovod", "MPI"), "Gloo": ("horovod", "Gloo"), "torch": ("torch", "Gloo")}
+"""Engine and transport by a team's name; its launcher is mpirun, horovodrun or torchrun."""
+OUTER = (
+    "SLURM",
+    "OMPI",
+    "PMIX",
+    "HOROVOD",
+    "TORCHELASTIC",
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_",
+    "PYTHONDONTWRITE",
+)
+"""Beginnings of variables that workers do not get."""
 FILES_OF_MPIRUN = tempfile.TemporaryDirectory(prefix="hpcdat-tests-", ignore_cleanup_errors=True)
 
 
@@ -23,8 +36,7 @@ def environment():
     without it, each rank compiles the package anew at every start.
     """
     files = tempfile.mkdtemp(dir=FILES_OF_MPIRUN.name)
-    outer = ("SLURM", "OMPI", "PMIX", "HOROVOD", "PYTHONDONTWRITEBYTECODE")
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(OUTER)}
     alike = {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return clean | alike | {"OMPI_MCA_btl": "^ofi", MPIRUN_FILES: files}
 
@@ -33,6 +45,8 @@ def launcher(transport, size):
     """The command in front of a worker's command."""
     if size == 1:
         return []
+    if transport == "torch":
+        return [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(size), "--no-python"]
     if transport == "Gloo":
         return [str(BIN / "horovodrun"), "--gloo", "-np", str(size), "-H", f"localhost:{size}"]
     mpirun = [str(BIN / "mpirun"), "-np", str(size), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]

@@ -31,7 +31,7 @@ class Team:
     """Ranks over one transport.
 
     Args:
-        transport: ``MPI`` (by mpirun) or ``Gloo`` (by horovodrun).
+        transport: one of :data:`tests.distributed.ranks.TRANSPORTS`.
         size: number of ranks.
         divisible: whether they may be divided into teams.
         prefix: the command in front of a rank's, for ranks that are launched in another way.

@@ -12,6 +12,7 @@ PLACEMENTS = {
     "two workers": ("0,1,2", "Gloo 2", 2, []),
     "a pair": ("1,2", "MPI 2", 1, ["concurrent.place=workers"]),
     "a pair over Gloo": ("1,2", "Gloo 2", 1, ["concurrent.place=workers"]),
+    "a pair over torch": ("1,2", "torch 2", 1, ["concurrent.place=workers"]),
     "halves apart": ("0,1,2", "MPI 2", 1, ["concurrent.halves=apart"]),
     "halves and attack apart": ("1,2", "MPI 3", 1, ["concurrent.place=workers", "concurrent.halves=apart"]),
     "one attack worker for two": (
@@ -20,11 +21,17 @@ PLACEMENTS = {
         2,
         ["concurrent.place=workers", "concurrent.update_workers=2"],
     ),
+    "two pairs over torch": (
+        "1",
+        "torch 4",
+        2,
+        ["concurrent.place=workers", "concurrent.update_workers=1"],
+    ),
     "two pairs": ("1", "MPI 4 divisible", 2, ["concurrent.place=workers", "concurrent.update_workers=1"]),
 }
 """Delays, team, batches of a step and settings."""
 
-FULL = ("a pair over Gloo", "two pairs")
+FULL = ("a pair over Gloo", "a pair over torch", "two pairs")
 """Those that only `make test-full` trains."""
 
 

@@ -68,7 +68,8 @@ def worker_process(run_dir, rank):
             environ = (folder / "environ").read_bytes().decode().split("\0")
         except OSError:
             continue
-        ranks = {f"OMPI_COMM_WORLD_RANK={rank}", f"HOROVOD_RANK={rank}"}
+        names = ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "HPCDAT_RANK", "RANK")
+        ranks = {f"{name}={rank}" for name in names}
         if command[0] == sys.executable and f"run_dir={run_dir}" in command and ranks & set(environ):
             return int(folder.name)
     raise AssertionError(f"no worker {rank}")
@@ -91,9 +92,10 @@ def none_left(run_dir):
 BY_MPIRUN = r"rank 1 .* exited on\s+signal 9"
 
 
-def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, start):
+@pytest.mark.parametrize("engine", ["horovod", pytest.param("torch", marks=pytest.mark.full)])
+def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, start, engine):
     run_dir = tmp_path / "run"
-    process = start(run_dir, "-np", "2")
+    process = start(run_dir, "-np", "2", f"engine={engine}")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 75
     assert re.search(r"stopped in epoch \d+, step \d+; the checkpoint is in", log_of(run_dir))
@@ -101,7 +103,7 @@ def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_o
     done = run_here("evaluate", run_dir, "--set", "evaluation.steps=2")
     assert done.returncode == 0, done.stderr
     checkpoint = newest(run_dir)
-    process = start(run_dir, "-np", "2")
+    process = start(run_dir, "-np", "2", f"engine={engine}")
     assert f"resuming from epoch {checkpoint.epoch}, step {checkpoint.step}" in log_of(run_dir)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
@@ -116,8 +118,15 @@ def test_ctrl_c_ends_all_workers_leaves_a_checkpoint_and_the_same_command_goes_o
         pytest.param([], ["-np", "2"], "MPI", BY_MPIRUN, marks=pytest.mark.full),
         pytest.param(launcher("MPI", 2), [], "MPI", BY_MPIRUN, marks=pytest.mark.full),
         (launcher("Gloo", 2), ["data.loader=torchvision"], "Gloo", r"Process 1 exit with status code 137"),
+        (
+            [],
+            ["-np", "2", "engine=torch"],
+            "Gloo",
+            r"worker 1 \(process \d+\) was ended by signal 9 \(SIGKILL\)",
+        ),
+        pytest.param(launcher("torch", 2), [], "Gloo", r"rank +: 1 .*exitcode +: -9", marks=pytest.mark.full),
     ],
-    ids=["-np", "mpirun", "horovodrun"],
+    ids=["-np", "mpirun", "horovodrun", "-np, torch", "torchrun"],
 )
 def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path, start, prefix, arguments, transport, name):
     """Under horovodrun, with processes that read images."""
@@ -132,7 +141,13 @@ def test_a_worker_that_dies_ends_the_others_and_is_named(tmp_path, start, prefix
 
 
 @pytest.mark.parametrize(
-    "workers", [pytest.param([], marks=pytest.mark.full), ["-np", "2"]], ids=["one", "two"]
+    "workers",
+    [
+        pytest.param([], marks=pytest.mark.full),
+        ["-np", "2"],
+        pytest.param(["-np", "2", "engine=torch"], marks=pytest.mark.full),
+    ],
+    ids=["one", "two", "two, torch"],
 )
 def test_nothing_lives_on_when_the_process_that_was_started_is_killed(tmp_path, start, workers):
     run_dir = tmp_path / "run"
@@ -141,9 +156,10 @@ def test_nothing_lives_on_when_the_process_that_was_started_is_killed(tmp_path, 
     assert none_left(run_dir)
 
 
-def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start):
+@pytest.mark.parametrize("engine", ["horovod", "torch"])
+def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start, engine):
     run_dir = tmp_path / "run"
-    process = start(run_dir, "stall_timeout=2", "-np", "2")
+    process = start(run_dir, "stall_timeout=2", "-np", "2", f"engine={engine}")
     os.kill(worker_process(run_dir, 1), signal.SIGSTOP)
     assert process.wait(60) == 1
     assert "worker 0 on" in log_of(run_dir) and "has waited 2 s for the other workers" in log_of(run_dir)

@@ -9,7 +9,7 @@ from tests.exchange.checks import check_against_numpy
 pytestmark = pytest.mark.distributed
 
 
-@on("MPI 3", "Gloo 3", full=["MPI 4", "Gloo 4"])
+@on("MPI 3", "torch 4", "Gloo 3", full=["MPI 4", "Gloo 4", "torch 3"])
 def test_every_worker_gets_the_sum_that_numpy_finds(team):
     """For 1 to 8 workers see tests/exchange/test_protocols.py; here the transports are the subject."""
     answers = team.run("exchange.exchanges")
@@ -17,7 +17,7 @@ def test_every_worker_gets_the_sum_that_numpy_finds(team):
     check_against_numpy([[bytes.fromhex(total) for total in steps] for steps in answers[0]], team.size)
 
 
-@on("MPI 4 divisible", full=["Gloo 4 divisible"])
+@on("MPI 4 divisible", "torch 4", full=["Gloo 4 divisible"])
 def test_inside_a_node_nothing_is_rounded(team):
     """Two nodes of two: the sum of two is exact; across nodes 8 bits of a block's largest."""
     answers = team.run("exchange.nodes_of_two")
@@ -28,7 +28,7 @@ def test_inside_a_node_nothing_is_rounded(team):
         assert np.abs(np.array(total) - exact).max() <= step, name
 
 
-@on("MPI 3", full=["Gloo 3"])
+@on("MPI 3", full=["Gloo 3", "torch 4"])
 def test_auto_is_chosen_once_for_all_workers_and_for_all_starts(tmp_path, team):
     answers = team.run("exchange.chosen_exchange", tmp_path / "exchange.json")
     for answer in answers:

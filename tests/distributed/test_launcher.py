@@ -31,6 +31,14 @@ MPIRUN = {
     "PMIX_RANK": "1",
 }
 HOROVODRUN = {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "n1",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "none",
+}
 SRUN = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",
@@ -59,11 +67,12 @@ def without(environ, *names):
             without(SRUN, "SLURM_STEP_NODELIST", "SLURM_STEP_ID", "SLURM_STEP_TASKS_PER_NODE"),
             "SLURM_PROCID SLURM_STEP_NUM_TASKS SLURM_NODEID SLURM_LOCALID",
         ),
+        (without(TORCHRUN, "MASTER_ADDR", "TORCHELASTIC_RUN_ID"), "RANK WORLD_SIZE MASTER_PORT"),
         (HOROVODRUN | {"HOROVOD_RANK": "first"}, "HOROVOD_RANK"),
         (HOROVODRUN | {"HOROVOD_RANK": "-1"}, "HOROVOD_RANK"),
         (MPIRUN | {"OMPI_COMM_WORLD_RANK": "2"}, "OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE"),
     ],
-    ids=["horovodrun", "mpirun", "srun", "no number", "negative", "rank too large"],
+    ids=["horovodrun", "mpirun", "srun", "torchrun", "no number", "negative", "rank too large"],
 )
 def test_variables_left_over_in_a_shell_are_named(environ, names):
     with pytest.raises(LauncherError, match=rf"unset {names}$"):
@@ -71,7 +80,6 @@ def test_variables_left_over_in_a_shell_are_named(environ, names):
 
 
 OTHERS = {
-    "torchrun": {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none"},
     "MPICH": {"PMI_RANK": "1", "PMI_SIZE": "2"},
     "jsrun": {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"},
     "flux": {"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"},
@@ -87,16 +95,19 @@ def test_an_unknown_launcher_is_refused_with_its_variables(name):
         check_launcher(OTHERS[name])
     assert caught.value.rank == 1, "rank 0 reports it"
     for variable, value in OTHERS[name].items():
-        if variable not in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
-            assert f"{variable}={value}" in str(caught.value)
-            assert variable in str(caught.value).partition("unset")[2].split()
+        assert f"{variable}={value}" in str(caught.value)
+        assert variable in str(caught.value).partition("unset")[2].split()
 
 
 def test_an_unknown_launcher_within_a_step_is_refused_if_it_starts_more_workers():
-    """One torchrun on each node of a step, or MPICH's mpiexec, which starts its own daemons by srun."""
+    """MPICH's mpiexec, which starts its own daemons by srun, or variables of another start."""
     for more in ({"RANK": "5", "WORLD_SIZE": "8"}, {"PMI_RANK": "5", "PMI_SIZE": "8"}):
-        with pytest.raises(LauncherError):
+        with pytest.raises(LauncherError) as caught:
             check_launcher(SRUN | more)
+        assert caught.value.rank == 5 and str(caught.value).endswith(f"unset {' '.join(more)}")
+
+
+OF_EIGHT = Launched("torchrun", 5, 8)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +122,12 @@ def test_an_unknown_launcher_within_a_step_is_refused_if_it_starts_more_workers(
         (MPIRUN | {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"}, Launched("mpirun", 1, 2)),
         # A single process can run as it is, and a variable of such a general name may mean anything.
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, Launched("mpirun", 0, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}, Launched("none")),
+        (TORCHRUN, Launched("torchrun", 1, 2)),
+        (without(TORCHRUN, "TORCHELASTIC_RUN_ID", "LOCAL_RANK"), Launched("torchrun", 1, 2)),
+        # One torchrun on each node of a step.
+        (SRUN | {"PMI_RANK": "1", "PMI_SIZE": "2"} | TORCHRUN | {"RANK": "5", "WORLD_SIZE": "8"}, OF_EIGHT),
+        ({"HPCDAT_RANK": "1", "HPCDAT_SIZE": "2", "HPCDAT_STORE": "/tmp/s"}, Launched("hpcdat -np", 1, 2)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}, Launched("torchrun", 0, 1)),
         ({"RANK": "3"}, Launched("none")),
     ],
 )
@@ -120,12 +136,12 @@ def test_what_is_served(environ, place):
 
 
 @pytest.mark.parametrize("workers", [[], ["-np", "2"]])
-def test_torchrun_is_refused_in_one_line_and_starts_no_run(tmp_path, monkeypatch, workers):
-    for name, value in (OTHERS["torchrun"] | {"RANK": "0"}).items():
+def test_jsrun_is_refused_in_one_line_and_starts_no_run(tmp_path, monkeypatch, workers):
+    for name, value in (OTHERS["jsrun"] | {"JSM_NAMESPACE_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
     done = run_here("train", DEMO, *workers, "--set", f"run_dir={tmp_path}/run")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "started by torchrun (RANK=0, TORCHELASTIC_RUN_ID=none, WORLD_SIZE=2)" in done.stderr
+    assert "started by jsrun (JSM_NAMESPACE_RANK=0, JSM_NAMESPACE_SIZE=2)" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

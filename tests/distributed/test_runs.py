@@ -73,6 +73,57 @@ def test_horovodrun_and_torchvision_train_too(tmp_path):
     assert (record["transport"], record["launcher"]) == ("Gloo", "horovodrun")
 
 
+@on("MPI 2")
+def test_a_run_goes_on_over_the_other_engine_with_the_same_bits(finished, tmp_path, team):
+    run_dir = tmp_path / "run"
+    settings = short(run_dir)[2:]
+    assert team.run("training.train_and_stop", 17, *settings) == ["stopped in epoch 2, step 3"] * 2
+    # A stopped run holds its folder until its processes have ended.
+    team.end()
+    done = hpcdat("train", *short(run_dir), "-np", 2, "engine=torch")
+    assert done.returncode == 0, done.stderr
+    assert "resuming from epoch 1, step 3 " in done.stdout
+    assert done.stdout.count("last trained over Horovod, and continues over torch.distributed: ") == 1
+    assert "the sums of two workers are the same, bit for bit" in done.stdout
+    first, second = weights(finished[0]), weights(run_dir)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    record = json.loads(RunFolder(run_dir).environment_file.read_text())
+    assert (record["engine"], record["transport"], record["launcher"]) == ("torch", "Gloo", "hpcdat -np")
+
+
+@pytest.fixture
+def without_horovod(tmp_path):
+    """An environment in which Horovod and mpi4py cannot be imported."""
+    for name in ("horovod", "mpi4py"):
+        package = tmp_path / "hidden" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"raise ImportError('{name} is hidden')")
+    return {"PYTHONPATH": f"{tmp_path}/hidden:{CHECKOUT}"}
+
+
+def check_without_horovod(finished, run_dir, launcher):
+    record = json.loads(RunFolder(run_dir).environment_file.read_text())
+    assert (record["engine"], record["horovod"], record["launcher"]) == ("torch", None, launcher)
+    first, second = weights(finished[0]), weights(run_dir)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "prefix, arguments, name",
+    [
+        (launcher("torch", 2), [], "torchrun"),
+        pytest.param([], ["-np", "2"], "hpcdat -np", marks=pytest.mark.full),
+    ],
+    ids=["torchrun", "-np"],
+)
+def test_two_workers_train_without_horovod(finished, tmp_path, without_horovod, prefix, arguments, name):
+    """The weights are those that MPI gives."""
+    arguments = [*short(tmp_path / "run"), *arguments]
+    done = hpcdat("train", *arguments, prefix=prefix, env=environment() | without_horovod)
+    assert done.returncode == 0, done.stderr
+    check_without_horovod(finished, tmp_path / "run", name)
+
+
 def slurm_task(rank, size):
     """What srun tells a task; there is no PMI, no MPI and no Horovod variable."""
     return environment() | {
@@ -87,13 +138,15 @@ def slurm_task(rank, size):
     }
 
 
-def test_tasks_of_srun_find_each_other(tmp_path):
+@pytest.mark.parametrize("engine", ["horovod", "torch"])
+def test_tasks_of_srun_find_each_other(finished, tmp_path, without_horovod, engine):
     command = [*HPCDAT, "train", *map(str, short(tmp_path / "run"))]
+    variables = without_horovod if engine == "torch" else {}
     tasks = [
         subprocess.Popen(
             command,
             cwd=CHECKOUT,
-            env=slurm_task(rank, 2),
+            env=slurm_task(rank, 2) | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -104,6 +157,8 @@ def test_tasks_of_srun_find_each_other(tmp_path):
     assert [task.returncode for task in tasks] == [0, 0], outputs
     assert RunFolder(tmp_path / "run").read_result().q == 2
     assert outputs[0][0] == "", "only worker 0 talks"
+    if engine == "torch":
+        check_without_horovod(finished, tmp_path / "run", "srun")
 
 
 @pytest.mark.parametrize("prefix", [[], ["-np", "2"], launcher("MPI", 2)], ids=["alone", "-np 2", "mpirun"])

@@ -23,7 +23,11 @@ SMOOTH = [
 
 @pytest.mark.parametrize(
     "team, sharing",
-    [pytest.param("Gloo 4 divisible", 4, marks=pytest.mark.full), ("MPI 4 divisible", 2)],
+    [
+        pytest.param("Gloo 4 divisible", 4, marks=pytest.mark.full),
+        pytest.param("torch 4", 2, marks=pytest.mark.full),
+        ("MPI 4 divisible", 2),
+    ],
     indirect=["team"],
 )
 def test_copies_on_one_worker_equal_copies_over_four(tmp_path, digits, team, sharing):

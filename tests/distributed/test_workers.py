@@ -5,18 +5,18 @@ import pytest
 
 from tests.distributed.checks import check_agreement, check_collectives
 from tests.distributed.rank import run_alone
-from tests.distributed.ranks import on
+from tests.distributed.ranks import TRANSPORTS, on
 
 
 @pytest.mark.distributed
-@on("MPI 4 divisible", full=["Gloo 4 divisible"])
+@on("MPI 4 divisible", "torch 4", full=["Gloo 4 divisible"])
 def test_collectives(team):
-    check_collectives(team.run("collectives.every_collective"), team.transport)
+    check_collectives(team.run("collectives.every_collective"), TRANSPORTS[team.transport])
 
 
 @pytest.mark.distributed
 @pytest.mark.ends_its_team
-@on("MPI 4 divisible", full=["Gloo 4 divisible"])
+@on("MPI 4 divisible", "torch 4", full=["Gloo 4 divisible"])
 def test_no_team_ends_while_another_is_at_work(team):
     """A team ends by itself, while the others of its ranks still sum."""
     assert team.run("collectives.teams_that_end_apart") == [[2.0] * 3] * 4
@@ -24,7 +24,15 @@ def test_no_team_ends_while_another_is_at_work(team):
 
 
 @pytest.mark.distributed
-@on("MPI 4 divisible", "Gloo 3")
+@on("torch 4", full=["MPI 4 divisible", "Gloo 4 divisible"])
+def test_threads_may_start_collectives_in_any_order(team):
+    """Each on a channel of its own, and with delays of its own, which differ between workers."""
+    answers = team.run("collectives.flood", 4, 40)
+    assert answers == [{"wrong": [], "orders": 4}] * 4, "every worker had another order"
+
+
+@pytest.mark.distributed
+@on("MPI 4 divisible", "torch 4", "Gloo 3")
 def test_models_are_made_equal_checked_and_their_batch_norm_averaged(team):
     check_agreement(team.run("collectives.agreement"))
 
@@ -61,6 +69,7 @@ def one_worker(tmp_path_factory, digits):
         ("dat-pgd", "MPI 3"),
         ("dat-pgd", "MPI 4 divisible"),
         ("dat-pgd", "Gloo 3"),
+        pytest.param("dat-pgd", "torch 4", marks=pytest.mark.full),
         pytest.param("dat-pgd", "Gloo 4", marks=pytest.mark.full),
         ("dat-pgd l2, lambda", "MPI 2"),
         ("dat-fgsm-without-lalr", "Gloo 3"),
@@ -122,7 +131,7 @@ def test_virtual_workers_compute_what_real_ones_do(tmp_path, digits, four_virtua
 
 
 @pytest.mark.distributed
-@on("MPI 3", full=["Gloo 3"])
+@on("MPI 3", full=["Gloo 3", "torch 3"])
 def test_synchronised_batch_norm_is_that_of_the_whole_batch(tmp_path, team):
     """To 1e-6, its sums among the overlapping exchanges of gradients, and with a step of one image."""
     settings = ["method=conadv", "optimizer.name=sgd", "attack.steps=1"]
@@ -139,7 +148,7 @@ def serial_counts(digits):
 
 
 @pytest.mark.distributed
-@on("MPI 3", "Gloo 3", full=["MPI 2", "Gloo 4"])
+@on("MPI 3", "Gloo 3", full=["MPI 2", "Gloo 4", "torch 4"])
 def test_a_sharded_evaluation_gives_the_numbers_of_a_serial_one(digits, serial_counts, team):
     assert serial_counts["images"] == 397
     assert 0 < serial_counts["robust"] < serial_counts["correct"] < 397, "the attack must matter"
@@ -165,7 +174,7 @@ def test_early_stopping_keeps_the_weights_from_before_a_collapse(tmp_path, digit
 
 
 @pytest.mark.distributed
-@on("MPI 3")
+@on("MPI 3", full=["torch 3"])
 def test_all_workers_stop_early_together(tmp_path, digits, team):
     settings = [*STOP_EARLY, "early_stopping.held_out=150"]
     answers = team.run("training.collapse", digits, tmp_path / "run", *settings)
@@ -195,7 +204,7 @@ def test_the_guard_ends_training_on_all_workers(tmp_path, digits, team):
 
 
 @pytest.mark.distributed
-@on("MPI 3")
+@on("MPI 3", full=["torch 3"])
 def test_a_slow_worker_is_seen_in_the_metrics(tmp_path, digits, team):
     for answer in team.run("training.one_is_slow", digits, tmp_path / "run"):
         times = answer["step_seconds"]

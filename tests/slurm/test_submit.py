@@ -40,6 +40,13 @@ SITES = {
         "sbatch": {"exclusive": None, "comment": NASTY, "nice": "5"},
     },
     "horovodrun": {"launcher": "horovodrun", "interface": "eth0"},
+    "torchrun": {
+        "launcher": "torchrun",
+        "interface": "eth0",
+        "cpus_per_worker": 4,
+        "container": ["apptainer", "exec", "/images/my image.sif"],
+        "python": "python3",
+    },
     "set up": {
         "cpus_per_worker": 2,
         "setup": ["export A='1'  # one", "source /dev/null"],
@@ -166,7 +173,7 @@ def test_an_array_has_every_value_with_every_seed(tmp_path):
         ("modules: ['$(x)']", r"modules.0: '\$\(x\)'"),
         ("laucher: srun", "did you mean 'launcher'"),
         ("environment: {A-B: x}", "environment.A-B"),
-        ("launcher: mpirum", "expected one of srun, mpirun, horovodrun; did you mean 'mpirun'"),
+        ("launcher: mpirum", "expected one of srun, mpirun, horovodrun, torchrun; did you mean 'mpirun'"),
         ("[1]", "expected a mapping"),
         (
             "interface: 10.0.0.0/24",

@@ -1,5 +1,7 @@
 """Collectives, and models made equal."""
 
+import random
+import threading
 import time
 
 import torch
@@ -38,7 +40,7 @@ def every_collective(workers, patch=None):
         "rank": rank,
         "size": workers.size,
         "local": {"rank": workers.local_rank, "size": workers.local_size, "nodes": workers.nodes},
-        "transport": workers.transport,
+        "transport": [workers.engine, workers.transport],
         "sums": {"float32": tensors[0].tolist(), "int64": tensors[1].tolist()},
         "alltoall": workers.iall_to_all(rows, "rows").wait().tolist(),
         "allgather": workers.iall_gather(own, "row").wait().tolist(),
@@ -115,3 +117,41 @@ def teams_that_end_apart(workers, patch=None):
     total = torch.ones(3)
     team.all_reduce([total], "the last sum")
     return total.tolist()
+
+
+def flood(workers, patch, threads, count):
+    """Collectives of every kind in several threads at once, each after a delay of its own.
+
+    Returns what was wrong, and how many different orders of their starts the workers had.
+    """
+    rank, size, wrong, order = workers.rank, workers.size, [], []
+    channels = [workers.channel(f"flood {number}") for number in range(threads)]
+    teams = [channel.split([r % 2 for r in range(size)]) for channel in channels]
+    mates = list(range(rank % 2, size, 2))
+
+    def run(number):
+        delays, channel, team = random.Random(f"{rank} {number}"), channels[number], teams[number]
+        for turn in range(count):
+            time.sleep(delays.uniform(0, 0.004))
+            order.append(number)
+            name, own = f"flood {number} {turn}", torch.tensor([float(number), float(rank), float(turn)])
+            sums = channel.iall_reduce([own.clone(), torch.tensor([rank])], f"{name} sum")
+            dealt = channel.iall_to_all_v(own.expand(sum(range(size)), 3), range(size), f"{name} deal")
+            mate = team.iall_gather(own, f"{name} team")
+            total, integers = sums.wait()
+            expected = [[number * size, sum(range(size)), turn * size], [sum(range(size))]]
+            seen = [[total.tolist(), integers.tolist()] == expected]
+            seen.append(
+                dealt.wait().tolist() == [[number, r, turn] for r in range(size) for _ in range(rank)]
+            )
+            seen.append(mate.wait().tolist() == [[number, r, turn] for r in mates])
+            if not all(seen):
+                wrong.append([name, seen])
+
+    started = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    orders = workers.all_gather_object(order, "orders")
+    return {"wrong": wrong, "orders": len({tuple(one) for one in orders})}

@@ -1,4 +1,4 @@
-"""Tasks of an srun step meet, or say for whom they wait."""
+"""Tasks of an srun step, and workers of mpirun, meet, or say for whom they wait."""
 
 import os
 import socket
@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcdat.distributed import srun_rendezvous
+from hpcdat.distributed import rendezvous
 from hpcdat.distributed.horovod_communicator import HorovodCommunicator
+from hpcdat.distributed.horovod_over_srun import srun_variables
 from hpcdat.distributed.launcher import Launched
-from hpcdat.distributed.srun_rendezvous import srun_variables
-from hpcdat.errors import Stopped, WorkerError
+from hpcdat.distributed.rendezvous import connect_store, party_of
+from hpcdat.distributed.torch_communicator import TorchCommunicator
+from hpcdat.errors import InputError, Stopped, WorkerError
 
 HERE = "node1"
 
@@ -38,7 +40,7 @@ def set_resolver(monkeypatch, resolve):
         gethostbyname=resolve,
         getaddrinfo=lambda name, port: [(0, 0, 0, "", (resolve(name), 0))],
     )
-    monkeypatch.setattr(srun_rendezvous, "socket", found)
+    monkeypatch.setattr(rendezvous, "socket", found)
 
 
 @pytest.fixture
@@ -56,6 +58,11 @@ def names(monkeypatch):
 
 
 def test_tasks_meet_though_task_0_comes_last(names, capsys):
+    meet_though_task_0_comes_last()
+    assert capsys.readouterr().err == ""
+
+
+def meet_though_task_0_comes_last():
     variables = {}
 
     def meet(rank):
@@ -69,7 +76,38 @@ def test_tasks_meet_though_task_0_comes_last(names, capsys):
     assert {variables[rank]["HOROVOD_GLOO_RENDEZVOUS_ADDR"] for rank in (0, 1)} == {"127.0.0.1"}
     assert len({variables[rank]["HOROVOD_GLOO_RENDEZVOUS_PORT"] for rank in (0, 1)}) == 1
     assert [variables[rank]["HOROVOD_RANK"] for rank in (0, 1)] == ["0", "1"]
-    assert capsys.readouterr().err == ""
+
+
+def test_workers_of_mpirun_meet_at_one_store(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "3")
+    monkeypatch.setenv("PMIX_NAMESPACE", f"prterun-{os.getpid()}@1")
+    stores = {}
+
+    def meet(rank):
+        stores[rank] = connect_store(Launched("mpirun", rank, 3), 60, None)
+        stores[rank].set(f"from {rank}", str(rank))
+
+    threads = [threading.Thread(target=meet, args=(rank,)) for rank in (2, 1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [stores[rank].get(f"from {2 - rank}") for rank in range(3)] == [b"2", b"1", b"0"]
+
+
+def test_an_mpirun_on_several_nodes_has_to_say_where_rank_0_is():
+    with pytest.raises(InputError, match=r"^engine: torch: .* export MASTER_ADDR .* torchrun or srun$"):
+        party_of(Launched("mpirun", 1, 4), {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "x"})
+
+
+def test_a_stranger_on_one_of_the_ports_is_not_taken_for_task_0(names):
+    """One port is taken by another server, whose answer is none of this step's."""
+    token = task(0)
+    first = rendezvous.candidate_ports(f"{token['SLURM_JOB_ID']}.{token['SLURM_STEP_ID']}")[0]
+    other = rendezvous._open_meeting("another step", 1, [first])
+    meet_though_task_0_comes_last()
+    other.shutdown()
+    other.server_close()
 
 
 def test_task_0_in_an_interactive_shell_says_at_once_for_whom_it_waits(names, capsys, monkeypatch):
@@ -93,20 +131,23 @@ def test_task_0_in_an_interactive_shell_says_at_once_for_whom_it_waits(names, ca
 
 
 def test_a_wait_for_tasks_that_never_come_ends(names, monkeypatch):
-    monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_CONNECT", 0.2)
+    monkeypatch.setattr(rendezvous, "SECONDS_TO_CONNECT", 0.2)
     with pytest.raises(WorkerError, match=r"for tasks 1, 2, 3, 4, 5 and 1 more of Slurm step \d+\.3"):
         srun_variables(0.2, None, task(0, size=7))
     with pytest.raises(WorkerError, match=rf"for task 0 of Slurm step .* to answer on {HERE}, port"):
         srun_variables(0.2, None, task(1) | {"SLURM_STEP_ID": "4"})
 
 
-@pytest.mark.parametrize("launcher", ["srun", "horovodrun"])
-def test_a_node_whose_own_name_does_not_resolve_is_named(names, launcher):
-    """Gloo would crash, whichever network card it were given."""
+@pytest.mark.parametrize(
+    "engine, launcher",
+    [(HorovodCommunicator, "srun"), (HorovodCommunicator, "horovodrun"), (TorchCommunicator, "torchrun")],
+)
+def test_a_node_whose_own_name_does_not_resolve_is_named(names, engine, launcher):
+    """Gloo would crash, Horovod's whichever network card it were given."""
     names.remove(socket.gethostname())
     message = rf"^the name of node {socket.gethostname()} does not resolve on .* add it to /etc/hosts"
     with pytest.raises(WorkerError, match=message):
-        HorovodCommunicator(Launched(launcher, 0, 2), 60)
+        engine(Launched(launcher, 0, 2), 60)
 
 
 def test_the_name_of_another_node_has_to_resolve(names):
@@ -119,7 +160,7 @@ def test_the_name_of_another_node_has_to_resolve(names):
 
 def test_a_name_that_takes_long_is_said_and_bounded(names, monkeypatch, capsys):
     forever = threading.Event()
-    monkeypatch.setattr(srun_rendezvous, "SECONDS_TO_RESOLVE", 0.0)
+    monkeypatch.setattr(rendezvous, "SECONDS_TO_RESOLVE", 0.0)
     set_resolver(monkeypatch, lambda name: forever.wait())
     with pytest.raises(WorkerError, match=f"of waiting for the name of node {HERE} to resolve"):
         srun_variables(60, None, task(1, nodes=2))

@@ -1,0 +1,71 @@
+"""The variables with which Horovod connects the tasks of an srun step.
+
+Horovod does not support srun, and an Open MPI started by srun must match the site's PMIx. So the workers
+connect as under horovodrun: rank 0 serves Horovod's rendezvous, the others find it through the variables that
+Slurm sets for every task, and data is sent over Gloo (NCCL between GPUs).
+"""
+
+from __future__ import annotations
+
+import os
+import socketserver
+from collections.abc import Mapping
+
+from hpcdat.distributed.launcher import Launched
+from hpcdat.distributed.rendezvous import first_host, meet, party_of, tasks_per_node
+from hpcdat.distributed.stop_signals import StopRequest
+
+
+def srun_variables(
+    longest: float, stop: StopRequest | None = None, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Meet the other tasks of this srun step.
+
+    Args:
+        longest: how long to wait for the other tasks, seconds.
+        stop: request to stop, which ends the wait.
+        environ: holds the variables set by srun.
+
+    Returns:
+        The variables with which ``hvd.init()`` connects to the other tasks.
+
+    Raises:
+        WorkerError, Stopped: as :func:`~hpcdat.distributed.rendezvous.meet`.
+    """
+    place = Launched("srun", int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]))
+    address, port = meet(party_of(place, environ), longest, stop, _serve)
+    return horovod_variables(environ, address, port)
+
+
+def horovod_variables(environ: Mapping[str, str], address: str, port: int) -> dict[str, str]:
+    """The variables that horovodrun would set, derived from srun's."""
+    tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
+    node, local_rank = int(environ["SLURM_NODEID"]), int(environ["SLURM_LOCALID"])
+    peers = [n for n, count in enumerate(tasks) if count > local_rank]
+    return {
+        "HOROVOD_RANK": environ["SLURM_PROCID"],
+        "HOROVOD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "HOROVOD_LOCAL_RANK": str(local_rank),
+        "HOROVOD_LOCAL_SIZE": str(tasks[node]),
+        "HOROVOD_CROSS_RANK": str(peers.index(node)),
+        "HOROVOD_CROSS_SIZE": str(len(peers)),
+        "HOROVOD_HOSTNAME": environ.get("SLURMD_NODENAME") or first_host(environ["SLURM_STEP_NODELIST"]),
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+    }
+
+
+def _serve() -> int:
+    """Serve Horovod's rendezvous, until this process ends; its port."""
+    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+    from horovod.runner.util.threads import in_thread
+
+    # Without the look-up of its own full name, for which http.server may wait a minute.
+    bind = {"server_bind": socketserver.TCPServer.server_bind}
+    server = type("Server", (RendezvousHTTPServer,), bind)(("", 0), RendezvousHandler, False)
+    server.init([])
+    in_thread(target=server.serve_forever)
+    port: int = server.server_address[1]
+    return port

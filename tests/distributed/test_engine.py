@@ -1,0 +1,136 @@
+"""Which engine connects the workers, and local workers over torch.distributed."""
+
+import importlib.util
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hpcdat.commands.train import change_of_engine
+from hpcdat.distributed import engine, local_processes
+from hpcdat.distributed.engine import choose_engine, horovod_is_installed
+from hpcdat.errors import InputError
+from tests.conftest import DEMO, run_here
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("launcher", ["none", "mpirun", "srun", "horovodrun", "torchrun", "hpcdat -np"])
+def test_auto_takes_what_the_launcher_starts_or_what_is_installed(monkeypatch, launcher, installed):
+    monkeypatch.setattr(engine, "horovod_is_installed", lambda: installed)
+    fixed = {"horovodrun": "horovod", "torchrun": "torch", "hpcdat -np": "torch"}
+    assert choose_engine("auto", launcher) == fixed.get(launcher, "horovod" if installed else "torch")
+
+
+@pytest.mark.parametrize("launcher", ["none", "mpirun", "srun"])
+@pytest.mark.parametrize("setting", ["horovod", "torch"])
+def test_a_setting_is_followed(setting, launcher):
+    assert choose_engine(setting, launcher) == setting
+
+
+@pytest.mark.parametrize(
+    "setting, launcher", [("horovod", "torchrun"), ("horovod", "hpcdat -np"), ("torch", "horovodrun")]
+)
+def test_a_launcher_of_the_other_engine_is_refused(setting, launcher):
+    with pytest.raises(InputError, match=f"^engine: {setting}: {launcher} starts workers for "):
+        choose_engine(setting, launcher)
+
+
+def test_engine_and_launcher_that_do_not_fit_are_refused_in_one_line(tmp_path, monkeypatch):
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    done = run_here("train", DEMO, "engine=horovod", "--set", f"run_dir={tmp_path}/run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        "engine: horovod: torchrun starts workers for torch.distributed; set engine"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_horovod_counts_as_installed_if_it_is_built_for_torch(tmp_path, monkeypatch):
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    assert not horovod_is_installed()
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "mpi_lib_v2.cpython-311-x86_64-linux-gnu.so").touch()
+    assert horovod_is_installed()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not horovod_is_installed()
+
+
+def test_a_change_of_engine_is_said_with_its_effect():
+    assert change_of_engine("torch", "torch", 2) == change_of_engine("", "torch", 2) == ""
+    assert change_of_engine("none", "torch", 2) == ""
+    assert "over torch.distributed, and continues over Horovod: the sums of two" in change_of_engine(
+        "torch", "horovod", 2
+    )
+    assert "float32 sums may be rounded differently" in change_of_engine("horovod", "torch", 3)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts three workers, each a line of shell in place of hpcdat; the exit code of all."""
+
+    def begin(line):
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/bash\n{line}\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(
+            local_processes, "sys", SimpleNamespace(executable=str(python), stderr=sys.stderr)
+        )
+        return local_processes.launch_local(3, ["train"], on_terminal=False)
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    "line, code",
+    [
+        ("exit 0", 0),
+        ("exit 75", 75),
+        ("[ $HPCDAT_RANK = 1 ] && exit 2; exec sleep 60", 2),
+        ("[ $HPCDAT_RANK = 2 ] && kill -9 $$; exec sleep 60", 137),
+    ],
+)
+def test_the_first_failure_ends_all_local_workers(start, capfd, line, code):
+    begin = time.monotonic()
+    assert start(line) == code
+    assert time.monotonic() - begin < 30
+    said = capfd.readouterr().err
+    assert ("hpcdat: worker 2 (process " in said and "ended by signal 9 (SIGKILL)" in said) == (code == 137)
+
+
+def test_local_workers_know_their_place_and_meet_in_a_file_of_their_user(start, tmp_path):
+    line = f'echo "$* $HPCDAT_SIZE $(stat -c %a $(dirname $HPCDAT_STORE))" > {tmp_path}/$HPCDAT_RANK'
+    assert start(line) == 0
+    assert {(tmp_path / rank).read_text() for rank in "012"} == {"-m hpcdat train 3 700\n"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_reaches_local_workers_as_sigusr2(start, tmp_path, number):
+    def ask():
+        while len(list(tmp_path.glob("ready-*"))) < 3:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, number)
+
+    threading.Thread(target=ask).start()
+    line = "trap 'exit 75' USR2; trap '' INT TERM"
+    assert start(f"{line}; touch {tmp_path}/ready-$HPCDAT_RANK; while :; do sleep 0.05; done") == 75
+
+
+def test_a_second_ctrl_c_ends_local_workers(start, tmp_path):
+    def ask():
+        while len(list(tmp_path.glob("ready-*"))) < 3:
+            time.sleep(0.01)
+        for _ in range(2):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.3)
+
+    threading.Thread(target=ask).start()
+    line = "trap '' USR2 INT TERM"
+    assert start(f"{line}; echo $$ > {tmp_path}/ready-$HPCDAT_RANK; while :; do sleep 0.05; done") == 130
+    assert not any(Path("/proc", file.read_text().strip()).exists() for file in tmp_path.glob("ready-*"))

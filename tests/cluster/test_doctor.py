@@ -99,8 +99,6 @@ CPU = {"gpus": {}, "takes": [None, None], "driver": False}
         ),
         ("failure", "n3", "git commit: abc on n1, n2; none on n3", check_versions(nodes(versions={}))[-1:]),
         ("failure", "", "MPI, Gloo on n3", check_engine(nodes(horovod=WITHOUT_NCCL), "horovod", "MPI")),
-        ("ok", "", "torch.distributed; transport Gloo", check_engine(nodes(horovod=None), "torch", "Gloo")),
-        ("ok", "", "Horovod is not installed", check_engine(nodes(horovod=None), "none", "none")),
         (
             "warning",
             "n1",
@@ -154,6 +152,19 @@ CPU = {"gpus": {}, "takes": [None, None], "driver": False}
 def test_what_is_wrong_is_named_with_its_host(level, where, found, findings):
     assert [(finding.level, finding.where) for finding in findings] == [(level, where)]
     assert found in findings[0].found and findings[0].advice
+
+
+@pytest.mark.parametrize(
+    ("found", "made", "engine", "transport"),
+    [
+        ("torch.distributed; transport Gloo", nodes(**CPU), "torch", "Gloo"),
+        ("torch.distributed; transport Gloo, NCCL between GPUs", nodes(horovod=None), "torch", "Gloo"),
+        ("torch.distributed; Horovod is not installed", nodes(1, horovod=None), "none", "none"),
+    ],
+)
+def test_the_engine_is_reported(found, made, engine, transport):
+    (finding,) = check_engine(made, engine, transport)
+    assert (finding.level, finding.check, finding.found) == ("ok", "engine", found)
 
 
 def test_storage_that_is_fast_enough_or_cannot_be_compared_is_no_warning():

@@ -157,7 +157,7 @@ def test_what_is_wrong_is_named_with_its_host(level, where, found, findings):
 @pytest.mark.parametrize(
     ("found", "made", "engine", "transport"),
     [
-        ("torch.distributed; transport Gloo", nodes(**CPU), "torch", "Gloo"),
+        ("torch.distributed; transport Gloo", nodes(1, **CPU), "torch", "Gloo"),
         ("torch.distributed; transport Gloo, NCCL between GPUs", nodes(horovod=None), "torch", "Gloo"),
         ("torch.distributed; Horovod is not installed", nodes(1, horovod=None), "none", "none"),
     ],

@@ -16,6 +16,7 @@ from torchvision.models import resnet50
 
 from hpcdat.commands import train as command
 from hpcdat.config.job_file import read_job
+from hpcdat.data.encoded_images import Files
 from hpcdat.data.images import Images
 from hpcdat.data.pseudo_labelled import write_pseudo_labelled
 from hpcdat.distributed.loopback import loopback, run_threads
@@ -54,13 +55,11 @@ def stand_in(tmp_path_factory):
         classes, channels = classes_of(job), job.data.channels
         labels = [i * len(classes) // count for i in range(count)]
         names = [str(folder / f"{channels}-{i}.png") for i in range(count)]
-        pixels = None
         if job.data.source.startswith("cifar"):
-            pixels = np.stack([picture(i, 3, 32) for i in range(count)])
-        else:
-            for i, name in enumerate(names):
-                Image.fromarray(picture(i, channels)).save(name)
-        return Images(names, labels, classes, pixels)
+            return Images(names, labels, classes, np.stack([picture(i, 3, 32) for i in range(count)]))
+        for i, name in enumerate(names):
+            Image.fromarray(picture(i, channels)).save(name)
+        return Images(Files.of(names), labels, classes)
 
     return make
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpcdat.config.sections import Data
-from hpcdat.data.encoded_images import READERS
+from hpcdat.data.encoded_images import stamps_with_polls
 from hpcdat.data.image_folder import list_folder
 from hpcdat.data.images import Images
 from hpcdat.data.listing import find_together
@@ -38,8 +37,6 @@ Corrupt = Literal["stop", "skip"]
 
 IMAGES_AT_ONCE = 64
 """Images that are read together."""
-SIZES_AT_ONCE = 4096
-"""Files whose sizes are read before a worker polls."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,7 @@ def _plans(
 
     def read_sizes(poll: Callable[[], None]) -> list[NDArray[np.int64]]:
         return [
-            _sizes(images.files, poll) if workers.is_rank0 else np.zeros(len(images), np.int64)
-            for images in found
+            _sizes(images, poll) if workers.is_rank0 else np.zeros(len(images), np.int64) for images in found
         ]
 
     sizes = run_unevenly(workers, "read the sizes of the images", read_sizes, stop)
@@ -164,21 +160,10 @@ def _list(root: Path, splits: Sequence[str], *, quiet: bool) -> tuple[Images, ..
     return tuple(found)
 
 
-def _sizes(files: Sequence[str], poll: Callable[[], None]) -> NDArray[np.int64]:
+def _sizes(images: Images, poll: Callable[[], None]) -> NDArray[np.int64]:
     """The size of each file, bytes; 0 of one that cannot be read, which is reported when it is packed."""
-
-    def size(index: int) -> int:
-        try:
-            return Path(files[index]).stat().st_size
-        except OSError:
-            return 0
-
-    found: list[int] = []
-    with ThreadPoolExecutor(READERS) as threads:
-        for start in range(0, len(files), SIZES_AT_ONCE):
-            poll()
-            found += threads.map(size, range(start, min(start + SIZES_AT_ONCE, len(files))))
-    return np.array(found, dtype=np.int64)
+    assert images.encoded is not None
+    return stamps_with_polls(images.encoded, poll)[:, 0].clip(0)
 
 
 def _begin(plans: Sequence[Plan], folders: Sequence[Path], corrupt: Corrupt) -> list[list[int]]:

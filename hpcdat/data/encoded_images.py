@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from hpcdat.storage.atomic_files import digest, digest_of_array
 
 STRINGS_AT_ONCE = 1 << 16
 """Strings that are copied at once, since their positions take eight times the memory of their bytes."""
+
+STAMPS_AT_ONCE = 4096
+"""Images whose stamps are found between two polls."""
 
 READERS = 32
 """Files that are read at once: a file system that takes 5 ms for each then gives 6,400 a second."""
@@ -261,6 +264,20 @@ class Files(SendableImages):
         """The list of these names and folders."""
         folders = PackedStrings(arrays["folders"], arrays["folder_ends"])
         return cls(folders, arrays["folder_of"], PackedStrings(arrays["names"], arrays["name_ends"]))
+
+
+def stamps_with_polls(images: EncodedImages, poll: Callable[[], None]) -> NDArray[np.int64]:
+    """The stamps of images, (N, 2), with a poll before those of every few thousand.
+
+    Args:
+        images: any.
+        poll: of :func:`~hpcdat.distributed.uneven_work.run_unevenly`.
+    """
+    found = [np.empty((0, 2), np.int64)]
+    for at in range(0, len(images), STAMPS_AT_ONCE):
+        poll()
+        found.append(images.take(np.arange(at, min(at + STAMPS_AT_ONCE, len(images)))).stamps())
+    return np.concatenate(found)
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcdat.config.sections import Data
-from hpcdat.data.encoded_images import EncodedImages
+from hpcdat.data.encoded_images import EncodedImages, stamps_with_polls
 from hpcdat.data.image_file import Unusable
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.read_ahead import Read, ReadAhead
@@ -39,8 +39,6 @@ from hpcdat.storage.turn_lock import taking_turns
 
 IMAGES_AT_ONCE = 64
 """Images that are read together."""
-STAMPS_AT_ONCE = 4096
-"""Images whose sizes are read before a worker polls."""
 WHAT = "copy the images to data.stage"
 
 
@@ -76,7 +74,7 @@ def stage_images(
     own = _Share(folder / f"copies-{workers.local_rank}", origin.take(places[workers.local_rank]))
 
     def bytes_to_copy(poll: Callable[[], None]) -> int:
-        own.find_stamps(poll)
+        own.stamps = stamps_with_polls(own.images, poll)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,15 +128,6 @@ class _Share:
         self.images = images
         self.file, self.index_file = path.with_suffix(".images"), path.with_suffix(".npz")
         self.stamps: NDArray[np.int64] = np.empty((0, 2), np.int64)
-
-    def find_stamps(self, poll: Callable[[], None]) -> None:
-        """Find what the images are known by; for files, this asks the file system for each."""
-        found = [self.stamps]
-        for at in range(0, len(self.images), STAMPS_AT_ONCE):
-            poll()
-            chunk = np.arange(at, min(at + STAMPS_AT_ONCE, len(self.images)))
-            found.append(self.images.take(chunk).stamps())
-        self.stamps = np.concatenate(found)
 
     @property
     def size(self) -> int:

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed import horovod_communicator
+from hpcdat.distributed import waiting
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
@@ -212,7 +212,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.set_device(device)
     if arguments.by_turns:
         # Polling a collective takes processor time, in waits that occur only because workers take turns.
-        horovod_communicator.LONGEST_PAUSE = 10e-3
+        waiting.LONGEST_PAUSE = 10e-3
     bench = Bench(arguments, workers, device)
     how = BY_TURNS if arguments.by_turns else ""
     if workers.size < 3:

@@ -21,6 +21,7 @@ from hpcdat.data.sampler import images_of_groups
 from hpcdat.data.staging import remove_copies, stage_folder, stage_images
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.device import choose_device
+from hpcdat.distributed.engine import change_of_engine
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
@@ -129,14 +130,15 @@ def _staged(
     labelled = len(images.train) - images.train.unlabelled
     own = images_of_groups(labelled, groups, {groups[number] for number in read}, seed=job.seed)
     unlabelled = np.arange(labelled, len(images.train))
-    wanted = [(images.train, np.concatenate([own, unlabelled]))]
+    wanted = {"train": (images.train, np.concatenate([own, unlabelled]))}
     if job.evaluation.every:
-        wanted.append((images.validation, np.arange(len(images.validation))))
-    copied, folders = [], []
-    for of_split, positions in wanted:
-        folders.append(stage_folder(of_split, positions, job.data, workers))
-        copied.append(stage_images(of_split, positions, job.data, workers, stop, progress))
-    return images._replace(**dict(zip(("train", "validation"), copied, strict=False))), folders
+        wanted["validation"] = (images.validation, np.arange(len(images.validation)))
+    folders = [stage_folder(job.data.stage, *one, workers) for one in wanted.values()]
+    copied = {
+        split: stage_images(*one, folder, workers, stop, progress)
+        for (split, one), folder in zip(wanted.items(), folders, strict=True)
+    }
+    return images._replace(**copied), folders
 
 
 def train_seeds(
@@ -172,24 +174,6 @@ def train_seeds(
     table = result_table(results, mean=True) + "\n"
     workers.on_rank0("write the table", lambda: write_text(job.run_dir / "result.md", table))
     return results
-
-
-def change_of_engine(before: str, now: str, size: int) -> str:
-    """What a run that resumes over another engine says; empty if it resumes over the same.
-
-    Args:
-        before, now: the engines, as in :attr:`Communicator.engine`.
-        size: number of workers (M).
-    """
-    names = {"horovod": "Horovod", "torch": "torch.distributed"}
-    if before == now or before not in names or now not in names:
-        return ""
-    effect = (
-        "the sums of two workers are the same, bit for bit"
-        if size == 2
-        else "sums of integers are the same, float32 sums may be rounded differently"
-    )
-    return f"the run was last trained over {names[before]}, and continues over {names[now]}: {effect}"
 
 
 def _recorded_engine(folder: RunFolder) -> str:

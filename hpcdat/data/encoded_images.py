@@ -31,7 +31,34 @@ READERS = 32
 """Files that are read at once: a file system that takes 5 ms for each then gives 6,400 a second."""
 
 
-class PackedStrings(Sequence[str]):
+class Names(Sequence[str], ABC):
+    """Names that are made when they are asked for. Such lists are equal to any other of the same names."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The name at a position from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self.name(i) for i in range(*index.indices(len(self)))]
+        return self.name(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.name(index) for index in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(one == two for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # lists are compared by all of their names
+
+
+class PackedStrings(Names):
     """Strings in one array of bytes.
 
     Args:
@@ -63,14 +90,8 @@ class PackedStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def name(self, index: int) -> str:
+        """The string at a position from 0."""
         start = int(self.ends[index - 1]) if index else 0
         return os.fsdecode(self.data[start : int(self.ends[index])].tobytes())
 
@@ -91,10 +112,10 @@ class PackedStrings(Sequence[str]):
         return PackedStrings(data, _in_fewest_bytes(ends.astype(np.uint64)))
 
 
-class EncodedImages(Sequence[str], ABC):
+class EncodedImages(Names):
     """Encoded images: a sequence of their names, which are in messages, with what each holds.
 
-    Such a list can be pickled. Lists are equal if their names are.
+    Such a list can be pickled.
     """
 
     @property
@@ -133,23 +154,6 @@ class EncodedImages(Sequence[str], ABC):
         copy), results are only measured again.
         """
         return digest([self.name_hash(), digest_of_array(self.stamps())])
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self.name(i) for i in range(*index.indices(len(self)))]
-        return self.name(range(len(self))[index])
-
-    def __iter__(self) -> Iterator[str]:
-        return (self.name(index) for index in range(len(self)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
-
-    __hash__ = None  # type: ignore[assignment]  # lists are compared by all of their names
 
 
 class SendableImages(EncodedImages):

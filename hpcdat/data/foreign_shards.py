@@ -155,14 +155,14 @@ def _labels(
 
 def _numbered(folder: Path, labels: NDArray[np.int64]) -> list[str]:
     """Numbers as names of classes, each of which has images."""
-    counts = np.bincount(labels)
-    if empty := np.flatnonzero(counts == 0).tolist():
+    # Not as many counters as the largest label says: it may be anything.
+    found = np.unique(labels)
+    if empty := np.flatnonzero(found != np.arange(len(found))).tolist():
         raise DataError(
-            f"{folder}: labels up to {len(counts) - 1}, but no image has label "
-            f"{first_few([*map(str, empty)])}: labels count from 0; name all classes in classes.txt if some "
-            "have no images"
+            f"{folder}: labels up to {found[-1]}, but no image has label {empty[0]}: labels count from 0; "
+            "name all classes in classes.txt if some have no images"
         )
-    return [str(number) for number in range(len(counts))]
+    return [str(number) for number in range(len(found))]
 
 
 def _scan(tar: Path) -> _Scanned:

@@ -21,9 +21,6 @@ from hpcdat.distributed.waiting import announcing
 KINDS: dict[str, type[SendableImages]] = {kind.kind: kind for kind in (Files, Shards)}
 """Lists that can be sent."""
 
-LISTED = ("folder", "shards")
-"""Values of ``data.source`` of which one worker makes the list; from others every worker reads it."""
-
 Found = tuple[Images, ...]
 
 
@@ -31,6 +28,7 @@ def find_together(find: Callable[..., Found], settings: Data, workers: Communica
     """Lists of images, the same on all workers.
 
     A file system that many nodes share would otherwise be asked for the same million names by every worker.
+    Digits, CIFAR and data sets of one's own are read by each worker.
 
     Args:
         find: finds them, given whether to be ``quiet``.
@@ -41,7 +39,7 @@ def find_together(find: Callable[..., Found], settings: Data, workers: Communica
         InputError, WorkerError: on all workers; as ``find``, or a worker has no ``data.root``.
     """
     what = "find the images"
-    if workers.size == 1 or settings.source not in LISTED:
+    if workers.size == 1 or not settings.has_folders:
         return workers.on_all_ranks(what, lambda: find(quiet=not workers.is_rank0))
 
     def find_on_worker0(poll: Callable[[], None]) -> list[Images]:

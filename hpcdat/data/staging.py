@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdat.config.sections import Data
 from hpcdat.data.encoded_images import EncodedImages, stamps_with_polls
 from hpcdat.data.image_file import Unusable
 from hpcdat.data.images import DataError, Images
@@ -45,17 +44,17 @@ WHAT = "copy the images to data.stage"
 def stage_images(
     images: Images,
     wanted: Indices,
-    data: Data,
+    folder: Path,
     workers: Communicator,
     stop: StopRequest | None,
     progress: Progress,
 ) -> Images:
-    """Copy images to this node's ``data.stage``, unless they are there; all workers call this together.
+    """Copy images to a disk of this node, unless they are there; all workers call this together.
 
     Args:
         images: encoded.
         wanted: positions of those that this node's workers read, the same on all of them.
-        data: the job's ``data`` section, with ``stage``.
+        folder: of :func:`stage_folder`.
         workers: those of a node copy an equal share each.
         stop: request to stop.
         progress: shows worker 0's share.
@@ -67,7 +66,6 @@ def stage_images(
         InputError: there is too little space, or the folder cannot be written; names the worker's host.
         Stopped: a stop was requested; a later run continues.
     """
-    folder = stage_folder(images, wanted, data, workers)
     origin = images.encoded
     assert origin is not None
     places = [wanted[rank :: workers.local_size] for rank in range(workers.local_size)]
@@ -84,7 +82,7 @@ def stage_images(
     missing = run_unevenly(workers, WHAT, bytes_to_copy, stop)
     workers.on_all_ranks(WHAT, lambda: _check_space(folder, missing * workers.local_size))
     if missing:
-        progress.say(f"copying {len(wanted):,} images a node to {data.stage}")
+        progress.say(f"copying {len(wanted):,} images a node to {folder.parent}")
     run_unevenly(workers, WHAT, lambda poll: own.make(poll, progress) if missing else None, stop)
 
     def find_all() -> Copies:
@@ -98,12 +96,18 @@ def stage_images(
     return replace(images, files=Staged(origin, copies))
 
 
-def stage_folder(images: Images, wanted: Indices, data: Data, workers: Communicator) -> Path:
-    """The folder of a node's copies: one for every list of images and number of workers that divide it."""
+def stage_folder(stage: Path, images: Images, wanted: Indices, workers: Communicator) -> Path:
+    """The folder of a node's copies: one for every list of images and number of workers that divide it.
+
+    Args:
+        stage: the job's ``data.stage``.
+        images: encoded.
+        wanted: positions of those that this node's workers read.
+        workers: of the run.
+    """
     assert images.encoded is not None
-    assert data.stage is not None  # the caller has checked both
     key = digest([images.encoded.name_hash(), digest_of_array(wanted), workers.local_size])
-    return data.stage / f"hpcdat-{key}"
+    return stage / f"hpcdat-{key}"
 
 
 def remove_copies(folder: Path, workers: Communicator) -> None:

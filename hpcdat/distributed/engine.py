@@ -48,3 +48,21 @@ def horovod_is_installed() -> bool:
         return False
     folders = (found and found.submodule_search_locations) or []
     return any(any(Path(folder, "torch").glob("mpi_lib_v2*")) for folder in folders)
+
+
+def change_of_engine(before: str, now: str, size: int) -> str:
+    """What a run that resumes over another engine says; empty if it resumes over the same.
+
+    Args:
+        before, now: the engines, as in :attr:`Communicator.engine`.
+        size: number of workers (M).
+    """
+    names = {"horovod": "Horovod", "torch": "torch.distributed"}
+    if before == now or before not in names or now not in names:
+        return ""
+    effect = (
+        "the sums of two workers are the same, bit for bit"
+        if size == 2
+        else "sums of integers are the same, float32 sums may be rounded differently"
+    )
+    return f"the run was last trained over {names[before]}, and continues over {names[now]}: {effect}"

@@ -16,7 +16,7 @@ from hpcdat.config.job import Job
 from hpcdat.data import find_images
 from hpcdat.data.encoded_images import EncodedImages
 from hpcdat.data.image_file import Unusable
-from hpcdat.data.listing import LISTED, find_together
+from hpcdat.data.listing import find_together
 from hpcdat.data.read_ahead import ReadAhead
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
@@ -66,7 +66,7 @@ def measure_storage(job: Job, workers: Communicator, stop: StopRequest) -> list[
         Stopped: a stop was requested.
         WorkerError: a worker was lost.
     """
-    if job.data.source not in LISTED:
+    if not job.data.has_folders:
         return []
     try:
         images, _ = find_together(partial(find_images, job.data), job.data, workers)

@@ -163,13 +163,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def file_of_rows(path: Path) -> str | None:
-    """Name of the second file of a checkpoint, from its header; None if it has none, or cannot be read."""
+    """Name of the second file of a checkpoint, from its header; None if it has none, or is damaged.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
     try:
         with path.open("rb") as file:
             name = json.loads(file.readline(1000))["rows"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and name == Path(name).name else None
 
 
 def is_checkpoint(path: Path) -> bool:

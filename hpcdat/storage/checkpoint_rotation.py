@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -61,15 +62,25 @@ class Checkpoints:
         if rows and (written := write_rows(file, rows)):
             checkpoint = dataclasses.replace(checkpoint, statistics=dataclasses.asdict(written))
         try:
+            best_before = file_of_rows(self.best_file)
             target = self._replace(checkpoint, best=best)
         except OSError:
             file.unlink(missing_ok=True)
             raise
-        kept = {file_of_rows(one) for one in (*self._newest_first(), self.best_file)}
-        for other in self.folder.glob("statistics-*.bin"):
-            if other.name not in kept:
-                other.unlink(missing_ok=True)
+        if not best:
+            self._remove_other_rows()
+        elif best_before:
+            # No more: up to format 9 the checkpoints that a run resumes from do not name their rows.
+            (self.folder / best_before).unlink(missing_ok=True)
         return target
+
+    def _remove_other_rows(self) -> None:
+        """Remove the second files that no checkpoint names; none if one of them cannot be read."""
+        with suppress(OSError):
+            kept = {file_of_rows(one) for one in (*self._newest_first(), self.best_file)}
+            for other in self.folder.glob("statistics-*.bin"):
+                if other.name not in kept:
+                    other.unlink(missing_ok=True)
 
     def _replace(self, checkpoint: Checkpoint, *, best: bool) -> Path:
         """Write the first file of a checkpoint, and rename or remove those that it replaces."""

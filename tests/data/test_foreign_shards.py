@@ -183,6 +183,10 @@ def hard_link(member):
             [*samples(3, label=lambda n: ("cls", b"%d" % (n + 1)))],
             r"no image has label 0: labels count from 0",
         ),
+        (
+            [*samples(3, label=lambda n: ("cls", b"%d" % (999_999_999 * n // 2)))],
+            r"labels up to 999999999, but no image has label 1: labels count from 0",
+        ),
         ([*samples(3), ("7.png", link)], r"7\.png: a link; expected images and their labels"),
         ([*samples(3), ("7.png", hard_link)], r"7\.png: a link; expected images and their labels"),
         ([*samples(3), ("7.png", sparse)], r"7\.png: a sparse file, of which not all bytes are stored"),

@@ -31,7 +31,8 @@ def root(photos, tmp_path):
 
 def stage(images, data, workers, wanted=None, stop=None):
     wanted = np.arange(len(images)) if wanted is None else wanted
-    return stage_images(images, wanted, data, workers, stop or Never(), QUIET)
+    folder = stage_folder(data.stage, images, wanted, workers)
+    return stage_images(images, wanted, folder, workers, stop or Never(), QUIET)
 
 
 def read_all(images):
@@ -168,7 +169,7 @@ def test_copies_are_removed_from_the_node(root, tmp_path):
     data = Data(root=root, stage=tmp_path / "scratch")
     images = find_images(data)[0]
     stage(images, data, SingleProcess())
-    remove_copies(stage_folder(images, np.arange(5), data, SingleProcess()), SingleProcess())
+    remove_copies(stage_folder(data.stage, images, np.arange(5), SingleProcess()), SingleProcess())
     assert list((tmp_path / "scratch").iterdir()) == []
 
 

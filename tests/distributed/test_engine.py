@@ -10,9 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcdat.commands.train import change_of_engine
 from hpcdat.distributed import engine, local_processes
-from hpcdat.distributed.engine import choose_engine, horovod_is_installed
+from hpcdat.distributed.engine import change_of_engine, choose_engine, horovod_is_installed
 from hpcdat.errors import InputError
 from tests.conftest import DEMO, run_here
 

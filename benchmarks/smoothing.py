@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from conadv import CLASSES, algorithm_of
+from conadv_steps import CLASSES, algorithm_of
 from tabulate import tabulate
 from timing import in_turns
 

@@ -18,7 +18,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import conadv
+import conadv_steps
 import torch
 from attack_step import Attack, Pgd, training_step
 from timing import in_turns
@@ -92,12 +92,12 @@ def _time_steps(job: Job, call: Call) -> tuple[dict[str, list[float]], dict[str,
     generator = torch.Generator().manual_seed(0)
     size, device = job.data.image_size, call.device
     x = torch.rand(job.batch_size, 3, size, size, generator=generator).to(device)
-    y = torch.randint(conadv.CLASSES, (len(x),), generator=generator).to(device)
+    y = torch.randint(conadv_steps.CLASSES, (len(x),), generator=generator).to(device)
     attack = Pgd(job.attack.eps, job.attack.step_size, job.attack.steps)
 
     def ours(**model: Any) -> Callable[[], None]:
         given = with_model(job, **model)
-        algorithm = conadv.algorithm_of(given, SingleProcess(), device)
+        algorithm = conadv_steps.algorithm_of(given, SingleProcess(), device)
         batch = Batch(0, 0, len(x), {0: Labelled(x, y)})
 
         def work() -> None:
@@ -107,7 +107,7 @@ def _time_steps(job: Job, call: Call) -> tuple[dict[str, list[float]], dict[str,
         return work
 
     def theirs(attack: Attack, **model: Any) -> Callable[[], None]:
-        network = conadv.algorithm_of(with_model(job, **model), SingleProcess(), device).model
+        network = conadv_steps.algorithm_of(with_model(job, **model), SingleProcess(), device).model
         return training_step(network, attack, x, y, job.optimizer)
 
     def exactly(work: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -135,7 +136,7 @@ SERIES = {
         ["method=dat-lsgd", PGD, "schedule.warmup_epochs=3", "schedule.warmup_by=step"],
         SGD,
     ),
-    "Fast AT, cyclic": Series("A1", ["method=fast-at", "schedule.decay_epochs=[]", "schedule.name=cyclic"]),
+    "Fast AT (cyclic)": Series("A1", ["method=fast-at", "schedule.decay_epochs=[]", "schedule.name=cyclic"]),
 }
 
 Curve = dict[int, dict[str, list[float]]]
@@ -198,7 +199,7 @@ def main() -> None:
     for name in names:
         series = SERIES[name]
         for m in numbers:
-            folder = arguments.out / name.replace(" ", "-").replace("/", "").replace(",", "") / str(m)
+            folder = arguments.out / re.sub(r"\W+", "-", name).strip("-") / str(m)
             if series.anew or m == numbers[0]:
                 choosing = [*recipe.of_choice(), *root]
                 choices[name][m] = robustness_by_rate(name, m, choosing, folder / "rates", workers, stop)

@@ -232,6 +232,8 @@ class Job(EvaluationJob):
                 )
         if exchange.error_feedback and not coded:
             raise refusal("exchange.error_feedback", f"false: with bits {bits} there are no codes")
+        if exchange.rounding != "independent" and not coded:
+            raise refusal("exchange.rounding", f"independent: with bits {bits} there are no codes")
 
     def _check_averaging(self) -> None:
         averaging = self.averaging

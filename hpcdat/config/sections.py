@@ -302,6 +302,9 @@ class Exchange(Settings):
     exact_1d: bool = True
     """biases and batch norm (tensors of one dimension) stay in float32 as well; false: they are quantised
     like all others, as in the DAT authors' public code"""
+    rounding: Literal["independent", "correlated"] = "independent"
+    """random numbers of the workers' codes: `independent`, as in the papers, or `correlated`, so that their
+    rounding errors cancel in the sum"""
     error_feedback: bool = False
     """add the rounding error of a message to the next one"""
     bucket_mb: float = Field(25.0, gt=0)

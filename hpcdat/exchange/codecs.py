@@ -25,7 +25,7 @@ class Codec(Protocol):
 
         Args:
             x: each row becomes one message.
-            key: of the random numbers, int32 (2,).
+            key: of the random numbers, int32 (2,) or (6,).
         """
         ...
 
@@ -152,7 +152,7 @@ class Quantized:
         Args:
             x: float32.
             norms: (blocks,), the same on all workers.
-            key: of the random numbers, int32 (2,).
+            key: of the random numbers, int32 (2,) or (6,).
             lanes: wide enough for the sum of all workers' codes.
         """
         pack, _ = self._packing(lanes)

@@ -3,6 +3,12 @@
 For 25 million numbers, torch's own generator takes as long as the rest of the quantizer, and it cannot
 reproduce the numbers of, say, worker 3 in step 7 alone. Here a number is a keyed hash of its index (two
 multiplications, three xor-shifts, as in Wellons' ``lowbias32``), computed in registers where it is used.
+
+Correlated numbers (Suresh, Sun, Ro and Yu 2022): u_i = (pi(i) + gamma_i) / M for worker i of M, where pi is a
+random permutation that all workers know and gamma_i is worker i's own. Each u_i is uniform, and in each of the
+M strata [k/M, (k + 1)/M) lies exactly one of them. Here pi(i) = (p(i) + shift) mod M, with a permutation p for
+each vector and a shift for each coordinate. Shifted by a random number, a random permutation is a random
+permutation, so a coordinate's numbers have the distribution that they would have with a pi of its own.
 """
 
 from __future__ import annotations
@@ -16,19 +22,55 @@ _MULTIPLIER_2 = 0x846CA68B - 2**32
 
 
 def split_key(key: int, device: torch.device) -> Tensor:
-    """The lower 64 bits of a key as two int32 numbers, a tensor (2,)."""
-    halves = [(key >> shift) & 0xFFFFFFFF for shift in (0, 32)]
-    signed = [half - 2**32 if half >= 2**31 else half for half in halves]
-    return torch.tensor(signed, dtype=torch.int32, device=device)
+    """The key of independent numbers: the lower 64 bits of a key as two int32 numbers, a tensor (2,)."""
+    return torch.tensor(_halves(key), dtype=torch.int32, device=device)
+
+
+def correlated_key(own: int, shift: int, place: int, workers: int, device: torch.device) -> Tensor:
+    """The key of a worker's correlated numbers, a tensor int32 (6,).
+
+    Args:
+        own: key of gamma_i, 64 bits, another one on each worker.
+        shift: key of the shifts, 64 bits, the same on all workers.
+        place: p(i), from :func:`place_of`.
+        workers: M.
+        device: where the numbers are used.
+    """
+    parts = [*_halves(own), *_halves(shift), place, workers]
+    return torch.tensor(parts, dtype=torch.int32, device=device)
+
+
+def place_of(rank: int, workers: int, key: int) -> int:
+    """p(rank) of a random permutation p of 0, ..., workers - 1 that is a function of the key."""
+    numbers = uniform(workers, split_key(key, torch.device("cpu")))
+    return int(numbers.argsort(stable=True)[rank])
 
 
 def uniform(count: int, key: Tensor) -> Tensor:
-    """Independent uniform numbers in [0, 1), multiples of 2^-24: float32 (count,).
+    """Uniform numbers in [0, 1), independent of each other: float32 (count,).
 
     Args:
         count: how many, at most 2^31.
-        key: int32 (2,), from :func:`split_key`.
+        key: from :func:`split_key`: the numbers are multiples of 2^-24. Or from :func:`correlated_key`: number
+            j is correlated with number j of the other workers; float32 may round it up to 1.
     """
+    numbers = _hashes(count, key[:2])
+    if len(key) == 2:
+        return numbers
+    place, workers = key[4], key[5].to(torch.float32)
+    stratum = torch.floor(_hashes(count, key[2:4]) * workers) + place
+    stratum = torch.where(stratum < workers, stratum, stratum - workers)
+    return (stratum + numbers) / workers
+
+
+def _halves(key: int) -> list[int]:
+    """The lower 64 bits of a key as two signed numbers of 32 bits."""
+    halves = [(key >> shift) & 0xFFFFFFFF for shift in (0, 32)]
+    return [half - 2**32 if half >= 2**31 else half for half in halves]
+
+
+def _hashes(count: int, key: Tensor) -> Tensor:
+    """Hashes of 0, ..., count - 1 with a key, int32 (2,), as multiples of 2^-24."""
     x = torch.arange(count, dtype=torch.int32, device=key.device) + key[0]
     x = (x ^ _shift(x, 16)) * _MULTIPLIER_1
     x = (x ^ _shift(x, 15) ^ key[1]) * _MULTIPLIER_2

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from hpcdat.distributed.communicator import Communicator, Pending
 from hpcdat.exchange.bit_packing import Lanes
 from hpcdat.exchange.codecs import Cast, Codec, Quantized
-from hpcdat.exchange.counter_rng import split_key
+from hpcdat.exchange.counter_rng import correlated_key, place_of, split_key
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.seeds import derive
 
@@ -74,9 +74,17 @@ class Draw:
     device: torch.device
 
     def key(self, side: str, rank: int) -> Tensor:
-        """The key for one side (``worker`` or ``server``) and sender."""
-        seed = derive(self.seed, f"quantizer {side}", self.epoch, self.step, self.bucket, rank)
-        return split_key(seed, self.device)
+        """The key of independent numbers for one side (``worker`` or ``server``) and sender."""
+        return split_key(self._derived(side, rank), self.device)
+
+    def correlated_key(self, workers: Communicator) -> Tensor:
+        """The key of this worker's correlated numbers, with which the workers' errors cancel in the sum."""
+        own, shift = self._derived("worker", workers.rank), self._derived("shift")
+        place = place_of(workers.rank, workers.size, self._derived("permutation"))
+        return correlated_key(own, shift, place, workers.size, self.device)
+
+    def _derived(self, what: str, *rank: int) -> int:
+        return derive(self.seed, f"quantizer {what}", self.epoch, self.step, self.bucket, *rank)
 
 
 class SumProtocol(Protocol):
@@ -124,7 +132,7 @@ def ring(
     # The maximum of NaN depends on the transport.
     norms = yield workers.iall_reduce_max(torch.where(norms.isfinite(), norms, torch.inf), f"{name}: norms")
     lanes = lanes_for(quantizer, workers.size)
-    words = codec.to_lanes(x, norms, draw.key("worker", workers.rank), lanes)
+    words = codec.to_lanes(x, norms, _worker_key(workers, codec, draw), lanes)
     if feedback is not None:
         feedback.stage("worker", x, codec.from_lanes(words, norms, lanes, len(x), 1))
     (words,) = yield workers.iall_reduce([words], name)
@@ -226,23 +234,31 @@ def encode_worker(
     workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, feedback: ErrorFeedback | None
 ) -> Tensor:
     """Step 4: a worker's messages, uint8 (rows, k), of its gradient, float32 (rows, n)."""
-    return _encode("worker", workers, rows, codec, draw, feedback)
+    return _encode("worker", rows, codec, _worker_key(workers, codec, draw), feedback)
 
 
 def encode_server(
     workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, feedback: ErrorFeedback | None
 ) -> Tensor:
-    """Step 7: a server's messages, uint8 (rows, k), of the sum, float32 (rows, n)."""
-    return _encode("server", workers, rows, codec, draw, feedback)
+    """Step 7: a server's messages, uint8 (rows, k), of the sum, float32 (rows, n).
+
+    Rounded independently: each server has a shard of its own, and nothing is added.
+    """
+    return _encode("server", rows, codec, draw.key("server", workers.rank), feedback)
 
 
-def _encode(
-    side: str, workers: Communicator, rows: Tensor, codec: Codec, draw: Draw, feedback: ErrorFeedback | None
-) -> Tensor:
+def _worker_key(workers: Communicator, codec: Codec, draw: Draw) -> Tensor:
+    """The key for what this worker sends."""
+    if isinstance(codec, Quantized) and codec.quantizer.rounding == "correlated":
+        return draw.correlated_key(workers)
+    return draw.key("worker", workers.rank)
+
+
+def _encode(side: str, rows: Tensor, codec: Codec, key: Tensor, feedback: ErrorFeedback | None) -> Tensor:
     """Encode rows, with error feedback if given; each side has its own random numbers and residual."""
     if feedback is not None:
         rows = feedback.add_residual(side, rows)
-    messages = codec.encode(rows, draw.key(side, workers.rank))
+    messages = codec.encode(rows, key)
     if feedback is not None:
         feedback.stage(side, rows, codec.decode(messages, rows.shape[1]))
     return messages

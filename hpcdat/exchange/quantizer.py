@@ -40,12 +40,15 @@ class Quantizer:
             coordinate is seldom as large as the norm of its block.
         block: number of coordinates that share a norm; None: all coordinates of a call.
         levels: s, if smaller than b bits allow.
+        rounding: of the workers' codes, with random numbers that are independent or correlated, see
+            :mod:`~hpcdat.exchange.counter_rng`. Both are unbiased, and take the same bits.
     """
 
     bits: int
     norm: Literal["max", "l2"] = "max"
     block: int | None = 512
     levels: int | None = None
+    rounding: Literal["independent", "correlated"] = "independent"
 
     @property
     def s(self) -> float:
@@ -82,7 +85,7 @@ class Quantizer:
         Args:
             x: the numbers to round, no larger in magnitude than their norm.
             norms: (..., blocks(n)), those of x or larger.
-            key: of the random numbers, int32 (2,).
+            key: of the random numbers, int32 (2,) or (6,).
         """
         blocks = self._in_blocks(x)
         codes = round_at_random(blocks, norms[..., None], key, self.s).to(self.dtype)

@@ -286,7 +286,7 @@ def _allowed(settings: Exchange) -> list[Exchange]:
 
 
 def _with_protocol(settings: Exchange, protocol: str, bits: int | str, two_sided: bool) -> Exchange:
-    feedback = settings.error_feedback and bits not in (32, "float16")
-    return settings.model_copy(
-        update={"protocol": protocol, "bits": bits, "two_sided": two_sided, "error_feedback": feedback}
-    )
+    update = {"protocol": protocol, "bits": bits, "two_sided": two_sided}
+    if bits in (32, "float16"):
+        update |= {"error_feedback": False, "rounding": "independent"}
+    return settings.model_copy(update=update)

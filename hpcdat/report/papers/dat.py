@@ -80,6 +80,7 @@ def _codes(bits: int, *, two_sided: bool = False) -> dict[str, Any]:
         "exchange.levels": 2 ** (bits - 1) - 1,
         "exchange.lane_bits": None,
         "exchange.exact_1d": False,
+        "exchange.rounding": "independent",
         "exchange.error_feedback": False,
     }
 

@@ -1,4 +1,4 @@
-"""Gradients that M workers have at the same weights: normal numbers, and those of real networks in training."""
+"""Gradients of M workers at the same weights: normal numbers, and those of networks in training."""
 
 from __future__ import annotations
 

@@ -230,10 +230,20 @@ class Job(EvaluationJob):
                 raise refusal(
                     "exchange.levels", f"at most {most}: sign and levels share {exchange.bits} bits"
                 )
-        if exchange.error_feedback and not coded:
-            raise refusal("exchange.error_feedback", f"false: with bits {bits} there are no codes")
-        if exchange.rounding != "independent" and not coded:
-            raise refusal("exchange.rounding", f"independent: with bits {bits} there are no codes")
+        if not coded:
+            for key, default in {
+                "error_feedback": False,
+                "rounding": "independent",
+                "rotation": "none",
+            }.items():
+                if getattr(exchange, key) != default:
+                    expected = str(default).lower()
+                    raise refusal(f"exchange.{key}", f"{expected}: with bits {bits} there are no codes")
+        if exchange.rotation != "none":
+            if exchange.norm != "max":
+                raise refusal("exchange.norm", "max: with l2 a rotation makes the errors larger")
+            if isinstance(exchange.block, str) or exchange.block.bit_count() != 1:
+                raise refusal("exchange.block", "a power of two: rotations have such sizes")
 
     def _check_averaging(self) -> None:
         averaging = self.averaging

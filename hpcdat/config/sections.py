@@ -305,6 +305,9 @@ class Exchange(Settings):
     rounding: Literal["independent", "correlated"] = "independent"
     """random numbers of the workers' codes: `independent`, as in the papers, or `correlated`, so that their
     rounding errors cancel in the sum"""
+    rotation: Literal["none", "hadamard"] = "none"
+    """`hadamard`: rotate each block before it is coded, so that a few large coordinates do not make all steps
+    of their block coarse; with `norm: max` and a `block` that is a power of two"""
     error_feedback: bool = False
     """add the rounding error of a message to the next one"""
     bucket_mb: float = Field(25.0, gt=0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpcdat.exchange.bit_packing import Lanes, pack, packed_bytes, unpack
 from hpcdat.exchange.quantizer import Quantizer
+from hpcdat.exchange.rotation import rotate, rotate_back
 
 
 class Codec(Protocol):
@@ -73,7 +74,8 @@ class Quantized:
     """Messages of a quantizer: the norms of all blocks, then the packed codes.
 
     Compiling fuses passes over memory and does not change a byte. Packing is compiled separately: fused with
-    the rounding, the compiler would compute the codes again for every part of a word.
+    the rounding, the compiler would compute the codes again for every part of a word. The rotation is not
+    compiled: the compiler would write out every coordinate as a sum of all of its block.
 
     Args:
         quantizer: computes norms and codes.
@@ -92,7 +94,7 @@ class Quantized:
         self._compiled = compiled
 
     def encode(self, x: Tensor, key: Tensor) -> Tensor:  # noqa: D102
-        merged = self._merged(x)
+        merged = self.rotated(self._merged(x))
         norms = self.norms(merged)
         codes = self._codes(merged, norms, key).view(x.shape)
         norms = norms.view(len(x), -1)
@@ -109,10 +111,20 @@ class Quantized:
     def decode(self, message: Tensor, count: int) -> Tensor:  # noqa: D102
         codes, norms = self._parts(message, count)
         merged = self._merged(codes)
-        return self._numbers(merged, norms.reshape(*merged.shape[:-1], -1)).view(codes.shape)
+        numbers = self._numbers(merged, norms.reshape(*merged.shape[:-1], -1))
+        return self._rotated_back(numbers).view(codes.shape)
 
     def decode_sum(self, messages: Tensor, count: int) -> Tensor:  # noqa: D102
-        return self._total(*self._parts(messages, count))
+        return self._rotated_back(self._total(*self._parts(messages, count)))
+
+    def rotated(self, x: Tensor) -> Tensor:
+        """The numbers (..., n) whose norms and codes are sent: x itself without rotation."""
+        block = self.quantizer.block
+        return rotate(x, block) if block and self.quantizer.rotation == "hadamard" else x
+
+    def _rotated_back(self, x: Tensor) -> Tensor:
+        block = self.quantizer.block
+        return rotate_back(x, block) if block and self.quantizer.rotation == "hadamard" else x
 
     def _merged(self, x: Tensor) -> Tensor:
         """Rows of whole blocks as one vector, whose blocks are the same.
@@ -150,7 +162,7 @@ class Quantized:
         """The codes of a vector (n,) as words that can be added.
 
         Args:
-            x: float32.
+            x: float32, from :meth:`rotated`.
             norms: (blocks,), the same on all workers.
             key: of the random numbers, int32 (2,) or (6,).
             lanes: wide enough for the sum of all workers' codes.
@@ -162,7 +174,7 @@ class Quantized:
     def from_lanes(self, words: Tensor, norms: Tensor, lanes: Lanes, count: int, workers: int) -> Tensor:
         """The numbers (count,) that the sum of the words of ``workers`` workers encodes."""
         _, unpack = self._packing(lanes)
-        return self._numbers(unpack(words, count), norms, workers)
+        return self._rotated_back(self._numbers(unpack(words, count), norms, workers))
 
     def _packing(self, lanes: Lanes) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
         # torch.compile miscompiles a view with another dtype.

@@ -4,11 +4,24 @@ For 25 million numbers, torch's own generator takes as long as the rest of the q
 reproduce the numbers of, say, worker 3 in step 7 alone. Here a number is a keyed hash of its index (two
 multiplications, three xor-shifts, as in Wellons' ``lowbias32``), computed in registers where it is used.
 
-Correlated numbers (Suresh, Sun, Ro and Yu 2022): u_i = (pi(i) + gamma_i) / M for worker i of M, where pi is a
-random permutation that all workers know and gamma_i is worker i's own. Each u_i is uniform, and in each of the
-M strata [k/M, (k + 1)/M) lies exactly one of them. Here pi(i) = (p(i) + shift) mod M, with a permutation p for
-each vector and a shift for each coordinate. Shifted by a random number, a random permutation is a random
-permutation, so a coordinate's numbers have the distribution that they would have with a pi of its own.
+Correlated numbers (Suresh, Sun, Ro and Yu 2022) are u_i = (pi(i) + gamma_i) / M for worker i of M, where pi
+is a random permutation that all workers know and gamma_i is uniform and worker i's own. Each u_i is uniform,
+and exactly one lies in each stratum [k/M, (k + 1)/M). Here pi(i) = (p(i) + shift) mod M, with one permutation
+p for a vector and a shift for each coordinate. A random permutation that is shifted is again a random
+permutation, so a coordinate's numbers are distributed as if it had a pi of its own.
+
+What follows for a worker's rounding error e_i, 1 - f_i with probability f_i and otherwise -f_i, in steps of its
+grid (f_i is the fraction of the step that is to be rounded):
+
+- e_i has mean 0 and variance f_i (1 - f_i), as with independent numbers, since u_i is uniform.
+- No two errors are positively correlated, since a random permutation is negatively associated (Joag-Dev and
+  Proschan 1983). So the variance of the sum is at most that of independent rounding, for any f_i and steps.
+- Equal steps and equal f_i = f: the variance of the sum is r (1 - r), r the fraction of M f, at most 1/4
+  instead of M f (1 - f).
+- f_i independent and uniform, as with fine steps: M/12 + 1/(12 M) instead of M/6, if all steps are equal.
+
+Suresh et al. bound the error by the deviation of the workers' numbers from their mean. Their proof for
+more than two levels draws the position of the grid at random too; it is fixed here, so their bound is not claimed.
 """
 
 from __future__ import annotations
@@ -51,8 +64,8 @@ def uniform(count: int, key: Tensor) -> Tensor:
 
     Args:
         count: how many, at most 2^31.
-        key: from :func:`split_key`: the numbers are multiples of 2^-24. Or from :func:`correlated_key`: number
-            j is correlated with number j of the other workers; float32 may round it up to 1.
+        key: from :func:`split_key`: the numbers are multiples of 2^-24. Or from :func:`correlated_key`: each
+            is correlated with the same number of other workers, and may be 1 where float32 rounds it up.
     """
     numbers = _hashes(count, key[:2])
     if len(key) == 2:

@@ -128,11 +128,12 @@ def ring(
     quantizer = codec.quantizer
     if feedback is not None:
         x = feedback.add_residual("worker", x)
-    norms = codec.norms(x)
+    rotated = codec.rotated(x)
+    norms = codec.norms(rotated)
     # The maximum of NaN depends on the transport.
     norms = yield workers.iall_reduce_max(torch.where(norms.isfinite(), norms, torch.inf), f"{name}: norms")
     lanes = lanes_for(quantizer, workers.size)
-    words = codec.to_lanes(x, norms, _worker_key(workers, codec, draw), lanes)
+    words = codec.to_lanes(rotated, norms, _worker_key(workers, codec, draw), lanes)
     if feedback is not None:
         feedback.stage("worker", x, codec.from_lanes(words, norms, lanes, len(x), 1))
     (words,) = yield workers.iall_reduce([words], name)

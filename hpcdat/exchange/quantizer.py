@@ -40,6 +40,8 @@ class Quantizer:
             coordinate is seldom as large as the norm of its block.
         block: number of coordinates that share a norm; None: all coordinates of a call.
         levels: s, if smaller than b bits allow.
+        rotation: whether codes are those of gradients whose blocks are rotated, see
+            :mod:`~hpcdat.exchange.rotation`; the codec rotates.
         rounding: of the workers' codes, with random numbers that are independent or correlated, see
             :mod:`~hpcdat.exchange.counter_rng`. Both are unbiased, and take the same bits.
     """
@@ -49,6 +51,7 @@ class Quantizer:
     block: int | None = 512
     levels: int | None = None
     rounding: Literal["independent", "correlated"] = "independent"
+    rotation: Literal["none", "hadamard"] = "none"
 
     @property
     def s(self) -> float:

@@ -116,7 +116,9 @@ def _codec(settings: Exchange, name: str, senders: int, compiled: bool) -> tuple
     if settings.bits == 32 or settings.bits == "float16":
         return Cast(torch.float32 if settings.bits == 32 else torch.float16), ""
     block = settings.block if isinstance(settings.block, int) else None
-    quantizer = Quantizer(settings.bits, settings.norm, block, settings.levels, settings.rounding)
+    quantizer = Quantizer(
+        settings.bits, settings.norm, block, settings.levels, settings.rounding, settings.rotation
+    )
     if name != "ring":
         return _quantized(quantizer, compiled=compiled), ""
     full, most = quantizer.s, settings.lane_levels(senders)

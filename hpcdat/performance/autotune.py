@@ -288,5 +288,5 @@ def _allowed(settings: Exchange) -> list[Exchange]:
 def _with_protocol(settings: Exchange, protocol: str, bits: int | str, two_sided: bool) -> Exchange:
     update = {"protocol": protocol, "bits": bits, "two_sided": two_sided}
     if bits in (32, "float16"):
-        update |= {"error_feedback": False, "rounding": "independent"}
+        update |= {"error_feedback": False, "rounding": "independent", "rotation": "none"}
     return settings.model_copy(update=update)

@@ -81,6 +81,7 @@ def _codes(bits: int, *, two_sided: bool = False) -> dict[str, Any]:
         "exchange.lane_bits": None,
         "exchange.exact_1d": False,
         "exchange.rounding": "independent",
+        "exchange.rotation": "none",
         "exchange.error_feedback": False,
     }
 

@@ -10,8 +10,8 @@ and exactly one lies in each stratum [k/M, (k + 1)/M). Here pi(i) = (p(i) + shif
 p for a vector and a shift for each coordinate. A random permutation that is shifted is again a random
 permutation, so a coordinate's numbers are distributed as if it had a pi of its own.
 
-What follows for a worker's rounding error e_i, 1 - f_i with probability f_i and otherwise -f_i, in steps of its
-grid (f_i is the fraction of the step that is to be rounded):
+What follows for the rounding error of worker i in steps of its grid, e_i = 1 - f_i if u_i < f_i and otherwise
+-f_i, where f_i is the fraction of a step that is rounded:
 
 - e_i has mean 0 and variance f_i (1 - f_i), as with independent numbers, since u_i is uniform.
 - No two errors are positively correlated, since a random permutation is negatively associated (Joag-Dev and
@@ -20,8 +20,8 @@ grid (f_i is the fraction of the step that is to be rounded):
   instead of M f (1 - f).
 - f_i independent and uniform, as with fine steps: M/12 + 1/(12 M) instead of M/6, if all steps are equal.
 
-Suresh et al. bound the error by the deviation of the workers' numbers from their mean. Their proof for
-more than two levels draws the position of the grid at random too; it is fixed here, so their bound is not claimed.
+Suresh et al. bound the error by the deviation of the workers' numbers from their mean. For more than two
+levels they draw the position of the grid at random too. It is fixed here, so their bound is not claimed.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_numpy_finds_the_same_bits(bits, block):
     sent = quantizer.encode(x, quantizer.norms(x), split_key(seed, CPU))
     assert sent.max() <= quantizer.largest and sent.min() >= 0
     decoded = quantizer.decode(sent, quantizer.norms(x))
-    assert decoded.numpy().tobytes() == grid.rounded(x.numpy(), seed).tobytes()
+    assert decoded.numpy().tobytes() == grid.message(x.numpy(), seed).tobytes()
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -50,6 +50,21 @@ EXCHANGES = (
         for bits, levels in ((8, 127), (8, 100), (16, 32767))
     ]
     + [
+        {"protocol": protocol, "bits": bits, **more, **options}
+        for protocol, more in (
+            ("ring", {}),
+            ("ring", {"lane_bits": 8}),
+            ("allgather", {}),
+            ("parameter_server", {"two_sided": True}),
+            ("sharded_server", {"two_sided": True}),
+        )
+        for bits, options in (
+            (8, {"rounding": "correlated"}),
+            (4, {"rotation": "hadamard"}),
+            (8, {"rounding": "correlated", "rotation": "hadamard"}),
+        )
+    ]
+    + [
         {"protocol": protocol, "bits": bits}
         for protocol in ("ring", "allgather", "parameter_server", "sharded_server")
         for bits in (32, "float16")

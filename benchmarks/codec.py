@@ -11,12 +11,15 @@ Ratios:
 - ``speedup_over_eager``: the plain formula's time over ours, encode + decode at 8 bits; the formula draws
   from torch's binomial distribution, as the paper's public code does.
 - ``speedup_over_eager_uniform``: the same where it compares uniform numbers instead.
+- ``correlated_over_independent``, ``rotated_over_unrotated``: time of encode + decode at 8 bits, of worker 1 of
+  6, with correlated rounding or a Hadamard rotation, over the time without.
 - ``codec_of_copy_bandwidth``: bytes that encode + decode must move over their time, over the same of a copy.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +34,15 @@ from torch import Tensor
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.exchange.codecs import Quantized, can_compile
-from hpcdat.exchange.counter_rng import split_key
+from hpcdat.exchange.counter_rng import correlated_key, split_key
 from hpcdat.exchange.quantizer import Quantizer
 
 BITS = (1, 2, 4, 8, 16)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "correlated": {"rounding": "correlated"},
+    "rotated": {"rotation": "hadamard"},
+}
+"""Settings of the quantizer that are measured at 8 bits."""
 S = 127
 """Number of levels s at 8 bits."""
 
@@ -82,14 +90,17 @@ def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, floa
     }
     errors = {}
     kinds = [("eager", False)] + ([("compiled", True)] if can_compile() else [])
-    for bits in BITS:
-        for kind, compiled in kinds:
-            codec = Quantized(Quantizer(bits), compiled=compiled)
-            message = codec.encode(x, key)
-            name = f"{bits} bits, {kind}"
-            errors[name] = ((codec.decode(message, count) - x).norm() / x.norm()).item()
-            parts[f"{name}: encode"] = lambda codec=codec: codec.encode(x, key)
-            parts[f"{name}: decode"] = lambda codec=codec, message=message: codec.decode(message, count)
+    quantizers = {f"{bits} bits": Quantizer(bits) for bits in BITS}
+    quantizers |= {f"8 bits, {name}": Quantizer(8, **settings) for name, settings in OPTIONS.items()}
+    correlated = correlated_key(1, 2, 1, 6, x.device)
+    for (label, quantizer), (kind, compiled) in itertools.product(quantizers.items(), kinds):
+        codec = Quantized(quantizer, compiled=compiled)
+        own = correlated if quantizer.rounding == "correlated" else key
+        message = codec.encode(x, own)
+        name = f"{label}, {kind}"
+        errors[name] = ((codec.decode(message, count) - x).norm() / x.norm()).item()
+        parts[f"{name}: encode"] = lambda codec=codec, own=own: codec.encode(x, own)
+        parts[f"{name}: decode"] = lambda codec=codec, message=message: codec.decode(message, count)
     return parts, errors
 
 
@@ -99,8 +110,12 @@ def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
     parts, errors = parts_of(x)
     times = in_turns(parts, rounds, device)
     medians = {name: median(values) for name, values in times.items()}
-    best = "8 bits, compiled" if "8 bits, compiled" in errors else "8 bits, eager"
-    ours = medians[f"{best}: encode"] + medians[f"{best}: decode"]
+    kind = "compiled" if "8 bits, compiled" in errors else "eager"
+    best = f"8 bits, {kind}"
+    ours, correlated, rotated = (
+        medians[f"{name}, {kind}: encode"] + medians[f"{name}, {kind}: decode"]
+        for name in ("8 bits", "8 bits, correlated", "8 bits, rotated")
+    )
     decode = medians["plain formula: decode"]
     plain, quicker = (
         medians[f"{name}: encode"] + decode for name in ("plain formula", "plain formula, uniform numbers")
@@ -111,6 +126,8 @@ def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
         "error_8bit": errors[best],
         "speedup_over_eager": plain / ours,
         "speedup_over_eager_uniform": quicker / ours,
+        "correlated_over_independent": correlated / ours,
+        "rotated_over_unrotated": rotated / ours,
         "codec_of_copy_bandwidth": moved / (8 * count / medians["copy"]),
     }
     return {

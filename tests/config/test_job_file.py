@@ -243,6 +243,20 @@ def test_no_mapping_whatever_ends_in_anything_but_a_job_or_a_job_error(mapping):
         (["exchange.bits=8", "exchange.sum_format=bfloat16"], "exchange.sum_format: expected float32"),
         (["exchange.lane_bits=8"], "exchange.lane_bits: not allowed without codes in a ring"),
         (["exchange.error_feedback=true"], "exchange.error_feedback: expected false"),
+        (["exchange.rounding=correlated"], "exchange.rounding: expected independent: with bits [32]"),
+        (["exchange.rotation=hadamard"], "exchange.rotation: expected none: with bits [32]"),
+        (
+            ["exchange.bits=8", "exchange.rotation=hadamard", "exchange.norm=l2"],
+            "exchange.norm: expected max",
+        ),
+        (
+            ["exchange.bits=8", "exchange.rotation=hadamard", "exchange.block=bucket"],
+            "exchange.block: expected a power of two",
+        ),
+        (
+            ["exchange.bits=8", "exchange.rotation=hadamard", "exchange.block=500"],
+            "exchange.block: expected a power of two",
+        ),
         (["exchange.levels=127"], "exchange.levels: not allowed without codes of 2 to 8 or 16 bits"),
         (
             ["exchange.bits=8", "exchange.levels=128"],

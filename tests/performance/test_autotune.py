@@ -143,10 +143,12 @@ def test_long_waits_want_large_buckets_and_long_messages_that_collide_small_ones
     assert choosing(colliding, bits_allowed=[32]).chosen.exchange.bucket_mb < 1
 
 
-def test_error_feedback_stays_on_only_for_quantised_exchanges(choosing):
-    slow = choosing(link(1e-3, 1e5), error_feedback=True)
-    assert slow.chosen.exchange.error_feedback
-    assert not min(slow.candidates, key=lambda c: -c.seconds).exchange.error_feedback
+def test_settings_of_the_quantizer_stay_on_only_for_quantised_exchanges(choosing):
+    slow = choosing(link(1e-3, 1e5), error_feedback=True, rounding="correlated", rotation="hadamard")
+    chosen = slow.chosen.exchange
+    assert (chosen.error_feedback, chosen.rounding, chosen.rotation) == (True, "correlated", "hadamard")
+    other = min(slow.candidates, key=lambda c: -c.seconds).exchange
+    assert (other.error_feedback, other.rounding, other.rotation) == (False, "independent", "none")
 
 
 def test_a_damaged_record_is_reported(tmp_path):

@@ -20,6 +20,7 @@ from tests.training.test_resume import AfterPolls
 
 SETTINGS = ["epochs=2", "batch_size=25", "data.train_images=200", "data.test_images=20", "method=plain"]
 SETTINGS += ["evaluation.steps=1", "evaluation.every=0", "exchange.error_feedback=true", "exchange.bits=4"]
+OPTIONS = ["exchange.rounding=correlated", "exchange.rotation=hadamard"]
 WORKERS = 2
 """Four steps an epoch."""
 
@@ -49,12 +50,23 @@ def weights_of(job):
 
 
 @pytest.mark.parametrize("step", [2, 4], ids=["within an epoch", "at its end"])
-@pytest.mark.parametrize("exchange", ["sharded_server", "parameter_server", "ring"])
-def test_a_run_resumes_with_the_residuals_of_each_worker(tmp_path, exchange, step):
+@pytest.mark.parametrize(
+    ("exchange", "more"),
+    [
+        ("sharded_server", []),
+        ("parameter_server", []),
+        ("ring", []),
+        ("ring", OPTIONS),
+        ("sharded_server", OPTIONS),
+    ],
+    ids=lambda value: "with options" if value == OPTIONS else None,
+)
+def test_a_run_resumes_with_the_residuals_of_each_worker(tmp_path, exchange, more, step):
     """With a parameter server only worker 0 has rounding errors of the sum."""
     settings = [
         f"exchange.protocol={exchange}",
         f"exchange.two_sided={'false' if exchange == 'ring' else 'true'}",
+        *more,
     ]
     whole, stopped = (job_in(tmp_path / name, *settings) for name in ("undisturbed", "stopped"))
     train_together(whole)

@@ -11,8 +11,8 @@ Ratios:
 - ``speedup_over_eager``: the plain formula's time over ours, encode + decode at 8 bits; the formula draws
   from torch's binomial distribution, as the paper's public code does.
 - ``speedup_over_eager_uniform``: the same where it compares uniform numbers instead.
-- ``correlated_over_independent``, ``rotated_over_unrotated``: time of encode + decode at 8 bits, of worker 1 of
-  6, with correlated rounding or a Hadamard rotation, over the time without.
+- ``correlated_over_independent``, ``rotated_over_unrotated``: time of encode + decode at 8 bits with
+  correlated rounding (six workers) or a Hadamard rotation over the time without.
 - ``codec_of_copy_bandwidth``: bytes that encode + decode must move over their time, over the same of a copy.
 """
 

@@ -28,6 +28,7 @@ Ratios:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,21 +123,32 @@ def error_of(kind: str, gradients: Gradients, bits: int, norms: Norms, seed: int
     return square / size, wire / sum(x.shape[1] for x in vectors)
 
 
-def measure(sources: dict[str, Callable[[int, int], Gradients]], seeds: int) -> list[dict[str, Any]]:
-    """A row for each source, norm, number of bits and of workers, with values by kind and seed."""
+def measure(source: str, gradients_for: Callable[[int, int], Gradients], seeds: int) -> list[dict[str, Any]]:
+    """A row for each kind of norm, number of bits and of workers, with values by kind and seed."""
     rows = []
-    for source, gradients_for in sources.items():
-        recorded = [gradients_for(max(WORKERS), seed) for seed in range(seeds)]
-        for (name, norms), bits, workers in ((n, b, m) for n in NORMS.items() for b in BITS for m in WORKERS):
-            row: dict[str, Any] = {"gradients": source, "norms": name, "bits": bits, "workers": workers}
-            for kind in KINDS:
-                found = [
-                    error_of(kind, [x[:workers] for x in gradients], bits, norms, seed)
-                    for seed, gradients in enumerate(recorded)
-                ]
-                row[kind] = {"vnmse": [error for error, _ in found], "wire_bits": found[0][1]}
-            rows.append(row)
+    recorded = [gradients_for(max(WORKERS), seed) for seed in range(seeds)]
+    for (name, norms), bits, workers in itertools.product(NORMS.items(), BITS, WORKERS):
+        row: dict[str, Any] = {"gradients": source, "norms": name, "bits": bits, "workers": workers}
+        for kind in KINDS:
+            found = [
+                error_of(kind, [x[:workers] for x in gradients], bits, norms, seed)
+                for seed, gradients in enumerate(recorded)
+            ]
+            row[kind] = {"vnmse": [error for error, _ in found], "wire_bits": found[0][1]}
+        rows.append(row)
     return rows
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> str:
+    """The vNMSE of independent rounding, and the others' over it."""
+    header = ["gradients", "norms", "bits", "M", "vNMSE, independent"]
+    header += [f"{kind.replace('_', ', ')}: ratio" for kind in list(KINDS)[1:]]
+    table = [
+        [row["gradients"], row["norms"], row["bits"], row["workers"], _shown(row["independent"]["vnmse"])]
+        + [_shown(over_independent(row, kind)) for kind in list(KINDS)[1:]]
+        for row in rows
+    ]
+    return tabulate(table, header, tablefmt="github", disable_numparse=True)
 
 
 def bias_of(kind: str) -> float:
@@ -194,17 +206,12 @@ def main() -> None:
     sources["digits"] = of_digits
     if arguments.cifar:
         sources["CIFAR-10"] = partial(of_cifar, arguments.cifar)
-    rows = measure(sources, arguments.seeds)
-    header = ["gradients", "norms", "bits", "M", "vNMSE, independent"]
-    table = [
-        [row["gradients"], row["norms"], row["bits"], row["workers"], _shown(row["independent"]["vnmse"])]
-        + [_shown(over_independent(row, kind)) for kind in list(KINDS)[1:]]
-        for row in rows
-    ]
-    header += [f"{kind.replace('_', ', ')}: ratio" for kind in list(KINDS)[1:]]
-    print(tabulate(table, header, tablefmt="github", disable_numparse=True))
+    rows = []
+    for name, gradients_for in sources.items():
+        found = measure(name, gradients_for, arguments.seeds)
+        print(f"{table_of(found)}\n", flush=True)
+        rows += found
     ratios = ratios_of(rows)
-    print()
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.4g}")
     if arguments.json:

@@ -73,7 +73,7 @@ class Steps:
         if code != 0:
             raise InstallError(
                 f"this command failed with exit code {code}:\n  {' '.join(command)}\n"
-                f"the end of its output (in full in {self.log}):\n{self._tail(began, lines=25)}\n{help_on_failure}"
+                f"the end of its output (in full in {self.log}):\n{self._tail(began, 25)}\n{help_on_failure}"
             )
 
     def _pulse(self, began: int, finished: threading.Event) -> None:

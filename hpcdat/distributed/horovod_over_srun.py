@@ -2,7 +2,8 @@
 
 Horovod does not support srun, and an Open MPI started by srun must match the site's PMIx. So the workers
 connect as under horovodrun: rank 0 serves Horovod's rendezvous, the others find it through the variables that
-Slurm sets for every task, and data is sent over Gloo (NCCL between GPUs).
+Slurm sets for every task, and data is sent over Gloo (NCCL between GPUs). With ``srun --mpi=pmix`` and
+``HOROVOD_CONTROLLER=mpi`` they use MPI instead; ``mpi: pmix`` in a site's profile sets both.
 """
 
 from __future__ import annotations
@@ -14,6 +15,23 @@ from collections.abc import Mapping
 from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.rendezvous import first_host, meet, party_of, tasks_per_node
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.errors import InputError
+
+
+def over_mpi(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the tasks of this srun step are to connect over MPI; PMIx alone, a default of many sites, is no reason.
+
+    Raises:
+        InputError: MPI is asked for, but srun does not serve PMIx, so that Open MPI would start each task alone.
+    """
+    if environ.get("HOROVOD_CONTROLLER", "").lower() != "mpi":
+        return False
+    if not {"PMIX_NAMESPACE", "PMIX_RANK"} <= environ.keys():
+        raise InputError(
+            "HOROVOD_CONTROLLER=mpi: srun was started without PMIx, through which MPI connects its tasks: start it "
+            "with --mpi=pmix (mpi: pmix in a site's profile), or unset HOROVOD_CONTROLLER"
+        )
+    return True
 
 
 def srun_variables(

@@ -78,9 +78,9 @@ class HorovodCommunicator(Communicator):
             raise WorkerError(
                 f"{place.launcher} started {place.size} workers but Horovod finds {self.size}: its MPI is "
                 f"not that of this {place.launcher}. Use the mpirun of the environment "
-                "(.venv/bin/mpirun), or srun without HOROVOD_CONTROLLER=mpi, or let hpcdat start the workers. If "
-                f"there is no such launcher, unset {' '.join(left_over(place.launcher))}, which are left over in "
-                "this shell"
+                "(.venv/bin/mpirun), srun without HOROVOD_CONTROLLER=mpi, or let hpcdat start the workers. "
+                f"If there is no such launcher, unset {' '.join(left_over(place.launcher))}, which are left "
+                "over in this shell"
             )
 
         own = torch.tensor([self.local_size, hvd.cross_rank(), derive(0, self.host)])

@@ -19,17 +19,19 @@ from hpcdat.errors import InputError
 
 
 def over_mpi(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the tasks of this srun step are to connect over MPI; PMIx alone, a default of many sites, is no reason.
+    """Whether the tasks of this srun step connect over MPI, as ``HOROVOD_CONTROLLER=mpi`` requests.
+
+    PMIx alone is no request: many sites have it as srun's default, whichever MPI the environment has.
 
     Raises:
-        InputError: MPI is asked for, but srun does not serve PMIx, so that Open MPI would start each task alone.
+        InputError: srun does not serve PMIx, without which Open MPI would start each task alone.
     """
     if environ.get("HOROVOD_CONTROLLER", "").lower() != "mpi":
         return False
     if not {"PMIX_NAMESPACE", "PMIX_RANK"} <= environ.keys():
         raise InputError(
-            "HOROVOD_CONTROLLER=mpi: srun was started without PMIx, through which MPI connects its tasks: start it "
-            "with --mpi=pmix (mpi: pmix in a site's profile), or unset HOROVOD_CONTROLLER"
+            "HOROVOD_CONTROLLER=mpi: srun was started without PMIx, through which the tasks connect over "
+            "MPI: start it with --mpi=pmix (mpi: pmix in a site's profile), or unset HOROVOD_CONTROLLER"
         )
     return True
 

@@ -127,7 +127,7 @@ class Site(Settings):
     launcher: Literal["srun", "mpirun", "horovodrun", "torchrun"] = "srun"
     """what starts the workers; `torchrun` is started by srun, once on each node"""
     mpi: Literal["none", "pmix"] = "none"
-    """what Horovod's workers under srun connect over: `none` Gloo, `pmix` MPI, started by `srun --mpi=pmix`"""
+    """option --mpi of `srun`: with `pmix` Horovod's workers connect over MPI, with `none` over Gloo"""
     partition: Name | None = None
     """partition, or several separated by commas; `--partition` chooses another one"""
     account: Name | None = None

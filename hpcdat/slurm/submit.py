@@ -296,7 +296,7 @@ def submit_script(script: Path) -> int:
 
 
 def _connections(site: Site) -> dict[str, str]:
-    """Variables of what the workers connect over, and of its network card, under launchers without options for them."""
+    """Variables that say what the workers of srun and torchrun connect over, and by which network card."""
     variables = {}
     if site.mpi == "pmix":
         variables = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}

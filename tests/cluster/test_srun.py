@@ -94,5 +94,5 @@ def test_workers_of_srun_use_mpi_only_if_they_are_to(environ, mpi):
 
 def test_mpi_without_pmix_is_refused():
     """Open MPI would start each task alone."""
-    with pytest.raises(InputError, match=r"srun was started without PMIx.*--mpi=pmix.*unset HOROVOD_CONTROLLER"):
+    with pytest.raises(InputError, match=r"started without PMIx.*--mpi=pmix.*unset HOROVOD_CONTROLLER"):
         over_mpi({"HOROVOD_CONTROLLER": "mpi", "PMI_RANK": "1"})

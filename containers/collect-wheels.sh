@@ -1,12 +1,12 @@
 #!/bin/bash
 # Collect in containers/wheels what an image is built from, so that building it needs no network:
 #   containers/collect-wheels.sh [horovod|torch]
-# hpcdat's own wheel, Horovod's as it was built for the environment, and all others from PyPI in the versions of
-# requirements.txt. PYTHON chooses the environment's interpreter; the image needs the same minor version of Python.
+# hpcdat's own wheel, Horovod's as it was built for the environment, and all others from PyPI in the environment's versions.
+# PYTHON is the environment's interpreter, whose minor version the image needs too, and EXTRAS are hpcdat's extras.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 engine=${1:-horovod} python=${PYTHON:-.venv/bin/python} wheels=containers/wheels
-extras=autoattack,dali,nvml,tensorboard
+extras=${EXTRAS:-autoattack,dali,nvml,tensorboard}
 mkdir -p "$wheels"
 rm -f "$wheels"/hpcdat-*.whl "$wheels"/horovod-*.whl
 "$python" -m pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" .
@@ -27,8 +27,8 @@ print(urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path))')" "$whee
         exit 2
         ;;
 esac
-"$python" -m pip download --only-binary :all: --find-links "$wheels" --constraint requirements.txt \
+"$python" -m pip list --format freeze --exclude hpcdat --exclude horovod --exclude pip > "$wheels/constraints.txt"
+"$python" -m pip download --only-binary :all: --find-links "$wheels" --constraint "$wheels/constraints.txt" \
     --dest "$wheels" "${packages[@]}"
-cp requirements.txt "$wheels"
 # A path of a wheel would not be valid in the image.
 printf '%s\n' "${packages[@]}" | sed 's/^.*hpcdat-[^[]*/hpcdat/' > "$wheels/packages.txt"

@@ -8,5 +8,5 @@ python3 -m venv "$environment"
 # No configuration of pip may name an index.
 export PIP_CONFIG_FILE=/dev/null
 "$environment/bin/python" -m pip --isolated --no-cache-dir --disable-pip-version-check install --no-index \
-    --find-links "$wheels" --constraint "$wheels/requirements.txt" --requirement "$wheels/packages.txt"
+    --find-links "$wheels" --constraint "$wheels/constraints.txt" --requirement "$wheels/packages.txt"
 "$environment/bin/python" -m pip check

@@ -62,7 +62,7 @@ def test_the_installation_needs_no_network_and_no_index(tmp_path):
     wheel(wheels, "needed", "2")
     wheel(extra, "needed", "3")
     (wheels / "packages.txt").write_text("hpcdat\n")
-    (wheels / "requirements.txt").write_text("needed==1\n")
+    (wheels / "constraints.txt").write_text("needed==1\n")
     variables = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path), "PIP_FIND_LINKS": str(extra)}
     no_network = ["unshare", "--net"] if os.geteuid() == 0 else []
 

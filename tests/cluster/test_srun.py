@@ -96,3 +96,12 @@ def test_mpi_without_pmix_is_refused():
     """Open MPI would start each task alone."""
     with pytest.raises(InputError, match=r"started without PMIx.*--mpi=pmix.*unset HOROVOD_CONTROLLER"):
         over_mpi({"HOROVOD_CONTROLLER": "mpi", "PMI_RANK": "1"})
+
+
+def test_a_container_without_the_files_of_pmix_is_refused(tmp_path):
+    """Open MPI would crash."""
+    environ = PMIX | {"HOROVOD_CONTROLLER": "mpi", "PMIX_SERVER_TMPDIR": f"{tmp_path}/pmix.7.0/"}
+    with pytest.raises(InputError, match=rf"no folder {tmp_path}/pmix.7.0 .*bind it into the container"):
+        over_mpi(environ)
+    (tmp_path / "pmix.7.0").mkdir()
+    assert over_mpi(environ)

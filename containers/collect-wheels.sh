@@ -1,15 +1,16 @@
 #!/bin/bash
 # Collect in containers/wheels what an image is built from, so that building it needs no network:
 #   containers/collect-wheels.sh [horovod|torch]
-# hpcdat's own wheel, Horovod's as it was built for the environment, and all others from PyPI in the environment's versions.
-# PYTHON is the environment's interpreter, whose minor version the image needs too, and EXTRAS are hpcdat's extras.
+# hpcdat's own wheel, Horovod's as make setup built it for the environment, and all others from PyPI in the versions that the
+# environment was set up with. VENV is the environment, whose minor version of Python the image needs too; EXTRAS are hpcdat's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-engine=${1:-horovod} python=${PYTHON:-.venv/bin/python} wheels=containers/wheels
+engine=${1:-horovod} venv=${VENV:-.venv} wheels=containers/wheels
+python=$venv/bin/python
 extras=${EXTRAS:-autoattack,dali,nvml,tensorboard}
 mkdir -p "$wheels"
 rm -f "$wheels"/hpcdat-*.whl "$wheels"/horovod-*.whl
-"$python" -m pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels" .
+"$python" -m pip wheel --no-deps --wheel-dir "$wheels" .
 own=("$wheels"/hpcdat-*.whl)
 case "$engine" in
     torch)
@@ -27,7 +28,7 @@ print(urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path))')" "$whee
         exit 2
         ;;
 esac
-"$python" -m pip list --format freeze --exclude hpcdat --exclude horovod --exclude pip > "$wheels/constraints.txt"
+cp "$venv/requirements.txt" "$wheels/constraints.txt"
 "$python" -m pip download --only-binary :all: --find-links "$wheels" --constraint "$wheels/constraints.txt" \
     --dest "$wheels" "${packages[@]}"
 # A path of a wheel would not be valid in the image.

@@ -1,10 +1,10 @@
 """Connections between those who share a secret: a handshake, then frames that nobody else can write.
 
 In the handshake, each end proves that it knows the secret. The worker sends a hello with its rank and a
-nonce, rank 0 a nonce of its own and its proof, the worker its proof: HMAC-SHA256 of rank and both nonces under
-the secret. A frame is its length, a code and the payload. The code is the HMAC of a counter and the payload,
-under a key of this connection and direction; so frames cannot be forged, repeated, left out, reordered or sent
-back. Frames are not encrypted.
+nonce, rank 0 a nonce of its own and its proof, the worker its proof: HMAC-SHA256 of rank and both nonces
+under the secret. A frame is its length, a code and the payload. The code is the HMAC of a counter and the
+payload, under a key of this connection and direction; so frames cannot be forged, repeated, left out,
+reordered or sent back. Frames are not encrypted.
 """
 
 from __future__ import annotations

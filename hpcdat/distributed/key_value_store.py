@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+import socket
 import sys
 import threading
 from collections import defaultdict
@@ -27,8 +28,10 @@ from hpcdat.distributed.values import Values
 
 MOST_STRANGERS = 128
 """Connections in a handshake, beyond one for each worker; the oldest is closed for another one."""
-BACKLOG = 64
-"""Connections that the kernel, or one turn of the event loop, takes at once."""
+SECONDS_TO_RECOVER = 0.05
+"""Pause after a connection that could not be accepted."""
+BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted."""
 
 
 class StoreServer:
@@ -55,15 +58,18 @@ class StoreServer:
         self._strangers: dict[_Connection, None] = {}
         self._reported = False
         self.loop = asyncio.new_event_loop()
-        serve = self.loop.create_server(lambda: _Connection(self), address, 0, backlog=BACKLOG)
-        self._listener = self.loop.run_until_complete(serve)
-        self.port: int = self._listener.sockets[0].getsockname()[1]
+        self._listener = socket.create_server((address, 0), backlog=BACKLOG)
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._accepting = self.loop.create_task(self._accept())
         threading.Thread(target=self.loop.run_forever, name="key-value store", daemon=True).start()
 
     def stop_listening(self) -> None:
         """Take no more connections, and close those that are not a worker's."""
 
         async def stop() -> None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
             self._listener.close()
             for stranger in list(self._strangers):
                 stranger.close()
@@ -82,6 +88,17 @@ class StoreServer:
 
         asyncio.run_coroutine_threadsafe(end(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
+
+    async def _accept(self) -> None:
+        """Take connections, one after the other."""
+        while True:
+            try:
+                connection, _ = await self.loop.sock_accept(self._listener)
+            except OSError:
+                # It has been closed already, or this process has too many files open.
+                await asyncio.sleep(SECONDS_TO_RECOVER)
+                continue
+            await self.loop.connect_accepted_socket(lambda: _Connection(self), connection)
 
     def admit(self, stranger: _Connection) -> None:
         """Note a new connection; if there are too many, the oldest is closed."""
@@ -124,7 +141,7 @@ class StoreServer:
                 answer = self.values.add(keys[0], request["amount"], connection.rank)
                 self.wake(keys[0])
             case "compare_set":
-                found = [self.values.compare_set(keys[0], *given, connection.rank)]
+                found = [self.values.compare_set(keys[0], given[0], given[1], connection.rank)]
                 self.wake(keys[0])
             case "check":
                 answer = all(key in self.values for key in keys)

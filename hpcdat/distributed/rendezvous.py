@@ -110,7 +110,7 @@ def meet(party: Party, longest: float, stop: StopRequest | None) -> StoreClient:
     server = StoreServer(secret, address, party.size, party.name)
     try:
         file.write(Start(address, server.port, secret.hex()))
-        client = StoreClient(address, server.port, secret, party.rank)
+        client = _find(party, file, longest, stop)
         notice = _seconds_until_notice()
         wait = Wait("", stop, advice=party.advice, longest=longest, notice=notice)
         _await_others(server, party, wait)

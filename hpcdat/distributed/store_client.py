@@ -116,7 +116,10 @@ class StoreClient:
             request = {"id": number, "operation": operation, "keys": list(keys)} | more
             frame = self._writer.frame(encode(request, given))
             self._replies[number] = reply
-            self._socket.sendall(frame)
+            try:
+                self._socket.sendall(frame)
+            except OSError as error:
+                raise ConnectionError(f"lost the store of rank 0: {error}") from None
         header, values = reply.result()
         if "error" in header:
             raise ValueError(header["error"])

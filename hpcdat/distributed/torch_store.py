@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -13,6 +14,8 @@ from hpcdat.distributed.rendezvous import meet, party_of
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.store_client import StoreClient
 from hpcdat.distributed.waiting import Wait, wait_in_thread
+
+T = TypeVar("T")
 
 NEVER = timedelta(days=365)
 """Timeout of torch.distributed itself; the watchdog bounds every wait."""
@@ -30,30 +33,37 @@ class AuthenticatedStore(dist.Store):
         self._client = client
 
     def set(self, key: str, value: bytes | str) -> None:  # noqa: D102
-        self._client.set(key, _bytes(value))
+        self._ask(lambda: self._client.set(key, _bytes(value)))
 
     def get(self, key: str) -> bytes:  # noqa: D102
-        value = self._client.get(key, self._seconds())
+        value = self._ask(lambda: self._client.get(key, self._seconds()))
         if value is None:
             raise dist.DistStoreError(f"no value of {key} after {self._seconds():g} s")
         return value
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:  # noqa: D102
         seconds = timeout.total_seconds() if timeout else self._seconds()
-        if not self._client.wait(keys, seconds):
+        if not self._ask(lambda: self._client.wait(keys, seconds)):
             raise dist.DistStoreError(f"not all values of {', '.join(keys)} after {seconds:g} s")
 
     def check(self, keys: Sequence[str]) -> bool:  # noqa: D102
-        return self._client.check(keys)
+        return self._ask(lambda: self._client.check(keys))
 
     def add(self, key: str, amount: int) -> int:  # noqa: D102
-        return self._client.add(key, amount)
+        return self._ask(lambda: self._client.add(key, amount))
 
     def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:  # noqa: D102
-        return self._client.compare_set(key, _bytes(expected), _bytes(desired))
+        return self._ask(lambda: self._client.compare_set(key, _bytes(expected), _bytes(desired)))
 
     def delete_key(self, key: str) -> bool:  # noqa: D102
-        return self._client.delete(key)
+        return self._ask(lambda: self._client.delete(key))
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """Carry out a request; that rank 0 is lost is reported as torch's own stores report it."""
+        try:
+            return request()
+        except ConnectionError as error:
+            raise dist.DistNetworkError(str(error)) from None
 
     def _seconds(self) -> float:
         """How long to wait for a value, unless a call sets another time."""

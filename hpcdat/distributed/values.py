@@ -53,7 +53,7 @@ class Values:
         return self._values.pop(key, None) is not None
 
     def finish(self, scope: str, worker: int) -> None:
-        """A worker needs the values of a scope no longer; when all its writers have said so, they are deleted."""
+        """Delete the values of a scope as soon as all workers that have set some have called this."""
         self._finished[scope].add(worker)
         if self._finished[scope] >= self._writers[scope]:
             for key in self._in_scope.pop(scope, ()):

@@ -30,33 +30,33 @@ class AuthenticatedStore(dist.Store):
 
     def __init__(self, client: StoreClient) -> None:
         super().__init__()
-        self._client = client
+        self.client = client
 
     def set(self, key: str, value: bytes | str) -> None:  # noqa: D102
-        self._ask(lambda: self._client.set(key, _bytes(value)))
+        self._ask(lambda: self.client.set(key, _bytes(value)))
 
     def get(self, key: str) -> bytes:  # noqa: D102
-        value = self._ask(lambda: self._client.get(key, self._seconds()))
+        value = self._ask(lambda: self.client.get(key, self._seconds()))
         if value is None:
             raise dist.DistStoreError(f"no value of {key} after {self._seconds():g} s")
         return value
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:  # noqa: D102
         seconds = timeout.total_seconds() if timeout else self._seconds()
-        if not self._ask(lambda: self._client.wait(keys, seconds)):
+        if not self._ask(lambda: self.client.wait(keys, seconds)):
             raise dist.DistStoreError(f"not all values of {', '.join(keys)} after {seconds:g} s")
 
     def check(self, keys: Sequence[str]) -> bool:  # noqa: D102
-        return self._ask(lambda: self._client.check(keys))
+        return self._ask(lambda: self.client.check(keys))
 
     def add(self, key: str, amount: int) -> int:  # noqa: D102
-        return self._ask(lambda: self._client.add(key, amount))
+        return self._ask(lambda: self.client.add(key, amount))
 
     def compare_set(self, key: str, expected: bytes | str, desired: bytes | str) -> bytes:  # noqa: D102
-        return self._ask(lambda: self._client.compare_set(key, _bytes(expected), _bytes(desired)))
+        return self._ask(lambda: self.client.compare_set(key, _bytes(expected), _bytes(desired)))
 
     def delete_key(self, key: str) -> bool:  # noqa: D102
-        return self._ask(lambda: self._client.delete(key))
+        return self._ask(lambda: self.client.delete(key))
 
     def _ask(self, request: Callable[[], T]) -> T:
         """Carry out a request; that rank 0 is lost is reported as torch's own stores report it."""

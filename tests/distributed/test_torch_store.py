@@ -63,7 +63,7 @@ def test_its_time_limits_are_errors_of_torch(stores):
 
 
 def test_a_lost_store_is_the_error_by_which_torch_reports_lost_workers(stores):
-    stores[0]._client.close()
+    stores[0].client.close()
     with pytest.raises(dist.DistError, match="lost the store of rank 0"):
         stores[0].set("key", "value")
 

@@ -148,7 +148,6 @@ def as_worker(work: Callable[[Communicator, StopRequest], T], job: EvaluationJob
         workers = init_communicator(
             job.stall_timeout if job else DEFAULT_STALL_TIMEOUT,
             engine=setting,
-            encryption=job.encryption if job else "none",
             stop=stop,
             divisible=isinstance(job, Job)
             and (job.exchange.protocol == "hierarchical" or job.smoothing.workers > 1),

@@ -30,9 +30,6 @@ class EvaluationJob(Settings):
     engine: Annotated[Literal["auto", "horovod", "torch"], MAY_CHANGE] = "auto"
     """what connects the workers: Horovod or torch.distributed; `auto`: torch.distributed under torchrun and
     where Horovod is not installed, else Horovod; see docs/engines.md"""
-    encryption: Annotated[Literal["none", "tls"], MAY_CHANGE] = "none"
-    """`tls`: the workers' connections are encrypted and authenticated: torch.distributed's Gloo, started by
-    srun or mpirun, with a torch that has it; see docs/security.md"""
     stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=1)
     """seconds that a worker may keep the others waiting before all of them stop"""
     module_path: Annotated[list[ExpandedPath] | None, MAY_CHANGE] = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,6 @@ from hpcdat.distributed.launcher import Launcher
 from hpcdat.errors import InputError
 
 Engine = Literal["horovod", "torch"]
-Encryption = Literal["none", "tls"]
 
 
 def choose_engine(setting: Literal["auto", "horovod", "torch"], launcher: Launcher) -> Engine:
@@ -40,31 +38,6 @@ def choose_engine(setting: Literal["auto", "horovod", "torch"], launcher: Launch
     if setting != "auto":
         return setting
     return "horovod" if horovod_is_installed() else "torch"
-
-
-def check_encryption(encryption: Encryption, engine: Engine, launcher: Launcher) -> None:
-    """Check that the connections between workers can be encrypted as a job asks for.
-
-    Args:
-        encryption: the job's.
-        engine: of the workers.
-        launcher: that has started them.
-
-    Raises:
-        InputError: they cannot.
-    """
-    if encryption == "none":
-        return
-    if engine == "horovod":
-        raise InputError(
-            "encryption: tls: Horovod does not encrypt; set engine: torch, and start the workers with srun "
-            "or mpirun"
-        )
-    if launcher not in ("srun", "mpirun") or (launcher == "mpirun" and "MASTER_ADDR" in os.environ):
-        raise InputError(
-            "encryption: tls: the workers meet at a store without a secret, from which a key could be "
-            "derived; start them with srun, or with mpirun without MASTER_ADDR"
-        )
 
 
 def horovod_is_installed() -> bool:

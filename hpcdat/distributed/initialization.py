@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.distributed.engine import Encryption, check_encryption, choose_engine
+from hpcdat.distributed.engine import choose_engine
 from hpcdat.distributed.horovod_communicator import HorovodCommunicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.single_process import SingleProcess
@@ -18,7 +18,6 @@ def init_communicator(
     stall_timeout: float,
     *,
     engine: Literal["auto", "horovod", "torch"] = "auto",
-    encryption: Encryption = "none",
     stop: StopRequest | None = None,
     divisible: bool = False,
 ) -> Communicator:
@@ -27,13 +26,13 @@ def init_communicator(
     Args:
         stall_timeout: longest wait for the others, seconds.
         engine: the job's.
-        encryption: of the connections between the workers.
         stop: request to stop, which ends the wait for the others.
         divisible: whether :meth:`Communicator.split` may be called. Horovod then holds a lock while it
             negotiates with the other workers, which delays every new collective.
 
     Raises:
-        InputError: the launcher starts workers of another engine, or they cannot be encrypted or connected.
+        InputError: the launcher starts workers of another engine, or there is no private file for the secret of
+            this start.
         WorkerError: the workers cannot connect.
         Stopped: a stop was requested before they had connected.
     """
@@ -41,10 +40,9 @@ def init_communicator(
     if place.size == 1:
         return SingleProcess(place.launcher)
     chosen = choose_engine(engine, place.launcher)
-    check_encryption(encryption, chosen, place.launcher)
     try:
         if chosen == "torch":
-            return TorchCommunicator(place, stall_timeout, stop=stop, encryption=encryption)
+            return TorchCommunicator(place, stall_timeout, stop=stop)
         return HorovodCommunicator(place, stall_timeout, stop=stop, divisible=divisible)
     except ImportError as error:
         raise WorkerError(

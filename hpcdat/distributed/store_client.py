@@ -43,7 +43,6 @@ class StoreClient:
     """
 
     def __init__(self, address: str, port: int, secret: bytes, rank: int) -> None:
-        self._secret = secret
         self._socket = socket.create_connection((address, port), timeout=SECONDS_TO_PROVE)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -95,10 +94,6 @@ class StoreClient:
     def finish(self, scope: str) -> None:
         """Say that this worker needs the values of ``SCOPE/NAME`` no longer."""
         self._request("finish", [], scope=scope)
-
-    def derive(self, purpose: bytes) -> bytes:
-        """A key that all workers of this start have, and nobody else: 32 bytes for each purpose."""
-        return hmac.digest(self._secret, b"derived: " + purpose, "sha256")
 
     def close(self) -> None:
         """Leave the store."""

@@ -18,14 +18,11 @@ from torch import Tensor
 from hpcdat.distributed.addresses import check_own_name
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
-from hpcdat.distributed.engine import Encryption
-from hpcdat.distributed.gloo_tls import use_tls
 from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.torch_store import NEVER, AuthenticatedStore, connect_store
+from hpcdat.distributed.torch_store import NEVER, connect_store
 from hpcdat.distributed.waiting import SECONDS_TO_CONNECT, Wait, poll, wait_in_thread
 from hpcdat.distributed.watchdog import Watchdog
-from hpcdat.errors import InputError
 from hpcdat.seeds import derive
 
 
@@ -39,35 +36,19 @@ class TorchCommunicator(Communicator):
         place: rank and size according to the launcher.
         stall_timeout: longest wait for the others, seconds.
         stop: request to stop, which ends the wait for a connection.
-        encryption: of the connections between the workers.
 
     Raises:
-        InputError: they cannot be encrypted here.
         WorkerError: the others did not connect in time, or this node's name does not resolve.
         Stopped: a stop was requested before the workers had connected.
     """
 
-    def __init__(
-        self,
-        place: Launched,
-        stall_timeout: float,
-        *,
-        stop: StopRequest | None = None,
-        encryption: Encryption = "none",
-    ) -> None:
+    def __init__(self, place: Launched, stall_timeout: float, *, stop: StopRequest | None = None) -> None:
         super().__init__(place.launcher)
         self.engine, self.transport = "torch", "Gloo"
         self.rank, self.size = place.rank, place.size
         if place.launcher != "hpcdat -np" and "GLOO_SOCKET_IFNAME" not in os.environ:
             check_own_name(stop)
         self._store = connect_store(place, max(stall_timeout, SECONDS_TO_CONNECT), stop)
-        if encryption == "tls":
-            assert isinstance(
-                self._store, AuthenticatedStore
-            )  # of the launchers that check_encryption admits
-            use_tls(self._store.client, makes_certificate=self.is_rank0)
-            self.transport = "Gloo with TLS"
-        self._encryption = encryption
         self._watchdog = Watchdog(stall_timeout, f"worker {place.rank} on {self.host}")
         self._channel, self._ranks = "main", list(range(self.size))
         self._groups: dict[tuple[str, tuple[int, ...]], _Group] = {}
@@ -190,8 +171,7 @@ class TorchCommunicator(Communicator):
         if key not in self._groups:
             # Workers find each other by what they share, whatever else they have connected before.
             name = f"hpcdat/{self._channel}/of {self._ranks}"
-            store = dist.PrefixStore(name, self._store)
-            self._groups[key] = _Group(store, self.rank, self.size, self._encryption)
+            self._groups[key] = _Group(dist.PrefixStore(name, self._store), self.rank, self.size)
         return self._groups[key]
 
     def _exchange(self, rows: Tensor, sends: list[int], receives: list[int], name: str) -> Pending:
@@ -223,29 +203,19 @@ class _Group:
     Args:
         store: through which they find each other.
         rank, size: of this worker among them, and their number.
-        encryption: of the connections.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, encryption: Encryption) -> None:
-        self._place, self._encryption = (store, rank, size), encryption
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self._place = (store, rank, size)
         self._gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, NEVER)
         self._nccl: dist.ProcessGroupNCCL | None = None
         self._in_turn: ThreadPoolExecutor | None = None
         self._last: Future[list[dist.Work]] = _completed([])
 
     def of(self, tensor: Tensor) -> Any:
-        """What carries such a tensor: NCCL between GPUs, otherwise Gloo.
-
-        Raises:
-            InputError: NCCL would send in the clear what is to be encrypted.
-        """
+        """What carries such a tensor: NCCL between GPUs, otherwise Gloo."""
         if not tensor.is_cuda:
             return self._gloo
-        if self._encryption == "tls":
-            raise InputError(
-                "encryption: tls: tensors on GPUs are exchanged over NCCL, which does not encrypt: set "
-                "device: cpu, or encryption: none"
-            )
         if self._nccl is None:
             store, rank, size = self._place
             options = dist.ProcessGroupNCCL.Options()

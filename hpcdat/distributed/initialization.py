@@ -31,8 +31,7 @@ def init_communicator(
             negotiates with the other workers, which delays every new collective.
 
     Raises:
-        InputError: the launcher starts workers of another engine, or there is no private file for the secret of
-            this start.
+        InputError: the launcher starts workers of another engine, or the secret of this start has no private file.
         WorkerError: the workers cannot connect.
         Stopped: a stop was requested before they had connected.
     """

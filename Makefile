@@ -1,24 +1,29 @@
-# make demo | test | test-full | drill | tables | format | lint | setup. PYTHON chooses the interpreter, SITE what a site brings itself:
-# make setup SITE="--system-mpi --cuda-home /usr/local/cuda"
+# make demo | test | test-full | matrix | drill | tables | format | lint | setup
+# PYTHON    the interpreter
+# TORCH     another version of torch than that of requirements.txt: 2.11 to 2.15, or 2.14-cpu
+# ENGINE    torch: without Horovod, MPI and a compiler, as in make demo ENGINE=torch
+# SITE      what a site brings itself: SITE="--system-mpi --cuda-home /usr/local/cuda"
 PYTHON ?= python3
+TORCH ?=
+ENGINE ?= horovod
 SITE ?=
 BIN := .venv/bin
+REQUIREMENTS := $(if $(TORCH),requirements/torch-$(TORCH).txt,requirements.txt)
+INSTALLED := .venv/installed$(if $(TORCH),-$(TORCH))
+ifeq ($(ENGINE),torch)
+INSTALLED := $(firstword $(wildcard $(INSTALLED)) $(INSTALLED)-without-horovod)
+endif
 
-.PHONY: setup demo test test-full drill tables format lint clean
+.PHONY: setup demo test test-full matrix drill tables format lint clean
 
-setup: .venv/installed
+setup: $(INSTALLED)
 
-.venv/installed: requirements.txt setup.py $(wildcard hpcdat/install/*.py)
-	@$(PYTHON) -m hpcdat.install $(SITE)
+$(INSTALLED): requirements.txt $(wildcard requirements/*.txt) setup.py $(wildcard hpcdat/install/*.py)
+	@$(PYTHON) -m hpcdat.install --requirements $(REQUIREMENTS) --engine $(ENGINE) $(SITE)
 	@touch $@
 
 demo: setup
-	$(BIN)/hpcdat train jobs/demo.yaml -np 2 --overwrite
-	$(BIN)/hpcdat train jobs/demo.yaml -np 2 --overwrite --set method=plain run_dir=runs/demo-plain
-	@echo
-	@echo "The digits, trained adversarially and trained plainly:"
-	@echo
-	@$(BIN)/hpcdat report runs/demo runs/demo-plain
+	@$(BIN)/hpcdat demo $(if $(filter torch,$(ENGINE)),engine=torch)
 
 # Tests without workers use one core each, so that two run at a time; those with workers need both.
 test: setup
@@ -29,6 +34,10 @@ test: setup
 test-full: setup
 	$(BIN)/python -m pytest -m full --ignore tests/test_every_job.py
 	$(BIN)/python -m pytest -m full -n 2 tests/test_every_job.py
+
+# For every version of torch: set up, process-free tests, demo; a table. TORCHS chooses them, as in TORCHS="2.13 2.15".
+matrix:
+	$(PYTHON) -m tests.matrix $(TORCHS)
 
 # Twenty times kill -9 of a random worker at a random moment; the result must be that of an undisturbed run.
 drill: setup

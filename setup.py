@@ -9,8 +9,8 @@ setup(
     packages=find_packages(include=["hpcdat", "hpcdat.*"]),
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.11,<2.12",
-        "torchvision>=0.26,<0.27",
+        "torch>=2.11,<2.16",
+        "torchvision>=0.26,<0.30",
         "numpy>=2.0",
         "scikit-learn>=1.5",
         "scipy>=1.14",
@@ -53,7 +53,7 @@ setup(
         ],
     },
     package_data={
-        "hpcdat": ["py.typed", "*.pyi"],
+        "hpcdat": ["py.typed", "*.pyi", "jobs/*.yaml"],
         "hpcdat.report": ["*.j2"],
         "hpcdat.slurm": ["templates/*.j2", "sites/*.yaml"],
     },

@@ -1,19 +1,23 @@
 """Time, bytes and error of the exchange protocols over real links, compared with other all-reduces.
 
-``python benchmarks/communication.py [--rates 100mbit,1gbit] [--nodes 6] [--count N] [--json PATH]`` creates
-emulated nodes for every rate (root) and starts one worker per node, with one thread each; under mpirun,
-horovodrun or srun it uses the workers and the network as they are (``--rates`` then is the rate of a card).
+``python benchmarks/communication.py [--rates 100mbit,1gbit] [--engines horovod,torch] [--nodes 6] [--count N]
+[--json PATH]`` creates emulated nodes for every rate and engine (root) and starts one worker per node, with
+one thread each; under mpirun, horovodrun, srun or torchrun it uses the workers and the network as they are
+(``--rates`` then is the rate of a card, ``--engines`` one engine).
 
 Every protocol sums the same gradient over all workers, in buckets as in training, including encode and
 decode. After a warm-up all protocols run in every round; a run lasts from a common start until the slowest
 worker is done, and medians are compared. MiB are predicted from the messages and measured at the network
-cards.
+cards. Emulated nodes share the cores of this machine. Therefore the tables have the processor time of a
+worker, too, and what a node with a core of its own would need at least: the longer of that time and the time
+that its bytes need on the link.
 
-Ratios (for all rates but the first, with the rate as a suffix):
+Ratios (for all rates but the first, with the rate as a suffix; over torch.distributed, with the suffix
+``torch``, where Horovod is measured as well):
 
 - ``fp32_of_limit``: 2 (M - 1) / M of the gradient's bytes over the rate, over the time of our float32.
 - ``int8_one_sided_over_fp32``, ``int8_two_sided_over_fp32``, ``int4_two_sided_over_fp32``: time over that of
-  our float32.
+  our float32; with the suffix ``best``, of the engine where the quantised exchange is faster.
 - ``overlap_over_max``: time of a step with an exchange that overlaps a backward pass of the same duration,
   over the longer of the two.
 - ``bytes_measured_over_predicted``: the value farthest from 1.
@@ -29,9 +33,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import fmean, median
+from typing import Any, Literal
 
 import torch
 from tabulate import tabulate
@@ -75,6 +80,23 @@ def bucket_of(name: str) -> int:
     return int(OURS[name].bucket_mb * 2**18)
 
 
+@dataclass(frozen=True)
+class Timed:
+    """One run of an exchange.
+
+    Attributes:
+        seconds: of the slowest worker.
+        processor: seconds of processor time, mean over the workers.
+        sent: bytes that all cards sent.
+        most_sent: bytes of the card that sent most.
+    """
+
+    seconds: float
+    processor: float
+    sent: int
+    most_sent: int
+
+
 class Bench:
     """One worker's part of the measurement."""
 
@@ -115,8 +137,20 @@ class Bench:
         return run
 
     def peers(self) -> dict[str, Callable[[], None]]:
-        """All-reduces of the same gradient by other libraries."""
+        """All-reduces of the same gradient by the engine itself, in one call."""
+        if self.workers.engine == "horovod":
+            return {"float16, Horovod": self._horovod_fp16()}
+        return {"float32, torch.distributed": self._torch_float32()}
+
+    def _horovod_fp16(self) -> Callable[[], None]:
         import horovod.torch as hvd
+
+        def run() -> None:
+            self.result = hvd.allreduce(self.own, op=hvd.Sum, compression=hvd.Compression.fp16, name="fp16")
+
+        return run
+
+    def _torch_float32(self) -> Callable[[], None]:
         import torch.distributed as dist
 
         with socket.socket() as probe:
@@ -127,24 +161,19 @@ class Bench:
             "gloo", init_method=f"tcp://{host}:{port}", rank=self.workers.rank, world_size=self.workers.size
         )
 
-        def torch_gloo() -> None:
-            dist.all_reduce(self.result.copy_(self.own))
+        return lambda: dist.all_reduce(self.result.copy_(self.own))
 
-        def horovod_fp16() -> None:
-            self.result = hvd.allreduce(self.own, op=hvd.Sum, compression=hvd.Compression.fp16, name="fp16")
-
-        return {"float32, torch.distributed Gloo": torch_gloo, "float16, Horovod": horovod_fp16}
-
-    def time(self, run: Callable[[], None]) -> tuple[float, int]:
-        """Seconds of the slowest worker, and bytes that all cards sent."""
+    def time(self, run: Callable[[], None]) -> Timed:
+        """Time one run on all workers."""
         self.workers.all_gather_object(None, "ready")
-        sent, start = sent_bytes(), time.perf_counter()
+        sent, start, processor = sent_bytes(), time.perf_counter(), time.process_time()
         run()
-        spent = time.perf_counter() - start
+        spent, processor = time.perf_counter() - start, time.process_time() - processor
         # The last packets may not have been sent yet.
         time.sleep(0.05)
-        answers = self.workers.all_gather_object([spent, sent_bytes() - sent], "times")
-        return max(answer[0] for answer in answers), sum(answer[1] for answer in answers)
+        answers = self.workers.all_gather_object([spent, processor, sent_bytes() - sent], "times")
+        wall, processors, bytes_ = zip(*answers, strict=True)
+        return Timed(max(wall), fmean(processors), sum(bytes_), max(bytes_))
 
     def codec_seconds(self, name: str) -> float:
         """Seconds of computation in one exchange, without waiting for the network."""
@@ -218,7 +247,7 @@ def measure_overlap(bench: Bench, rounds: int) -> dict[str, float]:
         exchange.finish(torch.zeros(1))
 
     def typical(run: Callable[[], None]) -> float:
-        return median([bench.time(run)[0] for _ in range(rounds + 1)][1:])
+        return median([bench.time(run).seconds for _ in range(rounds + 1)][1:])
 
     communication = typical(lambda: step(0.0))
     computation = typical(lambda: backward(communication))
@@ -236,17 +265,20 @@ def sent_bytes() -> int:
     return sum(int(f[9]) for f in fields if f[0] != "lo")
 
 
-def work(count: int, rounds: int, rate: str | None) -> dict[str, Any]:
+def work(
+    count: int, rounds: int, rate: str | None, engine: Literal["auto", "horovod", "torch"]
+) -> dict[str, Any]:
     """A worker's whole part; the report, the same on all workers."""
     torch.set_num_threads(1)
-    workers = init_communicator(600)
+    workers = init_communicator(600, engine=engine)
     bench = Bench(workers, count)
     runs = {name: bench.ours(name) for name in OURS} | bench.peers()
     times: dict[str, list[float]] = {name: [] for name in runs}
+    processor: dict[str, list[float]] = {name: [] for name in runs}
     rows: dict[str, dict[str, Any]] = {}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            spent, sent = bench.time(run)
+            timed = bench.time(run)
             if number == 0:
                 plan = bench.plans[name][0] if name in bench.plans else None
                 error, wrong = bench.check(plan)
@@ -255,50 +287,78 @@ def work(count: int, rounds: int, rate: str | None) -> dict[str, Any]:
                 )
                 rows[name] = {"error": error, "wrong": wrong, "predicted": predicted}
             else:
-                times[name].append(spent)
-                rows[name]["sent"] = sent
+                times[name].append(timed.seconds)
+                processor[name].append(timed.processor)
+                rows[name] |= {"sent": timed.sent, "most_sent": timed.most_sent}
     for name in OURS:
         rows[name]["codec"] = bench.codec_seconds(name)
     report = {
         "environment": describe_environment(workers, CPU),
-        "settings": {"count": count, "workers": workers.size, "rate": rate, "threads": 1},
+        "settings": {
+            "count": count,
+            "workers": workers.size,
+            "rate": rate,
+            "threads": 1,
+            "engine": workers.engine,
+            "transport": workers.transport,
+        },
         "rows": rows,
         "seconds": times,
+        "processor_seconds": processor,
         "overlap": measure_overlap(bench, rounds),
     }
     workers.close()
     return report
 
 
+QUANTISED = {
+    "int8_one_sided_over_fp32": "int8 one-sided, ring of 8-bit lanes",
+    "int8_two_sided_over_fp32": "int8 two-sided, sharded server",
+    "int4_two_sided_over_fp32": "int4 two-sided, sharded server",
+}
+"""Ratios and the exchanges that they are of."""
+
+
 def ratios_of(report: dict[str, Any]) -> dict[str, float]:
     """The ratios of a report."""
     medians = {name: median(values) for name, values in report["seconds"].items()}
-    ours = min(medians["float32, ring"], medians["float32, sharded server"])
+    ours = float32_of(medians)
     size, rate = report["settings"]["workers"], report["settings"]["rate"]
     rows = report["rows"].values()
     off = [row["sent"] / row["predicted"] for row in rows if row["predicted"] and row["sent"]]
     overlap = report["overlap"]
-    ratios = {
-        "int8_one_sided_over_fp32": medians["int8 one-sided, ring of 8-bit lanes"] / ours,
-        "int8_two_sided_over_fp32": medians["int8 two-sided, sharded server"] / ours,
-        "int4_two_sided_over_fp32": medians["int4 two-sided, sharded server"] / ours,
-        "overlap_over_max": overlap["step"] / max(overlap["computation"], overlap["communication"]),
-    }
+    ratios = {ratio: medians[name] / ours for ratio, name in QUANTISED.items()}
+    ratios["overlap_over_max"] = overlap["step"] / max(overlap["computation"], overlap["communication"])
     if rate:
         limit = 2 * (size - 1) / size * 4 * report["settings"]["count"] / bytes_per_second(rate)
         ratios["fp32_of_limit"] = limit / ours
-        ratios["torch_gloo_of_limit"] = limit / medians["float32, torch.distributed Gloo"]
+        if "float32, torch.distributed" in medians:
+            ratios["torch_distributed_of_limit"] = limit / medians["float32, torch.distributed"]
     if off:
         ratios["bytes_measured_over_predicted"] = max(off, key=lambda ratio: abs(ratio - 1))
     return ratios
 
 
+def float32_of(medians: dict[str, float]) -> float:
+    """Seconds of our float32."""
+    return min(medians["float32, ring"], medians["float32, sharded server"])
+
+
+def best_of(reports: list[dict[str, Any]]) -> dict[str, float]:
+    """Ratios of the engine where each quantised exchange is faster, for reports of one rate."""
+    medians = [{name: median(values) for name, values in r["seconds"].items()} for r in reports]
+    best = {name: min(medians, key=lambda found: found[exchange]) for name, exchange in QUANTISED.items()}
+    return {name: found[QUANTISED[name]] / float32_of(found) for name, found in best.items()}
+
+
 def table_of(report: dict[str, Any]) -> str:
     """A table like that of nccl-tests, bandwidths in MB/s; effective: of the float32 numbers it replaces."""
     settings, lines = report["settings"], []
-    size, count = settings["workers"], settings["count"]
+    size, count, rate = settings["workers"], settings["count"], settings["rate"]
     for name, row in report["rows"].items():
         spent = median(report["seconds"][name])
+        processor = median(report["processor_seconds"][name])
+        wire = row["most_sent"] / bytes_per_second(rate) if rate else 0.0
         sent = row["predicted"] or row["sent"]
         lines.append(
             [
@@ -306,6 +366,9 @@ def table_of(report: dict[str, Any]) -> str:
                 f"{4 * count / 2**20:.1f}",
                 f"{1e3 * spent:.0f}",
                 f"{1e3 * row['codec']:.0f}" if "codec" in row else "",
+                f"{1e3 * processor:.0f}",
+                f"{1e3 * wire:.0f}" if rate else "",
+                f"{1e3 * max(wire, processor):.0f}" if rate else "",
                 f"{4 * count / spent / 1e6:.1f}",
                 f"{sent / size / spent / 1e6:.1f}",
                 f"{2 * (size - 1) / size * 4 * count / spent / 1e6:.1f}",
@@ -315,23 +378,40 @@ def table_of(report: dict[str, Any]) -> str:
                 f"{row['sent'] / 2**20:.1f}",
             ]
         )
-    header = ["protocol", "MiB", "ms", "codec ms", "algbw", "busbw", "eff. busbw", "error", "#wrong"]
+    header = [
+        "protocol",
+        "MiB",
+        "ms",
+        "codec ms",
+        "processor ms",
+        "wire ms",
+        "own cores ms",
+        "algbw",
+        "busbw",
+        "eff. busbw",
+        "error",
+        "#wrong",
+    ]
     header += ["MiB sent, predicted", "measured"]
-    title = f"{size} workers, {settings['rate'] or 'rate not given'}, {count:,} numbers"
+    title = (
+        f"{size} workers over {settings['engine']} ({settings['transport']}), {rate or 'rate not given'}, "
+    )
+    title += f"{count:,} numbers"
     overlap = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in report["overlap"].items())
     return (
         f"{title}\n{tabulate(lines, header, tablefmt='github', disable_numparse=True)}\noverlap: {overlap}\n"
     )
 
 
-def in_a_box(rate: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start the workers in a box of this rate; worker 0's report."""
+def in_a_box(rate: str, engine: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start the workers in a box of this rate, over an engine; worker 0's report."""
     name = f"bench-{os.getpid()}"
     made = create_box(name, nodes=arguments.nodes, rate=rate)
     try:
         with tempfile.TemporaryDirectory() as folder:
             answer = Path(folder) / "report.json"
-            program = [sys.executable, __file__, "--rates", rate, "--worker-report", str(answer)]
+            program = [sys.executable, __file__, "--rates", rate, "--engines", engine]
+            program += ["--worker-report", str(answer)]
             sizes = ["--count", str(arguments.count), "--rounds", str(arguments.rounds)]
             card = {"GLOO_SOCKET_IFNAME": CARD}
             code = run_over_gloo(made, arguments.nodes, [*program, *sizes], {**os.environ, **card})
@@ -346,36 +426,47 @@ def main() -> None:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description="the exchange protocols over real links")
     parser.add_argument("--rates", default="100mbit,1gbit", help="rates of the links (default: %(default)s)")
+    parser.add_argument(
+        "--engines", default="horovod,torch", help="engines to compare (default: %(default)s)"
+    )
     parser.add_argument("--nodes", type=int, default=6, help="nodes of the box")
     parser.add_argument("--count", type=int, default=12_000_000, help="numbers in the gradient")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions after a warm-up")
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    rates = arguments.rates.split(",")
+    rates, engines = arguments.rates.split(","), arguments.engines.split(",")
+    if unknown := set(engines) - {"auto", "horovod", "torch"}:
+        parser.error(f"--engines: expected horovod or torch, or both, not {sorted(unknown)[0]}")
     place = launched()
     if place.size > 1:
-        report = work(arguments.count, arguments.rounds, rates[0])
+        engine = engines[0] if len(engines) == 1 else "auto"
+        report = work(arguments.count, arguments.rounds, rates[0], engine)
         if place.rank > 0:
             return
         if arguments.worker_report:
             arguments.worker_report.write_text(json.dumps(report))
             return
-        reports = [report]
+        by_rate = [[report]]
     else:
         try:
-            reports = [in_a_box(rate, arguments) for rate in rates]
+            by_rate = [[in_a_box(rate, engine, arguments) for engine in engines] for rate in rates]
         except BoxError as error:
             raise SystemExit(str(error)) from None
     ratios: dict[str, float] = {}
-    for number, report in enumerate(reports):
-        print(table_of(report))
-        suffix = f"_{report['settings']['rate']}" if number else ""
-        ratios |= {name + suffix: ratio for name, ratio in ratios_of(report).items()}
+    for number, reports in enumerate(by_rate):
+        suffix = f"_{reports[0]['settings']['rate']}" if number else ""
+        for second, report in enumerate(reports):
+            print(table_of(report))
+            engine_suffix = f"_{report['settings']['engine']}" if second else ""
+            ratios |= {name + suffix + engine_suffix: ratio for name, ratio in ratios_of(report).items()}
+        if len(reports) > 1:
+            ratios |= {f"{name}{suffix}_best": ratio for name, ratio in best_of(reports).items()}
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"reports": reports, "ratios": ratios}, indent=2) + "\n")
+        found = {"reports": [report for reports in by_rate for report in reports], "ratios": ratios}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

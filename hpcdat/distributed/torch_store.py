@@ -58,6 +58,10 @@ class AuthenticatedStore(dist.Store):
     def delete_key(self, key: str) -> bool:  # noqa: D102
         return self._ask(lambda: self.client.delete(key))
 
+    def clone(self) -> AuthenticatedStore:
+        """A store of the same values that another thread may use: this one, since any thread may."""
+        return self
+
     def _ask(self, request: Callable[[], T]) -> T:
         """Carry out a request; that rank 0 is lost is reported as torch's own stores report it."""
         try:

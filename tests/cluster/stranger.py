@@ -2,15 +2,15 @@
 
 ``python -m tests.cluster.stranger store ADDRESS PORT FILE``, on a node of its own, tries to read the file of
 a start, to read, overwrite and join at the store as rank 1, and floods it until its standard input ends.
-``python -m tests.cluster.stranger proxies DONE``, on the node of a worker, writes to whatever listens on
-that node's loopback device, until the file DONE is there.
+``python -m tests.cluster.stranger proxies``, on the node of a worker, writes to whatever listens on that
+node's loopback device, until its standard input ends.
 """
 
 import json
 import os
+import select
 import socket
 import sys
-import time
 from pathlib import Path
 
 from hpcdat.distributed.authentication import HELLO, MAGIC, FrameWriter, encode
@@ -78,17 +78,16 @@ def listening_on_loopback():
             yield int(port, 16)
 
 
-def attack_proxies(done):
+def attack_proxies():
     tried, answers = set(), []
     request = b"PUT /%s/1 HTTP/1.0\r\nContent-Length: 4\r\n\r\nmine"
-    while not Path(done).exists():
+    while not select.select([sys.stdin], [], [], 0.01)[0]:
         for port in listening_on_loopback():
             tried.add(port)
             for scope in (b"global", b"global_process_set_hash_0"):
                 answer = attempt(lambda port=port, scope=scope: say("127.0.0.1", port, request % scope))
                 if answer not in ("b''", "ConnectionResetError", "ConnectionRefusedError", "BrokenPipeError"):
                     answers.append(answer)
-        time.sleep(0.01)
     print(json.dumps({"tried": len(tried), "answers": answers}), flush=True)
 
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,14 @@ srun bash -c 'until [ $SLURM_PROCID != 2 ] || [ -e {gate} ]; do sleep 0.1; done;
     {python} -m hpcdat train {job} --set {settings}
 """
 """The third task waits for the stranger."""
+
+
+@pytest.fixture
+def shared():
+    """A folder that anybody may read, as pytest's is not."""
+    with tempfile.TemporaryDirectory(prefix="hpcdat-stranger-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def start(cluster, folder, engine):
@@ -47,13 +57,10 @@ def finished(folder, log):
 
 
 @pytest.mark.parametrize("engine", ["horovod", "torch"])
-def test_a_stranger_changes_nothing(cluster, tmp_path, engine):
-    peace, fire = tmp_path / "peace", tmp_path / "fire"
-    for folder in (peace, fire):
-        folder.mkdir()
-        # So that it is the file's own mode that keeps the stranger out.
-        for parent in (folder, tmp_path, *tmp_path.parents[:2]):
-            parent.chmod(0o755)
+def test_a_stranger_changes_nothing(cluster, shared, engine):
+    peace, fire = shared / "peace", shared / "fire"
+    peace.mkdir()
+    fire.mkdir()
     gate, log = start(cluster, peace, engine)
     gate.touch()
     expected = finished(peace, log)
@@ -65,14 +72,14 @@ def test_a_stranger_changes_nothing(cluster, tmp_path, engine):
     place = json.loads(file.read_text())
     assert place["address"] == cluster.box.address(1), "not on all addresses"
     on_the_store = stranger(cluster, 4, "store", place["address"], place["port"], file)
-    on_proxies = stranger(cluster, 1, "proxies", fire / "done")
+    on_proxies = stranger(cluster, 1, "proxies")
     said = json.loads(on_the_store.stdout.readline())
     assert said == {"file": "PermissionError", "read": "b''", "overwrite": "b''", "join": "Refused"}
     assert json.loads(on_the_store.stdout.readline()) == {"flood": 1000}
     gate.touch()
     assert same(finished(fire, log), expected)
-    (fire / "done").touch()
     on_the_store.stdin.close()
+    on_proxies.stdin.close()
     assert on_the_store.wait(60) == 0
     attacked = json.loads(on_proxies.stdout.readline())
     assert on_proxies.wait(60) == 0

@@ -45,6 +45,7 @@ def behaviour(store):
         prefixed.delete_key("key"),
         prefixed.check(["key"]),
         store.check(["a group/number"]),
+        prefixed.clone().get("number"),
     ]
 
 

@@ -61,16 +61,17 @@ class StoreServer:
         self._listener = socket.create_server((address, 0), backlog=BACKLOG)
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
-        self._accepting = self.loop.create_task(self._accept())
+        self._accepted: set[asyncio.Task[Any]] = set()
+        self._accept_next()
         threading.Thread(target=self.loop.run_forever, name="key-value store", daemon=True).start()
 
     def stop_listening(self) -> None:
         """Take no more connections, and close those that are not a worker's."""
 
         async def stop() -> None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
-            self._listener.close()
+            if self._is_listening():
+                self.loop.remove_reader(self._listener)
+                self._listener.close()
             for stranger in list(self._strangers):
                 stranger.close()
 
@@ -89,19 +90,32 @@ class StoreServer:
         asyncio.run_coroutine_threadsafe(end(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
 
-    async def _accept(self) -> None:
-        """Take connections, one after the other."""
-        while True:
-            try:
-                connection, _ = await self.loop.sock_accept(self._listener)
-            except OSError:
-                # It has been closed already, or this process has too many files open.
-                await asyncio.sleep(SECONDS_TO_RECOVER)
-                continue
-            await self.loop.connect_accepted_socket(lambda: _Connection(self), connection)
+    def _accept_next(self) -> None:
+        """Take the next connection when there is one."""
+        if self._is_listening():
+            self.loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            # It has been closed already, or this process has too many files open.
+            self.loop.remove_reader(self._listener)
+            self.loop.call_later(SECONDS_TO_RECOVER, self._accept_next)
+            return
+        connection.setblocking(False)
+        task = self.loop.create_task(self.loop.connect_accepted_socket(lambda: _Connection(self), connection))
+        self._accepted.add(task)
+        task.add_done_callback(self._accepted.discard)
+
+    def _is_listening(self) -> bool:
+        return self._listener.fileno() >= 0
 
     def admit(self, stranger: _Connection) -> None:
         """Note a new connection; if there are too many, the oldest is closed."""
+        if not self._is_listening():
+            stranger.close()
+            return
         self._strangers[stranger] = None
         if len(self._strangers) > MOST_STRANGERS + self.size:
             next(iter(self._strangers)).refuse()
@@ -125,7 +139,7 @@ class StoreServer:
         """Carry out a request; one for values that are missing is answered when they are there.
 
         Raises:
-            KeyError, TypeError, ValueError: there is no such request.
+            LookupError, TypeError, ValueError: there is no such request.
         """
         keys: list[str] = request["keys"]
         answer: int | bool | None = None
@@ -267,7 +281,7 @@ class _Connection(asyncio.Protocol):
                 request, given = decode(payload)
                 try:
                     self._server.answer(self, request, given)
-                except (KeyError, TypeError, ValueError) as error:
+                except (LookupError, TypeError, ValueError) as error:
                     self.send({"id": request["id"], "error": f"{type(error).__name__}: {error}"})
         except Refused:
             self.refuse()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hpcdat.distributed.addresses import LOOPBACK, address_for_workers
 from hpcdat.distributed.key_value_store import StoreServer
 from hpcdat.distributed.launcher import Launched
-from hpcdat.distributed.slurm_step import last_host, tasks_per_node
+from hpcdat.distributed.slurm_step import first_host, last_host, tasks_per_node
 from hpcdat.distributed.start_file import FOLDER, Start, StartFile
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.store_client import StoreClient
@@ -40,7 +40,7 @@ class Party:
         size: number of workers.
         on_one_node: whether all are on one node.
         worker: what its launcher calls a worker.
-        other_host: a node on which rank 0 is not, if one is known.
+        other_host: a node other than this one, if one is known.
         first_here: whether this is the first worker of its node.
         advice: what to do if some do not come.
     """
@@ -62,6 +62,7 @@ def party_of(place: Launched, environ: Mapping[str, str] = os.environ) -> Party:
         nodelist = environ["SLURM_STEP_NODELIST"]
         step = f"{environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}"
         one_node = len(tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])) == 1
+        first, last = first_host(nodelist), last_host(nodelist)
         return Party(
             f"Slurm step {step} ({place.size} tasks on {shorten(nodelist)})",
             # Clusters that number their jobs alike may share home folders.
@@ -70,7 +71,7 @@ def party_of(place: Launched, environ: Mapping[str, str] = os.environ) -> Party:
             place.size,
             one_node,
             "task",
-            None if one_node else last_host(nodelist),
+            None if one_node else last if last != environ.get("SLURMD_NODENAME") else first,
             environ["SLURM_LOCALID"] == "0",
             IN_A_SHELL,
         )

@@ -164,7 +164,7 @@ class StoreClient:
             while True:
                 for header, values in self._read():
                     self._replies.pop(header["id"]).set_result((header, values))
-        except OSError as error:
+        except (OSError, LookupError, ValueError) as error:
             with self._lock:
                 self._lost = f"lost the store of rank 0: {error}"
             for reply in self._replies.values():

@@ -111,6 +111,12 @@ def test_an_mpirun_on_several_nodes_asks_for_a_card_where_its_own_name_is_of_no_
         meet(own, 60, None)
 
 
+def test_another_node_is_one_on_which_this_worker_is_not():
+    """Task 0 need not be on the first one."""
+    assert [party(rank, nodes=2).other_host for rank in (0, 1)] == ["node2", "node1"]
+    assert party(0).other_host is None
+
+
 def test_clusters_that_share_a_home_folder_have_files_of_their_own():
     tokens = {
         party(0, **more).token for more in ({}, {"SLURM_CLUSTER_NAME": "a"}, {"SLURM_CLUSTER_NAME": "b"})

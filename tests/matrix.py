@@ -55,7 +55,7 @@ def examine(name: str, python: str, folder: Path, *, keep: bool) -> dict[str, st
         row["tests"] = (
             re.sub(r"=+|,? \d+ warnings?| in .*", "", summary[-1]).strip() if summary else "did not run"
         )
-        output, _ = run([str(venv / "bin" / "hpcdat"), "demo", "--runs", str(folder / "runs")], log)
+        output, _ = run([str(venv / "bin" / "hpcdat"), "demo", "--out", str(folder / "runs")], log)
         accuracies = [
             line.split("|") for line in output.splitlines() if "/demo" in line and line.startswith("|")
         ]

@@ -11,7 +11,7 @@ import pytest
 from hpcdat.install.__main__ import is_for_cuda
 from hpcdat.install.horovod import cxx_standard
 from hpcdat.install.pins import read_pins, version_of
-from hpcdat.install.steps import InstallError, progress_in
+from hpcdat.install.steps import InstallError, Steps, progress_in
 from tests.conftest import CHECKOUT
 
 SETS = sorted((CHECKOUT / "requirements").glob("torch-*.txt"))
@@ -76,6 +76,15 @@ def test_the_standard_of_cxx_follows_torch(torch, standard):
 )
 def test_progress_is_read_from_the_output_of_pip_and_make(output, progress):
     assert progress_in(output) == progress
+
+
+def test_a_command_that_fails_shows_the_end_of_its_own_output(tmp_path):
+    steps = Steps(tmp_path / "log", total=1)
+    steps.run(["echo", "of the one before"], help_on_failure="")
+    with pytest.raises(InstallError) as caught:
+        steps.run(["sh", "-c", "echo its own; exit 3"], help_on_failure="Try again.")
+    assert "exit code 3" in str(caught.value) and str(caught.value).endswith(":\nits own\nTry again.")
+    assert (tmp_path / "log").read_text().count("$ ") == 2
 
 
 def install(*arguments, path):

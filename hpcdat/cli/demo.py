@@ -15,8 +15,6 @@ from hpcdat.config.paths import escape
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "demo.yaml"
 """The job, which is part of the package."""
-RUNS = Path("runs")
-RunsOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the two runs.", parser=path)]
 
 
 def demo(
@@ -24,7 +22,10 @@ def demo(
     workers: Annotated[
         int, typer.Option("-np", "--workers", min=1, help="Train with this many workers on this machine.")
     ] = 2,
-    runs: RunsOption = RUNS,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the two runs (default: runs).", parser=path),
+    ] = None,
 ) -> None:
     """Train on handwritten digits, adversarially and plainly, and compare the robustness.
 
@@ -37,6 +38,7 @@ def demo(
     The images (1,797 digits of 8x8 pixels) are part of scikit-learn; nothing is downloaded. An earlier demo
     in the folder is replaced. The commands are printed as they are run.
     """
+    runs = out or Path("runs")
     methods: dict[str, list[str]] = {"demo": [], "demo-plain": ["method=plain"]}
     for name, method in methods.items():
         own = [*method, f"run_dir={escape(runs / name)}", *(settings or [])]

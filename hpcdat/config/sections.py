@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -31,6 +32,18 @@ def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -
         inner = isinstance(value, Settings)
         named |= by_name(value, f"{key}.", may_change=may) if inner else {key: (value, may)}
     return named
+
+
+def dali_is_installed() -> bool:
+    """Whether DALI is installed; it is not imported, which takes a second."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _loader() -> Literal["dali", "torchvision"]:
+    return "dali" if dali_is_installed() else "torchvision"
 
 
 class Data(Settings):
@@ -85,9 +98,10 @@ class Data(Settings):
     corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
     """an image that cannot be read, or is in another format than JPEG, PNG, GIF, BMP, PNM, TIFF and WebP:
     `stop` the run, or `skip` the image, which is reported and counted"""
-    loader: Literal["dali", "torchvision", "device"] = "dali"
-    """`dali`: NVIDIA DALI; `torchvision`: its transforms, after Pillow's decoders; `device`: keeps all images
-    in GPU (or CPU) memory and shifts and flips them there; they must have one size"""
+    loader: Literal["dali", "torchvision", "device"] = Field(default_factory=_loader)
+    """`dali`: NVIDIA DALI, the default where it is installed; `torchvision`, otherwise the default: its
+    transforms, after Pillow's decoders; `device`: keeps all images in GPU (or CPU) memory and shifts and
+    flips them there; they must have one size"""
     stage: Annotated[ExpandedPath | None, MAY_CHANGE] = None
     """`folder`, `shards`: folder on a disk of the node, such as $SLURM_TMPDIR, that the images a node reads
     again and again are copied to before training; a later run finds them there"""

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hpcdat.config.sections import Data
+from hpcdat.config.sections import Data, dali_is_installed
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits
@@ -161,11 +161,19 @@ def open_loader(
         training: whether the training augmentation applies.
         batch_size: largest batch it will be asked for.
         device: where the images end up.
+
+    Raises:
+        DataError: DALI is not installed.
     """
     if settings.loader == "device":
         return DeviceLoader(images, settings, training=training, device=device)
     # Imported on demand, so that DALI need not be installed if unused.
     if settings.loader == "dali":
+        if not dali_is_installed():
+            raise DataError(
+                "data.loader: dali: DALI is not installed: install nvidia-dali-cuda130 (make setup does), or "
+                "set data.loader: torchvision"
+            )
         from hpcdat.data.dali_loader import DaliLoader
 
         return DaliLoader(images, settings, training=training, batch_size=batch_size, device=device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from hpcdat.distributed.addresses import check_own_name
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
-from hpcdat.distributed.horovod_over_srun import srun_variables
+from hpcdat.distributed.horovod_over_srun import over_mpi, srun_variables
 from hpcdat.distributed.launcher import Launched, left_over
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.waiting import SECONDS_TO_CONNECT, Wait, poll, wait_in_thread
@@ -34,6 +34,7 @@ class HorovodCommunicator(Communicator):
         divisible: whether :meth:`split` may be called.
 
     Raises:
+        InputError: MPI is asked for under an srun that does not serve PMIx.
         WorkerError: Horovod finds another number of workers than the launcher started, or the others did not
             connect in time, or this node's name does not resolve.
         Stopped: a stop was requested before the workers had connected.
@@ -49,10 +50,10 @@ class HorovodCommunicator(Communicator):
     ) -> None:
         super().__init__(place.launcher)
         longest = max(stall_timeout, SECONDS_TO_CONNECT)
-        if place.launcher != "mpirun":
+        if place.launcher != "mpirun" and not (place.launcher == "srun" and over_mpi()):
             check_own_name(stop)
-        if place.launcher == "srun":
-            os.environ.update(srun_variables(longest, stop))
+            if place.launcher == "srun":
+                os.environ.update(srun_variables(longest, stop))
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(longest)))
         os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")
         # Horovod's thread shares a core with the computation, and must yield it while it waits in MPI.
@@ -77,8 +78,9 @@ class HorovodCommunicator(Communicator):
             raise WorkerError(
                 f"{place.launcher} started {place.size} workers but Horovod finds {self.size}: its MPI is "
                 f"not that of this {place.launcher}. Use the mpirun of the environment "
-                "(.venv/bin/mpirun), or let hpcdat start the workers. If there is no such launcher, unset "
-                f"{' '.join(left_over(place.launcher))}, which are left over in this shell"
+                "(.venv/bin/mpirun), srun without HOROVOD_CONTROLLER=mpi, or let hpcdat start the workers. "
+                f"If there is no such launcher, unset {' '.join(left_over(place.launcher))}, which are left "
+                "over in this shell"
             )
 
         own = torch.tensor([self.local_size, hvd.cross_rank(), derive(0, self.host)])

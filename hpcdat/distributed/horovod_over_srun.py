@@ -2,13 +2,16 @@
 
 Horovod does not support srun, and an Open MPI started by srun must match the site's PMIx. So the workers
 connect as under horovodrun, each through its own end of the store on rank 0, and data is sent over Gloo (NCCL
-between GPUs).
+between GPUs). With ``srun --mpi=pmix`` and ``HOROVOD_CONTROLLER=mpi`` they use MPI instead; ``mpi: pmix`` in a
+site's profile sets both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from hpcdat.distributed.addresses import LOOPBACK
 from hpcdat.distributed.horovod_proxy import HorovodProxy
@@ -16,6 +19,34 @@ from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.rendezvous import meet, party_of
 from hpcdat.distributed.slurm_step import first_host, tasks_per_node
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.errors import InputError, shorten
+
+
+def over_mpi(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the tasks of this srun step connect over MPI, as ``HOROVOD_CONTROLLER=mpi`` requests.
+
+    PMIx alone is no request: many sites have it as srun's default, whichever MPI the environment has.
+
+    Raises:
+        InputError: srun does not serve PMIx, without which Open MPI would start each task alone, or the files
+            of PMIx are not in this container, without which Open MPI crashes.
+    """
+    if environ.get("HOROVOD_CONTROLLER", "").lower() != "mpi":
+        return False
+    if not {"PMIX_NAMESPACE", "PMIX_RANK"} <= environ.keys():
+        raise InputError(
+            "HOROVOD_CONTROLLER=mpi: srun was started without PMIx, through which the tasks connect over "
+            "MPI: start it with --mpi=pmix (mpi: pmix in a site's profile), or unset HOROVOD_CONTROLLER"
+        )
+    folder = Path(environ.get("PMIX_SERVER_TMPDIR", "/"))
+    # A folder that this user may not look up is no sign of a container.
+    with contextlib.suppress(PermissionError):
+        if not folder.exists():
+            raise InputError(
+                f"HOROVOD_CONTROLLER=mpi: there is no folder {shorten(str(folder))} (PMIX_SERVER_TMPDIR), "
+                "where Slurm has the files of PMIx: bind it into the container (apptainer exec --bind FOLDER)"
+            )
+    return True
 
 
 def srun_variables(

@@ -58,6 +58,7 @@ AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
+TmpFS={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -77,7 +78,10 @@ SchedulerParameters=batch_sched_delay=0
 NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr={first}[1-{nodes}] CPUs={cpus} State=UNKNOWN
 PartitionName=box Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-"""The slurm.conf of a box, as a template."""
+"""The slurm.conf of a box, as a template.
+
+TmpFS is a folder of each node: the plugin for PMIx keeps files there, which it names by the step alone.
+"""
 
 
 BOUND = """\

@@ -62,8 +62,8 @@ class Steps:
         with self.log.open("ab") as log:
             log.write(f"\n$ {' '.join(command)}\n".encode())
             log.flush()
-            finished = threading.Event()
-            pulse = threading.Thread(target=self._pulse, args=(finished,), daemon=True)
+            began, finished = log.tell(), threading.Event()
+            pulse = threading.Thread(target=self._pulse, args=(began, finished), daemon=True)
             pulse.start()
             try:
                 code = subprocess.run(command, stdout=log, stderr=log, env=env, cwd=cwd).returncode
@@ -73,16 +73,16 @@ class Steps:
         if code != 0:
             raise InstallError(
                 f"this command failed with exit code {code}:\n  {' '.join(command)}\n"
-                f"the end of its output (in full in {self.log}):\n{self._tail(25)}\n{help_on_failure}"
+                f"the end of its output (in full in {self.log}):\n{self._tail(began, 25)}\n{help_on_failure}"
             )
 
-    def _pulse(self, finished: threading.Event) -> None:
+    def _pulse(self, began: int, finished: threading.Event) -> None:
         start = time.monotonic()
         on_terminal = sys.stdout.isatty()
         progress = ""
         while not finished.wait(1.0 if on_terminal else self.SECONDS_BETWEEN_LINES):
-            progress = progress_in(self._tail()) or progress
-            line = f"{int(time.monotonic() - start)} s  {progress}"
+            progress = progress_in(self._tail(began)) or progress
+            line = f"{int(time.monotonic() - start)} s  {progress}".rstrip()
             if on_terminal:
                 print(f"\r      {line:<78.78}", end="", flush=True)
             else:
@@ -90,10 +90,11 @@ class Steps:
         if on_terminal:
             print("\r" + " " * 90 + "\r", end="", flush=True)
 
-    def _tail(self, lines: int = 200) -> str:
+    def _tail(self, began: int, lines: int = 200) -> str:
+        """The last lines of a command's output, which began at this position of the log."""
         with self.log.open("rb") as log:
             log.seek(0, 2)
-            log.seek(max(0, log.tell() - 16384))
+            log.seek(max(began, log.tell() - 16384))
             text = log.read().decode(errors="replace")
         return "\n".join(text.rstrip().splitlines()[-lines:])
 

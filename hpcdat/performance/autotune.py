@@ -137,7 +137,7 @@ def exchange_of_run(settings: Exchange, record: Path) -> Exchange:
 
 
 def exact(settings: Exchange) -> Exchange:
-    """These settings with Horovod's own all-reduce in float32."""
+    """These settings with the engine's own all-reduce in float32."""
     return _with_protocol(settings, "ring", 32, False)
 
 

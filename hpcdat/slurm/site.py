@@ -126,6 +126,8 @@ class Site(Settings):
 
     launcher: Literal["srun", "mpirun", "horovodrun", "torchrun"] = "srun"
     """what starts the workers; `torchrun` is started by srun, once on each node"""
+    mpi: Literal["none", "pmix"] = "none"
+    """option --mpi of `srun`: with `pmix` Horovod's workers connect over MPI, with `none` over Gloo"""
     partition: Name | None = None
     """partition, or several separated by commas; `--partition` chooses another one"""
     account: Name | None = None
@@ -160,6 +162,8 @@ class Site(Settings):
     def _agrees_with_itself(self) -> Site:
         if self.launcher != "mpirun" and "/" in (self.interface or ""):
             raise refusal("interface", f"a network card, such as ib0; {self.launcher} accepts no subnet")
+        if self.launcher != "srun" and self.mpi != "none":
+            raise not_allowed("mpi", f"with launcher {self.launcher}, only with srun")
         if self.container and self.python is None:
             raise refusal("python", "the path of Python in the container, such as python3")
         for option, value in self.sbatch.items():

@@ -152,19 +152,12 @@ def render_script(
         InputError: a path holds a control character, which a directive of sbatch cannot contain.
     """
     folder, job_file, _ = _settings_file(job)
-    environment = dict(site.environment)
-    if site.interface and site.launcher in ("srun", "torchrun"):
-        environment = {
-            "HOROVOD_GLOO_IFACE": site.interface,
-            "GLOO_SOCKET_IFNAME": site.interface,
-            "NCCL_SOCKET_IFNAME": site.interface,
-        } | environment
     what = job.method if isinstance(job, Job) and command.name == "train" else command.name
     text = _render(
         title=f"{what}, {resources.nodes} x {resources.workers_per_node} workers",
         directives=_directives(job, site, resources, tasks, folder),
         site=site,
-        environment=environment,
+        environment=_connections(site) | site.environment,
         container="".join(f"{quote_expanding(word)} " for word in site.container),
         python=quote_expanding(site.python) if site.python else shlex.quote(sys.executable),
         mpirun=_next_to_python("mpirun"),
@@ -300,6 +293,20 @@ def submit_script(script: Path) -> int:
     if match is None:
         raise WorkerError(f"sbatch printed no job id for {script}: {shorten(repr(done.stdout))}; see squeue")
     return int(match[1])
+
+
+def _connections(site: Site) -> dict[str, str]:
+    """Variables that say what the workers of srun and torchrun connect over, and by which network card."""
+    variables = {}
+    if site.mpi == "pmix":
+        variables = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
+        if site.interface:
+            tcp = {"pml": "ob1", "btl": "tcp,self", "btl_tcp_if_include": site.interface}
+            variables |= {f"OMPI_MCA_{name}": value for name, value in tcp.items()}
+    if site.interface and site.launcher in ("srun", "torchrun"):
+        cards = ("HOROVOD_GLOO_IFACE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        variables |= dict.fromkeys(cards, site.interface)
+    return variables
 
 
 def _element(task: Task) -> dict[str, Any]:

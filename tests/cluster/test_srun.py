@@ -2,8 +2,9 @@
 
 import pytest
 
-from hpcdat.distributed.horovod_over_srun import horovod_variables
+from hpcdat.distributed.horovod_over_srun import horovod_variables, over_mpi
 from hpcdat.distributed.launcher import Launched, launched
+from hpcdat.errors import InputError
 
 
 def test_ranks_of_uneven_nodes():
@@ -47,3 +48,36 @@ def test_ranks_of_uneven_nodes():
 )
 def test_what_the_launcher_says(environ, place):
     assert launched(environ) == place
+
+
+PMIX = {"PMIX_NAMESPACE": "slurm.pmix.7.0", "PMIX_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    "environ, mpi",
+    [
+        ({}, False),
+        # A site where srun serves PMIx by default.
+        (PMIX, False),
+        (PMIX | {"HOROVOD_CONTROLLER": "gloo"}, False),
+        (PMIX | {"HOROVOD_CONTROLLER": "mpi"}, True),
+        (PMIX | {"HOROVOD_CONTROLLER": "MPI"}, True),
+    ],
+)
+def test_workers_of_srun_use_mpi_only_if_they_are_to(environ, mpi):
+    assert over_mpi(environ) is mpi
+
+
+def test_mpi_without_pmix_is_refused():
+    """Open MPI would start each task alone."""
+    with pytest.raises(InputError, match=r"started without PMIx.*--mpi=pmix.*unset HOROVOD_CONTROLLER"):
+        over_mpi({"HOROVOD_CONTROLLER": "mpi", "PMI_RANK": "1"})
+
+
+def test_a_container_without_the_files_of_pmix_is_refused(tmp_path):
+    """Open MPI would crash."""
+    environ = PMIX | {"HOROVOD_CONTROLLER": "mpi", "PMIX_SERVER_TMPDIR": f"{tmp_path}/pmix.7.0/"}
+    with pytest.raises(InputError, match=rf"no folder {tmp_path}/pmix.7.0 .*bind it into the container"):
+        over_mpi(environ)
+    (tmp_path / "pmix.7.0").mkdir()
+    assert over_mpi(environ)

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import itertools
 import pickle
+import sys
 import threading
 import time
 import weakref
@@ -311,3 +312,12 @@ def test_folders_that_do_not_fit_are_told(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / place / "a.png")
     with pytest.raises(DataError, match=r"other classes than in training: dog, wolf"):
         find_images(Data(root=tmp_path))
+
+
+def test_without_dali_torchvision_reads_and_dali_is_refused(photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert Data().loader == "torchvision" and Data(loader="dali").loader == "dali"
+    with pytest.raises(
+        DataError, match=r"^data\.loader: dali: DALI is not installed: .* data\.loader: torch"
+    ):
+        loader_of(photos, Data(loader="dali"))

@@ -121,6 +121,8 @@ def test_a_partition_has_its_own_time_limit(profile):
         ('setup: ["true\\nfalse"]', "setup.0: 'true\\nfalse': expected a single line"),
         ("container: [apptainer, exec, x.sif]", "python: expected the path of Python in the container"),
         ("at_once: 0", "at_once: 0: expected 1 or more"),
+        ("launcher: mpirun\nmpi: pmix", "mine.yaml:2: mpi: not allowed with launcher mpirun, only with srun"),
+        ("mpi: pmi2", "mpi: 'pmi2': expected one of none, pmix"),
         ("time: 30\ntime: 40", "mine.yaml:2: time: duplicate key"),
     ],
 )

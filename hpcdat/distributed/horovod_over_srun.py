@@ -2,8 +2,8 @@
 
 Horovod does not support srun, and an Open MPI started by srun must match the site's PMIx. So the workers
 connect as under horovodrun, each through its own end of the store on rank 0, and data is sent over Gloo (NCCL
-between GPUs). With ``srun --mpi=pmix`` and ``HOROVOD_CONTROLLER=mpi`` they use MPI instead; ``mpi: pmix`` in a
-site's profile sets both.
+between GPUs). With ``srun --mpi=pmix`` and ``HOROVOD_CONTROLLER=mpi`` they use MPI instead; ``mpi: pmix`` in
+a site's profile sets both.
 """
 
 from __future__ import annotations

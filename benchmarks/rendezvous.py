@@ -1,22 +1,22 @@
 """How long workers that srun starts need to connect, and what bounds it.
 
-``python benchmarks/rendezvous.py [--workers M,M] [--per-node Q] [--json PATH]`` forks so many processes, with
-the variables that srun sets for the tasks of a step on nodes of Q, and lets them connect as under
-``hpcdat train``: they find the store of worker 0, through which Horovod connects every pair of them over
-Gloo. All run on this machine; worker 0 counts the requests that its store answers.
+``python benchmarks/rendezvous.py [--engine torch] [--workers M,M] [--per-node Q] [--json PATH]`` forks so
+many processes, with the variables that srun sets for the tasks of a step on nodes of Q, and lets them
+connect as under ``hpcdat train``: they find the store of worker 0, through which every pair of them
+connects over Gloo. All run on this machine; worker 0 counts the requests that its store answers.
 
 Horovod connects three kinds of groups: all M workers, the Q of a node, and one of each of the p = M / Q
-nodes. In a group of n, each worker puts its addresses into the store, and asks it several times for those of
-each of the n - 1 others, and again every 10 ms as long as they are not there. In all there are
-M (M + Q + p - 3) such pairs, and one process answers all requests, one after the other.
+nodes. torch.distributed connects all M. In a group of n, each worker puts its addresses into the store, and
+asks it for those of each of the n - 1 others, several times. In all there are M (M + Q + p - 3) such pairs
+in Horovod, and M (M - 1) in torch.distributed, and one process answers all requests, one after the other.
 
 Ratios:
 
-- ``answers_per_pair_M``: requests that found a value, over the pairs.
+- ``requests_per_pair_M``: requests over the pairs.
 - ``seconds_exponent``: of M, of the time until all are connected.
 - ``seconds_per_request``: seconds of a core in worker 0's process over the requests, with the largest M.
-- ``minutes_at_1536``: their product for 1,536 workers on nodes of Q: how long the store of worker 0 computes
-  even if no request comes too early.
+- ``minutes_at_1536``: their product for 1,536 workers on nodes of Q: how long the process of worker 0
+  computes.
 """
 
 from __future__ import annotations
@@ -30,30 +30,32 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from horovod.runner.http import http_server
 from tabulate import tabulate
 
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
+from hpcdat.distributed.key_value_store import StoreServer
 from hpcdat.distributed.single_process import SingleProcess
 
 REQUESTS: Counter[str] = Counter()
-"""Answers of the store of this process, by method and status."""
+"""What the store of this process was asked, by operation."""
 SECONDS_TO_CONNECT = 300
 EXTRAPOLATED = 1536
 
 
-class CountingHandler(http_server.RendezvousHandler):
-    """A handler of the store that counts its answers."""
+def count_requests() -> None:
+    """Let the store of this process count the requests that it answers."""
+    answer = StoreServer.answer
 
-    def send_response(self, code: int, message: str | None = None) -> None:
-        """Answer, and count the answer."""
-        REQUESTS[f"{self.command} {code}"] += 1
-        super().send_response(code, message)
+    def counted(server: StoreServer, connection: Any, request: dict[str, Any], given: list[bytes]) -> None:
+        REQUESTS[request["operation"]] += 1
+        answer(server, connection, request, given)
+
+    StoreServer.answer = counted  # type: ignore[method-assign]
 
 
 def variables(rank: int, size: int, per_node: int, step: int) -> dict[str, str]:
@@ -72,10 +74,10 @@ def variables(rank: int, size: int, per_node: int, step: int) -> dict[str, str]:
     }
 
 
-def connect(answer: Path) -> None:
+def connect(engine: Literal["horovod", "torch"], answer: Path) -> None:
     """Connect as one of the workers; write how long it took."""
     began, cpu = time.monotonic(), time.process_time()
-    workers = init_communicator(SECONDS_TO_CONNECT)
+    workers = init_communicator(SECONDS_TO_CONNECT, engine=engine)
     report = {
         "began": began,
         "ended": time.monotonic(),
@@ -86,7 +88,7 @@ def connect(answer: Path) -> None:
     workers.close()
 
 
-def measure(size: int, per_node: int, step: int) -> dict[str, Any]:
+def measure(engine: Literal["horovod", "torch"], size: int, per_node: int, step: int) -> dict[str, Any]:
     """Fork so many workers and let them connect."""
     with tempfile.TemporaryDirectory() as folder:
         children = []
@@ -95,7 +97,7 @@ def measure(size: int, per_node: int, step: int) -> dict[str, Any]:
             if not child:
                 try:
                     os.environ.update(variables(rank, size, per_node, step))
-                    connect(Path(folder) / str(rank))
+                    connect(engine, Path(folder) / str(rank))
                 except BaseException:
                     traceback.print_exc()
                     os._exit(1)
@@ -109,14 +111,18 @@ def measure(size: int, per_node: int, step: int) -> dict[str, Any]:
     return {"seconds": last - first, "cpu": answers[0]["cpu"], "requests": answers[0]["requests"]}
 
 
-def pairs_of(size: int, per_node: int) -> int:
-    """Pairs of workers, in both directions, in the groups of all, of every node, and across nodes."""
-    return size * (size + per_node + size // per_node - 3)
+def pairs_of(engine: str, size: int, per_node: int) -> int:
+    """Pairs of workers, in both directions, in the groups that an engine connects."""
+    others = size - 1
+    return size * (others if engine == "torch" else others + per_node - 1 + size // per_node - 1)
 
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description="how long workers of srun need to connect")
+    parser.add_argument(
+        "--engine", choices=["horovod", "torch"], default="horovod", help="default: %(default)s"
+    )
     parser.add_argument("--workers", default="4,8,16,32", help="numbers M (default: %(default)s)")
     parser.add_argument("--per-node", type=int, default=4, help="workers of a node (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write environment, measurements and ratios here")
@@ -126,26 +132,30 @@ def main() -> None:
         parser.error(f"--workers: not all of {sizes} are multiples of {q}")
     torch.set_num_threads(1)
     # The modules are loaded once: the time to load them is not that of connecting.
-    import horovod.torch  # noqa: F401
+    if arguments.engine == "horovod":
+        import horovod.torch  # noqa: F401
+    import hpcdat.distributed.torch_communicator  # noqa: F401
 
-    http_server.RendezvousHandler = CountingHandler
+    count_requests()
     found, rows, ratios = {}, [], {}
     for step, size in enumerate(sizes):
-        found[size] = measure(size, q, step)
+        found[size] = measure(arguments.engine, size, q, step)
         requests = found[size]["requests"]
-        gets, total = requests.get("GET 200", 0), sum(requests.values())
-        ratios[f"answers_per_pair_{size}"] = gets / pairs_of(size, q)
+        total = sum(requests.values())
+        ratios[f"requests_per_pair_{size}"] = total / pairs_of(arguments.engine, size, q)
         seconds, cpu = found[size]["seconds"], found[size]["cpu"]
         texts = [", ".join(f"{number} {kind}" for kind, number in sorted(requests.items()))]
         print(f"{size} workers: connected after {seconds:.2f} s", flush=True)
-        rows.append([size, f"{seconds:.2f}", f"{cpu:.2f}", total, pairs_of(size, q), *texts])
+        rows.append(
+            [size, f"{seconds:.2f}", f"{cpu:.2f}", total, pairs_of(arguments.engine, size, q), *texts]
+        )
     header = ["M", "seconds", "of a core, worker 0", "requests", "pairs", "of which"]
     print(tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")
     times = [found[size]["seconds"] for size in sizes]
     ratios["seconds_exponent"] = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
     largest = found[sizes[-1]]
     ratios["seconds_per_request"] = largest["cpu"] / sum(largest["requests"].values())
-    requests = pairs_of(EXTRAPOLATED, q) * ratios[f"answers_per_pair_{sizes[-1]}"]
+    requests = pairs_of(arguments.engine, EXTRAPOLATED, q) * ratios[f"requests_per_pair_{sizes[-1]}"]
     ratios[f"minutes_at_{EXTRAPOLATED}"] = requests * ratios["seconds_per_request"] / 60
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3g}")

@@ -32,6 +32,7 @@ LAYERS = (
     "emulation",
     "out_of_memory",
     "user_code",
+    "user_cache",
     "config",
     "install",
     "progress",

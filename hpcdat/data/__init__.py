@@ -21,7 +21,7 @@ from hpcdat.data.images import DataError, Images
 from hpcdat.data.own_data import find_own
 from hpcdat.data.sampler import Indices
 from hpcdat.data.shard_folder import open_shards
-from hpcdat.storage.user_cache import user_cache
+from hpcdat.user_cache import user_cache
 
 
 class Loader(Protocol):

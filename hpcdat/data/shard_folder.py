@@ -15,7 +15,7 @@ from hpcdat.errors import first_few
 from hpcdat.progress import Progress
 from hpcdat.storage.atomic_files import check_writable, digest
 from hpcdat.storage.turn_lock import taking_turns
-from hpcdat.storage.user_cache import user_cache
+from hpcdat.user_cache import user_cache
 
 PACKING_FILE = "packing.json"
 """Name of the file that ``hpcdat pack`` writes first, next to the shards."""

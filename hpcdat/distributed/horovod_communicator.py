@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcdat.distributed.addresses import check_own_name
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
 from hpcdat.distributed.horovod_over_srun import over_mpi, srun_variables
 from hpcdat.distributed.launcher import Launched, left_over
-from hpcdat.distributed.rendezvous import check_own_name
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.waiting import Wait, poll, wait_in_thread
-from hpcdat.distributed.watchdog import SECONDS_TO_CONNECT, Watchdog
+from hpcdat.distributed.waiting import SECONDS_TO_CONNECT, Wait, poll, wait_in_thread
+from hpcdat.distributed.watchdog import Watchdog
 from hpcdat.errors import WorkerError
 from hpcdat.seeds import derive
 

@@ -1,21 +1,23 @@
 """The variables with which Horovod connects the tasks of an srun step.
 
 Horovod does not support srun, and an Open MPI started by srun must match the site's PMIx. So the workers
-connect as under horovodrun: rank 0 serves Horovod's rendezvous, the others find it through the variables that
-Slurm sets for every task, and data is sent over Gloo (NCCL between GPUs). With ``srun --mpi=pmix`` and
-``HOROVOD_CONTROLLER=mpi`` they use MPI instead; ``mpi: pmix`` in a site's profile sets both.
+connect as under horovodrun, each through its own end of the store on rank 0, and data is sent over Gloo (NCCL
+between GPUs). With ``srun --mpi=pmix`` and ``HOROVOD_CONTROLLER=mpi`` they use MPI instead; ``mpi: pmix`` in
+a site's profile sets both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socketserver
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpcdat.distributed.addresses import LOOPBACK
+from hpcdat.distributed.horovod_proxy import HorovodProxy
 from hpcdat.distributed.launcher import Launched
-from hpcdat.distributed.rendezvous import first_host, meet, party_of, tasks_per_node
+from hpcdat.distributed.rendezvous import meet, party_of
+from hpcdat.distributed.slurm_step import first_host, tasks_per_node
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError, shorten
 
@@ -61,15 +63,20 @@ def srun_variables(
         The variables with which ``hvd.init()`` connects to the other tasks.
 
     Raises:
-        WorkerError, Stopped: as :func:`~hpcdat.distributed.rendezvous.meet`.
+        InputError, WorkerError, Stopped: as :func:`~hpcdat.distributed.rendezvous.meet`.
     """
     place = Launched("srun", int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"]))
-    address, port = meet(party_of(place, environ), longest, stop, _serve)
-    return horovod_variables(environ, address, port)
+    proxy = HorovodProxy(meet(party_of(place, environ), longest, stop))
+    return horovod_variables(environ, proxy.port)
 
 
-def horovod_variables(environ: Mapping[str, str], address: str, port: int) -> dict[str, str]:
-    """The variables that horovodrun would set, derived from srun's."""
+def horovod_variables(environ: Mapping[str, str], port: int) -> dict[str, str]:
+    """The variables that horovodrun would set, derived from srun's.
+
+    Args:
+        environ: holds the variables set by srun.
+        port: of this worker's :class:`~hpcdat.distributed.horovod_proxy.HorovodProxy`.
+    """
     tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
     node, local_rank = int(environ["SLURM_NODEID"]), int(environ["SLURM_LOCALID"])
     peers = [n for n, count in enumerate(tasks) if count > local_rank]
@@ -83,20 +90,6 @@ def horovod_variables(environ: Mapping[str, str], address: str, port: int) -> di
         "HOROVOD_HOSTNAME": environ.get("SLURMD_NODENAME") or first_host(environ["SLURM_STEP_NODELIST"]),
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": LOOPBACK,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
     }
-
-
-def _serve() -> int:
-    """Serve Horovod's rendezvous, until this process ends; its port."""
-    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
-    from horovod.runner.util.threads import in_thread
-
-    # Without the look-up of its own full name, for which http.server may wait a minute.
-    bind = {"server_bind": socketserver.TCPServer.server_bind}
-    server = type("Server", (RendezvousHTTPServer,), bind)(("", 0), RendezvousHandler, False)
-    server.init([])
-    in_thread(target=server.serve_forever)
-    port: int = server.server_address[1]
-    return port

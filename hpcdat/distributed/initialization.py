@@ -31,7 +31,7 @@ def init_communicator(
             negotiates with the other workers, which delays every new collective.
 
     Raises:
-        InputError: the launcher starts workers of another engine.
+        InputError: the launcher starts workers of another engine, or the secret of the start cannot be kept.
         WorkerError: the workers cannot connect.
         Stopped: a stop was requested before they had connected.
     """

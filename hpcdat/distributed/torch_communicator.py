@@ -15,13 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hpcdat.distributed.addresses import check_own_name
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
 from hpcdat.distributed.launcher import Launched
-from hpcdat.distributed.rendezvous import NEVER, check_own_name, connect_store
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.distributed.waiting import Wait, poll, wait_in_thread
-from hpcdat.distributed.watchdog import SECONDS_TO_CONNECT, Watchdog
+from hpcdat.distributed.torch_store import NEVER, connect_store
+from hpcdat.distributed.waiting import SECONDS_TO_CONNECT, Wait, poll, wait_in_thread
+from hpcdat.distributed.watchdog import Watchdog
 from hpcdat.seeds import derive
 
 

@@ -18,6 +18,8 @@ SECONDS_UNTIL_NOTICE = 10.0
 """How long a wait lasts before it is announced."""
 SECONDS_BETWEEN_CHECKS = 0.2
 """How often a wait checks for a stop request."""
+SECONDS_TO_CONNECT = 120.0
+"""How long workers may take to connect, even if the stall timeout is shorter: some may start late."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 """Limits of the pause between polls of a pending collective, which is an eighth of the time waited so far."""
 

@@ -11,9 +11,6 @@ from contextlib import contextmanager
 
 from hpcdat.errors import WorkerError, first_line
 
-SECONDS_TO_CONNECT = 60
-"""How long workers may take to connect, even if the stall timeout is shorter: they import torch first."""
-
 
 class Watchdog:
     """Exits this process when a wait in any thread lasts longer than allowed.

@@ -12,6 +12,7 @@ import pytest
 from hpcdat.emulation.cluster import (
     CARD,
     HOSTS_FILES,
+    SHARED_CORES,
     BoxError,
     _namespaces,
     box_mpirun_command,
@@ -20,7 +21,8 @@ from hpcdat.emulation.cluster import (
     remove_box,
     run_over_gloo,
 )
-from tests.conftest import CHECKOUT
+from hpcdat.storage.run_folder import RunFolder
+from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment
 from tests.distributed.team import Team
 
@@ -179,6 +181,26 @@ def test_mpirun_reaches_all_nodes(make_box, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["node1", "node2", "node3"]
+
+
+@pytest.mark.full
+@pytest.mark.distributed
+def test_workers_of_mpirun_on_several_nodes_meet_without_horovod(make_box, tmp_path):
+    """Nothing but the file of their start says where rank 0 is."""
+    made = make_box(nodes=2)
+    settings = [f"run_dir={tmp_path}/run", "engine=torch", "epochs=1", "attack.steps=1", "evaluation.steps=1"]
+    train = [sys.executable, "-m", "hpcdat", "train", str(DEMO), "--set", *settings]
+    done = subprocess.run(
+        made.inside(1, box_mpirun_command(made, 2, train)),
+        cwd=CHECKOUT,
+        env=environment() | SHARED_CORES,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    record = RunFolder(tmp_path / "run").environment()
+    assert (record["nodes"], record["launcher"], record["engine"]) == (2, "mpirun", "torch")
 
 
 def test_a_worker_that_fails_ends_the_others(make_box):

@@ -1,30 +1,10 @@
-"""Slurm's compressed lists, and the variables for Horovod."""
+"""What launchers say, and the variables for Horovod."""
 
 import pytest
 
 from hpcdat.distributed.horovod_over_srun import horovod_variables, over_mpi
 from hpcdat.distributed.launcher import Launched, launched
-from hpcdat.distributed.rendezvous import candidate_ports, first_host, tasks_per_node
 from hpcdat.errors import InputError
-
-
-@pytest.mark.parametrize(
-    "short, first",
-    [
-        ("node7", "node7"),
-        ("node[03-05,9],gpu1", "node03"),
-        ("a,b", "a"),
-        ("rack[1-2]-ib", "rack1-ib"),
-        ("n[11,13]", "n11"),
-    ],
-)
-def test_first_host(short, first):
-    assert first_host(short) == first
-
-
-@pytest.mark.parametrize("short, counts", [("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,3(x2)", [1, 3, 3])])
-def test_tasks_per_node(short, counts):
-    assert tasks_per_node(short) == counts
 
 
 def test_ranks_of_uneven_nodes():
@@ -37,16 +17,12 @@ def test_ranks_of_uneven_nodes():
         "SLURM_LOCALID": "1",
         "SLURMD_NODENAME": "n2",
     }
-    variables = horovod_variables(task, "n1", 23456)
+    variables = horovod_variables(task, 23456)
     assert (variables["HOROVOD_RANK"], variables["HOROVOD_SIZE"]) == ("3", "5")
     assert (variables["HOROVOD_LOCAL_RANK"], variables["HOROVOD_LOCAL_SIZE"]) == ("1", "2")
     assert (variables["HOROVOD_CROSS_RANK"], variables["HOROVOD_CROSS_SIZE"]) == ("1", "2")
-    assert variables["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "n1"
-
-
-def test_ports_are_derived_alike_and_legal():
-    assert candidate_ports("123.0") == candidate_ports("123.0") != candidate_ports("124.0")
-    assert all(1024 < port < 65536 for port in candidate_ports("99999999.4294967294"))
+    assert variables["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1", "each worker has a proxy of its own"
+    assert variables["HOROVOD_GLOO_RENDEZVOUS_PORT"] == "23456"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,9 @@ class SynchronisedBatchNorm(BatchNorm):
 
     def _normalised(self, x: Tensor) -> Tensor:
         y: Tensor
-        y, mean, variance, count = _Normalise.apply(  # type: ignore[no-untyped-call]
+        # Not all versions of torch give this a type.
+        normalise: Any = _Normalise.apply
+        y, mean, variance, count = normalise(
             x, self.weight, self.bias, self.eps, self.name, self._synchronisation
         )
         if x.numel() <= x.shape[1] and count.item() == 1:

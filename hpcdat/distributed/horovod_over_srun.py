@@ -19,7 +19,7 @@ from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.rendezvous import meet, party_of
 from hpcdat.distributed.slurm_step import first_host, tasks_per_node
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.errors import InputError, shorten
+from hpcdat.errors import InputError
 
 
 def over_mpi(environ: Mapping[str, str] = os.environ) -> bool:
@@ -43,7 +43,7 @@ def over_mpi(environ: Mapping[str, str] = os.environ) -> bool:
     with contextlib.suppress(PermissionError):
         if not folder.exists():
             raise InputError(
-                f"HOROVOD_CONTROLLER=mpi: there is no folder {shorten(str(folder))} (PMIX_SERVER_TMPDIR), "
+                f"HOROVOD_CONTROLLER=mpi: there is no folder {folder} (PMIX_SERVER_TMPDIR), "
                 "where Slurm has the files of PMIx: bind it into the container (apptainer exec --bind FOLDER)"
             )
     return True

@@ -137,7 +137,7 @@ def install_horovod(python: Path, *, site: Site, cache: Path, steps: Steps) -> P
         print(f"      taken from the cache: {wheels[0]}", flush=True)
     else:
         cores = os.cpu_count() or 1
-        print(f"      building it once (about {max(1, 6 // cores)} minutes on {cores} cores)", flush=True)
+        print(f"      building it once (about {max(1, 4 // cores)} minutes on {cores} cores)", flush=True)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="hpcdat-horovod-") as scratch:
             wheel = _build(python, Path(scratch), facts, site=site, steps=steps)

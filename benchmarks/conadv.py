@@ -35,7 +35,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from conadv_steps import BY_TURNS, work
+from conadv_steps import TAKING_TURNS, work
 from tabulate import tabulate
 
 from hpcdat.distributed.launcher import launched
@@ -61,7 +61,7 @@ def compare(step: dict[str, float]) -> dict[str, float]:
     ratios["a_batch_each_over_disadv"] = step["DisAdv, a batch each"] / step["ConAdv, a batch each"]
     ratios["beside_another_worker"] = step["vanilla, a batch each"] / step["vanilla"]
     three = "ConAdv, separate halves and attack"
-    how = next((how for how in ("", BY_TURNS) if how + three in step), None)
+    how = next((how for how in ("", TAKING_TURNS) if how + three in step), None)
     if how is None:
         return ratios
     attack, clean, adversarial = (
@@ -77,7 +77,7 @@ def compare(step: dict[str, float]) -> dict[str, float]:
     return ratios
 
 
-def describe(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
+def describe(ratios: dict[str, float], *, take_turns: bool) -> list[str]:
     """Lines that explain the ratios of two and three workers."""
     if "pair_limit" not in ratios:
         return []
@@ -88,7 +88,7 @@ def describe(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
         f"step while the other worker runs takes {ratios['beside_another_worker']:.3f} of one without it",
     ]
     if "split_limit" in ratios:
-        turns = ", by turns" if by_turns else ""
+        turns = ", taking turns" if take_turns else ""
         notes.append(
             f"three workers a batch{turns}, over DisAdv in halves: "
             f"{ratios['split_over_disadv_in_halves']:.3f}, "
@@ -98,7 +98,7 @@ def describe(ratios: dict[str, float], *, by_turns: bool) -> list[str]:
 
 
 def launch(
-    size: int, arguments: argparse.Namespace, rounds: int, *, by_turns: bool = False
+    size: int, arguments: argparse.Namespace, rounds: int, *, take_turns: bool = False
 ) -> dict[str, Any]:
     """Start workers, each with its own core or GPU, or taking turns on one core; return worker 0's report."""
     with tempfile.TemporaryDirectory() as folder:
@@ -108,13 +108,13 @@ def launch(
         given += ["--set", *arguments.set] if arguments.set else []
         program = [sys.executable, __file__, "--worker-report", str(answer), "--workers", str(size), *given]
         command = mpirun_command(size, program)
-        if by_turns:
+        if take_turns:
             horovodrun = str(Path(sys.executable).parent / "horovodrun")
             command = [horovodrun, "--gloo", "-np", str(size), "-H", f"localhost:{size}", *program]
-            command.append("--by-turns")
+            command.append("--take-turns")
         # Horovod polls every millisecond, which takes processor time in the waits that occur only because
         # workers take turns.
-        longer_cycle = {"HOROVOD_CYCLE_TIME": "10"} if by_turns else {}
+        longer_cycle = {"HOROVOD_CYCLE_TIME": "10"} if take_turns else {}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **longer_cycle}
         code = subprocess.run(command, env=environment).returncode
         if code:
@@ -124,7 +124,7 @@ def launch(
 
 def on_one_worker(arguments: argparse.Namespace) -> dict[str, Any]:
     """The report of a single worker in this process."""
-    return work(argparse.Namespace(**{**vars(arguments), "workers": 1, "by_turns": False}))
+    return work(argparse.Namespace(**{**vars(arguments), "workers": 1, "take_turns": False}))
 
 
 def taking_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
@@ -137,7 +137,7 @@ def taking_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
     while left:
         rounds = min(left, ROUNDS_PER_START)
         for size in (2, 3):
-            report = launch(size, arguments, rounds, by_turns=True)
+            report = launch(size, arguments, rounds, take_turns=True)
             for name, each in report["seconds"].items():
                 times.setdefault(name, []).extend(each)
         left -= rounds
@@ -154,7 +154,7 @@ def concluded(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     number = min(map(len, times.values()))
     compared = [compare({name: rounds[r] for name, rounds in times.items()}) for r in range(number)]
     ratios = {name: median(ratios[name] for ratios in compared) for name in compared[0]}
-    notes = describe(ratios, by_turns=BY_TURNS + "vanilla, a batch each" in times)
+    notes = describe(ratios, take_turns=TAKING_TURNS + "vanilla, a batch each" in times)
     keys = ("model", "width", "size", "batch", "steps", "set")
     settings = {key: getattr(arguments, key) for key in keys}
     return {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
@@ -174,13 +174,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--by-turns", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--take-turns", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker_report:
         rank = launched().rank
         if arguments.device == "cpu":
             cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {cores[0 if arguments.by_turns else rank % len(cores)]})
+            os.sched_setaffinity(0, {cores[0 if arguments.take_turns else rank % len(cores)]})
         report = work(arguments)
         if rank == 0:
             arguments.worker_report.write_text(json.dumps(report))

@@ -48,7 +48,7 @@ THREE_WORKERS = {
     "vanilla, three batches": ["method=plain"],
     "ConAdv, separate halves and attack": ["method=conadv", *ATTACK_WORKER, *SEPARATE_HALVES],
 }
-BY_TURNS = "by turns: "
+TAKING_TURNS = "taking turns: "
 """Prefix of the names of steps timed with workers taking turns on one core."""
 CLASSES = 10
 """Number of classes of the random images."""
@@ -150,7 +150,7 @@ class Bench:
                 works = self.workers.is_rank0 or name not in self.of_first
                 before = time.process_time()
                 duration = seconds(work, self.device) if works else 0.0
-                if self.arguments.by_turns:
+                if self.arguments.take_turns:
                     duration = time.process_time() - before
                 slowest = max(self.workers.all_gather_object(duration / self.divisor.get(name, 1), "seconds"))
                 if number:
@@ -177,11 +177,11 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         device = torch.device("cuda", workers.local_rank)
         torch.cuda.set_device(device)
-    if arguments.by_turns:
+    if arguments.take_turns:
         # Polling a collective takes processor time, in waits that occur only because workers take turns.
         waiting.LONGEST_PAUSE = 10e-3
     bench = Bench(arguments, workers, device)
-    how = BY_TURNS if arguments.by_turns else ""
+    how = TAKING_TURNS if arguments.take_turns else ""
     if workers.size < 3:
         if not how:
             for name, settings in ONE_WORKER.items():

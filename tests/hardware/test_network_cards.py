@@ -1,5 +1,7 @@
 """Bytes that cards have sent, on stand-ins of the files that kernels show on several kinds of nodes."""
 
+from pathlib import Path
+
 import pytest
 
 from hpcdat.hardware.network_cards import Card, network_cards, sent_between
@@ -125,5 +127,11 @@ def test_what_was_sent_between_two_readings(before, after, unit, sent):
     assert sent_between([], [second]) == {"a": None}
 
 
-def test_the_counters_of_this_machine_can_be_read():
-    assert all(card.count is None or card.count >= 0 for card in network_cards())
+def test_the_counters_of_this_machine_are_those_of_its_interfaces():
+    counted = {card.name: card.count for card in network_cards() if card.kind == "Ethernet"}
+    lines = Path("/proc/net/dev").read_text().splitlines()[2:]
+    sent = {
+        name.strip(): int(fields.split()[8]) for name, _, fields in (line.partition(":") for line in lines)
+    }
+    assert "lo" not in counted and counted.keys() <= sent.keys()
+    assert all(0 <= counted[name] <= sent[name] for name in counted)

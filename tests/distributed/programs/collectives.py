@@ -122,6 +122,9 @@ def teams_that_end_apart(workers, patch=None):
 def flood(workers, patch, threads, count):
     """Collectives of every kind in several threads at once, each after a delay of its own.
 
+    The first are started one after another, on every worker beginning with another thread: delays alone do not
+    make sure that orders differ on a busy machine.
+
     Returns what was wrong, and how many different orders of their starts the workers had.
     """
     rank, size, wrong, order = workers.rank, workers.size, [], []
@@ -132,12 +135,18 @@ def flood(workers, patch, threads, count):
     def run(number):
         delays, channel, team = random.Random(f"{rank} {number}"), channels[number], teams[number]
         for turn in range(count):
-            time.sleep(delays.uniform(0, 0.004))
-            order.append(number)
+            if turn == 0:
+                while len(order) < (number - rank) % threads:
+                    time.sleep(0.001)
+            else:
+                time.sleep(delays.uniform(0, 0.004))
+                order.append(number)
             name, own = f"flood {number} {turn}", torch.tensor([float(number), float(rank), float(turn)])
             sums = channel.iall_reduce([own.clone(), torch.tensor([rank])], f"{name} sum")
             dealt = channel.iall_to_all_v(own.expand(sum(range(size)), 3), range(size), f"{name} deal")
             mate = team.iall_gather(own, f"{name} team")
+            if turn == 0:
+                order.append(number)
             total, integers = sums.wait()
             expected = [[number * size, sum(range(size)), turn * size], [sum(range(size))]]
             seen = [[total.tolist(), integers.tolist()] == expected]

@@ -1,8 +1,9 @@
 """Every job file trains and evaluates with its own network, method, exchange and optimiser.
 
-Only the data are replaced, by a tiny stand-in with as many classes and smaller pictures, and the sizes that
-follow from them: batches, epochs, images held out. To save time the evaluation attacks with two steps, and
-nothing is compiled.
+The data are replaced, by a tiny stand-in with as many classes and smaller pictures, and the sizes that follow
+from them: batches, epochs, images held out. To save time the evaluation attacks with two steps, nothing is
+compiled, and most networks are smaller: ResNet-50 has one block in each stage, others an eighth of the width
+in each layer. The jobs of :data:`WHOLE` and those that start from given weights have their network as it is.
 """
 
 import gc
@@ -13,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models import resnet50
+from torchvision.models.resnet import Bottleneck, ResNet
 
+from hpcdat import models
 from hpcdat.commands import train as command
 from hpcdat.config.job_file import read_job
 from hpcdat.data.encoded_images import Files
@@ -29,9 +32,23 @@ from tests.conftest import CHECKOUT, Never
 JOBS = CHECKOUT / "jobs"
 # The last layers of ResNet-50 see one pixel: batch norm of two such values explodes at SGD's rate.
 STEPS, BATCH, TEST_IMAGES, HELD_OUT = 2, 4, 4, 4
+WHOLE = {
+    "cifar10-unlabelled-wrn-dat-pgd.yaml",
+    "cifar10-dat-pgd.yaml",
+    "imagenet-dat-pgd.yaml",
+    "imagenet-dat-fgsm-8-two-sided.yaml",
+    "conadv/4k/conadv-aa.yaml",
+    "conadv/4k/disadv.yaml",
+    "miniature/dat-pgd.yaml",
+}
+"""Jobs whose network is not made smaller: every network, and every method and exchange of its own on one."""
+SMALL = 1 / 8
+"""Factor of the channels of other networks than ResNet-50."""
 TIMEOUT = 280
 """Seconds that a worker waits for the others."""
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "folder": 1000}
+WIDE = ("preact-resnet18", "wide-resnet28-10")
+"""Networks that have a width."""
 SIZES = {"digits-cnn": 8, "preact-resnet18": 8, "wide-resnet28-10": 8, "resnet50": 16}
 
 
@@ -72,6 +89,12 @@ def weights_of_resnet50(tmp_path_factory):
     return file
 
 
+def small_resnet50(channels, num_classes):
+    """ResNet-50 with one block in each of its four stages."""
+    assert channels == 3
+    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=num_classes)
+
+
 def workers_of(job):
     """As few workers as divide the roles of a job, real ones where its exchange is more than a plain sum."""
     concurrent = job.concurrent
@@ -100,6 +123,8 @@ def shortened(path, folder, stand_in, weights):
         data["unlabelled"] = folder / "unlabelled.npz"
         write_pseudo_labelled(data["unlabelled"], stand_in(job, 8), np.arange(8, dtype=np.int64))
     model = {"compiled": False, "pretrained": job.model.pretrained and weights}
+    if path.relative_to(JOBS).as_posix() not in WHOLE and job.model.name in WIDE:
+        model["width"] = job.model.width * SMALL
     sections = {
         "data": job.data.model_copy(update=data),
         "model": job.model.model_copy(update=model),
@@ -117,6 +142,8 @@ def test_a_job_file_trains_two_steps_and_evaluates(
 ):
     job, workers, images = shortened(path, tmp_path, stand_in, weights_of_resnet50)
     monkeypatch.setattr(command, "find_images", lambda data, **_: images)
+    if path.relative_to(JOBS).as_posix() not in WHOLE and not job.model.pretrained:
+        monkeypatch.setitem(models.MODELS, "resnet50", small_resnet50)
     # torch.compile is not made for several threads, which here are the workers.
     monkeypatch.setattr(gradient_exchange, "pays_to_compile", lambda count: False)
     try:

@@ -64,7 +64,7 @@ class BenchmarkFile(BaseModel):
         environment: that of :func:`hpcdat.distributed.environment.describe_environment`.
         settings: those of the whole run, such as workers, device and repetitions.
         rows: the measurements.
-        ratios: the ratios that the benchmark's help explains. None: could not be measured; ``notes`` says why.
+        ratios: those that the benchmark's help explains. None: could not be measured; ``notes`` says why.
         notes: what a reader of the numbers has to know: a machine that was not quiet, counters that could not
             be read.
     """

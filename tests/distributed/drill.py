@@ -82,7 +82,7 @@ def under_fire(run_dir, workers, epochs, kills, chance):
             if attempt % 2 == 0:
                 # Every other kill hits a worker in the middle of an epoch; the rest may hit one that starts.
                 wait_for_a_step(process, run_dir)
-            time.sleep(chance.uniform(0.0, 4.0))
+            time.sleep(chance.uniform(0.0, 2.0))
             if attempt % 2 == 0:
                 wait_for_a_step(process, run_dir)
             if alive and process.poll() is None:
@@ -140,7 +140,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 

@@ -171,7 +171,7 @@ def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start, e
 @on("MPI 2")
 def test_killed_runs_end_like_undisturbed_ones(tmp_path, team, kills):
     """kill -9 of a random worker at a random moment, as `make drill` does."""
-    epochs = 2 + 4 * kills
+    epochs = 2 + 2 * kills
 
     def peace(run_dir):
         team.run("training.train_job", *settings_of(run_dir, epochs), timeout=600)

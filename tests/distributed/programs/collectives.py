@@ -122,8 +122,7 @@ def teams_that_end_apart(workers, patch=None):
 def flood(workers, patch, threads, count):
     """Collectives of every kind in several threads at once, each after a delay of its own.
 
-    The first are started one after another, on every worker beginning with another thread: delays alone do not
-    make sure that orders differ on a busy machine.
+    On every worker another thread begins: on a busy machine delays alone do not make sure that orders differ.
 
     Returns what was wrong, and how many different orders of their starts the workers had.
     """
@@ -140,13 +139,11 @@ def flood(workers, patch, threads, count):
                     time.sleep(0.001)
             else:
                 time.sleep(delays.uniform(0, 0.004))
-                order.append(number)
+            order.append(number)
             name, own = f"flood {number} {turn}", torch.tensor([float(number), float(rank), float(turn)])
             sums = channel.iall_reduce([own.clone(), torch.tensor([rank])], f"{name} sum")
             dealt = channel.iall_to_all_v(own.expand(sum(range(size)), 3), range(size), f"{name} deal")
             mate = team.iall_gather(own, f"{name} team")
-            if turn == 0:
-                order.append(number)
             total, integers = sums.wait()
             expected = [[number * size, sum(range(size)), turn * size], [sum(range(size))]]
             seen = [[total.tolist(), integers.tolist()] == expected]

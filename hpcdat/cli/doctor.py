@@ -12,6 +12,7 @@ from hpcdat.cli.worker_process import as_worker, reported_once, start_locally
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.doctor.library_logs import library_logs
 from hpcdat.errors import Exit, InputError
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ def doctor(
       hpcdat doctor jobs/demo.yaml -np 2
       srun -N 6 hpcdat doctor JOB.yaml --json doctor.json
 
-    Start it like `hpcdat train`, on the same nodes. It checks the engine, GPUs, versions, clocks, cores and
-    links, and, given a job, its run_dir, its images, and whether each node reads them as fast as training
-    needs them. The exit code is 1 if a check fails; warnings do not change it.
+    Start it like `hpcdat train`, on the same nodes. It checks the engine, GPUs, versions, clocks, cores,
+    network cards and links, and which transports NCCL and MPI take; given a job, also its run_dir, its
+    images, and whether each node reads them as fast as training needs them. The exit code is 1 if a check
+    fails; warnings do not change it.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
@@ -53,12 +55,15 @@ def doctor(
     if workers > 1:
         start_locally(workers, resolved)
 
-    def work(workers: Communicator, stop: StopRequest) -> Report:
-        from hpcdat.doctor.examination import examine
+    with library_logs() as logs:
 
-        return examine(resolved, workers, stop)
+        def work(workers: Communicator, stop: StopRequest) -> Report:
+            from hpcdat.doctor.examination import examine
 
-    report = as_worker(work, resolved)
+            logs.release_stdout()
+            return examine(resolved, workers, stop, logs)
+
+        report = as_worker(work, resolved)
     if report is None:
         return
     print(report.describe(), flush=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from hpcdat.config.sections import Data
 from hpcdat.doctor.facts import SHARED_MEMORY, Node, RunDir
+from hpcdat.doctor.findings import Finding, Level, count, hosts_by, megabytes
 from hpcdat.doctor.links import MAX_NODES_FOR_ALL_PAIRS, Pair, best_of, slow_pairs
 from hpcdat.doctor.storage import Storage
 from hpcdat.errors import first_few
@@ -28,27 +28,6 @@ STORAGE_MARGIN = 1.5
 MAX_BUSY_CORES = 0.5
 """Cores that other processes may use without a warning."""
 
-Level = Literal["ok", "warning", "failure"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        level: ``failure`` if a run would fail, or must not start.
-        check: name of the check.
-        found: what was found.
-        where: hosts; empty for all.
-        advice: what to do; empty if all is well.
-    """
-
-    level: Level
-    check: str
-    found: str
-    where: str = ""
-    advice: str = ""
-
 
 def check_engine(nodes: Sequence[Node], engine: str, transport: str) -> list[Finding]:
     """Report the engine and the transport of this run; check that Horovod's build is the same on all nodes.
@@ -60,7 +39,7 @@ def check_engine(nodes: Sequence[Node], engine: str, transport: str) -> list[Fin
     if engine == "torch":
         gpus = ", NCCL between GPUs" if any(any(node.takes) for node in nodes) else ""
         return [Finding("ok", "engine", f"torch.distributed; transport {transport}{gpus}")]
-    check, builds = "Horovod", _hosts_by(nodes, lambda node: _describe_build(node.horovod))
+    check, builds = "Horovod", hosts_by(nodes, lambda node: _describe_build(node.horovod))
     if len(builds) > 1:
         found = "; ".join(f"{build} on {first_few(hosts)}" for build, hosts in builds.items())
         return [Finding("failure", check, found, "", "use one environment on all nodes")]
@@ -93,7 +72,7 @@ def check_gpus(nodes: Sequence[Node], device: Literal["auto", "cpu", "cuda"]) ->
         device: the job's.
     """
     check, findings = "GPUs", []
-    kinds = _hosts_by(nodes, lambda node: _describe_gpus(node.gpus))
+    kinds = hosts_by(nodes, lambda node: _describe_gpus(node.gpus))
     without = [node.host for node in nodes if not node.gpus]
     unused = [node.host for node in nodes if not node.gpus and node.driver]
     if unused and device != "cpu":
@@ -139,13 +118,13 @@ def check_dali(
         loader: the job's; None without a job.
     """
     findings = []
-    if versions := _hosts_by([node for node in nodes if node.dali], lambda node: node.dali):
+    if versions := hosts_by([node for node in nodes if node.dali], lambda node: node.dali):
         found = "; ".join(versions)
         findings.append(Finding("ok", "DALI", found, "" if len(nodes) == 1 else _where(versions, nodes)))
     levels: dict[str | None, Level] = {"dali": "failure", None: "warning"}
     level = levels.get(loader, "ok")
     missing = [node for node in nodes if node.dali is None]
-    for error, hosts in _hosts_by(missing, lambda node: node.dali_error).items():
+    for error, hosts in hosts_by(missing, lambda node: node.dali_error).items():
         advice = "" if level == "ok" else "install it, or choose data.loader: torchvision"
         findings.append(Finding(level, "DALI", f"cannot be imported: {error}", first_few(hosts), advice))
     return findings
@@ -159,7 +138,7 @@ def check_versions(nodes: Sequence[Node]) -> list[Finding]:
         return lambda node: node.versions.get(name, "none")
 
     for name in dict.fromkeys(name for node in nodes for name in node.versions):
-        groups = _hosts_by(nodes, version_of(name))
+        groups = hosts_by(nodes, version_of(name))
         if len(groups) > 1:
             found = f"{name}: " + "; ".join(f"{v} on {first_few(hosts)}" for v, hosts in groups.items())
             minority = min(groups.values(), key=len)
@@ -202,12 +181,12 @@ def check_images(nodes: Sequence[Node], data: Data) -> list[Finding]:
         return [Finding("warning", check, found, "", "set data.root")]
     if data.download:
         return [Finding("ok", check, "not checked: a run downloads them if they are missing")]
-    wrong = _hosts_by([node for node in nodes if node.data_error], lambda node: node.data_error)
+    wrong = hosts_by([node for node in nodes if node.data_error], lambda node: node.data_error)
     findings = [
         Finding("failure", check, error, first_few(hosts), "copy them there, or mount their file system")
         for error, hosts in wrong.items()
     ]
-    right = _hosts_by([node for node in nodes if node.classes], lambda node: node.classes)
+    right = hosts_by([node for node in nodes if node.classes], lambda node: node.classes)
     if len(right) > 1:
         found = "; ".join(f"{count(n, 'class', 'es')} on {first_few(hosts)}" for n, hosts in right.items())
         findings.append(Finding("failure", check, found, "", "use the same images on all nodes"))
@@ -307,7 +286,7 @@ def check_resources(nodes: Sequence[Node], shared_memory: int = MIN_SHARED_MEMOR
 
 def check_energy(nodes: Sequence[Node]) -> list[Finding]:
     """Report which energy a run can measure; without any, it trains as well."""
-    kinds = _hosts_by(nodes, lambda node: node.no_energy)
+    kinds = hosts_by(nodes, lambda node: node.no_energy)
     return [
         Finding(
             "ok",
@@ -342,22 +321,9 @@ def check_pairs(pairs: Sequence[Pair], nodes: int) -> list[Finding]:
     return [Finding("warning", "links", found, where, advice)]
 
 
-def _hosts_by(nodes: Iterable[Node], key: Callable[[Node], Hashable]) -> dict[Any, list[str]]:
-    """Group the hosts by a property of their nodes."""
-    groups: dict[Any, list[str]] = {}
-    for node in nodes:
-        groups.setdefault(key(node), []).append(node.host)
-    return groups
-
-
 def _where(groups: dict[Hashable, list[str]], nodes: Sequence[Node]) -> str:
     hosts = [host for group in groups.values() for host in group]
     return "" if len(hosts) == len(nodes) else first_few(hosts)
-
-
-def count(number: int, noun: str, plural: str = "s") -> str:
-    """A number and its noun: ``1 worker``, ``2 workers``."""
-    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def _gib(size: float) -> str:
@@ -366,8 +332,3 @@ def _gib(size: float) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-
-
-def megabytes(rate: float) -> str:
-    """A rate in bytes per second as text, in MB/s."""
-    return f"{rate / 1e6:.3g}" if rate < 1e9 else f"{rate / 1e6:.0f}"

@@ -15,7 +15,6 @@ from hpcdat.data.reading_processes import shared_bytes
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.doctor.checks import (
-    Finding,
     check_clocks,
     check_dali,
     check_energy,
@@ -27,8 +26,15 @@ from hpcdat.doctor.checks import (
     check_run_dir,
     check_storage,
     check_versions,
-    count,
-    megabytes,
+)
+from hpcdat.doctor.fabric import Counters, Fabric, Traffic, gather_fabrics, gather_traffic
+from hpcdat.doctor.fabric_checks import (
+    check_cards,
+    check_errors,
+    check_gpu_distances,
+    check_interfaces,
+    check_locked_memory,
+    describe_traffic,
 )
 from hpcdat.doctor.facts import (
     Node,
@@ -40,13 +46,20 @@ from hpcdat.doctor.facts import (
     inspect_nodes,
     probe_run_dir,
 )
+from hpcdat.doctor.findings import Finding, count, megabytes
+from hpcdat.doctor.library_logs import LibraryLogs
+from hpcdat.doctor.library_output import Transport
 from hpcdat.doctor.links import Pair, measure_pairs
+from hpcdat.doctor.network_settings import check_settings
 from hpcdat.doctor.storage import Storage, measure_storage
+from hpcdat.doctor.transports import check_transports, connect, gather_transports
 from hpcdat.errors import InputError
 from hpcdat.storage.atomic_files import write_text
 
 PAIRS_SHOWN = 20
 """Links in the printed table, slowest first."""
+CARDS_SHOWN = 40
+"""Network cards in the printed table."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,10 @@ class Report:
         nodes: in the order of ranks.
         clocks: seconds that each node's clock is ahead of the first one's, and the error bound.
         run_dir: None without a job.
+        fabrics: networks of the nodes.
         pairs: in the order they were measured.
+        traffic: what crossed the networks of each node meanwhile.
+        transports: that the libraries took meanwhile.
         storage: how fast each node reads images; empty without a job that reads files.
         findings: in the order of the checks.
     """
@@ -67,7 +83,10 @@ class Report:
     nodes: list[Node]
     clocks: list[tuple[float, float]]
     run_dir: RunDir | None
+    fabrics: list[Fabric]
     pairs: list[Pair]
+    traffic: list[Traffic]
+    transports: list[Transport]
     storage: list[Storage]
     findings: list[Finding]
 
@@ -85,6 +104,8 @@ class Report:
         parts = [self.title, table]
         if self.pairs:
             parts.append(_pairs_table(self.pairs))
+            if rows := describe_traffic(self.traffic):
+                parts.append(_traffic_table(rows))
         counts = [sum(f.level == level for f in self.findings) for level in ("failure", "warning")]
         parts.append(f"failures: {counts[0]}, warnings: {counts[1]}")
         return "\n\n".join(parts)
@@ -104,9 +125,12 @@ class Report:
                     for node, (ahead, bound) in zip(self.nodes, self.clocks, strict=True)
                 ],
                 "run_dir": self.run_dir and asdict(self.run_dir),
+                "networks": [asdict(fabric) for fabric in self.fabrics],
             },
             "findings": [asdict(finding) for finding in self.findings],
             "links": [asdict(pair) for pair in self.pairs],
+            "traffic": [asdict(node) for node in self.traffic],
+            "transports": [asdict(transport) for transport in self.transports],
             "storage": [asdict(node) for node in self.storage],
         }
         try:
@@ -141,13 +165,23 @@ def _pairs_table(pairs: Sequence[Pair]) -> str:
     )
 
 
-def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report:
+def _traffic_table(rows: list[list[str]]) -> str:
+    headers = ["Node", "Card", "Kind", "MB sent"]
+    align = ("left", "left", "left", "right")
+    table = tabulate(rows[:CARDS_SHOWN], headers, tablefmt="simple", disable_numparse=True, colalign=align)
+    if len(rows) > CARDS_SHOWN:
+        table += f"\nand {len(rows) - CARDS_SHOWN} other cards, not shown"
+    return table + "\n\nMB sent: by each card while the links were measured, with what others sent over it."
+
+
+def examine(job: Job | None, workers: Communicator, stop: StopRequest, logs: LibraryLogs) -> Report:
     """Inspect all nodes and measure their links; all workers call this together.
 
     Args:
         job: resolved, or None to skip the checks that need one.
         workers: started like those of the run.
         stop: stop request.
+        logs: what the libraries of this worker write.
 
     Returns:
         The report, the same on all workers.
@@ -165,7 +199,11 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
     # The engine needs tensors on the same kind of device on all workers; NCCL needs a GPU per worker.
     if None in taken or len(set(taken)) < workers.size:
         device = torch.device("cpu")
+    fabrics, counters = gather_fabrics(workers), Counters()
+    if workers.size > 1:
+        connect(workers, device)
     pairs = measure_pairs(workers, [node.host for node in nodes], firsts, device, stop)
+    traffic, transports = gather_traffic(counters, workers), gather_transports(logs, workers)
     storage = measure_storage(job, workers, stop) if job else []
     findings = [
         *check_engine(nodes, workers.engine, workers.transport),
@@ -179,8 +217,15 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest) -> Report
         *check_resources(nodes, _shared_memory(job)),
         *check_energy(nodes),
         *check_pairs(pairs, len(nodes)),
+        *check_cards(fabrics),
+        *check_interfaces(fabrics),
+        *check_locked_memory(fabrics),
+        *check_gpu_distances(fabrics),
+        *check_settings(fabrics),
+        *check_transports(transports, fabrics, device),
+        *check_errors(traffic),
     ]
     title = f"{count(workers.size, 'worker')} on {count(len(nodes), 'node')}"
     if workers.launcher != "none":
         title += f", started by {workers.launcher}"
-    return Report(title, nodes, clocks, run_dir, pairs, storage, findings)
+    return Report(title, nodes, clocks, run_dir, fabrics, pairs, traffic, transports, storage, findings)

@@ -1,4 +1,4 @@
-"""Bytes that the network cards of this node have sent, from the kernel's counters."""
+"""Bytes that the network cards of this node have sent, from the counters of the kernel and of NVML."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["Ethernet", "InfiniBand", "RoCE"]
+from hpcdat.hardware.nvml import nvlink_bytes
+from hpcdat.hardware.sysfs import driver_of, folders, number_in, text_of
 
-WORD = 4
-"""Bytes in the unit of an RDMA port's ``port_xmit_data``, whatever its number of lanes."""
+Kind = Literal["Ethernet", "InfiniBand", "RoCE", "Omni-Path", "EFA", "Slingshot", "NVLink"]
+
+WORD, FLIT = 4, 8
+"""Bytes in the unit of an RDMA port's ``port_xmit_data``, whatever its number of lanes: of InfiniBand and
+RoCE (the kernel's ``Documentation/ABI/stable/sysfs-class-infiniband``), and of Omni-Path, whose driver passes
+on its number of flits (``drivers/infiniband/hw/hfi1/mad.c``)."""
+OMNI_PATH, EFA = "hfi1", "efa"
+"""Drivers of the cards for Omni-Path, and of AWS."""
 LOOPBACK, IP_OVER_INFINIBAND = 772, 32
 """Types of network interfaces (``ARPHRD_*``), as in ``/sys/class/net/*/type``."""
 FULL = 2**32 - 1
@@ -21,9 +28,10 @@ class Card:
     """A port of a network card, and what it has sent so far.
 
     Attributes:
-        name: ``eth0``, or ``mlx5_0/1`` for a port of an RDMA card.
-        kind: of its link. An RDMA port on Ethernet (RoCE) counts RDMA alone; what else the card sends is
-            counted by its Ethernet interface.
+        name: ``eth0``; ``mlx5_0/1`` for a port of an RDMA card; ``cxi0`` for a Slingshot card;
+            ``GPU 0 NVLink`` for all NVLinks of a GPU, with NVML's number.
+        kind: of its link. An RDMA port on Ethernet (RoCE) counts RDMA alone, and so does EFA; what else the
+            card sends is counted by its Ethernet interface. A Slingshot card counts both.
         count: the counter of what it has sent; None if nothing counts it.
         unit: bytes for each count.
     """
@@ -38,23 +46,28 @@ def network_cards(sys: Path = Path("/sys")) -> list[Card]:
     """The cards of this node, by name; without the loopback, and without what is counted twice otherwise.
 
     Not in the list are interfaces on top of others (bonds, bridges, VLANs), IP over InfiniBand where the RDMA
-    port counts its bytes, and, next to real cards, virtual interfaces such as those of containers.
+    port counts its bytes, Ethernet over a Slingshot card that counts them, and, next to real cards, virtual
+    interfaces such as those of containers.
 
     Args:
         sys: where sysfs is mounted.
     """
-    ports = [card for device in _folders(sys / "class" / "infiniband") for card in _ports(device)]
+    ports = [card for device in folders(sys / "class" / "infiniband") for card in _ports(device)]
+    slingshot = {device: _slingshot_card(device) for device in folders(sys / "class" / "cxi")}
+    counting = {_device(folder) for folder, card in slingshot.items() if card.count is not None}
     interfaces = [
         i
-        for i in _folders(sys / "class" / "net")
-        if _is_card(i, rdma=any(p.count is not None for p in ports))
+        for i in folders(sys / "class" / "net")
+        if _is_card(i, rdma=any(p.count is not None for p in ports)) and _device(i) not in counting
     ]
     real = [interface for interface in interfaces if (interface / "device").exists()]
+    # Beside cards that count everything, virtual interfaces are no cards.
     counted = [
-        Card(interface.name, "Ethernet", _number(interface / "statistics" / "tx_bytes"))
-        for interface in real or interfaces
+        Card(interface.name, "Ethernet", number_in(interface / "statistics" / "tx_bytes"))
+        for interface in real or ([] if counting else interfaces)
     ]
-    return [*counted, *ports]
+    nvlinks = [Card(f"GPU {number} NVLink", "NVLink", count) for number, count in nvlink_bytes().items()]
+    return [*counted, *ports, *slingshot.values(), *nvlinks]
 
 
 def sent_between(before: list[Card], after: list[Card]) -> dict[str, int | None]:
@@ -80,37 +93,49 @@ def _difference(before: Card | None, after: Card) -> int | None:
 
 
 def _is_card(interface: Path, *, rdma: bool) -> bool:
-    kind = _number(interface / "type")
+    kind = number_in(interface / "type")
     if kind == LOOPBACK or (kind == IP_OVER_INFINIBAND and rdma):
         return False
     return not any(interface.glob("lower_*"))
 
 
+def _device(folder: Path) -> Path:
+    return (folder / "device").resolve()
+
+
 def _ports(device: Path) -> list[Card]:
     """The ports of an RDMA card."""
+    driver = driver_of(device)
     cards = []
-    for port in _folders(device / "ports"):
-        count = _number(port / "counters_ext" / "port_xmit_data_64")
+    for port in folders(device / "ports"):
+        name, kind = f"{device.name}/{port.name}", kind_of(driver, port)
+        count = number_in(port / "counters_ext" / "port_xmit_data_64")
         if count is None:
-            count = _number(port / "counters" / "port_xmit_data")
+            count = number_in(port / "counters" / "port_xmit_data")
             count = None if count == FULL else count
-        kind: Kind = "RoCE" if _text(port / "link_layer") == "Ethernet" else "InfiniBand"
-        cards.append(Card(f"{device.name}/{port.name}", kind, count, WORD))
+        if count is None:
+            # EFA and Broadcom's cards have no counters of InfiniBand, but bytes.
+            cards.append(Card(name, kind, number_in(port / "hw_counters" / "tx_bytes")))
+        else:
+            cards.append(Card(name, kind, count, FLIT if kind == "Omni-Path" else WORD))
     return cards
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(parent.iterdir()) if parent.is_dir() else []
+def kind_of(driver: str, port: Path) -> Kind:
+    """The kind of an RDMA port's link.
+
+    Args:
+        driver: of its card.
+        port: its folder in sysfs.
+    """
+    if driver == OMNI_PATH:
+        return "Omni-Path"
+    if driver == EFA:
+        return "EFA"
+    return "RoCE" if text_of(port / "link_layer") == "Ethernet" else "InfiniBand"
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        # Interfaces that are down answer some files with an error.
-        return ""
-
-
-def _number(file: Path) -> int | None:
-    text = _text(file)
-    return int(text) if text.isdecimal() else None
+def _slingshot_card(device: Path) -> Card:
+    """A Slingshot card, whose telemetry states a count and the time: ``1234@1764428400.000000000``."""
+    octets, _, _ = text_of(device / "device" / "telemetry" / "hni_sts_tx_ok_octets").partition("@")
+    return Card(device.name, "Slingshot", int(octets) if octets.isdecimal() else None)

@@ -1,12 +1,15 @@
-"""Memory, utilisation and energy of a GPU, through NVML (the package nvidia-ml-py)."""
+"""Memory, utilisation, energy and NVLinks of GPUs, through NVML (the package nvidia-ml-py)."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
 MILLIJOULE = 1e-3
+KIB = 2**10
+"""Bytes in the unit of NVLink's counters of data."""
 
 
 class GpuSample(NamedTuple):
@@ -48,6 +51,28 @@ class Gpu:
             return None
         return GpuSample(int(memory), busy / 100)
 
+    def nvlinks(self) -> list[int]:
+        """The numbers of its active NVLinks."""
+        active = []
+        for link in range(self._nvml.NVML_NVLINK_MAX_LINKS):
+            # NVML has an error for the numbers that this GPU lacks.
+            with contextlib.suppress(self._nvml.NVMLError):
+                if self._nvml.nvmlDeviceGetNvLinkState(self._handle, link):
+                    active.append(link)
+        return active
+
+    def nvlink_bytes(self) -> int | None:
+        """Bytes of data sent over its active NVLinks, rounded down to KiB for each; None if not counted."""
+        links = self.nvlinks()
+        fields = [(self._nvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, link) for link in links]
+        try:
+            values = self._nvml.nvmlDeviceGetFieldValues(self._handle, fields)
+        except self._nvml.NVMLError:
+            return None
+        if any(value.nvmlReturn != self._nvml.NVML_SUCCESS for value in values):
+            return None
+        return KIB * sum(int(value.value.ullVal) for value in values)
+
 
 def load_nvml() -> ModuleType | None:
     """The module pynvml; None if nvidia-ml-py is not installed."""
@@ -67,3 +92,19 @@ def open_gpu(uuid: str) -> Gpu | None:
         return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
     except nvml.NVMLError:
         return None
+
+
+def nvlink_bytes() -> dict[int, int | None]:
+    """Bytes of data sent over the NVLinks of each GPU that has active ones, by NVML's number of the GPU.
+
+    None for a GPU that does not count them; empty without nvidia-ml-py, driver or NVLink.
+    """
+    nvml = load_nvml()
+    if nvml is None:
+        return {}
+    try:
+        nvml.nvmlInit()
+        gpus = [Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:
+        return {}
+    return {number: gpu.nvlink_bytes() for number, gpu in enumerate(gpus) if gpu.nvlinks()}

@@ -28,9 +28,11 @@ from hpcdat.doctor.checks import (
 )
 from hpcdat.doctor.examination import examine
 from hpcdat.doctor.facts import Node, RunDir, clock_offsets
+from hpcdat.doctor.library_logs import LibraryLogs
 from hpcdat.doctor.links import Pair, pairs_of
 from hpcdat.doctor.storage import Storage
 from hpcdat.emulation.cluster import CARD, run_over_gloo
+from hpcdat.hardware.network_cards import network_cards
 from tests.conftest import CHECKOUT, DEMO, Never, run_here
 from tests.distributed.ranks import environment
 
@@ -208,7 +210,7 @@ def test_a_single_worker_checks_images_and_run_folder(tmp_path, monkeypatch):
     folder = ["data.source=folder", f"data.root={tmp_path / 'data'}"]
     run_dir = tmp_path / "file" / "run"
     healthy = read_job(DEMO, [*folder, f"run_dir={tmp_path / 'runs' / 'run'}"])
-    report = examine(healthy, SingleProcess(), Never())
+    report = examine(healthy, SingleProcess(), Never(), LibraryLogs())
     assert report.nodes[0].classes == 10 and report.run_dir.folder == str(tmp_path)
     assert "the job needs 1" in next(f.found for f in report.findings if f.check == "storage")
     assert not report.failed and [file.name for file in tmp_path.iterdir()] == ["data"]
@@ -216,7 +218,7 @@ def test_a_single_worker_checks_images_and_run_folder(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "data" / "test")
     run_dir.parent.touch()
     sick = read_job(DEMO, [*folder, f"run_dir={run_dir}"])
-    report = examine(sick, SingleProcess(), Never())
+    report = examine(sick, SingleProcess(), Never(), LibraryLogs())
     failures = {finding.check: finding.found for finding in report.findings if finding.level == "failure"}
     assert failures.keys() == {"images", "run_dir"}
     assert str(tmp_path / "data" / "test") in failures["images"]
@@ -244,6 +246,10 @@ def test_two_local_workers(tmp_path):
     found = json.loads(file.read_text())
     assert [len(node["takes"]) for node in found["facts"]["nodes"]] == [2] and found["links"] == []
     assert list(tmp_path.iterdir()) == [file]
+    assert found["transports"] == [{"host": "", "library": "Open MPI", "inside": ["sm"], "between": []}]
+    assert "Connection summary" not in done.stdout
+    cards = [sent["card"] for node in found["traffic"] for sent in node["sent"]]
+    assert cards == [card.name for card in network_cards()]
 
 
 @pytest.mark.full

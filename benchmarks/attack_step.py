@@ -1,196 +1,351 @@
-"""The time of a PGD-10 training step, compared with its bare arithmetic, bfloat16 and foolbox.
+"""The time of adversarial training steps: images per second, share of the device's peak, and memory.
 
-``python benchmarks/attack_step.py [--json PATH] [--rounds N]``: preact-resnet18, 64 images of 32x32,
-eps 8/255, one update by LAMB; on the GPU if there is one. All parts are timed in every round, one after the
-other in rotating order, and their medians are compared, so that a change of the machine's load affects all
-of them.
+``python benchmarks/attack_step.py [--networks NAME[@SIZE],...] [--batch-sizes N,N] [--precisions P,P]
+[--steps K,K] [--device auto|cpu|cuda] [--rounds N] [--json PATH]`` times a training step for every
+combination: a PGD-K attack (K = 0: none) at eps 8/255, loss, gradient and an update by LAMB. Under mpirun,
+srun, horovodrun or torchrun all workers compute at the same time, without exchanging gradients; the slowest
+one counts. One worker computes on one GPU; workers on CPUs share the cores.
 
-Ratios:
+- images/s: of all workers together.
+- GFLOP: floating-point operations of a worker's step in convolutions and matrix products, two for a product
+  and a sum.
+- of peak: FLOP/s over those of the fastest square matrix product in the same precision, measured before.
+  On a GPU, float32 stands for TF32, as in torch's convolutions.
+- memory: on a GPU the most that torch has allocated for model, images and two steps; on a CPU the growth of
+  resident memory while a process of its own does the same.
+
+bfloat16 comes with ``channels_last``. A size after ``@`` replaces the height and width of a network's images.
+
+Ratios, of steps of preact-resnet18 with 64 images, which take turns in every round, so that a change of the
+machine's load affects all of them; left out with ``--no-ratios``:
 
 - ``pgd10_fp32_efficiency``: ideal over measured time, where ideal is 10 (forward + input gradient)
   + (forward + backward) in plain torch, timed in one piece. 1: attack and update take no time beyond the
   arithmetic of the model.
 - ``pgd10_bf16_over_fp32``: time with ``precision: bfloat16`` and ``channels_last: true`` over that with
   the defaults; null where the device has no bfloat16 arithmetic.
-- ``over_foolbox``: our time over that of the same step with foolbox's LinfPGD as the attack.
+- ``over_foolbox``: our time over that of the same step with foolbox's LinfPGD as the attack; null where
+  foolbox is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import gc
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import product
 from statistics import median
 
 import torch
+from arguments import Parser, errors_in_one_line, listed, one_of, own_device, whole
+from memory import NotEnoughMemory, growth_of, in_own_process
+from peak import Peak, measure_peak
 from tabulate import tabulate
-from timing import in_turns
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from timing import in_turns, settings_of
+from training_steps import (
+    CLASSES,
+    LAMB,
+    Combination,
+    Network,
+    Pgd,
+    arithmetic_alone,
+    flops_of,
+    has_bfloat16,
+    training_step,
+)
 
-from hpcdat.attacks.pgd import PGD
-from hpcdat.config.sections import Optimizer
-from hpcdat.distributed.environment import describe_environment
-from hpcdat.distributed.single_process import SingleProcess
-from hpcdat.models import build_model
-from hpcdat.models.losses import Labelled, clean_loss, local_cost
-from hpcdat.optim import build_optimizer
+from hpcdat.distributed.communicator import Communicator
+from hpcdat.distributed.environment import describe_environment, device_name
+from hpcdat.distributed.initialization import init_communicator
+from hpcdat.errors import InputError, first_line
+from hpcdat.models.pixel_model import Precision
+from hpcdat.out_of_memory import is_out_of_memory
+from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 
-BATCH, SIZE, CLASSES = 64, 32, 10
-"""Images in a batch, their height and width, and the number of classes."""
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+EPS, STEP_SIZE = 8 / 255, 2 / 255
+COMPARED = Combination(Network("preact-resnet18", 32), 64, "float32", Pgd(EPS, STEP_SIZE, 10))
+"""The step that the ratios are of."""
+STEP, ALONE, BFLOAT16, FOOLBOX = (
+    "training step",
+    "arithmetic alone",
+    "training step, bfloat16",
+    "training step, foolbox's attack",
+)
+"""Parts that are timed."""
+MISSING = {
+    "pgd10_bf16_over_fp32": "this device would only emulate bfloat16 arithmetic",
+    "over_foolbox": "foolbox is not installed",
+}
+"""Why a ratio is null."""
 
 
 @dataclass(frozen=True)
-class Pgd:
-    """Several implementations of the same attack, from model, images and labels to perturbed images.
+class Prepared:
+    """A step that is ready to be timed.
 
     Attributes:
-        eps, step_size: [0, 1] units, linf.
-        steps: number of steps after a random start.
+        step: has run before.
+        flops: of a step.
+        memory: bytes that it takes at most; None: could not be measured.
     """
 
-    eps: float
-    step_size: float
-    steps: int
-
-    def ours(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The oracle (A1) as the trainer calls it."""
-        attack = PGD(eps=self.eps, step_size=self.step_size, steps=self.steps)
-        return attack(model, partial(clean_loss, y=y), x, torch.Generator(x.device).manual_seed(0))
-
-    def plain(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """As written in the papers, in eager torch."""
-        model.eval()
-        delta = (2 * torch.rand_like(x) - 1) * self.eps
-        for _ in range(self.steps):
-            pixels = (x + delta).clamp(0, 1).requires_grad_()
-            (gradient,) = torch.autograd.grad(cross_entropy(model(pixels), y, reduction="sum"), pixels)
-            moved = pixels.detach() + self.step_size * gradient.sign()
-            delta = (moved - x).clamp(-self.eps, self.eps)
-        return (x + delta).clamp(0, 1)
-
-    def by_foolbox(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The attack of foolbox, without its evaluation of success.
-
-        Raises:
-            ImportError: foolbox is not installed.
-        """
-        import foolbox
-
-        wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=x.device)
-        attack = foolbox.attacks.LinfPGD(abs_stepsize=self.step_size, steps=self.steps, random_start=True)
-        return attack.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=self.eps)
+    step: Callable[[], None]
+    flops: int
+    memory: int | None
 
 
-PGD_10 = Pgd(eps=8 / 255, step_size=2 / 255, steps=10)
-"""The attack that is timed."""
-LAMB = Optimizer(name="lamb", lr=1e-3)
-"""The update that is timed."""
+def prepare(combination: Combination, device: torch.device) -> Prepared:
+    """Build a step, run it, and measure its memory.
+
+    Raises:
+        NotEnoughMemory: it needs more than there is.
+    """
+    try:
+        if device.type == "cpu":
+            threads = torch.get_num_threads()
+            memory = in_own_process(memory_on_cpu, combination, threads)
+            step = combination.step(device)
+            return Prepared(step, flops_of(step), memory)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step = combination.step(device)
+        flops = flops_of(step)
+        # The optimiser's state is there in the second step only.
+        step()
+        return Prepared(step, flops, torch.cuda.max_memory_allocated(device) - before)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise NotEnoughMemory(f"out of memory: {first_line(error)}") from None
+        raise
 
 
-def training_step(
-    model: nn.Module, attack: Attack, x: Tensor, y: Tensor, settings: Optimizer
-) -> Callable[[], None]:
-    """A function that does attack, cost, gradient and update."""
-    optimizer = build_optimizer(model, settings)
+def memory_on_cpu(combination: Combination, threads: int) -> int | None:
+    """Bytes of resident memory that model, images and two steps take, in a process of its own.
 
-    def step() -> None:
-        model.train()
-        x_adv = attack(model, x, y)
-        model.train()
-        optimizer.zero_grad(set_to_none=True)
-        cost = local_cost(model, None, Labelled(x_adv, y), weights=(0.0, 1.0))
-        (cost.total / len(x)).backward()
-        optimizer.step()
+    None if they are fewer than a tiny step leaves behind, or Linux does not let the process measure them.
+    """
+    torch.set_num_threads(threads)
+    cpu = torch.device("cpu")
+    # Loads code that every step needs.
+    Combination(Network("digits-cnn", 8), 2, combination.precision, combination.attack).step(cpu)()
 
-    return step
+    def work() -> None:
+        step = combination.step(cpu)
+        step()
+        step()
 
-
-def arithmetic_alone(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """The minimum of a training step: 10 (forward + input gradient) + (forward + backward)."""
-    model.eval()
-    for _ in range(PGD_10.steps):
-        pixels = x.detach().requires_grad_()
-        torch.autograd.grad(cross_entropy(model(pixels), y, reduction="sum"), pixels)
-    model.train()
-    model.zero_grad(set_to_none=True)
-    cross_entropy(model(x), y).backward()
+    try:
+        return growth_of(work) or None
+    except OSError:
+        return None
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 arithmetic in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    processor = Path("/proc/cpuinfo")
-    return processor.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", processor.read_text()))
+def share_of_peak(flops: int, seconds: float, peak: Peak) -> float:
+    """FLOP/s of a piece of work over those of the fastest matrix product."""
+    return flops / seconds / peak.rate
 
 
-def measure(rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every part in every round."""
-    build = partial(build_model, "preact-resnet18", channels=3, num_classes=CLASSES, seed=0)
-    statistics = {"mean": [0.5] * 3, "std": [0.25] * 3}
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(BATCH, 3, SIZE, SIZE, generator=generator).to(device)
-    y = torch.randint(CLASSES, (BATCH,), generator=generator).to(device)
-    model = build(**statistics).to(device)
-    parts = {
-        "arithmetic alone": partial(arithmetic_alone, model, x, y),
-        "PGD-10 step": training_step(model, PGD_10.ours, x, y, LAMB),
-        "PGD-10 step, foolbox": training_step(model, PGD_10.by_foolbox, x, y, LAMB),
-    }
-    if has_bfloat16(device):
-        reduced = build(**statistics, precision="bfloat16", channels_last=True).to(device)
-        parts["PGD-10 step, bfloat16"] = training_step(reduced, PGD_10.ours, x, y, LAMB)
-    return in_turns(parts, rounds, device)
-
-
-def compare(medians: dict[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """The ratios, and a reason for each that is null."""
-    step = medians["PGD-10 step"]
-    reduced = medians.get("PGD-10 step, bfloat16")
-    ratios = {
-        "pgd10_fp32_efficiency": medians["arithmetic alone"] / step,
-        "pgd10_bf16_over_fp32": None if reduced is None else reduced / step,
-        "over_foolbox": step / medians["PGD-10 step, foolbox"],
-    }
-    missing = "this device would only emulate bfloat16 arithmetic"
-    return ratios, {name: missing for name, ratio in ratios.items() if ratio is None}
-
-
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="time of a PGD-10 training step")
-    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
-    parser.add_argument(
-        "--rounds", type=int, help="repetitions after a warm-up (default: 3 on a CPU, 20 on a GPU)"
-    )
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rounds = arguments.rounds or (20 if device.type == "cuda" else 3)
-    times = measure(rounds, device)
-    medians = {name: median(values) for name, values in times.items()}
-    ratios, reasons = compare(medians)
-    rows = [[name, f"{medians[name]:.4g}", f"{min(t):.4g}", f"{max(t):.4g}"] for name, t in times.items()]
-    print(tabulate(rows, ["", "median (s)", "min (s)", "max (s)"], tablefmt="github", disable_numparse=True))
-    print()
-    for name, ratio in ratios.items():
-        print(f"{name}: {reasons[name] if ratio is None else format(ratio, '.3f')}")
-    if arguments.json:
-        report = {
-            "environment": describe_environment(SingleProcess(), device),
-            "settings": {"batch": BATCH, "size": SIZE, **asdict(PGD_10), "rounds": rounds},
-            "seconds": times,
-            "medians": medians,
-            "ratios": ratios,
-            "reasons": reasons,
+def sweep(
+    combinations: Sequence[Combination],
+    peaks: dict[Precision, Peak],
+    rounds: int,
+    device: torch.device,
+    workers: Communicator,
+) -> tuple[list[Row], list[str]]:
+    """A row for each combination, and notes on those for which memory does not suffice on all workers."""
+    rows, notes = [], []
+    for combination in combinations:
+        # The step before this one is freed first.
+        prepared, missing = None, None
+        try:
+            prepared = prepare(combination, device)
+        except NotEnoughMemory as error:
+            missing = str(error)
+        found = workers.all_gather_object([prepared and prepared.memory, missing], "memory of a step")
+        memories, reasons = zip(*found, strict=True)
+        if prepared is None or any(reasons):
+            reason = next(reason for reason in reasons if reason)
+            notes.append(f"{combination}: not measured ({reason})")
+            continue
+        seconds = in_turns({STEP: prepared.step}, rounds, device, workers)[STEP]
+        figures = {
+            "images_per_second": workers.size * combination.batch_size / median(seconds),
+            "flops": prepared.flops,
+            "share_of_peak": share_of_peak(prepared.flops, median(seconds), peaks[combination.precision]),
+            "memory_bytes": None if None in memories else max(memories),
         }
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        parameters = combination.parameters(STEP, device)
+        rows.append(Row(parameters=parameters, seconds=seconds, figures=figures))
+    return rows, notes
+
+
+def compare(rounds: int, device: torch.device, workers: Communicator) -> list[Row]:
+    """A row for each part that the ratios are of."""
+    network, attack = COMPARED.network, COMPARED.attack
+    x, y = network.images(COMPARED.batch_size, device)
+    model = network.build().to(device)
+    parts = {
+        ALONE: partial(arithmetic_alone, model, x, y, attack.steps),
+        STEP: training_step(model, attack.ours, x, y, LAMB),
+    }
+    if importlib.util.find_spec("foolbox"):
+        parts[FOOLBOX] = training_step(model, attack.by_foolbox, x, y, LAMB)
+    if has_bfloat16(device):
+        reduced = network.build("bfloat16").to(device)
+        parts[BFLOAT16] = training_step(reduced, attack.ours, x, y, LAMB)
+    times = in_turns(parts, rounds, device, workers)
+    images = workers.size * COMPARED.batch_size
+    rows = []
+    for part, seconds in times.items():
+        parameters = COMPARED.parameters(f"{part}, in turns", device)
+        parameters["precision"] = "bfloat16" if part == BFLOAT16 else "float32"
+        figures = {"images_per_second": images / median(seconds)}
+        rows.append(Row(parameters=parameters, seconds=seconds, figures=figures))
+    return rows
+
+
+def ratios_of(rows: Sequence[Row]) -> dict[str, float | None]:
+    """The ratios of the rows of :func:`compare`."""
+    medians = {str(row.parameters["part"]).removesuffix(", in turns"): row.median for row in rows}
+    step, reduced, foolbox = (medians.get(part) for part in (STEP, BFLOAT16, FOOLBOX))
+    assert step is not None
+    return {
+        "pgd10_fp32_efficiency": medians[ALONE] / step,
+        "pgd10_bf16_over_fp32": reduced and reduced / step,
+        "over_foolbox": foolbox and step / foolbox,
+    }
+
+
+def row_of(peak: Peak, precision: Precision, device: torch.device) -> Row:
+    """The row of the fastest matrix product."""
+    nothing = dict.fromkeys(("network", "image_size", "batch_size", "steps"))
+    parameters = {"part": peak.what, **nothing, "precision": precision, "device": device.type}
+    return Row(parameters=parameters, seconds=peak.seconds, figures={"flops": peak.flops})
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """The table of rows."""
+    lines = []
+    for row in rows:
+        given, found = row.parameters, row.figures
+        lines.append(
+            [
+                given["part"],
+                f"{given['network']}@{given['image_size']}" if given["network"] else "",
+                given["batch_size"],
+                given["precision"],
+                given["steps"],
+                f"{1e3 * row.median:.4g}",
+                f"{1e3 * min(row.seconds):.4g} - {1e3 * max(row.seconds):.4g}",
+                _shown(found.get("images_per_second"), ".1f"),
+                _shown(found.get("flops"), ".4g", 1e9),
+                _shown(found.get("share_of_peak"), ".3f"),
+                _shown(found.get("memory_bytes"), ".1f", 2**20),
+            ]
+        )
+    header = ["", "network", "images", "precision", "PGD steps", "ms", "range", "images/s"]
+    header += ["GFLOP", "of peak", "MiB"]
+    return tabulate(lines, header, tablefmt="github", disable_numparse=True)
+
+
+def _shown(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "" if value is None else format(value / unit, form)
+
+
+def parse() -> argparse.Namespace:
+    """The command line's arguments."""
+    parser = Parser("time of adversarial training steps")
+    parser.add_argument(
+        "--networks",
+        type=listed(network),
+        default="preact-resnet18",
+        metavar="NAME[@SIZE],...",
+        help="networks, with the size of their images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=listed(whole(1)),
+        default="64",
+        metavar="N,N",
+        help="images of a worker (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precisions",
+        type=listed(one_of("float32", "bfloat16")),
+        metavar="P,P",
+        help="float32, bfloat16 (default: float32, and bfloat16 where the device has its arithmetic)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=listed(whole(0)),
+        default="0,1,10",
+        metavar="K,K",
+        help="steps of the attack; 0: none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ratios", action=argparse.BooleanOptionalAction, default=True, help="also measure the ratios"
+    )
+    parser.add_device()
+    parser.add_rounds(None, by_default="3 on a CPU, 20 on a GPU")
+    parser.add_json()
+    return parser.parse_args()
+
+
+def network(text: str) -> Network:
+    """The type of networks with the size of their images."""
+    try:
+        return Network.of(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+@errors_in_one_line
+def main() -> None:
+    """Measure, print the tables, write the JSON."""
+    arguments = parse()
+    for network in arguments.networks:
+        network.check()
+    workers = init_communicator(600)
+    device = own_device(arguments.device, workers)
+    rounds = arguments.rounds or (20 if device.type == "cuda" else 3)
+    emulated = not has_bfloat16(device)
+    precisions = arguments.precisions or ["float32"] + ([] if emulated else ["bfloat16"])
+    peaks = {precision: measure_peak(precision, device, workers) for precision in precisions}
+    combinations = [
+        Combination(network, batch, precision, Pgd(EPS, STEP_SIZE, steps))
+        for network, batch, precision, steps in product(
+            arguments.networks, arguments.batch_sizes, precisions, arguments.steps
+        )
+    ]
+    rows, notes = sweep(combinations, peaks, rounds, device, workers)
+    if emulated and "bfloat16" in precisions:
+        notes.append("this device only emulates bfloat16 arithmetic")
+    compared = compare(rounds, device, workers) if arguments.ratios else []
+    ratios = ratios_of(compared) if compared else {}
+    notes += [f"{name}: {MISSING[name]}" for name, ratio in ratios.items() if ratio is None]
+    environment = describe_environment(workers, device)
+    of_steps = {"eps": EPS, "step_size": STEP_SIZE, "classes": CLASSES, "optimizer": LAMB.name}
+    settings = settings_of(workers, device, rounds, threads=torch.get_num_threads(), **of_steps)
+    workers.close()
+    if not workers.is_rank0:
+        return
+    of_peaks = [row_of(peak, precision, device) for precision, peak in peaks.items()]
+    print(f"workers: {workers.size}, each on {device_name(device)} with {torch.get_num_threads()} threads\n")
+    for precision, peak in peaks.items():
+        print(f"peak, {precision}: {peak.rate / 1e9:.4g} GFLOP/s a worker, {peak.what}")
+    print(f"\n{table_of([*rows, *compared])}\n")
+    for name, ratio in ratios.items():
+        print(f"{name}: {'not measured' if ratio is None else format(ratio, '.3f')}")
+    for note in notes:
+        print(note)
+    if arguments.json:
+        every = [*of_peaks, *rows, *compared]
+        BenchmarkFile.of("attack_step", environment, settings, every, ratios, notes).write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Speed and error of the quantizer: encode and decode, at every number of bits.
 
-``python benchmarks/codec.py [--json PATH] [--count N] [--rounds N]``: 25.6 million normal numbers
-(ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU if there is one. This is
-compared with formulas (A5) and (A6) written plainly in eager torch, and with a memory copy as the limit. All
-parts run in every round, in rotating order, after a warm-up; medians are compared.
+``python benchmarks/codec.py [--device auto|cpu|cuda] [--json PATH] [--count N] [--rounds N]``: 25.6 million
+normal numbers (ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU if there is one.
+This is compared with formulas (A5) and (A6) written plainly in eager torch, and with a memory copy as the
+limit. All parts run in every round, in rotating order, after a warm-up; medians are compared. Under a
+launcher all workers do the same at the same time, and the slowest one counts.
 
 Ratios:
 
@@ -18,24 +19,25 @@ Ratios:
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from arguments import Parser, errors_in_one_line, own_device, whole
 from tabulate import tabulate
-from timing import in_turns
+from timing import in_turns, rows_of, settings_of
 from torch import Tensor
 
+from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
+from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.exchange.codecs import Quantized, can_compile
 from hpcdat.exchange.counter_rng import correlated_key, split_key
 from hpcdat.exchange.quantizer import Quantizer
+from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 
 BITS = (1, 2, 4, 8, 16)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -104,11 +106,14 @@ def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, floa
     return parts, errors
 
 
-def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of every part, errors and ratios: the report."""
+def measure(
+    count: int, rounds: int, device: torch.device, workers: Communicator | None = None
+) -> dict[str, Any]:
+    """Seconds of every part, of the slowest worker, errors and ratios: the report."""
+    together = workers or SingleProcess()
     x = torch.randn(1, count, generator=torch.Generator().manual_seed(0)).to(device)
     parts, errors = parts_of(x)
-    times = in_turns(parts, rounds, device)
+    times = in_turns(parts, rounds, device, together)
     medians = {name: median(values) for name, values in times.items()}
     kind = "compiled" if "8 bits, compiled" in errors else "eager"
     best = f"8 bits, {kind}"
@@ -131,7 +136,7 @@ def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
         "codec_of_copy_bandwidth": moved / (8 * count / medians["copy"]),
     }
     return {
-        "environment": describe_environment(SingleProcess(), device),
+        "environment": describe_environment(together, device),
         "settings": {"count": count, "rounds": rounds, "block": 512, "norm": "max"},
         "seconds": times,
         "errors": errors,
@@ -139,28 +144,51 @@ def measure(count: int, rounds: int, device: torch.device) -> dict[str, Any]:
     }
 
 
+def rows_of_report(report: dict[str, Any], device: torch.device) -> list[Row]:
+    """The rows of the benchmark's file; those of encoding have the error of the codec."""
+    errors = report["errors"]
+    rows = rows_of(report["seconds"], numbers=report["settings"]["count"], device=device.type)
+    return [
+        row.model_copy(update={"figures": {"error": errors[name]}})
+        if (name := str(row.parameters["part"]).removesuffix(": encode")) in errors
+        else row
+        for row in rows
+    ]
+
+
+@errors_in_one_line
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="speed and error of the quantizer")
-    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
-    parser.add_argument("--count", type=int, default=25_600_000, help="numbers in the vector")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions after a warm-up")
+    parser = Parser("speed and error of the quantizer")
+    parser.add_argument(
+        "--count", type=whole(1), default=25_600_000, help="numbers in the vector (default: %(default)s)"
+    )
+    parser.add_device()
+    parser.add_rounds(5)
+    parser.add_json()
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    report = measure(arguments.count, arguments.rounds, device)
-    errors = report["errors"]
-    rows = [
-        [name, f"{1e3 * median(t):.1f}", f"{1e3 * min(t):.1f}", f"{1e3 * max(t):.1f}"]
-        + ([f"{errors[name.split(':')[0]]:.4g}"] if name.endswith("encode") and "bits" in name else [""])
-        for name, t in report["seconds"].items()
+    workers = init_communicator(600)
+    device = own_device(arguments.device, workers)
+    report = measure(arguments.count, arguments.rounds, device, workers)
+    settings = settings_of(workers, device, arguments.rounds, block=512, norm="max")
+    workers.close()
+    if not workers.is_rank0:
+        return
+    rows = rows_of_report(report, device)
+    lines = [
+        [row.parameters["part"]]
+        + [f"{1e3 * value:.1f}" for value in (row.median, min(row.seconds), max(row.seconds))]
+        + [f"{row.figures['error']:.4g}" if row.figures else ""]
+        for row in rows
     ]
     header = [f"{arguments.count:,} numbers", "ms, median", "min", "max", "error"]
-    print(tabulate(rows, header, tablefmt="github", disable_numparse=True))
+    print(tabulate(lines, header, tablefmt="github", disable_numparse=True))
     print()
     for name, ratio in report["ratios"].items():
         print(f"{name}: {ratio:.4g}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        written = BenchmarkFile.of("codec", report["environment"], settings, rows, report["ratios"])
+        written.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 ``python benchmarks/conadv.py [--json PATH]`` starts two workers (with three or more cores also three) with
 mpirun, each bound to a core, and times iterations of the trainer on images in memory: vanilla training,
 DisAdv and ConAdv in every placement, and their parts, one after the other in every round. Steps of a single
-worker are timed while the other cores are idle. ``--device cuda`` does the same with one GPU per worker; with
-one GPU: one worker, ConAdv in streams, and a variant that shares one forward pass between the update and the
-attack.
+worker are timed while the other cores are idle. On GPUs (``--device``) it does the same with one GPU per
+worker; with one GPU: one worker, ConAdv in streams, and a variant that shares one forward pass between the
+update and the attack.
 
 Without a third core, three workers cannot run concurrently. They then take turns on one core (over Gloo,
 which sleeps while it waits), as do the two workers that they are compared with, and the parts. The time of a
@@ -35,11 +35,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from conadv_steps import TAKING_TURNS, work
+from arguments import Parser, errors_in_one_line, positive, whole
+from conadv_steps import TAKING_TURNS, check_jobs, work
 from tabulate import tabulate
+from timing import rows_of
 
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.local_mpirun import mpirun_command
+from hpcdat.errors import InputError, WorkerError
+from hpcdat.performance.benchmark_file import BenchmarkFile
 
 ROUNDS_PER_START = 2
 """Rounds of workers that take turns, before they are started again."""
@@ -109,8 +113,10 @@ def launch(
         program = [sys.executable, __file__, "--worker-report", str(answer), "--workers", str(size), *given]
         command = mpirun_command(size, program)
         if take_turns:
-            horovodrun = str(Path(sys.executable).parent / "horovodrun")
-            command = [horovodrun, "--gloo", "-np", str(size), "-H", f"localhost:{size}", *program]
+            horovodrun = Path(sys.executable).parent / "horovodrun"
+            if not horovodrun.exists():
+                raise InputError(f"{horovodrun} does not exist: make setup builds Horovod")
+            command = [str(horovodrun), "--gloo", "-np", str(size), "-H", f"localhost:{size}", *program]
             command.append("--take-turns")
         # Horovod polls every millisecond, which takes processor time in the waits that occur only because
         # workers take turns.
@@ -118,7 +124,7 @@ def launch(
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **longer_cycle}
         code = subprocess.run(command, env=environment).returncode
         if code:
-            raise SystemExit(f"a worker ended with code {code}")
+            raise WorkerError(f"a worker ended with code {code}")
         return json.loads(answer.read_text())
 
 
@@ -160,22 +166,27 @@ def concluded(report: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     return {"settings": settings, "medians": medians, "ratios": ratios, "notes": notes}
 
 
+@errors_in_one_line
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="throughput of ConAdv, DisAdv and vanilla training")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser = Parser("throughput of ConAdv, DisAdv and vanilla training")
+    parser.add_device()
     parser.add_argument("--model", default="preact-resnet18", help="network (default: %(default)s)")
-    parser.add_argument("--width", type=float, default=0.5, help="factor of its channels, where it takes one")
-    parser.add_argument("--size", type=int, default=32, help="height and width of an image")
-    parser.add_argument("--batch", type=int, default=64, help="images of a batch")
-    parser.add_argument("--rounds", type=int, default=6, help="repetitions after a warm-up")
-    parser.add_argument("--steps", type=int, default=3, help="iterations timed together")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all jobs")
-    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_argument(
+        "--width", type=positive, default=0.5, help="factor of its channels, where it takes one"
+    )
+    parser.add_argument("--size", type=whole(1), default=32, help="height and width of an image")
+    parser.add_argument("--batch", type=whole(1), default=64, help="images of a batch")
+    parser.add_rounds(6)
+    parser.add_argument("--steps", type=whole(1), default=3, help="iterations timed together")
+    parser.add_settings("all jobs")
+    parser.add_json()
     parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--take-turns", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.worker_report:
         rank = launched().rank
         if arguments.device == "cpu":
@@ -187,8 +198,11 @@ def main() -> None:
         return
     on_cpu = arguments.device == "cpu"
     places = len(os.sched_getaffinity(0)) if on_cpu else torch.cuda.device_count()
-    if places < (2 if on_cpu else 1):
-        raise SystemExit("two workers need two cores" if on_cpu else "this machine has no GPU")
+    if launched().size > 1:
+        parser.refuse_launcher("it starts workers itself")
+    if on_cpu and places < 2:
+        raise InputError(f"two workers need two cores, and this process may use {places}")
+    check_jobs(arguments)
     if places == 1:
         report = on_one_worker(arguments)
     else:
@@ -198,17 +212,21 @@ def main() -> None:
         elif on_cpu:
             report["seconds"] |= taking_turns(arguments)
     report |= concluded(report, arguments)
-    medians, ratios, notes = report["medians"], report["ratios"], report["notes"]
-    rows = [
-        [name, f"{1e3 * medians[name]:.1f}", f"{1e3 * min(t):.1f}", f"{1e3 * max(t):.1f}"]
-        for name, t in report["seconds"].items()
+    ratios, notes = report["ratios"], report["notes"]
+    rows = rows_of(report["seconds"], device=arguments.device)
+    lines = [
+        [row.parameters["part"]]
+        + [f"{1e3 * each:.1f}" for each in (row.median, min(row.seconds), max(row.seconds))]
+        for row in rows
     ]
-    print(tabulate(rows, ["a step of", "ms", "min", "max"], tablefmt="github", disable_numparse=True))
+    print(tabulate(lines, ["a step of", "ms", "min", "max"], tablefmt="github", disable_numparse=True))
     print("\n" + "\n".join(notes) + "\n")
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        settings = report["settings"] | {"repetitions": arguments.rounds, "warm_up": 1}
+        written = BenchmarkFile.of("conadv", report["environment"], settings, rows, ratios, notes)
+        written.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,22 @@ Ratios, here differences in points of TA between means over the seeds:
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 from statistics import fmean
 
 import torch
+from arguments import Parser, errors_in_one_line
 
 from hpcdat.commands.train import train_seeds
 from hpcdat.config.job_file import read_job
+from hpcdat.config.paths import escape
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.report.result_table import result_table
+from hpcdat.storage.atomic_files import write_text
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
 METHODS = ("vanilla", "disadv", "conadv")
@@ -44,19 +46,24 @@ CIFAR = [
 """Settings with ``--cifar``, in place of the digits'."""
 
 
+@errors_in_one_line
 def main() -> None:
     """Train, print the tables and the differences, write the JSON."""
-    parser = argparse.ArgumentParser(description="clean accuracy of ConAdv with a large batch")
-    parser.add_argument("--cifar", type=Path, help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--set", nargs="+", default=[], help="other settings of all three jobs")
-    parser.add_argument("--json", type=Path, help="write environment, results and ratios here")
+    parser = Parser("clean accuracy of ConAdv with a large batch", alone="it trains with one worker")
+    parser.add_cifar()
+    parser.add_settings("all three jobs")
+    parser.add_json()
     arguments = parser.parse_args()
-    settings = [*CIFAR, f"data.root={arguments.cifar}"] if arguments.cifar else []
+    settings = [*CIFAR, f"data.root={escape(arguments.cifar)}"] if arguments.cifar else []
     accuracy, workers, stop = {}, SingleProcess(), StopRequest()
     with tempfile.TemporaryDirectory() as folder:
-        for method in METHODS:
-            run_dir = f"run_dir={Path(folder) / method}"
-            job = read_job(JOBS / f"{method}.yaml", [*settings, *arguments.set, run_dir])
+        jobs = {
+            method: read_job(
+                JOBS / f"{method}.yaml", [*settings, *arguments.set, f"run_dir={Path(folder) / method}"]
+            )
+            for method in METHODS
+        }
+        for method, job in jobs.items():
             results = train_seeds(job, SEEDS, workers, stop)
             print(f"\n{method}\n\n{result_table(results, mean=True)}\n", flush=True)
             accuracy[method] = [100 * result.ta for result in results.values()]
@@ -72,7 +79,7 @@ def main() -> None:
     if arguments.json:
         environment = describe_environment(workers, torch.device("cpu"))
         report = {"environment": environment, "ta": accuracy, "margin": MARGIN, "ratios": ratios}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,27 @@ def algorithm_of(job: Job, workers: Communicator, device: torch.device) -> Algor
     return Algorithm1(job, model, job.exchange, workers, device)
 
 
+def job_of(arguments: argparse.Namespace, settings: Sequence[str]) -> Job:
+    """The job of a step.
+
+    Raises:
+        InputError: a setting is wrong.
+    """
+    model = [f"model.name={arguments.model}", f"model.width={arguments.width}"]
+    sizes = [f"batch_size={arguments.batch}", f"data.image_size={arguments.size}"]
+    return read_job(JOB, [*COMMON_SETTINGS, *model, *sizes, *arguments.set, *settings])
+
+
+def check_jobs(arguments: argparse.Namespace) -> None:
+    """Read the jobs of all steps before workers start.
+
+    Raises:
+        InputError: a setting is wrong.
+    """
+    for settings in (ONE_WORKER | TWO_WORKERS | THREE_WORKERS).values():
+        job_of(arguments, settings)
+
+
 class Bench:
     """The steps and parts that are timed, on images in memory."""
 
@@ -75,11 +96,7 @@ class Bench:
 
     def algorithm(self, settings: Sequence[str], workers: Communicator) -> Algorithm1:
         """Algorithm 1 of a job, before its first iteration."""
-        given = self.arguments
-        model = [f"model.name={given.model}", f"model.width={given.width}"]
-        sizes = [f"batch_size={given.batch}", f"data.image_size={given.size}"]
-        job = read_job(JOB, [*COMMON_SETTINGS, *model, *sizes, *given.set, *settings])
-        return algorithm_of(job, workers, self.device)
+        return algorithm_of(job_of(self.arguments, settings), workers, self.device)
 
     def add_steps(self, name: str, settings: Sequence[str], workers: Communicator) -> None:
         """Time iterations of a job."""

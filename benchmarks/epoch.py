@@ -1,8 +1,9 @@
 """Epochs of training on p x q workers, compared with the predictions of ``hpcdat plan``.
 
-``mpirun -np M python benchmarks/epoch.py [--json PATH]`` (or ``srun``, ``horovodrun``) calibrates the cost
-model on the links between the workers, and trains a pre-activation ResNet-18 of a third of its width on
-digits with every protocol: DAT-FGSM, four steps per epoch, without overlap of exchanges and backward pass.
+``mpirun -np M python benchmarks/epoch.py [--device auto|cpu|cuda] [--json PATH]`` (or ``srun``,
+``horovodrun``, ``torchrun``) calibrates the cost model on the links between the workers, and trains a
+pre-activation ResNet-18 of a third of its width on digits with every protocol: DAT-FGSM, four steps per
+epoch, without overlap of exchanges and backward pass. Runs of an earlier call in ``--runs`` are replaced.
 There are several rounds, since a machine's speed drifts; in each, every protocol is predicted and then used
 in training. C and T are medians over the epochs after each round's first, in which codecs are compiled.
 
@@ -28,19 +29,31 @@ import tempfile
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
+from arguments import (
+    Parser,
+    errors_in_one_line,
+    file_to_write,
+    folder_to_write,
+    link_rate,
+    listed,
+    own_device,
+    shape,
+    whole,
+)
 from tabulate import tabulate
 
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
-from hpcdat.distributed.device import choose_device
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.emulation.cluster import BoxError, create_box, emulated_links, remove_box, run_over_gloo
+from hpcdat.emulation.cluster import create_box, emulated_links, remove_box, run_over_gloo
+from hpcdat.errors import WorkerError
 from hpcdat.exchange.codecs import can_compile
+from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 from hpcdat.performance.calibration import Calibration, measure_links
 from hpcdat.performance.forecast import forecast, no_correction, trial_corrections
 from hpcdat.performance.microbenchmarks import coding_rate
@@ -67,7 +80,13 @@ SAMPLES = 3
 
 
 def work(
-    batch: int, epochs: int, rounds: int, runs: Path, elsewhere: Path | None, save: Path
+    batch: int,
+    epochs: int,
+    rounds: int,
+    setting: Literal["auto", "cpu", "cuda"],
+    runs: Path,
+    elsewhere: Path | None,
+    save: Path,
 ) -> dict[str, Any]:
     """Measure on all workers.
 
@@ -75,7 +94,8 @@ def work(
         batch: images of a worker in a step.
         epochs: of each round.
         rounds: repetitions.
-        runs: folder for the runs.
+        setting: ``device`` of the jobs.
+        runs: folder for the runs; earlier ones in it are replaced.
         elsewhere: calibration of another shape, to predict from as well.
         save: file for this shape's calibration.
 
@@ -83,10 +103,10 @@ def work(
         The report, the same on all workers.
     """
     workers = init_communicator(600)
-    device = choose_device(read_job(JOB), workers)
+    device = own_device(setting, workers)
     images = STEPS * batch * workers.size
     common = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
-    common += ["model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
+    common += [f"device={setting}", "model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
     common += ["early_stopping.best_weights=false", "early_stopping.held_out=0"]
     calibration = measure_links(workers, device)
     if workers.is_rank0:
@@ -103,7 +123,8 @@ def work(
         brief = TrialStep(job, 10, device, trial.images, attack_steps=1)
         correction = trial_corrections(calibration, brief.model, rate, workers, brief.compute)
         known = forecast(job, images, brief.model, timing, calibration, p, q, rate, correction, timing)
-        train(job, workers, StopRequest())
+        # An earlier run of the same settings is another measurement.
+        train(job, workers, StopRequest(), overwrite=True)
         lines = RunFolder(job.run_dir).metrics("epoch")[1:]
         rows[name].append(
             {
@@ -139,30 +160,25 @@ def in_a_box(
     answer = folder / f"{rate}-{p}x{q}.json"
     program = [sys.executable, __file__, "--worker-report", str(answer), "--batch", str(arguments.batch)]
     program += ["--epochs", str(arguments.epochs), "--rounds", str(arguments.rounds)]
+    program += ["--device", arguments.device]
     program += ["--elsewhere", str(elsewhere)] if elsewhere else []
     try:
         code = run_over_gloo(made, p * q, program)
     finally:
         remove_box(name)
     if code:
-        raise SystemExit(f"a worker ended with code {code}")
+        raise WorkerError(f"a worker ended with code {code}")
     return json.loads(answer.read_text())
 
 
 def in_boxes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Reports of every rate and shape, in order; the first shape's calibration is used for the others."""
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", arguments.shapes):
-        raise SystemExit(f"--shapes {arguments.shapes}: expected nodes x workers a node, as in 6x1,3x2")
-    shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes.split(",")]
     reports = []
     with tempfile.TemporaryDirectory() as folder:
-        for rate in arguments.rates.split(","):
+        for rate in arguments.rates:
             first: Path | None = None
-            for p, q in shapes:
-                try:
-                    report = in_a_box(rate, p, q, arguments, Path(folder), first)
-                except BoxError as error:
-                    raise SystemExit(str(error)) from None
+            for p, q in arguments.shapes:
+                report = in_a_box(rate, p, q, arguments, Path(folder), first)
                 first = first or Path(folder) / f"{rate}-{p}x{q}.calibration"
                 reports.append(report)
                 print(table_of(report), flush=True)
@@ -219,40 +235,82 @@ def table_of(report: dict[str, Any]) -> str:
     return f"{title}\n{tabulate(lines, header, tablefmt='github', disable_numparse=True)}\n"
 
 
-def main() -> None:
-    """Train and predict, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(description="epochs on p x q workers compared with their prediction")
-    parser.add_argument("--rates", default="100mbit,1gbit", help="rates of the links (default: %(default)s)")
+def rows_of(report: dict[str, Any]) -> list[Row]:
+    """A row for each protocol: seconds are C of every epoch of all rounds."""
+    common = {"nodes": report["p"], "workers_per_node": report["q"], "links": report["links"]}
+    return [
+        Row(
+            parameters={"protocol": name, **common},
+            seconds=[seconds for row in rounds for seconds in row["communication"]],
+            figures={
+                "total": median(seconds for row in rounds for seconds in row["total"]),
+                "predicted": median(row["predicted"] for row in rounds),
+                "predicted_total": median(row["predicted_total"] for row in rounds),
+                "predicted_over_measured": of_measured(rounds),
+                "predicted_elsewhere_over_measured": of_measured(rounds, "predicted_elsewhere"),
+                "mebibytes_per_iteration": rounds[0]["megabytes"],
+            },
+        )
+        for name, rounds in report["rows"].items()
+    ]
+
+
+def parse() -> argparse.Namespace:
+    """The command line's arguments."""
+    parser = Parser("epochs on p x q workers compared with their prediction")
     parser.add_argument(
-        "--shapes", default="6x1,3x1,2x1", help="nodes x workers a node (default: %(default)s)"
+        "--rates",
+        type=listed(link_rate),
+        default="100mbit,1gbit",
+        metavar="R,R",
+        help="rates of the emulated links (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=10, help="images of a worker in a step")
     parser.add_argument(
-        "--epochs", type=int, default=5, help="of a round, the first of which warms up (default: %(default)s)"
+        "--shapes",
+        type=listed(shape),
+        default="6x1,3x1,2x1",
+        metavar="PxQ,...",
+        help="emulated nodes x workers on each (default: %(default)s)",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=whole(2), default=10, help="images of a worker in a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=whole(2),
+        default=5,
+        help="of a round, the first of which warms up (default: %(default)s)",
+    )
+    parser.add_argument("--rounds", type=whole(1), default=3, help="repetitions (default: %(default)s)")
     parser.add_argument(
         "--runs",
-        type=Path,
-        default=Path("runs/epoch"),
-        help="folder of the runs under mpirun, which all nodes see (default: %(default)s)",
+        type=folder_to_write,
+        default="runs/epoch",
+        help="folder of the runs under a launcher, which all nodes see (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
-    parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
+    parser.add_device()
+    parser.add_json()
+    parser.add_argument("--worker-report", type=file_to_write, help=argparse.SUPPRESS)
     parser.add_argument("--elsewhere", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    amounts = (arguments.batch, arguments.epochs, arguments.rounds)
+    return parser.parse_args()
+
+
+@errors_in_one_line
+def main() -> None:
+    """Train and predict, print the tables, write the JSON."""
+    arguments = parse()
+    given = (arguments.batch, arguments.epochs, arguments.rounds, arguments.device)
     if arguments.worker_report:
         answer = arguments.worker_report
         save, runs = answer.with_suffix(".calibration"), answer.with_suffix(".runs")
-        report = work(*amounts, runs, arguments.elsewhere, save)
+        report = work(*given, runs, arguments.elsewhere, save)
         if launched().rank == 0:
             answer.write_text(json.dumps(report))
         return
     if launched().size > 1:
         save = arguments.runs / "calibration.json"
         save.parent.mkdir(parents=True, exist_ok=True)
-        reports = [work(*amounts, arguments.runs, None, save)]
+        reports = [work(*given, arguments.runs, None, save)]
         if launched().rank > 0:
             return
         print(table_of(reports[0]))
@@ -266,7 +324,17 @@ def main() -> None:
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"reports": reports, "ratios": ratios}, indent=2) + "\n")
+        settings = {
+            "batch_size": arguments.batch,
+            "epochs": arguments.epochs,
+            "warm_up": 1,
+            "repetitions": arguments.rounds,
+            "device": arguments.device,
+            "calibrations": [report["calibration"] for report in reports],
+        }
+        rows = [row for report in reports for row in rows_of(report)]
+        environment = reports[0]["environment"]
+        BenchmarkFile.of("epoch", environment, settings, rows, ratios).write(arguments.json)
 
 
 if __name__ == "__main__":

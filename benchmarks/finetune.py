@@ -15,13 +15,13 @@ paper: three epochs are enough), and ``ra_gain_end``, ``ta_gain_end`` after the 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from arguments import Parser, errors_in_one_line, existing_file, folder_to_write, listed, positive_text, whole
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -33,6 +33,7 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import RunFolder
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs" / "miniature"
@@ -94,23 +95,34 @@ def draw(curves: dict[str, Curve], file: Path) -> None:
     figure.savefig(file)
 
 
+@errors_in_one_line
 def main() -> None:
     """Train, print the table, draw, write the JSON."""
-    parser = argparse.ArgumentParser(description="robust pre-training and fine-tuning: figure 4")
-    parser.add_argument("--source", type=Path, default=JOBS / "pretrain.yaml", help="job of pre-training")
-    parser.add_argument("--target", type=Path, default=JOBS / "finetune.yaml", help="job of fine-tuning")
-    parser.add_argument("--set", nargs="+", default=[], help="other settings of the target job")
+    parser = Parser("robust pre-training and fine-tuning: figure 4")
+    parser.add_argument(
+        "--source", type=existing_file, default=JOBS / "pretrain.yaml", help="job of pre-training"
+    )
+    parser.add_argument(
+        "--target", type=existing_file, default=JOBS / "finetune.yaml", help="job of fine-tuning"
+    )
+    parser.add_settings("the target job")
     parser.add_argument(
         "--rates",
+        type=listed(positive_text),
         default="0.01,0.05,0.1,0.2",
         help="rates that the target job's is chosen from (default: %(default)s)",
     )
     parser.add_argument(
-        "--held-out", type=int, default=100, help="images that rates are chosen on (default: %(default)s)"
+        "--held-out",
+        type=whole(1),
+        default=100,
+        help="images that rates are chosen on (default: %(default)s)",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/figure-4"), help="folder of runs and plot")
-    parser.add_argument("--json", type=Path, help="write environment, curves and ratios here")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="runs of everything (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=folder_to_write, default=Path("runs/figure-4"), help="folder of runs and plot"
+    )
+    parser.add_json()
     arguments = parser.parse_args()
     source_job, target_job = arguments.source.resolve(), arguments.target.resolve()
     out, stop, workers = arguments.out, StopRequest(), init_communicator(600)
@@ -133,7 +145,7 @@ def main() -> None:
     def chosen(*settings: str, name: str) -> str:
         """The rate that ends with the best RA on held-out training images."""
         ra = {}
-        for rate in arguments.rates.split(","):
+        for rate in arguments.rates:
             job = target(CHOOSING_SEED, rate, *settings, name=name)
             held_out = [
                 *(f"evaluation.every={job.epochs}", f"early_stopping.held_out={arguments.held_out}"),
@@ -190,7 +202,7 @@ def main() -> None:
     print(f"plot: {out / 'figure-4.svg'}")
     if arguments.json:
         report = {"environment": environment, "curves": curves, "ratios": ratios}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ without a mutant, 2 if a mutant's text is not in its file exactly once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -24,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import yaml
+from arguments import Parser, errors_in_one_line, existing_file, file_to_write, whole
 from tabulate import tabulate
 
 from hpcdat.errors import HpcdatError, InputError
@@ -197,6 +198,26 @@ def try_all(
             save(running[done], killers)
 
 
+def results_in(text: str) -> Results:
+    """The type of files with the results of an earlier call."""
+    file = existing_file(text)
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all("killed_by" in result for result in found.values()):
+        raise ArgumentTypeError(f"{file} is no JSON of benchmarks/mutants.py")
+    return found
+
+
+def results_file(text: str) -> Path:
+    """The type of ``--json``: a file to write that may have earlier results."""
+    file = file_to_write(text)
+    if file.exists():
+        results_in(text)
+    return file
+
+
 def measure(listed: Listed, names: Sequence[str], jobs: int, full: bool, path: Path | None) -> Results:
     """Results of some mutants, and those of other mutants in the file at ``path``.
 
@@ -210,7 +231,7 @@ def measure(listed: Listed, names: Sequence[str], jobs: int, full: bool, path: P
     chosen = [listed.mutants[name] for name in names or listed.mutants]
     for mutant in chosen:
         mutant.applied((ROOT / mutant.file).read_text())
-    known: Results = json.loads(path.read_text()) if path and path.exists() else {}
+    known = results_in(str(path)) if path and path.exists() else {}
     results = {name: known[name] for name in listed.mutants if name in known}
     for mutant in chosen:
         results.pop(mutant.name, None)
@@ -253,27 +274,24 @@ def log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@errors_in_one_line
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], alone="it starts the tests itself")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of mutants")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutants at a time")
+    parser.add_argument("--jobs", type=whole(1), default=1, metavar="N", help="mutants at a time")
     parser.add_argument("--full", action="store_true", help="distributed tests too")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="for the results")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
+    parser.add_argument("--json", type=results_file, metavar="PATH", help="for the results")
+    parser.add_argument("--compare", nargs=2, type=results_in, metavar=("BEFORE", "AFTER"))
     arguments = parser.parse_args()
     if arguments.compare:
-        before, after = (json.loads(path.read_text()) for path in arguments.compare)
+        before, after = arguments.compare
         lost = lost_kills(before, after)
         for name in lost:
             now = "survives" if name in after else "did not run"
             print(f"{name} {now}: {before[name]['breaks']} Killed before by {before[name]['killed_by'][0]}")
         raise SystemExit(1 if lost else 0)
-    try:
-        results = measure(Listed.read(), arguments.only, arguments.jobs, arguments.full, arguments.json)
-    except HpcdatError as error:
-        log(str(error))
-        raise SystemExit(int(error.exit_code)) from None
+    results = measure(Listed.read(), arguments.only, arguments.jobs, arguments.full, arguments.json)
     print(report(results))
 
 

@@ -24,7 +24,6 @@ Ratios: predicted over published of every row, ``FILE: ROW, QUANTITY``, and of t
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -32,6 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from arguments import Parser, errors_in_one_line, existing_file
 from pydantic import BaseModel, ConfigDict, Field
 from tabulate import tabulate
 from torch import nn
@@ -39,11 +39,13 @@ from torch import nn
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.config.yaml_text import load
+from hpcdat.errors import InputError
 from hpcdat.performance.calibration import Calibration, assume_links
 from hpcdat.performance.cost_model import slowdown_by_slowest
 from hpcdat.performance.forecast import Forecast, forecast, images_of_epoch, no_correction
 from hpcdat.performance.network_bytes import shapes_of
 from hpcdat.performance.step_timing import StepTiming
+from hpcdat.storage.atomic_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "benchmarks" / "published").glob("*.yaml"))
@@ -252,26 +254,27 @@ def with_tables(page: str, files: dict[str, dict[str, Any]]) -> str:
     for name, file in files.items():
         mark = f"<!-- {name} -->\n"
         if page.count(mark) != 1:
-            raise SystemExit(f"the page has {page.count(mark)} lines {mark.strip()}, not 1")
+            raise InputError(f"--page: the page has {page.count(mark)} lines {mark.strip()}, not 1")
         before, after = page.split(mark)
         after = re.sub(r"^(?:[|].*\n)*", "", after)
         page = f"{before}{mark}{table_of(file['rows'])}\n{after}"
     return page
 
 
+@errors_in_one_line
 def main() -> None:
     """Predict, print the tables, write the JSON and the page."""
-    parser = argparse.ArgumentParser(description="the cost model's predictions for published systems")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results there")
-    parser.add_argument("--page", type=Path, metavar="PATH", help="replace the tables of this page")
+    parser = Parser("the cost model's predictions for published systems", alone="it measures nothing")
+    parser.add_json()
+    parser.add_argument("--page", type=existing_file, metavar="PATH", help="replace the tables of this page")
     arguments = parser.parse_args()
     files = {file.stem: compare(file) for file in FILES}
     for name, file in files.items():
         print(f"{file['title']} ({name}.yaml)\n\n{table_of(file['rows'])}\n")
     if arguments.page:
-        arguments.page.write_text(with_tables(arguments.page.read_text(), files))
+        write_text(arguments.page, with_tables(arguments.page.read_text(), files))
     if arguments.json:
-        arguments.json.write_text(json.dumps({"files": files, "ratios": ratios_of(files)}, indent=2) + "\n")
+        write_text(arguments.json, json.dumps({"files": files, "ratios": ratios_of(files)}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

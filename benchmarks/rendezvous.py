@@ -21,10 +21,8 @@ Ratios:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -34,12 +32,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from arguments import Parser, errors_in_one_line, listed, whole
 from tabulate import tabulate
 
+from hpcdat.distributed.engine import horovod_is_installed
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.key_value_store import StoreServer
 from hpcdat.distributed.single_process import SingleProcess
+from hpcdat.errors import InputError, WorkerError
+from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 
 REQUESTS: Counter[str] = Counter()
 """What the store of this process was asked, by operation."""
@@ -105,7 +107,7 @@ def measure(engine: Literal["horovod", "torch"], size: int, per_node: int, step:
             children.append(child)
         endings = [os.waitpid(child, 0)[1] for child in children]
         if any(endings):
-            raise SystemExit(f"a worker of {size} failed")
+            raise WorkerError(f"a worker of {size} failed")
         answers = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(size)]
     last, first = max(one["ended"] for one in answers), max(one["began"] for one in answers)
     return {"seconds": last - first, "cpu": answers[0]["cpu"], "requests": answers[0]["requests"]}
@@ -117,22 +119,33 @@ def pairs_of(engine: str, size: int, per_node: int) -> int:
     return size * (others if engine == "torch" else others + per_node - 1 + size // per_node - 1)
 
 
+@errors_in_one_line
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="how long workers of srun need to connect")
+    parser = Parser("how long workers of srun need to connect", alone="it starts others itself")
     parser.add_argument(
         "--engine", choices=["horovod", "torch"], default="horovod", help="default: %(default)s"
     )
-    parser.add_argument("--workers", default="4,8,16,32", help="numbers M (default: %(default)s)")
-    parser.add_argument("--per-node", type=int, default=4, help="workers of a node (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write environment, measurements and ratios here")
+    parser.add_argument(
+        "--workers",
+        type=listed(whole(2)),
+        default="4,8,16,32",
+        metavar="M,M",
+        help="numbers of workers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--per-node", type=whole(1), default=4, metavar="Q", help="workers of a node (default: %(default)s)"
+    )
+    parser.add_json()
     arguments = parser.parse_args()
-    sizes, q = [int(m) for m in arguments.workers.split(",")], arguments.per_node
+    sizes, q = arguments.workers, arguments.per_node
     if any(size % q for size in sizes):
         parser.error(f"--workers: not all of {sizes} are multiples of {q}")
     torch.set_num_threads(1)
     # The modules are loaded once: the time to load them is not that of connecting.
     if arguments.engine == "horovod":
+        if not horovod_is_installed():
+            raise InputError("--engine horovod: Horovod is not installed; make setup builds it")
         import horovod.torch  # noqa: F401
     import hpcdat.distributed.torch_communicator  # noqa: F401
 
@@ -152,7 +165,8 @@ def main() -> None:
     header = ["M", "seconds", "of a core, worker 0", "requests", "pairs", "of which"]
     print(tabulate(rows, header, tablefmt="github", disable_numparse=True) + "\n")
     times = [found[size]["seconds"] for size in sizes]
-    ratios["seconds_exponent"] = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+    if len(sizes) > 1:
+        ratios["seconds_exponent"] = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
     largest = found[sizes[-1]]
     ratios["seconds_per_request"] = largest["cpu"] / sum(largest["requests"].values())
     requests = pairs_of(arguments.engine, EXTRAPOLATED, q) * ratios[f"requests_per_pair_{sizes[-1]}"]
@@ -161,9 +175,16 @@ def main() -> None:
         print(f"{name}: {ratio:.3g}")
     if arguments.json:
         environment = describe_environment(SingleProcess(), torch.device("cpu"))
-        report = {"environment": environment, "workers": found, "ratios": ratios}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    sys.stdout.flush()
+        settings = {"engine": arguments.engine, "workers_per_node": q, "repetitions": 1, "warm_up": 0}
+        measured = [
+            Row(
+                parameters={"workers": size, "engine": arguments.engine},
+                seconds=[one["seconds"]],
+                figures={"processor_seconds": one["cpu"], **one["requests"]},
+            )
+            for size, one in found.items()
+        ]
+        BenchmarkFile.of("rendezvous", environment, settings, measured, ratios).write(arguments.json)
 
 
 if __name__ == "__main__":

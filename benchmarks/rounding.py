@@ -27,17 +27,16 @@ Ratios:
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from arguments import Parser, errors_in_one_line, whole
 from recorded_gradients import NORMAL, Gradients, normal, of_cifar, of_digits
 from tabulate import tabulate
 from torch import Tensor
@@ -50,6 +49,7 @@ from hpcdat.exchange.codecs import Quantized
 from hpcdat.exchange.protocols import Draw, lanes_for
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.exchange.rotation import rotate, rotate_back
+from hpcdat.storage.atomic_files import write_text
 
 BITS, WORKERS, BLOCK, DRAWS = (2, 4, 8), (2, 6, 36), 512, 400
 CPU = torch.device("cpu")
@@ -192,12 +192,15 @@ def _shown(values: Sequence[float]) -> str:
     return f"{mean(values):.3g}{error}"
 
 
+@errors_in_one_line
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="the error of a sum of M workers' codes")
-    parser.add_argument("--json", type=Path, help="write environment, vNMSE and ratios here")
-    parser.add_argument("--cifar", type=Path, metavar="ROOT", help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--seeds", type=int, default=3, help="gradients and draws (default: %(default)s)")
+    parser = Parser("the error of a sum of M workers' codes", alone="its workers are computed in one process")
+    parser.add_json()
+    parser.add_cifar()
+    parser.add_argument(
+        "--seeds", type=whole(1), default=3, help="gradients and draws (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sources: dict[str, Callable[[int, int], Gradients]] = {
@@ -221,7 +224,7 @@ def main() -> None:
             "rows": rows,
             "ratios": ratios,
         }
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

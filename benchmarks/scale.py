@@ -38,14 +38,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import Parser, errors_in_one_line, folder_to_write, listed, whole
+from memory import most_resident
 from one_worker import CPU, FEEDBACK, PHASES, OneOf, job_in, seconds_of_shares, train
 from tabulate import tabulate
 
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
+from hpcdat.distributed.local_mpirun import mpirun_command
 from hpcdat.distributed.loopback import loopback, run_threads
 from hpcdat.distributed.single_process import SingleProcess
+from hpcdat.errors import WorkerError
 from hpcdat.report.plots import plot_growth
 from hpcdat.storage.atomic_files import write_text
 
@@ -70,23 +74,19 @@ def measure(size: int, rank: int, settings: list[str], recorded: Path) -> Measur
     of_rank0 = {} if rank == 0 else pickle.loads(recorded.read_bytes())  # noqa: S301
     with tempfile.TemporaryDirectory() as folder:
         report = train(job_in(Path(folder) / "run", settings), OneOf(size, rank, of_rank0))
-    report["memory"] = most_memory()
+    report["memory"] = most_resident()
     if rank == 0:
         recorded.write_bytes(pickle.dumps(of_rank0))
     return report | {"shares": seconds_of_shares(size, rank)}
-
-
-def most_memory() -> int:
-    """The most memory that this process has had, bytes."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def alone(size: int, rank: int, settings: list[str], folder: Path) -> Measured:
     """:func:`measure` in a process of its own."""
     answer, recorded = folder / "answer.json", folder / f"of-rank-0-of-{size}"
     task = [size, rank, settings, str(recorded), str(answer)]
-    subprocess.run([sys.executable, __file__, "--one", json.dumps(task)], check=True)
+    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(task)])
+    if done.returncode:
+        raise WorkerError(f"M = {size}, worker {rank}: its process ended with code {done.returncode}")
     return json.loads(answer.read_text())
 
 
@@ -103,7 +103,7 @@ def check_messages(size: int, simulated: list[Measured], real: list[Measured]) -
     """Compare the messages of workers 0 and 1 of a simulation with those among so many ranks.
 
     Raises:
-        SystemExit: they differ.
+        WorkerError: they differ.
     """
     for rank, (one, other) in enumerate(zip(simulated, real, strict=True)):
         for name in PHASES:
@@ -115,7 +115,7 @@ def check_messages(size: int, simulated: list[Measured], real: list[Measured]) -
             # Not every worker has as much to tell worker 0 as it has itself.
             more = math.inf if rank == 0 else DIGITS_OF_SECONDS
             if not same or any(not -DIGITS_OF_SECONDS <= one <= more for one in off):
-                raise SystemExit(f"M = {size}, worker {rank}, {name}: simulated {expected}, found {found}")
+                raise WorkerError(f"M = {size}, worker {rank}, {name}: simulated {expected}, found {found}")
 
 
 def over_mpi(sizes: list[int], settings: list[str], folder: Path) -> dict[int, list[Measured]]:
@@ -124,9 +124,9 @@ def over_mpi(sizes: list[int], settings: list[str], folder: Path) -> dict[int, l
     for size in sizes:
         answer = folder / f"real-{size}"
         task = ["--process", json.dumps([settings, str(answer)])]
-        mpirun = Path(sys.executable).with_name("mpirun")
-        command = [mpirun, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(size)]
-        subprocess.run([*map(str, command), sys.executable, __file__, *task], check=True)
+        command = mpirun_command(size, [sys.executable, __file__, *task])
+        if code := subprocess.run(command).returncode:
+            raise WorkerError(f"--real {size}: a worker ended with code {code}")
         found[size] = [json.loads(answer.with_suffix(f".{rank}").read_text()) for rank in (0, 1)]
     return found
 
@@ -237,14 +237,27 @@ def plot(rows: dict[str, dict[int, Measured]]) -> str:
     return plot_growth(panels, "workers M")
 
 
+@errors_in_one_line
 def main() -> None:
     """Measure, print the table, draw, write the JSON."""
-    parser = argparse.ArgumentParser(description="what grows with the number of workers")
-    parser.add_argument("--workers", help="numbers of workers M (default: 6,36,256,1536,4096)")
+    parser = Parser("what grows with the number of workers")
+    parser.add_argument(
+        "--workers",
+        type=listed(whole(2)),
+        default=",".join(map(str, WORKERS)),
+        metavar="M,M",
+        help="two or more numbers of workers (default: %(default)s)",
+    )
     parser.add_argument("--feedback", action="store_true", help="quantise with error feedback")
-    parser.add_argument("--real", default="", help="numbers of processes to train with over MPI")
-    parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder of the plot")
-    parser.add_argument("--json", type=Path, help="write environment, measurements and ratios here")
+    parser.add_argument(
+        "--real",
+        type=listed(whole(2)),
+        default=[],
+        metavar="M,M",
+        help="numbers of processes to train with over MPI",
+    )
+    parser.add_argument("--out", type=folder_to_write, default="runs/scale", help="folder of the plot")
+    parser.add_json()
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--process", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -258,9 +271,13 @@ def main() -> None:
         as_process(settings, Path(answer))
         return
     if launched().size > 1:
-        parser.error("start it as a single process: it starts others itself")
-    sizes = [int(m) for m in arguments.workers.split(",")] if arguments.workers else list(WORKERS)
-    real = [int(m) for m in arguments.real.split(",")] if arguments.real else []
+        parser.refuse_launcher("it starts others itself")
+    sizes, real = arguments.workers, arguments.real
+    if len(sizes) < 2:
+        parser.error(f"--workers {sizes[0]}: expected two numbers or more, since growth is fitted")
+    if real:
+        # Before the long measurement that comes first.
+        mpirun_command(max(real), [])
     settings = FEEDBACK if arguments.feedback else []
     rows: dict[str, dict[int, Measured]] = {"rank0": {}, "worker": {}}
     with tempfile.TemporaryDirectory() as name:
@@ -289,7 +306,7 @@ def main() -> None:
     if arguments.json:
         environment = describe_environment(SingleProcess(), CPU)
         report = {"environment": environment, "rows": rows, "real": processes, "ratios": ratios}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ and the same for ``ta``: whether LALR recovers what large batches lose, which is
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from dataclasses import dataclass
@@ -30,11 +29,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from arguments import Parser, errors_in_one_line, folder_to_write, listed, one_of, whole
 from tabulate import tabulate
 
 from hpcdat.commands.train import train, train_seeds
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
+from hpcdat.config.paths import escape
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
@@ -175,24 +176,34 @@ def last_held_out(evaluations: list[dict[str, Any]]) -> float:
     return next((100 * e["ra"] for e in reversed(evaluations) if e["held_out"]), 0.0)
 
 
+@errors_in_one_line
 def main() -> None:
     """Choose the rates, train, print the table, draw, write the JSON."""
-    parser = argparse.ArgumentParser(description="accuracy against the global batch, in miniature")
-    parser.add_argument("--workers", help="numbers of workers M (default: 1,4,14; on CIFAR-10 1,4,16,32)")
-    parser.add_argument("--seeds", type=int, help="of every result (default: 3; on CIFAR-10 1)")
-    parser.add_argument("--only", help="methods, separated by commas (default: all)")
-    parser.add_argument("--cifar", type=Path, help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="folder of runs and plot")
-    parser.add_argument("--json", type=Path, help="write environment, results and ratios here")
+    parser = Parser("accuracy against the global batch, in miniature")
+    parser.add_argument(
+        "--workers",
+        type=listed(whole(1)),
+        metavar="M,M",
+        help="numbers of workers (default: 1,4,14; on CIFAR-10 1,4,16,32)",
+    )
+    parser.add_argument("--seeds", type=whole(1), help="of every result (default: 3; on CIFAR-10 1)")
+    parser.add_argument(
+        "--only",
+        type=listed(one_of(*SERIES)),
+        default=[*SERIES],
+        metavar="NAME,NAME",
+        help=f"methods, of {', '.join(SERIES)} (default: all)",
+    )
+    parser.add_cifar()
+    parser.add_argument("--out", type=folder_to_write, default="runs/scaling", help="folder of runs and plot")
+    parser.add_json()
     arguments = parser.parse_args()
     recipe, workers = CIFAR if arguments.cifar else DIGITS, init_communicator(600)
-    numbers = [int(m) for m in arguments.workers.split(",")] if arguments.workers else list(recipe.workers)
-    seeds, names = arguments.seeds or recipe.seeds, arguments.only.split(",") if arguments.only else [*SERIES]
-    if unknown := set(names) - SERIES.keys():
-        parser.error(f"--only {arguments.only}: no {sorted(unknown)[0]}; there are {', '.join(SERIES)}")
+    numbers = arguments.workers or list(recipe.workers)
+    seeds, names = arguments.seeds or recipe.seeds, arguments.only
     if any(m % workers.size for m in numbers):
         parser.error(f"--workers: not all of {numbers} are multiples of the {workers.size} that run")
-    root = [f"data.root={arguments.cifar}"] if arguments.cifar else []
+    root = [f"data.root={escape(arguments.cifar)}"] if arguments.cifar else []
     curves: dict[str, Curve] = {name: {} for name in names}
     choices: dict[str, dict[int, dict[float, float]]] = {name: {} for name in names}
     rows, stop = [], StopRequest()
@@ -227,7 +238,7 @@ def main() -> None:
     print(f"plot: {arguments.out / 'scaling.svg'}")
     if arguments.json:
         report = {"environment": environment, "rates": choices, "curves": curves, "ratios": ratios}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
 
 def ratios_of(curves: dict[str, Curve]) -> dict[str, float]:

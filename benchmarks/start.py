@@ -16,11 +16,8 @@ on the last worker.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -30,7 +27,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from arguments import Parser, errors_in_one_line, folder_to_write, image_root
 from tabulate import tabulate
+from timing import rows_of, settings_of
 
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
@@ -44,24 +43,40 @@ from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError
+from hpcdat.performance.benchmark_file import BenchmarkFile
 from hpcdat.progress import Progress
 from hpcdat.training.validation import hold_out
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "imagenet-dat-fgsm.yaml"
+CPU = torch.device("cpu")
 CLASSES, TRAINING, TEST = 1000, 1281, 50
 """Number of classes, and images of each; ImageNet has 1,281,167 for training."""
 T = TypeVar("T")
 
 
 def make_stand_in(photographs: Path, folder: Path) -> None:
-    """Hard links of photographs in the folders of ImageNet."""
+    """Hard links of photographs in the folders of ImageNet.
+
+    Raises:
+        InputError: there are no photographs, or the links cannot be made.
+    """
     files = cycle(list(list_images(photographs / "train").files))
-    for number in range(CLASSES):
-        for split, images in (("train", TRAINING), ("test", TEST)):
-            of_class = folder / split / f"n{number:08}"
-            of_class.mkdir(parents=True)
-            for image in range(images):
-                os.link(next(files), of_class / f"n{number:08}_{image}.JPEG")
+    # Under its own name only when it is whole, since a later call uses what is there.
+    growing = folder.with_name(f"{folder.name}.growing")
+    shutil.rmtree(growing, ignore_errors=True)
+    try:
+        for number in range(CLASSES):
+            for split, images in (("train", TRAINING), ("test", TEST)):
+                of_class = growing / split / f"n{number:08}"
+                of_class.mkdir(parents=True)
+                for image in range(images):
+                    os.link(next(files), of_class / f"n{number:08}_{image}.JPEG")
+        growing.rename(folder)
+    except OSError as error:
+        shutil.rmtree(growing, ignore_errors=True)
+        raise InputError(
+            f"--folder {folder}: {error.strerror}; it has to be on the file system of --images"
+        ) from None
 
 
 def resident_megabytes() -> float:
@@ -110,9 +125,7 @@ def start(job: Job, workers: Communicator) -> tuple[dict[str, float], float]:
     )
 
     def first_batch() -> None:
-        loader = open_loader(
-            images.train, job.data, training=True, batch_size=job.batch_size, device=torch.device("cpu")
-        )
+        loader = open_loader(images.train, job.data, training=True, batch_size=job.batch_size, device=CPU)
         with closing(loader):
             next(iter(loader.read([share.indices for share in shares], seed=0)))
 
@@ -120,26 +133,22 @@ def start(job: Job, workers: Communicator) -> tuple[dict[str, float], float]:
     return stages.seconds, megabytes
 
 
+@errors_in_one_line
 def main() -> None:
     """Make the stand-in, start, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="seconds from a start to the first batch of ImageNet's size")
+    parser = Parser("seconds from a start to the first batch of ImageNet's size")
     parser.add_argument(
-        "--images", type=Path, required=True, metavar="ROOT", help="photographs in ROOT/train"
+        "--images", type=image_root, required=True, metavar="ROOT", help="photographs in ROOT/train"
     )
-    parser.add_argument("--folder", type=Path, help="of the stand-in (default: ROOT/stand-in)")
+    parser.add_argument("--folder", type=folder_to_write, help="of the stand-in (default: ROOT/stand-in)")
     parser.add_argument("--keep", action="store_true", help="leave the stand-in, which is used again")
-    parser.add_argument("--json", type=Path, help="write environment, seconds and ratios here")
+    parser.add_json()
     arguments = parser.parse_args()
-    if not (arguments.images / "train").is_dir():
-        parser.error(f"--images {arguments.images}: there is no folder train in it, with one folder a class")
     folder = arguments.folder or arguments.images / "stand-in"
     workers = init_communicator(600)
     made = workers.on_rank0("look for the stand-in", folder.is_dir)
     if not made:
-        try:
-            workers.on_rank0("make the stand-in", lambda: make_stand_in(arguments.images, folder))
-        except InputError as error:
-            sys.exit(str(error))
+        workers.on_rank0("make the stand-in", lambda: make_stand_in(arguments.images, folder))
     settings = [f"data.root={folder}", "early_stopping.held_out=10000", "batch_size=64", "data.loader=dali"]
     try:
         seconds, megabytes = start(read_job(JOB, settings), workers)
@@ -147,19 +156,20 @@ def main() -> None:
     finally:
         if workers.is_rank0 and not arguments.keep:
             shutil.rmtree(folder)
-    environment = describe_environment(workers, torch.device("cpu"))
+    environment = describe_environment(workers, CPU)
     workers.close()
     if not workers.is_rank0:
         return
     ratios = {"start_seconds": sum(seconds.values()), "list_megabytes": of_last}
-    rows = [[what, f"{value:.2f}"] for what, value in seconds.items()]
-    print(tabulate(rows, [f"{workers.size} workers", "seconds"], tablefmt="github", disable_numparse=True))
+    lines = [[what, f"{value:.2f}"] for what, value in seconds.items()]
+    print(tabulate(lines, [f"{workers.size} workers", "seconds"], tablefmt="github", disable_numparse=True))
     print()
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.1f}")
     if arguments.json:
-        report = {"environment": environment, "seconds": seconds, "ratios": ratios}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        rows = rows_of({what: [value] for what, value in seconds.items()})
+        settings = settings_of(workers, CPU, 1) | {"warm_up": 0}
+        BenchmarkFile.of("start", environment, settings, rows, ratios).write(arguments.json)
 
 
 if __name__ == "__main__":

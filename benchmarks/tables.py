@@ -15,23 +15,30 @@ Ratios, for PGD and FGSM:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from arguments import Parser, errors_in_one_line, existing_file, folder_to_write, link_rate, whole
+
 from hpcdat.config.job_file import read_job
 from hpcdat.config.methods import METHODS
-from hpcdat.emulation.cluster import BoxError, create_box, remove_box
+from hpcdat.emulation.cluster import create_box, remove_box
+from hpcdat.errors import WorkerError
+from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("dat-1", "dat-4")
+
+
+RUNS = ROOT / "runs" / "tables"
 
 
 def rows_of(job: Path) -> list[str]:
@@ -71,10 +78,21 @@ def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path, settings: Seq
             with log.open("w") as file:
                 done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
             if done.returncode:
-                raise SystemExit(f"\n{job.stem} ended with code {done.returncode}: {log}")
+                print(flush=True)
+                raise WorkerError(f"{job.stem} ended with code {done.returncode}: {log}")
             print(f", {time.monotonic() - began:.0f} s", flush=True)
     finally:
         remove_box(name)
+
+
+def seconds_in(text: str) -> dict[str, float | None]:
+    """The type of ``--against``: C by job, of a JSON of this benchmark."""
+    file = existing_file(text)
+    try:
+        seconds: dict[str, float | None] = json.loads(file.read_text())["seconds"]
+    except (ValueError, KeyError, TypeError):
+        raise ArgumentTypeError(f"{file} is no JSON of benchmarks/tables.py") from None
+    return seconds
 
 
 def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None]) -> dict[str, float]:
@@ -92,35 +110,40 @@ def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None])
     return ratios
 
 
+@errors_in_one_line
 def main() -> None:
     """Train, write the report, print it and the ratios."""
-    parser = argparse.ArgumentParser(description="Tables 1 and 4 of the DAT paper in miniature")
-    parser.add_argument("--nodes", type=int, default=6, help="nodes of the box")
-    parser.add_argument("--rate", default="100mbit", help="rate of the links (default: %(default)s)")
-    parser.add_argument("--fast-rate", default="1gbit", help="of the HPC rows' links (default: %(default)s)")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="jobs by name, such as 'dat-fgsm*'")
+    parser = Parser("Tables 1 and 4 of the DAT paper in miniature", alone="it starts workers itself")
+    parser.add_argument("--nodes", type=whole(1), default=6, help="nodes of the box")
     parser.add_argument(
-        "--set", nargs="+", metavar="KEY=VALUE", help="settings of all jobs, such as epochs=1 for a try"
+        "--rate", type=link_rate, default="100mbit", help="rate of the links (default: %(default)s)"
     )
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tables", help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tables" / "report", help="of the report")
-    parser.add_argument("--json", type=Path, help="write environment, C of every job and ratios here")
-    parser.add_argument("--against", type=Path, metavar="PATH", help="JSON of an earlier time")
+    parser.add_argument(
+        "--fast-rate", type=link_rate, default="1gbit", help="of the HPC rows' links (default: %(default)s)"
+    )
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="jobs by name, such as 'dat-fgsm*'")
+    parser.add_settings("all jobs, such as epochs=1 for a try")
+    parser.add_argument(
+        "--runs", type=folder_to_write, default=RUNS, help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=folder_to_write, default=RUNS / "report", help="of the report")
+    parser.add_json()
+    parser.add_argument(
+        "--against", type=seconds_in, default={}, metavar="PATH", help="JSON of an earlier time"
+    )
     arguments = parser.parse_args()
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    before = json.loads(arguments.against.read_text())["seconds"] if arguments.against else {}
     jobs = [job for job in JOBS if fnmatch(job.stem, arguments.only)]
     if not jobs:
-        raise SystemExit(f"--only {arguments.only}: the jobs are {', '.join(job.stem for job in JOBS)}")
-    try:
-        for rate, some in (
-            (arguments.rate, [job for job in jobs if HPC not in job.stem]),
-            (arguments.fast_rate, [job for job in jobs if HPC in job.stem]),
-        ):
-            if some:
-                train(some, rate, arguments.nodes, arguments.runs, arguments.set or [])
-    except BoxError as error:
-        raise SystemExit(str(error)) from None
+        parser.error(f"--only {arguments.only}: the jobs are {', '.join(job.stem for job in JOBS)}")
+    for job in jobs:
+        read_job(job, arguments.set)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    for rate, some in (
+        (arguments.rate, [job for job in jobs if HPC not in job.stem]),
+        (arguments.fast_rate, [job for job in jobs if HPC in job.stem]),
+    ):
+        if some:
+            train(some, rate, arguments.nodes, arguments.runs, arguments.set)
     folders = [arguments.runs / job.stem for job in jobs]
     shown = dict.fromkeys(row.split("/")[0] for job in jobs for row in rows_of(job))
     tables = [word for table in sorted(shown) for word in ("--table", table)]
@@ -133,7 +156,7 @@ def main() -> None:
     seconds = {
         name: result.communication if result.p * result.q > 1 else None for name, result in results.items()
     }
-    ratios = ratios_of(seconds, before)
+    ratios = ratios_of(seconds, arguments.against)
     print()
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
@@ -146,7 +169,7 @@ def main() -> None:
             "megabytes": {name: result.megabytes for name, result in results.items()},
             "ratios": ratios,
         }
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

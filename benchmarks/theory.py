@@ -30,12 +30,11 @@ what was measured and is not lost in the spread of the seeds; the bounds' are -0
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
+from arguments import Parser, errors_in_one_line, folder_to_write
 from convergence import conadv, faults, slopes, theorem_2
 from convergence.comparison import Comparison
 from convergence.figures import TITLES, draw_bounds, draw_slopes
@@ -43,6 +42,7 @@ from tabulate import tabulate
 
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.single_process import SingleProcess
+from hpcdat.storage.atomic_files import write_text
 
 
 def print_comparison(title: str, comparison: Comparison) -> None:
@@ -71,11 +71,14 @@ def print_slopes(panels: dict[str, slopes.Panel]) -> None:
         print(tabulate(columns, headers="keys", tablefmt="github", floatfmt=".4g") + "\n")
 
 
+@errors_in_one_line
 def main() -> None:
     """Measure, print the tables, draw, write the JSON."""
-    parser = argparse.ArgumentParser(description="the papers' convergence bounds compared with measurements")
-    parser.add_argument("--out", type=Path, default=Path("runs/theory"), help="folder of the plots")
-    parser.add_argument("--json", type=Path, help="write environment, values and ratios here")
+    parser = Parser(
+        "the papers' convergence bounds compared with measurements", alone="it computes in one process"
+    )
+    parser.add_argument("--out", type=folder_to_write, default="runs/theory", help="folder of the plots")
+    parser.add_json()
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     comparisons = {**theorem_2.measure(), **conadv.measure()}
@@ -102,7 +105,7 @@ def main() -> None:
             "panels": panels,
             "ratios": ratios,
         }
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

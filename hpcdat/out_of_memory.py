@@ -15,6 +15,12 @@ OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "C
 CPU allocator and of CUDA's libraries."""
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch raises an error because memory runs out, of a GPU or of the machine."""
+    recognised = any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    return isinstance(error, torch.OutOfMemoryError) or recognised
+
+
 @contextmanager
 def enough_memory(job: EvaluationJob, batch_size: str) -> Iterator[None]:
     """Turn an out-of-memory error into one that says what to change.
@@ -29,8 +35,7 @@ def enough_memory(job: EvaluationJob, batch_size: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        recognised = any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-        if not (isinstance(error, torch.OutOfMemoryError) or recognised):
+        if not is_out_of_memory(error):
             raise
         section, _, key = batch_size.rpartition(".")
         value = getattr(getattr(job, section) if section else job, key)

@@ -10,30 +10,33 @@ if not __package__:
     # hide the modules of these names.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import tempfile
 import threading
 
 import torch
+from arguments import Parser, errors_in_one_line, folder_to_write, listed, positive, whole
 
 from gpu.report import SECTIONS, measure, show, tables_of
 from gpu.section import Call
 from hpcdat.distributed.stop_signals import StopRequest
-from hpcdat.errors import Exit, HpcdatError, Stopped
+from hpcdat.errors import Exit, Stopped
 
 
+@errors_in_one_line
 def main() -> None:
     """Measure the sections, print their tables, write the JSON and the page.
 
     Raises:
-        SystemExit: exit code 1 if the arguments do not fit together or there is no GPU, 2 for an unknown
-            argument, 75 when stopped, or that of the HpcdatError that ended the command.
+        SystemExit: exit code 2 for wrong arguments, 75 when stopped, or that of the HpcdatError that ended
+            the command.
     """
-    arguments = _parser().parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU that torch can use; --device cpu --tiny tries it out")
+    parser = _parser()
+    arguments = parser.parse_args()
     if arguments.limit and not arguments.work:
-        raise SystemExit("--limit: also give --work, the folder to resume from")
+        parser.error("--limit: also give --work, the folder to resume from")
+    kind = "cuda" if arguments.device == "auto" and torch.cuda.is_available() else arguments.device
+    if kind == "auto":
+        parser.error("--device auto: torch finds no usable GPU; --device cpu --tiny tries everything out")
     stop = StopRequest()
     if arguments.limit:
         timer = threading.Timer(arguments.limit, lambda: setattr(stop, "requested", True))
@@ -41,11 +44,11 @@ def main() -> None:
         timer.start()
     with tempfile.TemporaryDirectory() as scratch:
         call = Call(
-            device=torch.device(arguments.device, *([0] if arguments.device == "cuda" else [])),
+            device=torch.device(kind, *([0] if kind == "cuda" else [])),
             tiny=arguments.tiny,
             cifar=arguments.cifar,
             work=arguments.work or Path(scratch),
-            seeds=tuple(int(seed) for seed in arguments.seeds.split(",")),
+            seeds=tuple(arguments.seeds),
             rounds=arguments.rounds,
             stop=stop,
         )
@@ -61,23 +64,26 @@ def main() -> None:
         except Stopped as error:
             print(f"{error}\nthe same command resumes", file=sys.stderr)
             raise SystemExit(Exit.STOPPED_RESUMABLE) from None
-        except HpcdatError as error:
-            print(error, file=sys.stderr)
-            raise SystemExit(error.exit_code) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="what one GPU does; see benchmarks/gpu/__init__.py")
+def _parser() -> Parser:
+    parser = Parser("what one GPU does; see benchmarks/gpu/__init__.py", alone="it measures one GPU")
     parser.add_argument("sections", nargs="+", choices=[*SECTIONS, "page"], metavar="SECTION")
-    parser.add_argument("--json", type=Path, help="merge device, versions, date, sections and ratios into it")
-    parser.add_argument("--page", type=Path, metavar="FOLDER", help="write report.html, .md and .csv there")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_json()
+    parser.add_argument(
+        "--page", type=folder_to_write, metavar="FOLDER", help="write report.html, .md and .csv there"
+    )
+    parser.add_device()
     parser.add_argument("--tiny", action="store_true", help="small models and few images, for a quick test")
-    parser.add_argument("--cifar", type=Path, help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--work", type=Path, help="folder of the runs (default: one that is removed)")
-    parser.add_argument("--seeds", default="0,1,2", help="of the speed run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=10, help="repetitions of what is timed")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="stop after that; needs --work")
+    parser.add_cifar()
+    parser.add_argument(
+        "--work", type=folder_to_write, help="folder of the runs (default: one that is removed)"
+    )
+    parser.add_argument(
+        "--seeds", type=listed(whole(0)), default="0,1,2", help="of the speed run (default: %(default)s)"
+    )
+    parser.add_rounds(10)
+    parser.add_argument("--limit", type=positive, metavar="SECONDS", help="stop after that; needs --work")
     return parser
 
 

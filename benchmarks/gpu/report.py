@@ -14,6 +14,7 @@ from gpu import codec, concurrent, horovod, speedrun, step, ten_minutes
 from gpu.section import Call, Measured, Section, Table
 from hpcdat.distributed.environment import describe_environment, device_name
 from hpcdat.distributed.single_process import SingleProcess
+from hpcdat.errors import InputError
 from hpcdat.storage.atomic_files import write_text
 
 SECTIONS: dict[str, Section] = {
@@ -47,7 +48,7 @@ def measure(call: Call, names: Sequence[str], file: Path | None) -> Report:
         file: the JSON, which is made or merged into; None: nothing is written.
 
     Raises:
-        SystemExit: the file holds measurements of another device.
+        InputError: the file holds measurements of another device, or is no report.
         Stopped: a stop was requested.
         HpcdatError: something failed.
         OSError: the file cannot be read or written.
@@ -108,9 +109,14 @@ def _begin(call: Call, names: Sequence[str], file: Path | None) -> Report:
     }
     if not file or not file.exists():
         return report
-    before: Report = json.loads(file.read_text())
+    try:
+        before: Report = json.loads(file.read_text())
+    except ValueError:
+        before = {}
+    if not {"device", "sections"} <= before.keys():
+        raise InputError(f"--json {file} is no report of benchmarks/gpu: name another file")
     if names == ["page"]:
         return before
     if before["device"] != report["device"]:
-        raise SystemExit(f"--json {file} holds {before['device']}, this is {report['device']}: name another")
+        raise InputError(f"--json {file} holds {before['device']}, this is {report['device']}: name another")
     return {**report, "sections": before["sections"]}

@@ -20,8 +20,8 @@ from typing import Any
 
 import conadv_steps
 import torch
-from attack_step import Attack, Pgd, training_step
 from timing import in_turns
+from training_steps import Attack, Pgd, training_step
 
 from gpu.section import Call, Keep, Measured, Table, free_memory, number, with_model, without_tf32
 from hpcdat.config.job import Job

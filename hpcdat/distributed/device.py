@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,20 +19,29 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def choose_device(job: EvaluationJob, workers: Communicator) -> torch.device:
+    """The device of a job's worker; see :func:`device_for`."""
+    return device_for(job.device, workers)
+
+
+def device_for(setting: Literal["auto", "cpu", "cuda"], workers: Communicator) -> torch.device:
     """This worker's GPU, or the CPU with its share of the cores.
 
+    Args:
+        setting: ``device`` of a job.
+        workers: all workers.
+
     Raises:
-        InputError: the job requests a GPU and none is available.
+        InputError: a GPU is requested and none is available.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     hint = why_no_gpu() if gpus == 0 else ""
-    if job.device == "cuda" and gpus == 0:
+    if setting == "cuda" and gpus == 0:
         raise InputError(f"device: cuda: torch finds no usable GPU{hint and ': '}{hint}")
-    if job.device != "cpu" and gpus:
+    if setting != "cpu" and gpus:
         device = torch.device("cuda", workers.local_rank % gpus)
         torch.cuda.set_device(device)
         return device
-    if hint and job.device == "auto" and workers.local_rank == 0:
+    if hint and setting == "auto" and workers.local_rank == 0:
         print(f"warning: {workers.host} computes on its CPU: {hint}", file=sys.stderr, flush=True)
     # Otherwise set explicitly by the user or the launcher.
     if "OMP_NUM_THREADS" not in os.environ:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hpcdat.errors import InputError
 from tests.conftest import CHECKOUT
 
 
@@ -75,7 +76,7 @@ def test_measurements_of_two_devices_do_not_mix(gpu, tmp_path):
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({"device": "another", "sections": {}}))
     call = gpu.section.Call(torch.device("cpu"), True, None, tmp_path, (0,), 1, None)
-    with pytest.raises(SystemExit, match=r"gpu\.json holds another, this is .*: name another"):
+    with pytest.raises(InputError, match=r"gpu\.json holds another, this is .*: name another"):
         gpu.report.measure(call, ["codec"], file)
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 
+from hpcdat.errors import InputError
 from hpcdat.performance.calibration import Calibration, assume_links
 from hpcdat.report.papers import TABLES
 from tests.conftest import CHECKOUT, DEMO, run_here
@@ -51,7 +52,7 @@ def test_the_tables_of_the_page_are_what_the_script_computes(script, files):
 def test_a_table_that_differs_is_seen(script, files):
     digits = PAGE.replace("| 898 ", "| 899 ")
     assert digits != PAGE and script.with_tables(digits, files) == PAGE
-    with pytest.raises(SystemExit, match="0 lines <!-- horovod-tcp -->"):
+    with pytest.raises(InputError, match="0 lines <!-- horovod-tcp -->"):
         script.with_tables(PAGE.replace("<!-- horovod-tcp -->", ""), files)
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpcdat.cli.benchmark_report import percentage, report_benchmarks
 from hpcdat.cli.options import path
 from hpcdat.cli.worker_process import reported_once
+from hpcdat.errors import InputError
 from hpcdat.report.result_table import result_table
 from hpcdat.storage.run_folder import RunFolder
 
@@ -18,8 +20,25 @@ if TYPE_CHECKING:
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False, parser=path)
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs; with --benchmark, files or folders of benchmarks.",
+            show_default=False,
+            parser=path,
+        ),
     ],
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Tabulate benchmarks, each compared with the first.")
+    ] = False,
+    fail_if_slower: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N%",
+            help="End with 1 if a row of a benchmark is slower than the first file's by more than this.",
+            parser=percentage,
+        ),
+    ] = None,
     table: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,7 +51,7 @@ def report(
             metavar="FOLDER", help="Write report.md, .csv and .html and plots to this folder.", parser=path
         ),
     ] = None,
-    title: Annotated[str, typer.Option(help="Title of the report.")] = "Runs of hpcdat",
+    title: Annotated[str | None, typer.Option(help="Title of the report.", show_default=False)] = None,
 ) -> None:
     """Tabulate the results of runs and of given weights, also next to those of a paper.
 
@@ -41,6 +60,7 @@ def report(
       hpcdat report runs/demo runs/other
       hpcdat report runs/* --out report
       hpcdat report runs/dat-* --table dat-1 --table dat-4
+      hpcdat report --benchmark A.json B.json --fail-if-slower 10%
 
     Folders may be of runs or of evaluations of given weights (`hpcdat evaluate JOB.yaml`), which have no
     training: of these the table has the accuracies. For a folder with several seeds (`hpcdat train
@@ -50,7 +70,14 @@ def report(
     of a method differ in it; RA over eps and steps, if `hpcdat evaluate` measured it; and TA and RA over the
     epochs, for jobs that reproduce the DAT paper's Figure 4. dat-2 needs runs that `hpcdat certify` has
     certified.
+
+    With `--benchmark`, tables of times, of fitted latencies and bandwidths, and of C beside that of the DAT
+    paper's Table 4. `--fail-if-slower` ends with 1 if both median and minimum of a row are slower.
     """
+    reported_once(lambda: _check_arguments(runs, table, fail_if_slower, benchmark=benchmark))
+    if benchmark:
+        report_benchmarks(runs, out, title or "Benchmarks of hpcdat", fail_if_slower)
+        return
     if table and out is None:
         out = Path("report")
     # A folder given twice is one run.
@@ -77,12 +104,24 @@ def report(
             sections.append(pages.runs_section([] if table else read, evaluations))
         if read:
             sections += [*batch_sections(read), *sweep_sections(read), *epoch_sections(read)]
-        return sections, pages.write_report(sections, out, title)
+        return sections, pages.write_report(sections, out, title or "Runs of hpcdat")
 
     sections, files = reported_once(write)
     print("\n".join(section.markdown for section in sections), end="")
     for file in files:
         print(f"written: {file}")
+
+
+def _check_arguments(
+    runs: list[Path], table: list[str] | None, fail_if_slower: float | None, *, benchmark: bool
+) -> None:
+    """Refuse for runs what only benchmarks have, and the other way round."""
+    if benchmark and table:
+        raise InputError("--table: not allowed with --benchmark, which adds the DAT paper's Table 4 itself")
+    if fail_if_slower is not None and not benchmark:
+        raise InputError("--fail-if-slower: only with --benchmark")
+    if not benchmark and (files := [run for run in runs if run.is_file()]):
+        raise InputError(f"{files[0]} is not the folder of a run; --benchmark reads files of benchmarks")
 
 
 def _seeds_in(run: Path) -> list[Path]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
-from hpcdat.cli.options import SetOption, Settings, SourceArgument
+from hpcdat.cli.options import SetOption, Settings, path
+from hpcdat.cli.submitted_benchmark import check_options, default_time_limit, submitted_benchmark
 from hpcdat.cli.submitted_evaluation import CommandName, read_evaluation
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.config.job import Job
@@ -19,9 +21,10 @@ from hpcdat.config.job_file import JobError, read_job
 from hpcdat.config.paths import escape
 from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError, shorten
+from hpcdat.slurm.benchmark import BENCHMARKS
+from hpcdat.slurm.script import Resources
 from hpcdat.slurm.site import Site, check_name, read_site
 from hpcdat.slurm.submit import (
-    Resources,
     Task,
     array_tasks,
     choose_gpus,
@@ -33,12 +36,32 @@ from hpcdat.storage.moved_run import folder_of
 
 
 def submit(
-    job: SourceArgument,
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN|JOB.yaml", help="The job, or what --command evaluates.", show_default=False
+        ),
+    ] = None,
     settings: Settings = None,
     set_: SetOption = None,
     command: Annotated[
         CommandName, typer.Option(help="What the workers run; options of the command may follow.")
     ] = "train",
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Submit a benchmark, no job: {', '.join(BENCHMARKS)}. Its own options follow after --.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of a benchmark's result and log. Default: benchmark-results/NAME-DATE.",
+            parser=path,
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes (p).")] = 1,
     gpus_per_node: Annotated[
         str | None,
@@ -50,7 +73,8 @@ def submit(
     time: Annotated[
         str | None,
         typer.Option(
-            help="Time limit; the run is requeued before it is reached. Default: the profile's, or 1-0."
+            help="Time limit; a run is requeued before it is reached. Default: the profile's, or 1-0; of a "
+            "benchmark at most an hour."
         ),
     ] = None,
     site: Annotated[
@@ -78,40 +102,53 @@ def submit(
       hpcdat submit JOB.yaml --nodes 6 --seeds 3 --site mysite.yaml
       hpcdat submit JOB.yaml --sweep attack.eps=2/255,4/255 --dry-run
       hpcdat submit runs/demo --command evaluate --nodes 2 --autoattack 1000
+      hpcdat submit --benchmark communication --nodes 8 --gpus-per-node 8
 
     Writes a batch script to the run folder and submits it with sbatch. Two minutes before the time limit the
     run writes a checkpoint and is requeued, and then resumes. It is also requeued after a failure, unless it
     fails twice at the same step. With `--command evaluate` or `certify` it does the same for an evaluation;
     the first argument is then the folder of a run or a job file whose model has weights. Options of the
-    command that `submit` has as well, such as `--sweep`, stand after `--`.
+    command that `submit` has as well, such as `--sweep`, stand after `--`. A benchmark is not requeued; it
+    writes `result.json` to its folder, which `hpcdat report --benchmark` reads.
     """
     replaced = [*(set_ or []), *(settings or [])]
     make_script = render_script if dry_run else write_script
 
-    def write_evaluation(profile: Site, resources: Resources) -> tuple[Path, str, list[Path], bool]:
+    def write_evaluation(source: Path, profile: Site, resources: Resources) -> _Written:
         if seeds > 1 or sweep or at_once:
             raise InputError(f"--seeds, --sweep, --at-once: not allowed with --command {command}")
-        evaluated, work = read_evaluation(command, job, set_ or [], settings or [])
+        evaluated, work = read_evaluation(command, source, set_ or [], settings or [])
         script, text = make_script(evaluated, profile, resources, command=work)
-        return script, text, [evaluated.run_dir], False
+        return _Written(script, text, _report_of([evaluated.run_dir]))
 
-    def write() -> tuple[Path, str, list[Path], bool]:
+    def write() -> _Written:
         from hpcdat.commands.train import check_workers
         from hpcdat.models import check_model_name
 
         profile = _profile(site, partition)
         gpus = choose_gpus(profile, gpus_per_node)
         workers = workers_per_node or max(gpus.count if gpus else 0, 1)
+        if benchmark is not None:
+            check_options({"--command": command != "train", "--set": set_, "--seeds": seeds > 1})
+            check_options({"--sweep": sweep, "--at-once": at_once})
+            limited = Resources(nodes, workers, gpus, time or default_time_limit(profile), after or ())
+            options = [*([] if job is None else [job]), *(settings or [])]
+            return _Written(*submitted_benchmark(benchmark, out, profile, limited, options, dry_run=dry_run))
+        if job is None:
+            raise InputError("expected a job, or --benchmark NAME")
+        if out is not None:
+            raise InputError("--out: only with --benchmark; the folder of a run is its run_dir")
+        source = path(job)
         limit, elements = time or profile.time_limit() or "1-0", at_once or profile.at_once
         resources = Resources(nodes, workers, gpus, limit, after or (), elements)
         if command != "train":
-            return write_evaluation(profile, resources)
+            return write_evaluation(source, profile, resources)
         if unknown := [text for text in settings or [] if text.startswith("-")]:
             raise InputError(f"no such option: {shorten(unknown[0])}")
 
         def read_and_check(more: tuple[str, ...]) -> Job:
             try:
-                checked = read_job(job, [*replaced, *more])
+                checked = read_job(source, [*replaced, *more])
             except JobError as error:
                 # What is wrong with an element only is a value of a sweep.
                 raise JobError(str(error).replace("--set ", "--sweep ") if more else str(error)) from None
@@ -120,7 +157,7 @@ def submit(
             return checked
 
         resolved = read_and_check(())
-        resolved = resolved.model_copy(update={"run_dir": folder_of(job, resolved, replaced)})
+        resolved = resolved.model_copy(update={"run_dir": folder_of(source, resolved, replaced)})
         tasks = array_tasks(
             resolved.run_dir,
             sweep or [],
@@ -133,9 +170,9 @@ def submit(
         script, text = make_script(resolved, profile, resources, tasks)
         # hpcdat report finds the seeds in the folder that holds all of them.
         folders = [task.run_dir for task in tasks] if sweep else [resolved.run_dir]
-        return script, text, folders, bool(tasks)
+        return _Written(script, text, _report_of(folders), is_array=bool(tasks))
 
-    script, text, folders, is_array = reported_once(write)
+    script, text, result, is_array = reported_once(write)
     if dry_run:
         print(text, end="")
         return
@@ -144,7 +181,20 @@ def submit(
     print(f"submitted job {number}: squeue -j {number}")
     print(f"script: {script}")
     print(f"log: tail -F {log if is_array else shlex.quote(str(log))}")
-    print(f"result, when done: hpcdat report {shlex.join(map(str, folders))}")
+    print(f"result, when done: {result}")
+
+
+class _Written(NamedTuple):
+    """A batch script: its path and text, what shows the result of its job, and whether that is an array."""
+
+    script: Path
+    text: str
+    result: str
+    is_array: bool = False
+
+
+def _report_of(folders: Sequence[Path]) -> str:
+    return f"hpcdat report {shlex.join(map(str, folders))}"
 
 
 def _profile(name: str, partition: str | None) -> Site:

@@ -66,7 +66,7 @@ def plot_comparison(comparison: Comparison) -> str:
         axes.set_ylim(-0.6, len(rows) - 0.4)
     if keys:
         figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    return _svg(figure)
+    return svg(figure)
 
 
 def plot_runs(runs: Sequence[Run]) -> str:
@@ -93,7 +93,7 @@ def plot_runs(runs: Sequence[Run]) -> str:
     for axes in figure.axes:
         # Below the axis, where it covers no bar.
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3, ncols=2)
-    return _svg(figure)
+    return svg(figure)
 
 
 def plot_bars(values: Mapping[str, float], title: str) -> str:
@@ -102,7 +102,7 @@ def plot_bars(values: Mapping[str, float], title: str) -> str:
     axes = figure.add_subplot()
     axes.barh(list(values)[::-1], list(values.values())[::-1], color=OURS)
     axes.set_title(title, fontsize=10)
-    return _svg(figure)
+    return svg(figure)
 
 
 def plot_certified(
@@ -131,8 +131,8 @@ def plot_certified(
     axes.set_ylabel("certified accuracy (%)", fontsize=9)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
-    _legend_beside(axes)
-    return _svg(figure)
+    legend_beside(axes)
+    return svg(figure)
 
 
 def plot_over_batch(figures: Mapping[str, Mapping[str, BatchCurve]]) -> str:
@@ -158,8 +158,8 @@ def plot_over_batch(figures: Mapping[str, Mapping[str, BatchCurve]]) -> str:
             axes.set_title(title, fontsize=10)
             axes.set_xlabel("global batch", fontsize=9)
             axes.set_ylabel(QUANTITIES[key].header, fontsize=9)
-        _legend_beside(axes)
-    return _svg(figure)
+        legend_beside(axes)
+    return svg(figure)
 
 
 def plot_growth(panels: Mapping[str, Mapping[str, Mapping[int, float]]], x_label: str) -> str:
@@ -185,8 +185,8 @@ def plot_growth(panels: Mapping[str, Mapping[str, Mapping[int, float]]], x_label
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(x_label, fontsize=9)
         if place % 2 or place == len(panels) - 1:
-            _legend_beside(axes)
-    return _svg(figure)
+            legend_beside(axes)
+    return svg(figure)
 
 
 def _plot_perturbations(comparison: Comparison) -> str:
@@ -212,7 +212,7 @@ def _plot_perturbations(comparison: Comparison) -> str:
         axes.set_xlabel("p, 255ths (assumed)", fontsize=8)
         axes.set_ylabel(QUANTITIES["ta"].header, fontsize=8)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    return _svg(figure)
+    return svg(figure)
 
 
 def plot_sweep(over: str, curves: Mapping[str, Mapping[float, float]], *, fine: bool) -> str:
@@ -231,12 +231,12 @@ def plot_sweep(over: str, curves: Mapping[str, Mapping[float, float]], *, fine: 
         # A dollar sign would start a formula.
         axes.plot(values, ra, "o-", markersize=4, label=label.replace("$", r"\$"))
     if any(curves):
-        _legend_beside(axes)
+        legend_beside(axes)
     radius = f"perturbation size ({'over 255' if fine else '[0, 1] units'})"
     axes.set_xlabel(radius if over == "eps" else "PGD steps", fontsize=9)
     axes.set_ylabel("RA (%)", fontsize=9)
     axes.set_ylim(0, 100)
-    return _svg(figure)
+    return svg(figure)
 
 
 EpochCurve = Mapping[str, Mapping[int, Sequence[float]]]
@@ -266,8 +266,8 @@ def plot_over_epochs(figures: Mapping[str, Mapping[str, EpochCurve]]) -> str:
             axes.set_xlabel("epoch", fontsize=9)
             axes.set_ylabel(QUANTITIES[key].header, fontsize=9)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend_beside(axes)
-    return _svg(figure)
+        legend_beside(axes)
+    return svg(figure)
 
 
 def _plot_batches(comparison: Comparison) -> str:
@@ -296,8 +296,8 @@ def _plot_batches(comparison: Comparison) -> str:
     axes.minorticks_off()
     axes.set_xlabel("global batch", fontsize=9)
     axes.set_ylabel(QUANTITIES["ta"].header, fontsize=9)
-    _legend_beside(axes)
-    return _svg(figure)
+    legend_beside(axes)
+    return svg(figure)
 
 
 def _plot_certificates(comparison: Comparison) -> str:
@@ -319,7 +319,7 @@ def _rows_by_method(comparison: Comparison) -> dict[str, list[Compared]]:
     return methods
 
 
-def _legend_beside(axes: Axes) -> None:
+def legend_beside(axes: Axes) -> None:
     """Place the legend to the right of the axes, long names in several lines."""
     legend = axes.legend(
         fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False
@@ -332,7 +332,8 @@ def _figure(columns: int, rows: int) -> Figure:
     return Figure(figsize=(4.2 + 2.6 * columns, 1.2 + 0.38 * rows), layout="constrained")
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as SVG text, in the style of all plots."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)

@@ -113,9 +113,14 @@ def images_per_epoch(run: Run) -> int:
 
 def folder_names(runs: Sequence[Run]) -> dict[Path, str]:
     """Short names of runs: their folders without the common prefix."""
-    folders = {run.folder: run.folder.resolve() for run in runs}
-    above = os.path.commonpath([folder.parent for folder in folders.values()])
-    return {given: str(folder.relative_to(above)) for given, folder in folders.items()}
+    return short_names([run.folder for run in runs])
+
+
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Names of files or folders: their paths without the common prefix."""
+    resolved = {path: path.resolve() for path in paths}
+    above = os.path.commonpath([path.parent for path in resolved.values()])
+    return {given: str(path.relative_to(above)) for given, path in resolved.items()}
 
 
 def varied(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Batch scripts for ``sbatch``, and their submission."""
+"""Batch scripts of jobs and evaluations, and the submission of scripts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,52 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import write_job
 from hpcdat.config.paths import escape
 from hpcdat.errors import InputError, WorkerError, shorten
 from hpcdat.slurm.gpus import Gpus, parse_gpus
-from hpcdat.slurm.shell import quote_expanding
+from hpcdat.slurm.script import Resources, log_in, render
 from hpcdat.slurm.site import OPTIONS, OWN, Site
-from hpcdat.slurm.time_limit import SECONDS_OF_WARNING, seconds
+from hpcdat.slurm.time_limit import SECONDS_OF_WARNING
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import RunFolder
 
 ENVIRONMENT_OF = {"time": "SBATCH_TIMELIMIT", "array": "SBATCH_ARRAY_INX"}
 """Variables that override an option of a script and do not have its name."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a job requests from Slurm.
-
-    Attributes:
-        nodes: number of nodes (p).
-        workers_per_node: workers per node (q).
-        gpus: GPUs per node; None for none.
-        time: time limit in sbatch's notation: ``30``, ``12:00:00``, ``1-06:00``; ``0`` for none.
-        after: ids of jobs that must have succeeded before.
-        at_once: elements of an array that may run at the same time; None for all.
-
-    Raises:
-        InputError: the time limit is not one, or too short.
-    """
-
-    nodes: int
-    workers_per_node: int
-    gpus: Gpus | None
-    time: str
-    after: Sequence[int] = ()
-    at_once: int | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            seconds(self.time)
-        except ValueError as error:
-            raise InputError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -153,16 +120,16 @@ def render_script(
     """
     folder, job_file, _ = _settings_file(job)
     what = job.method if isinstance(job, Job) and command.name == "train" else command.name
-    text = _render(
-        title=f"{what}, {resources.nodes} x {resources.workers_per_node} workers",
-        directives=_directives(job, site, resources, tasks, folder),
-        site=site,
-        environment=_connections(site) | site.environment,
-        container="".join(f"{quote_expanding(word)} " for word in site.container),
-        python=quote_expanding(site.python) if site.python else shlex.quote(sys.executable),
-        mpirun=_next_to_python("mpirun"),
-        horovodrun=_next_to_python("horovodrun"),
-        as_root=os.geteuid() == 0,
+    limit = f"%{resources.at_once}" if resources.at_once else ""
+    text = render(
+        "job.sh.j2",
+        site,
+        resources,
+        title=what,
+        name=job.run_dir.name,
+        log=log_in(folder, "%A_%a.log" if tasks else "%j.log"),
+        directives=({"array": f"0-{len(tasks) - 1}{limit}"} if tasks else {})
+        | {"signal": f"B:USR1@{SECONDS_OF_WARNING}", "open-mode": "append", "requeue": None},
         command=command.name,
         job=escape(command.run.resolve() if command.run else job_file),
         options=command.options,
@@ -170,8 +137,6 @@ def render_script(
         tasks=[_element(task) for task in tasks or [Task(job.run_dir, ())]]
         if command.run is None
         else [{"run_dir": str(command.run.resolve()), "settings": command.settings}],
-        nodes=resources.nodes,
-        workers_per_node=resources.workers_per_node,
     )
     return folder / command.script, text
 
@@ -295,76 +260,7 @@ def submit_script(script: Path) -> int:
     return int(match[1])
 
 
-def _connections(site: Site) -> dict[str, str]:
-    """Variables that say what the workers of srun and torchrun connect over, and by which network card."""
-    variables = {}
-    if site.mpi == "pmix":
-        variables = {"HOROVOD_CONTROLLER": "mpi", "HOROVOD_CPU_OPERATIONS": "mpi"}
-        if site.interface:
-            tcp = {"pml": "ob1", "btl": "tcp,self", "btl_tcp_if_include": site.interface}
-            variables |= {f"OMPI_MCA_{name}": value for name, value in tcp.items()}
-    if site.interface and site.launcher in ("srun", "torchrun"):
-        cards = ("HOROVOD_GLOO_IFACE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-        variables |= dict.fromkeys(cards, site.interface)
-    return variables
-
-
 def _element(task: Task) -> dict[str, Any]:
     run_dir = str(task.run_dir.resolve())
     # Settings are YAML, of which JSON strings are a subset.
     return {"run_dir": run_dir, "settings": [f"run_dir={json.dumps(escape(run_dir))}", *task.settings]}
-
-
-def _directives(
-    job: EvaluationJob, site: Site, resources: Resources, tasks: Sequence[Task], folder: Path
-) -> dict[str, str | int | None]:
-    log = str(folder).replace("%", "%%") + ("/%A_%a.log" if tasks else "/%j.log")
-    gpus, limit = resources.gpus, f"%{resources.at_once}" if resources.at_once else ""
-    directives: dict[str, str | int | None] = {
-        "job-name": re.sub(r"[^A-Za-z0-9_.-]+", "-", job.run_dir.name) or "hpcdat",
-        "nodes": resources.nodes,
-        "ntasks-per-node": resources.workers_per_node,
-        "cpus-per-task": site.cpus_per_worker,
-        "gpus-per-node": gpus.value if gpus and gpus.option == "gpus-per-node" else None,
-        "time": resources.time,
-        "partition": site.partition,
-        "account": site.account,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "array": f"0-{len(tasks) - 1}{limit}" if tasks else None,
-        "dependency": "afterok:" + ":".join(map(str, resources.after)) if resources.after else None,
-        # Relative paths in a job start at the folder it was submitted from.
-        "chdir": str(Path.cwd()),
-        "output": log,
-        "signal": f"B:USR1@{SECONDS_OF_WARNING}",
-        "open-mode": "append",
-    }
-    given = {name: value for name, value in directives.items() if value is not None}
-    for name, value in given.items():
-        # Directives are comments, which quotes do not extend: the next line of a value would be a command.
-        if re.search(r"[\x00-\x1f\x7f]", str(value)):
-            raise InputError(
-                f"{shorten(repr(str(value)))}: line breaks and other control characters are not allowed in "
-                f"sbatch --{name}; rename the folder"
-            )
-    return given | {"requeue": None} | {name: value for name, value in site.sbatch.items() if name != "time"}
-
-
-def _render(**values: object) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hpcdat.slurm"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  (a shell script; every value passes through q or expanding)
-    )
-    environment.filters["q"] = lambda value: shlex.quote(str(value))
-    environment.filters["expanding"] = quote_expanding
-    text = environment.get_template("job.sh.j2").render(values)
-    return re.sub(r"\n{3,}", "\n\n", text)
-
-
-def _next_to_python(name: str) -> str:
-    path = Path(sys.executable).parent / name
-    return str(path) if path.exists() else name

@@ -13,8 +13,9 @@ import torch
 from hpcdat.config.job_file import read_job
 from hpcdat.emulation import slurm_daemons
 from hpcdat.emulation.cluster import SHARED_CORES
+from hpcdat.slurm.script import Resources
 from hpcdat.slurm.site import Site
-from hpcdat.slurm.submit import Resources, write_script
+from hpcdat.slurm.submit import write_script
 from hpcdat.storage.checkpoint_format import load_checkpoint
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO

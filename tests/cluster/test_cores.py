@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from hpcdat.config.job_file import read_job
+from hpcdat.slurm.script import Resources
 from hpcdat.slurm.site import Site
-from hpcdat.slurm.submit import Resources, write_script
+from hpcdat.slurm.submit import write_script
 from tests.cluster.nodes import Cluster
 from tests.conftest import DEMO, run_here
 

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from hpcdat.cli.app import app
 from hpcdat.slurm.gpus import parse_gpus
+from hpcdat.slurm.script import Resources
 from hpcdat.slurm.site import SITES, Site, read_site
-from hpcdat.slurm.submit import Resources, render_script
+from hpcdat.slurm.submit import render_script
 from tests.conftest import DEMO
 from tests.slurm.test_submit import SHELLCHECK, job_in
 

@@ -11,9 +11,10 @@ from hpcdat.cli.app import app
 from hpcdat.config.job_file import JobError, read_job
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.slurm.gpus import parse_gpus, parse_gres
+from hpcdat.slurm.script import Resources
 from hpcdat.slurm.shell import quote_expanding
 from hpcdat.slurm.site import OPTIONS, OWN, PROFILE_KEYS, SITES, Site, read_site
-from hpcdat.slurm.submit import Resources, Task, choose_gpus, render_script, submit_script
+from hpcdat.slurm.submit import Task, choose_gpus, render_script, submit_script
 from tests.conftest import CHECKOUT, DEMO
 
 

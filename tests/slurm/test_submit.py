@@ -17,8 +17,9 @@ from hpcdat.config.job_file import JobError, read_job
 from hpcdat.errors import InputError
 from hpcdat.slurm.gpus import parse_gpus
 from hpcdat.slurm.preemption import decide
+from hpcdat.slurm.script import Resources
 from hpcdat.slurm.site import Site, read_site
-from hpcdat.slurm.submit import Resources, Task, array_tasks, render_script, write_script
+from hpcdat.slurm.submit import Task, array_tasks, render_script, write_script
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment

@@ -1,0 +1,1 @@
+"""Benchmarks beside each other and beside the papers."""

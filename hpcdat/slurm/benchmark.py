@@ -11,7 +11,7 @@ from hpcdat.slurm.site import Site
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import RunFolder
 
-BENCHMARKS = ("autoattack", "communication", "epoch", "smoothing", "start")
+BENCHMARKS = ("attack_step", "autoattack", "communication", "epoch", "smoothing", "start")
 """Scripts in ``benchmarks/`` that measure with the workers that a launcher has started."""
 BETWEEN_WORKERS = ("communication", "epoch")
 """Those that need two workers or more; alone they would create emulated nodes."""

@@ -147,7 +147,7 @@ def test_every_operation_is_right_and_damage_is_found(operations, rows, workers)
         return found
 
     of_ranks = run_threads(loopback(workers), program)
-    assert len(of_ranks[0]) == 5 + 11
+    assert len(of_ranks[0]) == 5 + 14
     for rank, found in enumerate(of_ranks):
         for name, counts in found.items():
             # Only the first worker gets back what it has sent to the last one.
@@ -174,7 +174,7 @@ def test_a_run_that_does_nothing_is_found(operations, rows):
         return lazy
 
     for rank, lazy in enumerate(run_threads(loopback(2), program)):
-        assert len(lazy) == 13
+        assert len(lazy) == 16
         for name, wrong in lazy:
             assert wrong > 0 or (name == "broadcast" and rank == 0)
 
@@ -212,16 +212,16 @@ def test_a_sweep_gives_one_row_for_each_operation_and_size(sweeping, tmp_path):
     chosen = ("all-reduce", "all-gather", "exchange")
     file = swept(sweeping, 3, 4, 8, 4096, operations=chosen, repetitions=7)
     found = [(row.parameters["operation"], row.parameters["bytes"]) for row in file.rows]
-    assert found.count(("exchange", 4096)) == 11 and found.count(("all-reduce", 4)) == 1
+    assert found.count(("exchange", 4096)) == 14 and found.count(("all-reduce", 4)) == 1
     # 4 and 8 bytes are both rounded up to one number for each worker.
     assert found.count(("all-gather", 12)) == 1 and ("all-gather", 4104) in found
-    assert len(found) == 3 * (1 + 11) + 2
+    assert len(found) == 3 * (1 + 14) + 2
     assert all(row.figures["wrong"] == 0 and len(row.seconds) == 7 for row in file.rows)
     assert all(row.figures["sent"] is None for row in file.rows)
     notes = "\n".join(file.notes)
     assert "MPI itself is not measured: loopback connects the workers" in notes
     assert "those of all-gather and all-to-all to multiples of 12" in notes
-    assert "bytes are not counted" in notes and "of 38 rows " in notes
+    assert "bytes are not counted" in notes and "of 47 rows " in notes
     tables = import_module("communication_tables").swept_tables(file)
     assert "not counted" in tables and "int8 two-sided, sharded server" in tables
     file.write(tmp_path / "file.json")

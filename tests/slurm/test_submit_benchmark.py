@@ -124,7 +124,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--benchmark comunication", "expected one of autoattack, communication, epoch"),
+        ("--benchmark comunication", "expected one of attack_step, autoattack, communication"),
         ("--benchmark ../x", "--benchmark ../x: expected one of"),
         ("--benchmark communication --seeds 2 --set a=b", "--set, --seeds: not allowed with --benchmark"),
         ("--benchmark communication --sweep a=1", "--sweep: not allowed with --benchmark"),

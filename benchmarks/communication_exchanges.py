@@ -38,7 +38,7 @@ SWEPT = (
     Exchange(protocol="allgather", bits=16, bucket_mb=4),
     Exchange(protocol="parameter_server", bits=8, two_sided=True, bucket_mb=4),
 )
-"""Those of the sweep over sizes; the last three and the all-gather of 8 bits are the DAT paper's of Table 4."""
+"""Those of the sweep over sizes, those of the DAT paper's Table 4 among them."""
 HALF = "ring of float16"
 """Protocol of the ring that adds in half precision, as tables and files name it."""
 FRACTION = 2.0**-10

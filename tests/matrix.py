@@ -55,16 +55,18 @@ def examine(name: str, python: str, folder: Path, *, keep: bool) -> dict[str, st
         row["tests"] = (
             re.sub(r"=+|,? \d+ warnings?| in .*", "", summary[-1]).strip() if summary else "did not run"
         )
-        output, _ = run([str(venv / "bin" / "hpcdat"), "demo", "--out", str(folder / "runs")], log)
-        accuracies = [
-            line.split("|") for line in output.splitlines() if "/demo" in line and line.startswith("|")
-        ]
-        row["demo"] = (
-            "; ".join(" / ".join(cell.strip() for cell in cells[2:4]) for cells in accuracies) or "failed"
-        )
+        runs = folder / "runs"
+        _, failed = run([str(venv / "bin" / "hpcdat"), "demo", "--out", str(runs)], log)
+        row["demo"] = "failed" if failed else "; ".join(map(accuracies, (runs / "demo", runs / "demo-plain")))
     if not keep:
         shutil.rmtree(venv, ignore_errors=True)
     return row
+
+
+def accuracies(run_dir: Path) -> str:
+    """TA / RA of a run, in %."""
+    result = json.loads((run_dir / "result.json").read_text())
+    return f"{100 * result['ta']:.2f} / {100 * result['ra']:.2f}"
 
 
 def run(command: list[str], log: Path) -> tuple[str, int]:

@@ -110,6 +110,7 @@ class PGD:
         generator: torch.Generator | None = None,
         *,
         start: Tensor | None = None,
+        wait: bool = True,
     ) -> Tensor:
         """Perturbed images that (nearly) maximise the loss in the ball around each image, (A1).
 
@@ -125,6 +126,8 @@ class PGD:
             x: images (N, C, H, W), floating point in [0, 1].
             generator: source of the random start, on x's device; not needed without one.
             start: starting points, like x, in place of a random start; projected onto the ball.
+            wait: whether to wait for the GPU until it has checked that x lies in [0, 1]. If not, images
+                outside [0, 1] abort the process's work on the GPU some time later, with the same message.
 
         Returns:
             Images of x's shape and dtype in [0, 1], without gradient history; with ``projection`` no farther
@@ -136,7 +139,7 @@ class PGD:
         at_random = self.random_start and start is None
         if at_random and generator is None:
             raise ValueError("a random start needs a generator: the global random state is not used")
-        _check_images(x)
+        _check_images(x, wait=wait)
         if x.numel() == 0:
             return x.detach().clone()
         x = x.detach()
@@ -198,8 +201,11 @@ def attacked(model: nn.Module, batch_norm: Literal["eval", "train"]) -> Iterator
             norm.track_running_stats = tracked
 
 
-def _check_images(x: Tensor) -> None:
+def _check_images(x: Tensor, *, wait: bool) -> None:
     if not x.is_floating_point():
         raise ValueError(f"images must be floating point in [0, 1], not {x.dtype}")
-    if x.numel() and not ((x >= 0) & (x <= 1)).all():
-        raise ValueError("images must lie in [0, 1]; normalise inside the model")
+    inside, message = ((x >= 0) & (x <= 1)).all(), "images must lie in [0, 1]; normalise inside the model"
+    if x.is_cuda and not wait:
+        torch._assert_async(inside, message)
+    elif not inside:
+        raise ValueError(message)

@@ -20,7 +20,7 @@ from hpcdat.data.pseudo_labelled import joined, read_pseudo_labelled
 from hpcdat.data.sampler import images_of_groups
 from hpcdat.data.staging import remove_copies, stage_folder, stage_images
 from hpcdat.distributed.communicator import Communicator
-from hpcdat.distributed.device import choose_device
+from hpcdat.distributed.device import check_own_gpus, choose_device
 from hpcdat.distributed.engine import change_of_engine
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.stop_signals import StopRequest
@@ -61,6 +61,7 @@ def train(job: Job, workers: Communicator, stop: StopRequest, *, overwrite: bool
     if job.trackers:
         workers.on_rank0("load the trackers", lambda: check_trackers(job.trackers))
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
+    check_own_gpus(device, workers)
     find = partial(find_images, job.data, folders=job.module_path or ())
     train_images, test_images = find_together(find, job.data, workers)
     images = workers.on_all_ranks("hold images out", lambda: hold_out(train_images, test_images, job))

@@ -84,7 +84,7 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
         lambda quiet: (find_test_images(job.data, folders=folders, quiet=quiet),), job.data, workers
     )
     device = workers.on_all_ranks("choose a device", lambda: choose_device(job, workers))
-    model = workers.on_all_ranks("build the model", lambda: build_model_for(job, len(images.classes), device))
+    model = workers.on_all_ranks("build the model", lambda: build_model_for(job, len(images.classes)))
 
     def load() -> None:
         loaded = load_pretrained(model, path, images.classes, averaged=job.model.pretrained_averaged)
@@ -102,8 +102,9 @@ def load_given(job: EvaluationJob, workers: Communicator) -> Trained:
         print("\n".join([line, *(f"  {remark}" for remark in remarks)]), flush=True)
 
     workers.on_rank0("read model.pretrained", load)
+    # On the CPU, since workers of an evaluation may share a GPU, which NCCL does not allow.
     make_equal(workers, model)
-    return Trained(model.eval(), None, 0, images.classes, device, images)
+    return Trained(model.to(device).eval(), None, 0, images.classes, device, images)
 
 
 def _normalisation(model: nn.Module) -> str:

@@ -80,7 +80,7 @@ class DaliLoader:
                 yield empty_batch(self.settings, self.device)
                 continue
             pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())
-            yield to_pixels(pixels, self.device), labels[indices].to(self.device)
+            yield to_pixels(pixels, self.device), labels[indices].to(self.device, non_blocking=True)
 
     def close(self) -> None:
         """End the pipeline and its threads.
@@ -289,6 +289,8 @@ def _seen(
             output_type=colour,
             # As PIL and torchvision: pixels as they are stored.
             adjust_orientation=False,
+            # nvJPEG would repeat the nearest colour in place of interpolating.
+            jpeg_fancy_upsampling=on_gpu,
             start=view[0:2],
             shape=view[2:4],
             axes=[0, 1],

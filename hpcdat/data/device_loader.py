@@ -61,7 +61,8 @@ class DeviceLoader:
         order = np.concatenate([*batches, np.empty(0, np.int64)])
         view = self._views(order, seed)
         corners = np.stack([order, view.window_top + PADDING, view.window_left + PADDING, view.flip])
-        for where in torch.from_numpy(corners).to(self.device).split([len(i) for i in batches], dim=1):
+        places = torch.from_numpy(corners).to(self.device, non_blocking=True)
+        for where in places.split([len(i) for i in batches], dim=1):
             if not where.shape[1]:
                 yield empty_batch(self.settings, self.device)
                 continue

@@ -65,7 +65,7 @@ class TorchvisionLoader:
                 yield empty_batch(self.settings, self.device)
                 continue
             read = [int(i) for i in indices if int(i) not in complaints]
-            yield to_pixels(pixels, self.device), labels[read].to(self.device)
+            yield to_pixels(pixels, self.device), labels[read].to(self.device, non_blocking=True)
 
     def _wanted(self, indices: Indices, seed: int) -> Wanted:
         encoded = self.images.encoded

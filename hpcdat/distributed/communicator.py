@@ -58,6 +58,7 @@ class Communicator(ABC):
         host: this node's name.
         engine: what sums: ``horovod``, ``torch`` or ``none``.
         transport: transport of CPU tensors: ``none``, ``MPI``, ``Gloo`` or ``loopback``.
+        nccl: whether NCCL carries tensors between GPUs.
         launcher: what started this process.
     """
 
@@ -69,6 +70,7 @@ class Communicator(ABC):
     node_of: list[int]
     engine: Literal["horovod", "torch", "none"] = "none"
     transport: str
+    nccl: bool = False
 
     def __init__(self, launcher: str) -> None:
         self.host = socket.gethostname()

@@ -48,7 +48,7 @@ class Counted(Communicator):
         self.rank, self.size, self.host = inner.rank, inner.size, inner.host
         self.local_rank, self.local_size = inner.local_rank, inner.local_size
         self.nodes, self.node_of = inner.nodes, inner.node_of
-        self.engine, self.transport = inner.engine, inner.transport
+        self.engine, self.transport, self.nccl = inner.engine, inner.transport, inner.nccl
         self.messages: list[Message] = []
 
     def share_of_cores(self) -> int:  # noqa: D102

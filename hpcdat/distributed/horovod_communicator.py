@@ -74,6 +74,7 @@ class HorovodCommunicator(Communicator):
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.nodes = hvd.cross_size()
         self.engine, self.transport = "horovod", "MPI" if hvd.mpi_enabled() else "Gloo"
+        self.nccl = bool(hvd.nccl_built())
         if self.size != place.size:
             raise WorkerError(
                 f"{place.launcher} started {place.size} workers but Horovod finds {self.size}: its MPI is "

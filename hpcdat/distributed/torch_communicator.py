@@ -18,6 +18,7 @@ from torch import Tensor
 from hpcdat.distributed.addresses import check_own_name
 from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
+from hpcdat.distributed.device import same_gpu
 from hpcdat.distributed.launcher import Launched
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.torch_store import NEVER, connect_store
@@ -44,7 +45,7 @@ class TorchCommunicator(Communicator):
 
     def __init__(self, place: Launched, stall_timeout: float, *, stop: StopRequest | None = None) -> None:
         super().__init__(place.launcher)
-        self.engine, self.transport = "torch", "Gloo"
+        self.engine, self.transport, self.nccl = "torch", "Gloo", True
         self.rank, self.size = place.rank, place.size
         if place.launcher != "hpcdat -np" and "GLOO_SOCKET_IFNAME" not in os.environ:
             check_own_name(stop)
@@ -233,7 +234,7 @@ class _Group:
         """
         if self._last.done() and not waits:
             return _completed(issue())
-        self._in_turn = self._in_turn or ThreadPoolExecutor(1, "collectives")
+        self._in_turn = self._in_turn or ThreadPoolExecutor(1, "collectives", same_gpu())
         self._last = self._in_turn.submit(issue)
         return self._last
 

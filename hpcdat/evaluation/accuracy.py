@@ -98,7 +98,7 @@ class CheckedAccuracy(PgdAccuracy):
 
     def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
         accuracy = super().measure(model, x, y, number)
-        steady = torch.from_numpy(accuracy.columns["correct"]).to(x.device)
+        steady = torch.from_numpy(accuracy.columns["correct"]).to(x.device, non_blocking=True)
         noise = torch.Generator(x.device).manual_seed(derive(self.seed, "evaluation noise", number))
         ball = BALLS[self.norm](x, self.evaluation.resolved_eps)
         for _ in range(NOISE_POINTS):

@@ -71,9 +71,13 @@ class _TensorLoader:
     def read(self, batches: list[Indices], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for indices in batches:
             at = torch.from_numpy(indices)
-            x = self.x[at.to(self.x.device)].to(self.device)
-            y = self.y[at.to(self.y.device)].to(self.device, torch.int64)
-            yield (x if x.is_floating_point() else x.to(torch.float32) / 255), y
+            # To the CPU a copy has to be complete before it is read.
+            non_blocking = self.device.type == "cuda"
+            x, y = (
+                t[at.to(t.device, non_blocking=True)].to(self.device, non_blocking=non_blocking)
+                for t in (self.x, self.y)
+            )
+            yield (x if x.is_floating_point() else x.to(torch.float32) / 255), y.to(torch.int64)
 
     def close(self) -> None:
         """Do nothing: the tensors are the caller's."""

@@ -81,7 +81,7 @@ class PgdEvaluation:
     def _attack(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, start: Tensor | None = None
     ) -> Tensor:
-        return self.pgd(model, partial(clean_loss, y=y), x, generator, start=start)
+        return self.pgd(model, partial(clean_loss, y=y), x, generator, start=start, wait=False)
 
 
 def attack_generator(device: torch.device, seed: int, number: int) -> torch.Generator:

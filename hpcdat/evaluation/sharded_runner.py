@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -170,7 +171,7 @@ def run_sharded(
             batches = images.loader.read([images.batches[number] for number in own], seed=0)
             for number, (x, y) in zip(own, batches, strict=True):
                 if len(x):
-                    if problems := pixels_out_of_range(x.min().item(), x.max().item()):
+                    if problems := pixels_out_of_range(*torch.stack(x.aminmax()).tolist()):
                         raise InputError(problems[0])
                     seed = derive(job.seed, "network, evaluation", number)
                     with enough_memory(job, measurement.batch_size_setting), seeded(seed, x.device):

@@ -36,7 +36,7 @@ _MULTIPLIER_2 = 0x846CA68B - 2**32
 
 def split_key(key: int, device: torch.device) -> Tensor:
     """The key of independent numbers: the lower 64 bits of a key as two int32 numbers, a tensor (2,)."""
-    return torch.tensor(_halves(key), dtype=torch.int32, device=device)
+    return torch.tensor(_halves(key), dtype=torch.int32).to(device, non_blocking=True)
 
 
 def correlated_key(own: int, shift: int, place: int, workers: int, device: torch.device) -> Tensor:
@@ -50,7 +50,7 @@ def correlated_key(own: int, shift: int, place: int, workers: int, device: torch
         device: where the numbers are used.
     """
     parts = [*_halves(own), *_halves(shift), place, workers]
-    return torch.tensor(parts, dtype=torch.int32, device=device)
+    return torch.tensor(parts, dtype=torch.int32).to(device, non_blocking=True)
 
 
 def place_of(rank: int, workers: int, key: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcdat.distributed.communicator import Pending
+from hpcdat.distributed.device import same_gpu
 
 IN_FLIGHT = 4
 """Largest number of exchanges in progress at once, unless fewer are asked for."""
@@ -50,6 +51,7 @@ class Pipeline:
         self._submitted = self._started = 0
         self._since = 0.0
         self._error: BaseException | None = None
+        self._use_gpu = same_gpu()
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     def submit(self, begin: Callable[[], Steps], deliver: Deliver) -> None:
@@ -80,6 +82,7 @@ class Pipeline:
         self._new.put(None)
 
     def _work(self) -> None:
+        self._use_gpu()
         running: deque[_Running] = deque()
         while True:
             if not running or self._can_start(running):

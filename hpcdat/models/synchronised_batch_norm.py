@@ -156,7 +156,7 @@ class _Normalise(torch.autograd.Function):
         if count:
             variance, mean = (t.double() for t in torch.var_mean(values, dims, correction=0))
             torch.cat([count * mean, count * (variance + mean.square())], out=sums[:-1])
-            sums[-1] = count
+            sums[-1].fill_(count)
         sums = synchronisation.sum(sums, f"{name}, forward")
         total = sums[-1].clone()
         mean, square = (sums[:-1] / total.clamp(min=1)).chunk(2)

@@ -82,6 +82,9 @@ class Adversary:
         self._taker = {number: roles.first_with_adversarial(number) for number in self.role.attacked}
         self._shape = (job.data.channels, job.data.image_size, job.data.image_size)
         self._device = device
+        # Through the CPU's memory, not by NCCL, which may block if workers order the collectives of two
+        # communicators differently: attackers hand over later in a step than the others start to receive.
+        self._carrier = torch.device("cpu") if workers.engine == "torch" else device
         self._parameters = list(model.parameters())
         self._in_flight: deque[_InFlight] = deque()
         self._stale: list[list[Tensor]] = []
@@ -117,7 +120,8 @@ class Adversary:
         if entry.weights:
             self._spare.append(entry.weights)
         if self._hands_over:
-            received = Labelled(*(pending.wait() for pending in entry.handed_over))
+            rows = (pending.wait().to(self._device, non_blocking=True) for pending in entry.handed_over)
+            received = Labelled(*rows)
             return dict.fromkeys(self.role.adversarial, received)
         if self._stream:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
@@ -193,7 +197,7 @@ class Adversary:
         # A slot can be used again when the examples of its step have been taken.
         slot = batch.step % (self.delay + 1)
         return [
-            self._channel.iall_to_all_v(torch.cat(rows), counts, f"{what} {slot}")
+            self._channel.iall_to_all_v(torch.cat(rows).to(self._carrier), counts, f"{what} {slot}")
             for rows, what in ((x, "adversarial examples"), (y, "labels"))
         ]
 

@@ -122,9 +122,10 @@ class BatchNormStatistics:
             for start in (0, n)
         )
         sizes = [len(mean) for mean in self.means]
-        trained = own_means.new_tensor(self._trained_here).repeat_interleave(
-            own_means.new_tensor(sizes).long()
-        )
+        of_channels = [
+            part for part, size in zip(self._trained_here, sizes, strict=True) for _ in range(size)
+        ]
+        trained = torch.tensor(of_channels).to(own_means, non_blocking=True)
         weights = torch.stack([values[-1] for values in sets]).double()[:, None] * trained
         total, mean = weights.sum(0), (weights * own_means).sum(0)
         self.workers.all_reduce([total, mean], "batch-norm means")

@@ -95,6 +95,9 @@ class Algorithm1:
         self.compiled_model = Compiled(model, job.batch_size * job.passes) if job.model.compiled else model
         self.parameters = [p for _, p in trained_parameters(job.model.name, model)]
         self.optimizer = build_optimizer(model, job.optimizer)
+        if self.synchronisation and device.type == "cuda" and workers.engine == "torch":
+            # NCCL may block if workers order the sums of batch norm and those of gradients differently.
+            exchange = exchange.model_copy(update={"overlap": False})
         self.exchange = GradientExchange(workers, gradients_of(model), exchange, job.seed)
         self.roles = assign_roles(job, workers.size)
         self.role = self.roles[workers.rank]
@@ -131,7 +134,9 @@ class Algorithm1:
         own_cost, own_correct = self.local_gradient(now, x_adv)  # step 3: (A2)
         self.adversary.finish()
         # Block 2, which the exchange has begun during block 1
-        counts = torch.tensor([self._images(now), *map(float, requests())], device=self.device)
+        counts = torch.tensor([self._images(now), *map(float, requests())])
+        # A blocking copy would wait for all that the GPU still has to do.
+        counts = counts.to(self.device, non_blocking=True)
         scalars = torch.cat([torch.stack([own_cost, own_correct]), counts])
         self.exchange.finish(scalars)  # steps 4 to 7: (A3)
         gradients = [grad_of(p) for p in self.parameters]
@@ -193,7 +198,7 @@ class Algorithm1:
                 phi = partial(divergence, clean_logits=model(images.x))
         if self.copies:
             model, phi = self.copies.smoothed(model, images, *place)
-        return self.pgd(model, phi, images.x, self.generator)
+        return self.pgd(model, phi, images.x, self.generator, wait=False)
 
     def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[Tensor, Tensor]:
         """Local gradient computation (A2), left in ``.grad``; starts its exchange.

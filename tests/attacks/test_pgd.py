@@ -328,13 +328,16 @@ def test_agreement_with_foolbox(generator, norm, attack, eps):
         ({"norm": "l1"}, "'l1' is unknown; one of linf, l2"),
         ({"batch_norm": "off"}, "'off' is unknown"),
         ({"generator": None}, "needs a generator"),
+        # There is nothing to wait for on a CPU.
+        ({"x": torch.full(SHAPE, 1.5), "wait": False}, "normalise inside the model"),
     ],
 )
 def test_wrong_arguments_are_refused(w, generator, change, message):
     given = {"x": images(generator), "generator": generator} | change
-    x, generator = given.pop("x"), given.pop("generator")
+    x, generator, wait = given.pop("x"), given.pop("generator"), given.pop("wait", True)
     with pytest.raises(ValueError, match=message):
-        PGD(**{"eps": 0.1, "step_size": 0.1, "steps": 1} | given)(Linear(w), loss_of_zero, x, generator)
+        attack = PGD(**{"eps": 0.1, "step_size": 0.1, "steps": 1} | given)
+        attack(Linear(w), loss_of_zero, x, generator, wait=wait)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -38,18 +38,23 @@ class SmoothedClassifier:
         Returns:
             Class A, and how many of the n samples are of class A.
         """
-        top = int(self.sample(x, n0, "selection", image).argmax())
-        return top, int(self.sample(x, n, "estimate", image)[top])
+        top = self.sample(x, n0, "selection", image).argmax(0, keepdim=True)
+        count = self.sample(x, n, "estimate", image).gather(0, top)
+        # One wait for the device, not one for each number.
+        chosen, counted = torch.cat([top, count]).tolist()
+        return chosen, counted
 
     @torch.no_grad()
     def sample(self, x: Tensor, n: int, purpose: str, image: int) -> Tensor:
         """SAMPLEUNDERNOISE: how many of n noisy images are classified as each class, int64 (classes,)."""
         generator = torch.Generator(x.device)
-        counts = torch.zeros(self.classes, dtype=torch.int64, device=x.device)
+        classes = torch.arange(self.classes, device=x.device)
+        counts = torch.zeros_like(classes)
         for number, start in enumerate(range(0, n, self.batch_size)):
             generator.manual_seed(derive(self.seed, f"certification {purpose}", image, number))
             shape = (min(self.batch_size, n - start), *x.shape)
             noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
             logits = self.model(noise.mul_(self.sigma).add_(x))
-            counts += torch.bincount(logits.argmax(1), minlength=self.classes)
+            # Not bincount, which waits for the device.
+            counts += (logits.argmax(1)[:, None] == classes).sum(0)
         return counts

@@ -1,12 +1,12 @@
 """Speed and error of the quantizer: encode and decode, at every number of bits.
 
 ``python benchmarks/codec.py [--device auto|cpu|cuda] [--json PATH] [--count N] [--rounds N]``: 25.6 million
-normal numbers (ResNet-50's size) are encoded and decoded, eagerly and compiled, on the GPU if there is one.
-This is compared with formulas (A5) and (A6) written plainly in eager torch, and with a memory copy as the
-limit. All parts run in every round, in rotating order, after a warm-up; medians are compared. Under a
+normal numbers (ResNet-50's size) are encoded and decoded, eagerly, compiled and, on a GPU, by Triton's
+kernels. This is compared with formulas (A5) and (A6) written plainly in eager torch, and with a memory copy
+as the limit. All parts run in every round, in rotating order, after a warm-up; medians are compared. Under a
 launcher all workers do the same at the same time, and the slowest one counts.
 
-Ratios:
+Ratios, of Triton's kernels where these are timed, else of compiled code, else of eager code:
 
 - ``error_8bit``: relative l2 error of one draw at 8 bits, max norm, blocks of 512.
 - ``speedup_over_eager``: the plain formula's time over ours, encode + decode at 8 bits; the formula draws
@@ -34,7 +34,7 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.single_process import SingleProcess
-from hpcdat.exchange.codecs import Quantized, can_compile
+from hpcdat.exchange.codecs import Quantized, can_compile, kernels_on_gpu
 from hpcdat.exchange.counter_rng import correlated_key, split_key
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
@@ -79,6 +79,12 @@ def by_comparison(p: Tensor) -> Tensor:
     return (torch.rand_like(p) < p).float()
 
 
+def kinds_on(device: torch.device) -> list[str]:
+    """The kinds of code for a device, the one that training uses for large models last."""
+    kinds = ["eager"] + (["compiled"] if can_compile() else [])
+    return kinds + (["Triton"] if device.type == "cuda" and kernels_on_gpu(Quantizer(8)) else [])
+
+
 def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
     """The functions to time, by name, and the relative l2 error of each codec."""
     key, count = split_key(1, x.device), x.shape[1]
@@ -91,12 +97,11 @@ def parts_of(x: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, floa
         "plain formula: decode": lambda: plain_decode(*coded),
     }
     errors = {}
-    kinds = [("eager", False)] + ([("compiled", True)] if can_compile() else [])
     quantizers = {f"{bits} bits": Quantizer(bits) for bits in BITS}
     quantizers |= {f"8 bits, {name}": Quantizer(8, **settings) for name, settings in OPTIONS.items()}
     correlated = correlated_key(1, 2, 1, 6, x.device)
-    for (label, quantizer), (kind, compiled) in itertools.product(quantizers.items(), kinds):
-        codec = Quantized(quantizer, compiled=compiled)
+    for (label, quantizer), kind in itertools.product(quantizers.items(), kinds_on(x.device)):
+        codec = Quantized(quantizer, compiled=kind == "compiled", kernels=kind == "Triton")
         own = correlated if quantizer.rounding == "correlated" else key
         message = codec.encode(x, own)
         name = f"{label}, {kind}"
@@ -115,7 +120,7 @@ def measure(
     parts, errors = parts_of(x)
     times = in_turns(parts, rounds, device, together)
     medians = {name: median(values) for name, values in times.items()}
-    kind = "compiled" if "8 bits, compiled" in errors else "eager"
+    kind = kinds_on(device)[-1]
     best = f"8 bits, {kind}"
     ours, correlated, rotated = (
         medians[f"{name}, {kind}: encode"] + medians[f"{name}, {kind}: decode"]

@@ -13,6 +13,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported, and then interprets its kernels.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from typer.testing import CliRunner
 
 from hpcdat.cli.app import app

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes into which :func:`pack` packs ``count`` codes of 1 to 8 bits."""
-    chunks = _chunks(bits)
+    chunks = chunks_of(bits)
     return -(-count // chunks) * chunks * bits // 8
 
 
@@ -28,7 +28,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     if bits == 8:
         return codes
-    chunks = _chunks(bits)
+    chunks = chunks_of(bits)
     parts = _in_chunks(codes, chunks)
     if chunks * bits == 8:
         return _joined(parts, bits)
@@ -40,7 +40,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The inverse of :func:`pack`: codes (..., count), uint8."""
     if bits == 8:
         return packed
-    chunks = _chunks(bits)
+    chunks = chunks_of(bits)
     if chunks * bits == 8:
         word = packed
     else:
@@ -50,7 +50,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.cat(parts, -1)[..., :count]
 
 
-def _chunks(bits: int) -> int:
+def chunks_of(bits: int) -> int:
     """Number of chunks: the codes in a byte or, where none fit exactly, eight codes in ``bits`` bytes."""
     return 8 // bits if bits in (1, 2, 4, 8) else 8
 

@@ -7,8 +7,9 @@ import re
 import shutil
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from types import FunctionType, MethodType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch import Tensor
 from hpcdat.exchange.bit_packing import Lanes, pack, packed_bytes, unpack
 from hpcdat.exchange.quantizer import Quantizer
 from hpcdat.exchange.rotation import rotate, rotate_back
+
+if TYPE_CHECKING:
+    from hpcdat.exchange.triton_codec import TritonCodec
 
 
 class Codec(Protocol):
@@ -73,29 +77,53 @@ class Cast:
 class Quantized:
     """Messages of a quantizer: the norms of all blocks, then the packed codes.
 
-    Compiling fuses passes over memory and does not change a byte. Packing is compiled separately: fused with
-    the rounding, the compiler would compute the codes again for every part of a word. The rotation is not
-    compiled: the compiler would write out every coordinate as a sum of all of its block.
+    Compiling fuses passes over memory and does not change a byte, except for the last bits of l2 norms where
+    blocks are no powers of two. Packing is compiled separately: fused with the rounding, the compiler would
+    compute the codes again for every part of a word. The rotation is not compiled: the compiler would write
+    out every coordinate as a sum of all of its block.
+
+    On a GPU, Triton's kernels (:mod:`~hpcdat.exchange.triton_codec`) do all but the rotation, where they can
+    hold a block, and do not change a byte either.
 
     Args:
         quantizer: computes norms and codes.
-        compiled: whether to use torch.compile, which takes a few seconds on first use.
+        compiled: whether to use torch.compile, which takes a few seconds on first use, for what the kernels
+            do not do.
+        kernels: whether to use Triton's kernels; None: for tensors on a GPU, if they can be used.
+
+    Raises:
+        ValueError: ``kernels`` is true, and they cannot hold a block.
     """
 
-    def __init__(self, quantizer: Quantizer, *, compiled: bool = False) -> None:
+    def __init__(self, quantizer: Quantizer, *, compiled: bool = False, kernels: bool | None = None) -> None:
         self.quantizer = quantizer
-        self.norms, self._codes, self._numbers = quantizer.norms, quantizer.encode, quantizer.decode
+        self._automatic, self._kernels = kernels is None, None
+        if kernels:
+            from hpcdat.exchange.triton_codec import TritonCodec
+
+            self._kernels = TritonCodec(quantizer)
+        self._norms, self._codes, self._numbers = quantizer.norms, quantizer.encode, quantizer.decode
         self._total: Callable[[Tensor, Tensor], Tensor] = self._sum_of_rows
         if compiled:
-            self.norms, self._codes, self._numbers = (
-                _compiled(method, quantizer) for method in (self.norms, self._codes, self._numbers)
+            if not (quantizer.norm == "l2" and quantizer.sums_by_halves):
+                # The compiler would write out a sum by halves as one sum of all of the block.
+                self._norms = _compiled(self._norms, quantizer)
+            self._codes, self._numbers = (
+                _compiled(method, quantizer) for method in (self._codes, self._numbers)
             )
             self._total = _compiled(self._sum_of_rows, quantizer)
         self._compiled = compiled
 
+    def norms(self, x: Tensor) -> Tensor:
+        """The norm of every block: (..., n) float32 to (..., blocks)."""
+        kernels = self._kernels_for(x)
+        return kernels.norms(x) if kernels else self._norms(x)
+
     def encode(self, x: Tensor, key: Tensor) -> Tensor:  # noqa: D102
+        if kernels := self._kernels_for(x):
+            return kernels.encode(self.rotated(x), key, self.message_bytes(x.shape[1]))
         merged = self.rotated(self._merged(x))
-        norms = self.norms(merged)
+        norms = self._norms(merged)
         codes = self._codes(merged, norms, key).view(x.shape)
         norms = norms.view(len(x), -1)
         if self.quantizer.bits == 16:
@@ -109,13 +137,23 @@ class Quantized:
         return message
 
     def decode(self, message: Tensor, count: int) -> Tensor:  # noqa: D102
+        if kernels := self._kernels_for(message):
+            return self._rotated_back(kernels.decode(message, count))
         codes, norms = self._parts(message, count)
         merged = self._merged(codes)
         numbers = self._numbers(merged, norms.reshape(*merged.shape[:-1], -1))
         return self._rotated_back(numbers).view(codes.shape)
 
     def decode_sum(self, messages: Tensor, count: int) -> Tensor:  # noqa: D102
+        if kernels := self._kernels_for(messages):
+            return self._rotated_back(kernels.decode_sum(messages, count))
         return self._rotated_back(self._total(*self._parts(messages, count)))
+
+    def _kernels_for(self, x: Tensor) -> TritonCodec | None:
+        """The kernels, if they are to be used for this tensor."""
+        if not x.numel():
+            return None
+        return kernels_on_gpu(self.quantizer) if self._automatic and x.is_cuda else self._kernels
 
     def rotated(self, x: Tensor) -> Tensor:
         """The numbers (..., n) whose norms and codes are sent: x itself without rotation."""
@@ -167,12 +205,16 @@ class Quantized:
             key: of the random numbers, int32 (2,) or (6,).
             lanes: wide enough for the sum of all workers' codes.
         """
+        if kernels := self._kernels_for(x):
+            return kernels.to_lanes(x, norms, key, lanes)
         pack, _ = self._packing(lanes)
         words: Tensor = pack(self._codes(x, norms, key))
         return words
 
     def from_lanes(self, words: Tensor, norms: Tensor, lanes: Lanes, count: int, workers: int) -> Tensor:
         """The numbers (count,) that the sum of the words of ``workers`` workers encodes."""
+        if kernels := self._kernels_for(words):
+            return self._rotated_back(kernels.from_lanes(words, norms, lanes, count, workers))
         _, unpack = self._packing(lanes)
         return self._rotated_back(self._numbers(unpack(words, count), norms, workers))
 
@@ -181,6 +223,16 @@ class Quantized:
         if self._compiled and not lanes.is_view:
             return _compiled_packing(lanes)
         return lanes.pack, lanes.unpack
+
+
+@cache
+def kernels_on_gpu(quantizer: Quantizer) -> TritonCodec | None:
+    """The kernels, if there is a Triton and they can hold a block."""
+    if find_spec("triton") is None or not can_compile():
+        return None
+    from hpcdat.exchange.triton_codec import TritonCodec, can_hold
+
+    return TritonCodec(quantizer) if can_hold(quantizer.block) else None
 
 
 @cache
@@ -204,5 +256,5 @@ def _compiled(method: Any, constants: object) -> Callable[..., Tensor]:
 
 
 def can_compile() -> bool:
-    """Whether this machine has the C++ compiler that torch.compile needs."""
+    """Whether this machine has a C++ compiler, for torch.compile; with it comes the C compiler for Triton."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "c++", "clang++"))

@@ -72,14 +72,22 @@ class Quantizer:
         """Number of blocks, each with one norm, of ``count`` coordinates."""
         return 1 if self.block is None else -(-count // self.block)
 
+    @property
+    def sums_by_halves(self) -> bool:
+        """Whether l2 norms are sums in an order that is the same on all devices: blocks of a power of two."""
+        return self.block is not None and self.block & (self.block - 1) == 0
+
     def norms(self, x: Tensor) -> Tensor:
         """The norm of every block: (..., n) float32 to (..., blocks(n)).
 
-        With ``block=None`` all rows of a matrix have the same norm.
+        With ``block=None`` all rows of a matrix have the same norm. The same bits on all devices, unless
+        squares are summed and a block is no power of two.
         """
         if self.block is None:
             whole = _norm(x.flatten(), self.norm)
             return whole.expand(*x.shape[:-1], 1)
+        if self.norm == "l2" and self.sums_by_halves:
+            return _l2_by_halves(self._in_blocks(x))
         return _norm(self._in_blocks(x), self.norm)
 
     def encode(self, x: Tensor, norms: Tensor, key: Tensor) -> Tensor:
@@ -123,6 +131,19 @@ def _norm(x: Tensor, name: str) -> Tensor:
     return norm
 
 
+def _l2_by_halves(x: Tensor) -> Tensor:
+    """The l2 norm over the last dimension: halves of the squares are added until one is left."""
+    squares = x * x
+    width = 1 << (x.shape[-1] - 1).bit_length()
+    if missing := width - x.shape[-1]:
+        squares = pad(squares, (0, missing))
+    while width > 1:
+        width //= 2
+        squares = squares[..., :width] + squares[..., width:]
+    # In float64, since torch's float32 square root is not correctly rounded on every CPU.
+    return squares[..., 0].to(torch.float64).sqrt().to(torch.float32)
+
+
 def round_at_random(x: Tensor, norms: Tensor, key: Tensor, s: float) -> Tensor:
     """(A6): stochastic rounding to the grid point below each number or the one above, without bias.
 
@@ -146,9 +167,11 @@ def round_at_random(x: Tensor, norms: Tensor, key: Tensor, s: float) -> Tensor:
     code = below + up.to(torch.float32)
     if s != 0.5:
         code = code + s
-    return code.clamp(0, 2 * s)
+    # NaN is not above 0 and becomes 0: as an integer, it could be any.
+    return torch.where(code > 0, code, 0.0).clamp(max=2 * s)
 
 
 def from_codes(codes: Tensor, norms: Tensor, s: float, workers: int) -> Tensor:
     """(A5): norm times level, for sums of the codes of ``workers`` workers."""
-    return (codes.to(torch.float32) - workers * s) * (norms / s)
+    # By a tensor: on a GPU, torch multiplies by 1 / s if s is a number.
+    return (codes.to(torch.float32) - workers * s) * (norms / torch.full_like(norms, s))

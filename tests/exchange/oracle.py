@@ -38,6 +38,16 @@ def hadamard(x):
     return np.concatenate([a + b, a - b], -1)
 
 
+def sum_by_halves(x, size):
+    """The sum over the last dimension of up to ``size`` numbers, a power of two, missing ones as zeros."""
+    if size == 1:
+        return x[..., 0]
+    first, second = x[..., : size // 2], x[..., size // 2 :]
+    total = first.copy()
+    total[..., : second.shape[-1]] += second
+    return sum_by_halves(total, size // 2)
+
+
 class Grid:
     """2 s + 1 points on a block's norm (two points for one bit)."""
 
@@ -57,12 +67,12 @@ class Grid:
         return self.norm_of(self.blocks(x))
 
     def norm_of(self, x):
+        if self.norm == "max":
+            return np.abs(x).max(-1)
+        if self.block and self.block.bit_count() == 1:
+            return np.sqrt(sum_by_halves(x * x, self.block))
         # NumPy would add the squares in another order.
-        return (
-            torch.linalg.vector_norm(torch.from_numpy(x), dim=-1).numpy()
-            if self.norm == "l2"
-            else np.abs(x).max(-1)
-        )
+        return torch.linalg.vector_norm(torch.from_numpy(x), dim=-1).numpy()
 
     def codes(self, x, norms, key):
         blocks = self.blocks(x)

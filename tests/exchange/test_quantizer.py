@@ -73,10 +73,12 @@ def test_the_variance_is_within_its_bounds(gradient, bits, norm):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("block", [64, 100, None])
-def test_numpy_finds_the_same_bits(bits, block):
+@pytest.mark.parametrize(
+    "norm, block", [("max", 64), ("max", 100), ("max", None), ("l2", 64), ("l2", 512), ("l2", 100)]
+)
+def test_numpy_finds_the_same_bits(bits, norm, block):
     x = torch.randn(3, 333, generator=torch.Generator().manual_seed(bits)) * torch.logspace(-30, 30, 333)
-    quantizer, grid = Quantizer(bits, block=block), oracle.Grid(bits, block)
+    quantizer, grid = Quantizer(bits, norm, block), oracle.Grid(bits, block, norm=norm)
     seed = 0xFEDCBA9876543210
     sent = quantizer.encode(x, quantizer.norms(x), split_key(seed, CPU))
     assert sent.max() <= quantizer.largest and sent.min() >= 0
@@ -109,6 +111,19 @@ def test_what_is_not_finite_stays_so_and_harms_no_other_block(bad, bits, norm):
     sent = codec.decode(codec.encode(x, key(0)), 24)[0]
     assert not sent[10].isfinite()
     assert sent[:8].isfinite().all() and sent[16:].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_nan_harms_no_other_block_in_lanes(bits):
+    """Words of lanes hold coordinates of several blocks."""
+    codec = Quantized(Quantizer(bits, block=8))
+    x = torch.ones(24)
+    x[10] = torch.nan
+    norms, lanes = codec.norms(x), lanes_for(codec.quantizer, 3)
+    norms = torch.where(norms.isfinite(), norms, torch.inf)
+    sent = codec.from_lanes(3 * codec.to_lanes(x, norms, key(0), lanes), norms, lanes, 24, 3)
+    assert torch.allclose(sent[:8], torch.tensor(3.0)) and torch.allclose(sent[16:], torch.tensor(3.0))
+    assert not sent[8:16].isfinite().any()
 
 
 @given(st.integers(1, 200), st.sampled_from([*BITS, "float16", "bfloat16", "float32"]), st.integers(1, 4))

@@ -6,7 +6,8 @@ here, with the function of the package that waits, and answered with ones.
 
 import sys
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -75,6 +76,10 @@ class FakeGpu:
         patch.setattr(torch.cuda, "default_generators", (_Generator(CUDA),))
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+        if find_spec("triton"):
+            for kernel in ("norms", "encode", "decode"):
+                patch.setattr(f"hpcdat.exchange.triton_kernels.{kernel}", _Kernel())
         patch.setattr(torch.cuda, "synchronize", lambda device=None: self.wait("synchronize"))
         patch.setattr(torch.cuda, "Stream", lambda device=None: _Stream("other", self.order))
         patch.setattr(torch.cuda, "current_stream", lambda device=None: _Stream("current", self.order))
@@ -175,6 +180,18 @@ class _Generators(TorchFunctionMode):
         if generator is not None:
             assert generator.place.type == torch.device(kwargs.get("device", "cpu")).type, "generator"
         return function(*args, **kwargs)
+
+
+class _Kernel:
+    """A kernel of Triton that computes nothing, since its results have no numbers; it can be launched."""
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *arguments, **constants):
+        for tensor in arguments:
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.is_cuda and tensor.is_contiguous()
 
 
 class _Stream:

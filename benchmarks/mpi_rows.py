@@ -1,8 +1,7 @@
 """MPI itself, through mpi4py, beside what hpcdat builds on it.
 
 Horovod has initialised MPI in the process, and its thread goes on calling it: about every millisecond the
-workers agree on what to do next. So mpi4py needs MPI_THREAD_MULTIPLE, a communicator of its own, and must
-neither initialise nor finalise MPI.
+workers agree on what to do next. So mpi4py needs a communicator of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from torch import Tensor
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.cuda_aware_mpi import mpi_is_cuda_aware
 from hpcdat.distributed.device import synchronize
+from hpcdat.distributed.mpi_messages import usable_mpi
 from hpcdat.distributed.watchdog import Watchdog
 
 CPU = torch.device("cpu")
@@ -44,37 +44,13 @@ def join_mpi(workers: Communicator) -> tuple[Any, str]:
     Returns:
         The communicator, the same on all, or None and the reason why there is none.
     """
-    reason, mpi = "", None
-    if workers.transport != "MPI":
-        reason = f"{workers.transport} connects the workers"
-    else:
-        try:
-            mpi = _import_mpi()
-            reason = _unusable(mpi)
-        except (ImportError, RuntimeError) as error:
-            reason = f"mpi4py cannot be used: {error}"
+    mpi, reason = None, f"{workers.transport} connects the workers"
+    if workers.transport == "MPI":
+        mpi, reason = usable_mpi()
     reasons = [each for each in workers.all_gather_object(reason, "whether all have MPI") if each]
     if reasons or mpi is None:
         return None, reasons[0]
     return mpi.COMM_WORLD.Dup(), ""
-
-
-def _import_mpi() -> Any:
-    import mpi4py
-
-    mpi4py.rc.initialize = mpi4py.rc.finalize = False
-    from mpi4py import MPI
-
-    return MPI
-
-
-def _unusable(mpi: Any) -> str:
-    """Why mpi4py cannot be used beside Horovod; empty if it can."""
-    if not mpi.Is_initialized():
-        return "mpi4py was built for another MPI than Horovod"
-    if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
-        return "Horovod's MPI does not allow calls from several threads at once (MPI_THREAD_MULTIPLE)"
-    return ""
 
 
 class MpiOperations(Source):

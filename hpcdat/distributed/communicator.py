@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -145,7 +145,7 @@ class Communicator(ABC):
     def close(self) -> None:
         """Disconnect from the other workers; all workers call this, and no collective can follow."""
 
-    def channel(self, name: str) -> Communicator:
+    def channel(self, name: str, *, neighbors: bool = False) -> Communicator:
         """Return these workers for a sequence of collectives that others may overlap in any order.
 
         All workers call this together. The collectives of one channel are started in the same order on all
@@ -153,8 +153,27 @@ class Communicator(ABC):
 
         Args:
             name: of the channel, the same on all workers.
+            neighbors: whether it is for :meth:`ineighbor_all_to_all_v`, which then uses messages between two
+                workers where the transport has them.
         """
         return self
+
+    def ineighbor_all_to_all_v(
+        self, rows: Tensor, sends: Mapping[int, int], receives: Mapping[int, int], name: str
+    ) -> Pending:
+        """Begin to send some workers rows; the result is the rows received, in the order of ranks.
+
+        Every worker calls this, also if it neither sends nor receives. With messages between two workers only
+        these two wait for each other; otherwise, and of GPU tensors, it is an all-to-all.
+
+        Args:
+            rows: (N, ...), with the same trailing shape and dtype on all workers; those for the lowest rank
+                first.
+            sends: number of rows, possibly 0, by the rank of the receiver; N in total.
+            receives: the most rows that may come, by the rank of the sender: of all that send to this one.
+            name: as above.
+        """
+        return self.iall_to_all_v(rows, [sends.get(rank, 0) for rank in range(self.size)], name)
 
     def igather(self, row: Tensor, name: str) -> Pending:
         """Begin to collect every worker's tensor on worker 0: (M, ...) there, (0, ...) elsewhere."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +17,7 @@ from hpcdat.distributed.communicator import JSON, Communicator, Pending
 from hpcdat.distributed.cores import cgroup_quota, share_of_cores
 from hpcdat.distributed.horovod_over_srun import over_mpi, srun_variables
 from hpcdat.distributed.launcher import Launched, left_over
+from hpcdat.distributed.mpi_messages import MpiMessages, usable_mpi
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.distributed.waiting import SECONDS_TO_CONNECT, Wait, poll, wait_in_thread
 from hpcdat.distributed.watchdog import Watchdog
@@ -69,8 +70,11 @@ class HorovodCommunicator(Communicator):
         self._hvd = hvd
         self._options: dict[str, Any] = {}
         self._root, self._prefix = 0, ""
+        self._messages: MpiMessages | None = None
+        self._all_messages: list[MpiMessages] = []
         self._process_sets = {tuple(range(hvd.size())): hvd.global_process_set}
         self.rank, self.size = hvd.rank(), hvd.size()
+        self._ranks = list(range(self.size))
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.nodes = hvd.cross_size()
         self.engine, self.transport = "horovod", "MPI" if hvd.mpi_enabled() else "Gloo"
@@ -129,12 +133,34 @@ class HorovodCommunicator(Communicator):
             handle = self._hvd.alltoall_async(rows, splits, name=self._prefix + name, **self._options)
         return _Handle(self, handle, name, lambda received: received[0])
 
+    def ineighbor_all_to_all_v(  # noqa: D102
+        self, rows: Tensor, sends: Mapping[int, int], receives: Mapping[int, int], name: str
+    ) -> Pending:
+        if self._messages is None or rows.is_cuda:
+            return super().ineighbor_all_to_all_v(rows, sends, receives, name)
+        return self._messages.start(rows, sends, receives, name)
+
     def ibroadcast(self, tensor: Tensor, name: str) -> Pending:  # noqa: D102
         with self._bounded(name):
             handle = self._hvd.broadcast_async_(
                 tensor, root_rank=self._root, name=self._prefix + name, **self._options
             )
         return _Handle(self, handle, name)
+
+    def channel(self, name: str, *, neighbors: bool = False) -> Communicator:  # noqa: D102
+        if not neighbors or self.transport != "MPI":
+            return self
+        mpi, _ = usable_mpi()
+        unusable = torch.tensor([int(mpi is None)])
+        if self.all_reduce_max(unusable, f"whether MPI can carry messages: {name}").item():
+            return self
+        own = copy.copy(self)
+        own._messages = MpiMessages(
+            mpi, self._ranks, lambda what: self._watchdog.bounded(what, mpi.Exception, "MPI")
+        )
+        # MPI may use the memory of messages that nobody waits for any more, as after a stop.
+        self._all_messages.append(own._messages)
+        return own
 
     def split(self, groups: Sequence[int]) -> Communicator:  # noqa: D102
         # All workers must create the process sets in the same order.
@@ -147,6 +173,7 @@ class HorovodCommunicator(Communicator):
             if self.rank in ranks:
                 own = copy.copy(self)
                 own.rank, own.size = ranks.index(self.rank), len(ranks)
+                own._ranks, own._messages = ranks, None
                 own._root, own._options = ranks[0], {"process_set": self._process_sets[tuple(ranks)]}
                 own._prefix = f"{self._prefix}of {ranks}: "
         return own

@@ -145,7 +145,7 @@ class TorchCommunicator(Communicator):
             json.loads(row[:length].numpy().tobytes()) for row, length in zip(texts, lengths, strict=True)
         ]
 
-    def channel(self, name: str) -> Communicator:  # noqa: D102
+    def channel(self, name: str, *, neighbors: bool = False) -> Communicator:  # noqa: D102
         return self._of(f"{self._channel}/{name}", self._ranks)
 
     def split(self, groups: Sequence[int]) -> Communicator:  # noqa: D102

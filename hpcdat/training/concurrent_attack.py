@@ -78,8 +78,9 @@ class Adversary:
         self.role = roles[workers.rank]
         self._hands_over = job.concurrent.place == "workers"
         # Attackers start to hand over later in a step than the others start to receive.
-        self._channel = workers.channel("hand-over") if self._hands_over else workers
+        self._channel = workers.channel("hand-over", neighbors=True) if self._hands_over else workers
         self._taker = {number: roles.first_with_adversarial(number) for number in self.role.attacked}
+        self._most = {roles.first_with_attack(n): job.batch_size for n in self.role.adversarial}
         self._shape = (job.data.channels, job.data.image_size, job.data.image_size)
         self._device = device
         # Through the CPU's memory, not by NCCL, which may block if workers order the collectives of two
@@ -187,17 +188,19 @@ class Adversary:
 
     def _hand_over(self, batch: Batch) -> list[Pending]:
         """Send examples and labels to the workers that train on them, or start to receive them."""
-        counts = [0] * self.workers.size
+        sends: dict[int, int] = {}
         x = [torch.empty(0, *self._shape, device=self._device)]
         y = [torch.empty(0, dtype=torch.int64, device=self._device)]
         for number in self.role.attacked:
-            counts[self._taker[number]] = len(batch.images[number].x)
+            sends[self._taker[number]] = len(batch.images[number].x)
             x.append(self.attack(batch, number))
             y.append(batch.images[number].y)
         # A slot can be used again when the examples of its step have been taken.
         slot = batch.step % (self.delay + 1)
         return [
-            self._channel.iall_to_all_v(torch.cat(rows).to(self._carrier), counts, f"{what} {slot}")
+            self._channel.ineighbor_all_to_all_v(
+                torch.cat(rows).to(self._carrier), sends, self._most, f"{what} {slot}"
+            )
             for rows, what in ((x, "adversarial examples"), (y, "labels"))
         ]
 

@@ -105,6 +105,10 @@ class Roles(Sequence[Role]):
         """Lowest rank of the workers that have the adversarial half of a batch."""
         return self._first(number, lambda role: role.adversarial)
 
+    def first_with_attack(self, number: int) -> int:
+        """Lowest rank of the workers that make the adversarial examples of a batch."""
+        return self._first(number, lambda role: role.attacked)
+
     def _first(self, number: int, half: Callable[[Role], tuple[int, ...]]) -> int:
         cell, own = divmod(number, self._batches_of_cell)
         place = next(place for place, role in enumerate(self.cell) if own in half(role))

@@ -53,6 +53,7 @@ NO_FOLDER = "missing/file.json cannot be written: No such file or directory"
 @pytest.mark.parametrize(
     ("benchmark", "given", "expected"),
     [
+        ("handover", ["--workers", "2,3"], "3: an even number of workers is needed"),
         ("attack_step", JSON, NO_FOLDER),
         ("attack_step", ["--json", "empty"], "empty cannot be written: Is a directory"),
         (

@@ -8,13 +8,18 @@ import torch
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.loopback import loopback, run_in_lockstep, run_threads
 from hpcdat.errors import WorkerError
-from tests.distributed.checks import check_agreement, check_collectives
-from tests.distributed.programs.collectives import agreement, every_collective
+from tests.distributed.checks import check_agreement, check_collectives, check_neighbors
+from tests.distributed.programs.collectives import agreement, every_collective, neighbors
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
 def test_collectives(size):
     check_collectives(run_threads(loopback(size), every_collective), ("none", "loopback"))
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_rows_from_some_workers_to_others(size):
+    check_neighbors(run_threads(loopback(size), neighbors))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 7])

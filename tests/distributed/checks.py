@@ -42,6 +42,17 @@ def check_collectives(answers, transport):
         assert f"cannot write: no space left (worker {size - 1} on " in failure["text"]
 
 
+def check_neighbors(answers):
+    """Of ``collectives.neighbors``."""
+    last = len(answers) - 1
+    for rank, answer in enumerate(answers):
+        partner = rank ^ 1
+        to_0 = [[r, r] for r in range(1, last + 1) for _ in range(r - 1)] if rank == 0 else []
+        from_0 = [[1, 0, 0], [1, 0, 1]] if rank == last else [[], []]
+        long = [[float(partner)], 2] if partner <= last else [[], 0]
+        assert answer == [[to_0, *from_0, *long]] * 2
+
+
 def check_agreement(answers):
     """Of ``collectives.agreement``."""
     size = len(answers)

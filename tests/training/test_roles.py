@@ -36,6 +36,7 @@ def test_every_half_and_every_attack_has_one_worker(size, place, halves, update_
     assert sorted(number for role in roles for number in role.attacked) == batches
     attackers = [role for role in roles if role.trains == ()]
     assert bool(attackers) == (place == "workers")
+    assert all(number in roles[roles.first_with_attack(number)].attacked for number in batches)
     # Rows for the workers are sent in the order of ranks.
     takers = {number: rank for rank, role in enumerate(roles) for number in role.adversarial}
     assert all(

@@ -119,6 +119,72 @@ def teams_that_end_apart(workers, patch=None):
     return total.tolist()
 
 
+def neighbors(workers, patch=None, in_pairs=False):
+    """Rows of several dtypes from some workers to others, in two channels that odd ranks start the other way.
+
+    Args:
+        workers, patch: as always.
+        in_pairs: whether no all-to-all may carry them.
+    """
+    rank, last, partner = workers.rank, workers.size - 1, workers.rank ^ 1
+    channels = {name: workers.channel(name, neighbors=True) for name in ("first", "second")}
+    if in_pairs:
+        patch.delattr(type(workers), "iall_to_all_v")
+    # Longer than what MPI sends before the receiver asks for it.
+    long = torch.full((2, 200_000), float(rank))
+    alone = partner > last
+
+    def start(name):
+        channel = channels[name]
+        to_0 = torch.full((max(0, rank - 1), 2), rank, dtype=torch.int32)
+        others = range(1, workers.size)
+        return [
+            channel.ineighbor_all_to_all_v(
+                to_0,
+                {0: len(to_0)} if rank else {},
+                {} if rank else dict.fromkeys(others, last),
+                f"{name}: to worker 0",
+            ),
+            *(
+                channel.ineighbor_all_to_all_v(
+                    torch.tensor([1, 0, turn], dtype=torch.uint8)[: 0 if rank else 3],
+                    {} if rank else {last: 3},
+                    {0: 5} if rank == last else {},
+                    f"{name}: from worker 0, {turn}",
+                )
+                for turn in range(2)
+            ),
+            channel.ineighbor_all_to_all_v(
+                long[: 0 if alone else 2],
+                {} if alone else {partner: 2},
+                {} if alone else {partner: 2},
+                f"{name}: long",
+            ),
+        ]
+
+    started = {name: start(name) for name in sorted(channels, reverse=rank % 2 == 1)}
+    answers = []
+    for name in ("second", "first"):
+        *short, exchanged = (pending.wait() for pending in started[name])
+        answers.append([*(rows.tolist() for rows in short), exchanged.unique().tolist(), len(exchanged)])
+    return answers
+
+
+def pairs_one_after_the_other(workers, patch=None):
+    """The second pair hands over after the first has, and not before; then odd and even ranks in teams."""
+    channel, turn = workers.channel("hand-over", neighbors=True), workers.rank // 2
+    rows = torch.tensor([workers.rank])
+    received = []
+    for now in range(workers.size // 2):
+        if now == turn:
+            pair = {workers.rank ^ 1: 1}
+            received += channel.ineighbor_all_to_all_v(rows, pair, pair, "in turns").wait().tolist()
+        workers.barrier("the next pair")
+    team = workers.split([rank % 2 for rank in range(workers.size)]).channel("team", neighbors=True)
+    mate = {1 - team.rank: 1}
+    return [*received, *team.ineighbor_all_to_all_v(rows, mate, mate, "in the team").wait().tolist()]
+
+
 def flood(workers, patch, threads, count):
     """Collectives of every kind in several threads at once, each after a delay of its own.
 

@@ -16,16 +16,18 @@ one counts. One worker computes on one GPU; workers on CPUs share the cores.
 
 bfloat16 comes with ``channels_last``. A size after ``@`` replaces the height and width of a network's images.
 
-Ratios, of steps of preact-resnet18 with 64 images, which take turns in every round, so that a change of the
-machine's load affects all of them; left out with ``--no-ratios``:
+Ratios, of steps of preact-resnet18 with 64 images unless others are named, which take turns in every round,
+so that a change of the machine's load affects all of them; left out with ``--no-ratios``:
 
 - ``pgd10_fp32_efficiency``: ideal over measured time, where ideal is 10 (forward + input gradient)
   + (forward + backward) in plain torch, timed in one piece. 1: attack and update take no time beyond the
-  arithmetic of the model.
+  arithmetic of the model; more: the attack saves some of that by folding batch norm.
 - ``pgd10_bf16_over_fp32``: time with ``precision: bfloat16`` and ``channels_last: true`` over that with
   the defaults; null where the device has no bfloat16 arithmetic.
 - ``over_foolbox``: our time over that of the same step with foolbox's LinfPGD as the attack; null where
   foolbox is not installed.
+- ``preact18_pgd10_over_plain`` and ``resnet50_pgd4_over_plain`` (224 pixels, 8 images, PGD-4): our time over
+  that of the same step whose attack is written in a few lines of torch, without gradients of the weights.
 """
 
 from __future__ import annotations
@@ -67,9 +69,12 @@ from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
 COMPARED = Combination(Network("preact-resnet18", 32), 64, "float32", Pgd(EPS, STEP_SIZE, 10))
-"""The step that the ratios are of."""
-STEP, ALONE, BFLOAT16, FOOLBOX = (
+"""The step that most ratios are of."""
+LARGE = Combination(Network("resnet50", 224), 8, "float32", Pgd(EPS, STEP_SIZE, 4))
+"""The step of a network all of whose batch norm folds into convolutions."""
+STEP, PLAIN, ALONE, BFLOAT16, FOOLBOX = (
     "training step",
+    "training step, attack as in the papers",
     "arithmetic alone",
     "training step, bfloat16",
     "training step, foolbox's attack",
@@ -186,38 +191,47 @@ def sweep(
 
 def compare(rounds: int, device: torch.device, workers: Communicator) -> list[Row]:
     """A row for each part that the ratios are of."""
-    network, attack = COMPARED.network, COMPARED.attack
-    x, y = network.images(COMPARED.batch_size, device)
-    model = network.build().to(device)
-    parts = {
-        ALONE: partial(arithmetic_alone, model, x, y, attack.steps),
-        STEP: training_step(model, attack.ours, x, y, LAMB),
-    }
-    if importlib.util.find_spec("foolbox"):
-        parts[FOOLBOX] = training_step(model, attack.by_foolbox, x, y, LAMB)
-    if has_bfloat16(device):
-        reduced = network.build("bfloat16").to(device)
-        parts[BFLOAT16] = training_step(reduced, attack.ours, x, y, LAMB)
-    times = in_turns(parts, rounds, device, workers)
-    images = workers.size * COMPARED.batch_size
+    parts: dict[tuple[Combination, str], Callable[[], object]] = {}
+    for compared in (COMPARED, LARGE):
+        network, attack = compared.network, compared.attack
+        x, y = network.images(compared.batch_size, device)
+        model = network.build().to(device)
+        parts[compared, STEP] = training_step(model, attack.folded(model, x), x, y, LAMB)
+        parts[compared, PLAIN] = training_step(model, attack.plain, x, y, LAMB)
+        if compared == LARGE:
+            continue
+        parts[compared, ALONE] = partial(arithmetic_alone, model, x, y, attack.steps)
+        if importlib.util.find_spec("foolbox"):
+            parts[compared, FOOLBOX] = training_step(model, attack.by_foolbox, x, y, LAMB)
+        if has_bfloat16(device):
+            reduced = network.build("bfloat16").to(device)
+            parts[compared, BFLOAT16] = training_step(reduced, attack.folded(reduced, x), x, y, LAMB)
+    named = {f"{compared.network.name}, {part}": work for (compared, part), work in parts.items()}
+    times = in_turns(named, rounds, device, workers)
     rows = []
-    for part, seconds in times.items():
-        parameters = COMPARED.parameters(f"{part}, in turns", device)
+    for (compared, part), seconds in zip(parts, times.values(), strict=True):
+        parameters = compared.parameters(f"{part}, in turns", device)
         parameters["precision"] = "bfloat16" if part == BFLOAT16 else "float32"
-        figures = {"images_per_second": images / median(seconds)}
+        figures = {"images_per_second": workers.size * compared.batch_size / median(seconds)}
         rows.append(Row(parameters=parameters, seconds=seconds, figures=figures))
     return rows
 
 
 def ratios_of(rows: Sequence[Row]) -> dict[str, float | None]:
     """The ratios of the rows of :func:`compare`."""
-    medians = {str(row.parameters["part"]).removesuffix(", in turns"): row.median for row in rows}
-    step, reduced, foolbox = (medians.get(part) for part in (STEP, BFLOAT16, FOOLBOX))
+    medians = {
+        (row.parameters["network"], str(row.parameters["part"]).removesuffix(", in turns")): row.median
+        for row in rows
+    }
+    small, large = COMPARED.network.name, LARGE.network.name
+    step, reduced, foolbox = (medians.get((small, part)) for part in (STEP, BFLOAT16, FOOLBOX))
     assert step is not None
     return {
-        "pgd10_fp32_efficiency": medians[ALONE] / step,
+        "pgd10_fp32_efficiency": medians[small, ALONE] / step,
         "pgd10_bf16_over_fp32": reduced and reduced / step,
         "over_foolbox": foolbox and step / foolbox,
+        "preact18_pgd10_over_plain": step / medians[small, PLAIN],
+        "resnet50_pgd4_over_plain": medians[large, STEP] / medians[large, PLAIN],
     }
 
 

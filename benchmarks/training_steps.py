@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+from hpcdat.attacks.folding import Folding, fold
 from hpcdat.attacks.pgd import PGD
 from hpcdat.config.sections import Optimizer
 from hpcdat.errors import InputError
@@ -48,11 +49,21 @@ class Pgd:
     steps: int
 
     def ours(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The oracle (A1) as the trainer calls it."""
+        """The oracle (A1), on the network as it is."""
         if self.steps == 0:
             return x
         attack = PGD(eps=self.eps, step_size=self.step_size, steps=self.steps)
         return attack(model, partial(clean_loss, y=y), x, torch.Generator(x.device).manual_seed(0))
+
+    def folded(self, model: nn.Module, x: Tensor) -> Attack:
+        """The oracle (A1) as the trainer calls it: on a network whose batch norm is folded.
+
+        Args:
+            model: that is attacked.
+            x: some images.
+        """
+        folding = fold(model, x) if self.steps else Folding()
+        return lambda model, x, y: self.ours(folding.current(model), x, y)
 
     def plain(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """As written in the papers, in eager torch."""
@@ -161,7 +172,7 @@ class Combination:
         """The step, with a model and an optimiser of its own."""
         model = self.network.build(self.precision).to(device)
         images = self.network.images(self.batch_size, device)
-        return training_step(model, self.attack.ours, *images, LAMB)
+        return training_step(model, self.attack.folded(model, images.x), *images, LAMB)
 
     def parameters(self, part: str, device: torch.device) -> dict[str, Value]:
         """Those of a row of a benchmark's file."""

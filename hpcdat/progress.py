@@ -26,6 +26,7 @@ class Progress:
     def __init__(self, *, shown: bool) -> None:
         self.shown = shown
         self.on_terminal = sys.stderr.isatty() or os.environ.get(ON_TERMINAL) == "1"
+        self._said: set[str] = set()
         self._bar: tqdm[NoReturn] | None = None
 
     def begin(self, label: str, steps: int, done: int = 0) -> None:
@@ -56,6 +57,12 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def say_once(self, line: str) -> None:
+        """Print a line that has not been printed before."""
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def say(self, line: str) -> None:
         """Print one line, if this worker prints."""

@@ -147,12 +147,22 @@ class PGD:
         with attacked(model, self.batch_norm), routed(model, self.branch), torch.enable_grad():
             x_adv = x if start is None else ball.project(start.detach())
             if at_random and generator is not None:
-                x_adv = ball.project(x + BALLS[self.norm](x, self.noise * self.eps).sample(generator))
+                x_adv = self.random_points(x, generator)
             for _ in range(self.steps):
                 gradient = input_gradient(model, loss, x_adv)
                 direction = ball.steepest(gradient) if self.direction == "steepest" else gradient
                 x_adv = ball.project(x_adv + _finite(self.step_size * direction))
         return ball.round_inside(x_adv)
+
+    def random_points(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The points from which an attack with a random start begins, like x.
+
+        Args:
+            x: images (N, C, H, W), floating point in [0, 1].
+            generator: source of the random numbers, on x's device.
+        """
+        ball = BALLS[self.norm](x, self.eps if self.projection else math.inf)
+        return ball.project(x + BALLS[self.norm](x, self.noise * self.eps).sample(generator))
 
 
 def input_gradient(model: nn.Module, loss: Loss, x: Tensor) -> Tensor:

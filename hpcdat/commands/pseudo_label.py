@@ -48,12 +48,15 @@ class Labelling(Measurement[Labels]):
     name = "labels"
     task = "label all images"
     outcome = Labels
+    folds = False
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Labels:  # noqa: D102
+    def measure(  # noqa: D102
+        self, model: nn.Module, x: Tensor, y: Tensor, number: int, *, folded: nn.Module | None = None
+    ) -> Labels:
         return Labels(model(x).argmax(1).tolist())
 
 

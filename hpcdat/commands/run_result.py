@@ -31,7 +31,7 @@ IRRELEVANT = (
 """Settings of the sections below that make no difference to a measurement, or stand beside it anyway."""
 EVALUATION_SETTINGS = ("data.", "evaluation.", "model.", "seed")
 """Beginnings of the settings that TA, RA and AA depend on."""
-CERTIFICATION_SETTINGS = ("certification.", "data.", "model.", "seed")
+CERTIFICATION_SETTINGS = ("certification.", "data.", "evaluation.fold_batch_norm", "model.", "seed")
 """Beginnings of those that certificates depend on."""
 AGAIN = "measured again"
 """Stands among the changed settings where none has changed but the accuracies have."""

@@ -299,6 +299,12 @@ class Job(EvaluationJob):
         return METHODS[self.method].oracle
 
     @property
+    def folds_batch_norm(self) -> bool:
+        """Whether attacks fold batch norm, if the network has any and can be folded."""
+        attacks = self.oracle != "none" and self.attack.batch_norm == "eval"
+        return attacks and self.attack.fold_batch_norm and not self.model.compiled
+
+    @property
     def delay(self) -> int:
         """tau: how many steps old the weights are that a batch is attacked with."""
         given = self.concurrent.delay

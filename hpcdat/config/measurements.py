@@ -31,6 +31,9 @@ class Evaluation(Settings):
     """number of random starts; an image is robust if the attack fails from all of them. Sweeps start once"""
     batch_size: Annotated[int, MAY_CHANGE] = Field(100, ge=1)
     """images per batch; independent of the number of workers"""
+    fold_batch_norm: Annotated[bool, MAY_CHANGE] = True
+    """attack, and certify, with batch norm folded into the convolutions, where the network allows it, which
+    is faster and rounds differently; the network as it is decides which images an attack has broken"""
     autoattack: Annotated[Annotated[int, Field(ge=0)] | Literal["all"] | None, MAY_CHANGE] = None
     """`hpcdat evaluate`: number of images, or `all`, on which AA is measured unless `--autoattack` says
     otherwise; 0 or left out: none, with a preset as many as the leaderboard has"""

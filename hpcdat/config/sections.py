@@ -192,6 +192,10 @@ class Attack(Settings):
     for `disadv` and `conadv` train"""
     branch: Literal["clean", "adversarial"] | None = None
     """`disadv`, `conadv`: the batch norm that the attack uses; left out: adversarial"""
+    fold_batch_norm: bool = True
+    """with `batch_norm: eval`, attack with batch norm folded into the convolutions, where the network allows
+    it, which is faster and rounds differently; not with `model.compiled`. Runs from before there was this
+    setting resume with `false`"""
 
 
 class Objective(Settings):

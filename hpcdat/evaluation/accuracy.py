@@ -78,10 +78,12 @@ class PgdAccuracy(Measurement[Outcomes]):
             **settings.model_dump(include={"eps", "steps", "step_size", "random_start", "restarts"}),
         }
 
-    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
+    def measure(  # noqa: D102
+        self, model: nn.Module, x: Tensor, y: Tensor, number: int, *, folded: nn.Module | None = None
+    ) -> Outcomes:
         correct = is_correct(model, x, y)
         generator = attack_generator(x.device, self.seed, number)
-        robust = self.attack.robust(model, x, y, correct, generator)
+        robust = self.attack.robust(model, x, y, correct, generator, folded=folded)
         return Outcomes.from_tensors({"correct": correct, "robust": robust})
 
 
@@ -96,8 +98,10 @@ class CheckedAccuracy(PgdAccuracy):
         super().__init__(settings, norm, seed)
         self.settings = {**self.settings, "noise_points": NOISE_POINTS}
 
-    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
-        accuracy = super().measure(model, x, y, number)
+    def measure(  # noqa: D102
+        self, model: nn.Module, x: Tensor, y: Tensor, number: int, *, folded: nn.Module | None = None
+    ) -> Outcomes:
+        accuracy = super().measure(model, x, y, number, folded=folded)
         steady = torch.from_numpy(accuracy.columns["correct"]).to(x.device, non_blocking=True)
         noise = torch.Generator(x.device).manual_seed(derive(self.seed, "evaluation noise", number))
         ball = BALLS[self.norm](x, self.evaluation.resolved_eps)

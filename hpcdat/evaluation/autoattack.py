@@ -104,7 +104,9 @@ class AutoAttack(Measurement[Outcomes]):
             text += " and without targeted APGD"
         return f"AutoAttack for {self.classes} classes: {text}"
 
-    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
+    def measure(  # noqa: D102
+        self, model: nn.Module, x: Tensor, y: Tensor, number: int, *, folded: nn.Module | None = None
+    ) -> Outcomes:
         robust = is_correct(model, x, y)
         columns = {"correct": robust}
         with _logged_warnings() as warnings, _globals_preserved(model, x.device):
@@ -112,9 +114,9 @@ class AutoAttack(Measurement[Outcomes]):
                 if robust.any():
                     seed = derive(self.seed, "autoattack", number)
                     x_left, y_left = x[robust], y[robust]
-                    adversary = self._adversary(model, x.device, seed, only=attack)
-                    _, predicted = adversary.run_standard_evaluation(x_left, y_left, batch_size=len(x_left))
-                    robust = robust.masked_scatter(robust, predicted == y_left)
+                    adversary = self._adversary(folded or model, x.device, seed, only=attack)
+                    x_adv, _ = adversary.run_standard_evaluation(x_left, y_left, batch_size=len(x_left))
+                    robust = robust.masked_scatter(robust, is_correct(model, x_adv, y_left))
                 columns[attack] = robust
         return Outcomes.from_tensors(columns, sorted(warnings))
 

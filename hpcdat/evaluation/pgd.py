@@ -33,7 +33,14 @@ class PgdEvaluation:
         self.pgd, self.restarts = PGD.from_settings(settings, norm), settings.restarts
 
     def robust(
-        self, model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, generator: torch.Generator
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        correct: Tensor,
+        generator: torch.Generator,
+        *,
+        folded: nn.Module | None = None,
     ) -> Tensor:
         """The images that are correct without attack and at the last point from each random start.
 
@@ -43,15 +50,19 @@ class PgdEvaluation:
             y: labels (N,), int64.
             correct: images classified correctly without attack, (N,) bool.
             generator: of the random starts.
+            folded: the model with its batch norm folded, which is attacked in its place; verdicts are the
+                model's.
 
         Returns:
             (N,) bool.
         """
-        # All images are attacked from the first start, so that the starts do not depend on the model.
-        robust = correct & is_correct(model, self._attack(model, x, y, generator), y)
-        for _ in range(self.restarts - 1):
+        robust = correct
+        # The first start is drawn for all images, so that it does not depend on the model.
+        start = self.pgd.random_points(x, generator) if self.pgd.random_start else None
+        for _ in range(self.restarts):
             if robust.any():
-                robust, _points = self.still_robust(model, x, y, robust, generator)
+                robust, _points = self.still_robust(model, x, y, robust, generator, start, folded=folded)
+            start = None
         return robust
 
     def still_robust(
@@ -62,11 +73,13 @@ class PgdEvaluation:
         robust: Tensor,
         generator: torch.Generator,
         start: Tensor | None = None,
+        *,
+        folded: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attack the images that are still robust once more.
 
         Args:
-            model, x, y, generator: as for :meth:`robust`.
+            model, x, y, generator, folded: as for :meth:`robust`.
             robust: images to attack, (N,) bool, at least one.
             start: continue from these points, like x, instead of from a random start.
 
@@ -75,13 +88,10 @@ class PgdEvaluation:
             like ``x[robust]``.
         """
         x_left, y_left = x[robust], y[robust]
-        points = self._attack(model, x_left, y_left, generator, None if start is None else start[robust])
+        from_here = None if start is None else start[robust]
+        loss = partial(clean_loss, y=y_left)
+        points = self.pgd(folded or model, loss, x_left, generator, start=from_here, wait=False)
         return robust.masked_scatter(robust, is_correct(model, points, y_left)), points
-
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, start: Tensor | None = None
-    ) -> Tensor:
-        return self.pgd(model, partial(clean_loss, y=y), x, generator, start=start, wait=False)
 
 
 def attack_generator(device: torch.device, seed: int, number: int) -> torch.Generator:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from hpcdat.attacks.folding import fold
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
@@ -51,12 +52,14 @@ class Measurement(ABC, Generic[OutcomeT]):
         settings: all that outcomes depend on besides model, images, batch size and seed; a JSON value.
         outcome: the type of an outcome.
         batch_size_setting: the job's setting to lower when memory runs out.
+        folds: whether it has a use for folded batch norm.
     """
 
     name: str
     settings: Mapping[str, Any]
     outcome: type[OutcomeT]
     batch_size_setting = "evaluation.batch_size"
+    folds = True
 
     @property
     def task(self) -> str:
@@ -64,7 +67,9 @@ class Measurement(ABC, Generic[OutcomeT]):
         return f"measure {self.name}"
 
     @abstractmethod
-    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> OutcomeT:
+    def measure(
+        self, model: nn.Module, x: Tensor, y: Tensor, number: int, *, folded: nn.Module | None = None
+    ) -> OutcomeT:
         """Measure one batch; random numbers depend only on the job's seed and the batch's number.
 
         Args:
@@ -72,6 +77,8 @@ class Measurement(ABC, Generic[OutcomeT]):
             x: images (N, C, H, W) in [0, 1], N >= 1.
             y: labels (N,), int64.
             number: of the batch.
+            folded: the same function, but for rounding, with batch norm folded, for what is called often;
+                None: there is none.
         """
 
 
@@ -105,6 +112,14 @@ class _Polled(nn.Module):
         self.poll()
         logits: Tensor = self.model(x)
         return logits
+
+
+def _folded(model: nn.Module, x: Tensor, poll: Callable[[], None], progress: Progress) -> nn.Module | None:
+    """The model with its batch norm folded, if it has any and can be folded; otherwise worker 0 says why."""
+    network, remark = fold(model, x)
+    if remark:
+        progress.say_once(remark)
+    return network and _Polled(network.refreshed(), poll)
 
 
 def run_sharded(
@@ -165,7 +180,8 @@ def run_sharded(
         measured: dict[int, StoredOutcome] = {}
         if not own:
             return measured
-        polled = _Polled(model, poll)
+        polled, folded = _Polled(model, poll), None
+        to_fold = measurement.folds and job.evaluation.fold_batch_norm
         progress.begin(task, len(own))
         try:
             batches = images.loader.read([images.batches[number] for number in own], seed=0)
@@ -175,7 +191,9 @@ def run_sharded(
                         raise InputError(problems[0])
                     seed = derive(job.seed, "network, evaluation", number)
                     with enough_memory(job, measurement.batch_size_setting), seeded(seed, x.device):
-                        outcome = measurement.measure(polled, x, y, number)
+                        if to_fold:
+                            folded, to_fold = _folded(model, x, poll, progress), False
+                        outcome = measurement.measure(polled, x, y, number, folded=folded)
                     measured[number] = StoredOutcome(len(x), outcome.to_json())
                     if store:
                         store.append(number, measured[number], workers.rank)
@@ -223,5 +241,7 @@ def open_store(
         **numerics_key(model),
         "batch_size": images.batch_size,
         "seed": job.seed,
+        # Only if it is set, so that outcomes of before there was this setting are still of use.
+        **({"fold_batch_norm": True} if measurement.folds and job.evaluation.fold_batch_norm else {}),
     }
     return OutcomeStore(folder, measurement.name, key)

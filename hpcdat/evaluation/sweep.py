@@ -65,13 +65,21 @@ class Sweep(Measurement[Outcomes]):
             for value, attack in attacks.items()
         }
 
-    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Outcomes:  # noqa: D102
+    def measure(  # noqa: D102
+        self, model: nn.Module, x: Tensor, y: Tensor, number: int, *, folded: nn.Module | None = None
+    ) -> Outcomes:
         correct = is_correct(model, x, y)
         robust = self._plain if self.kind == "plain" else self._accumulating
-        return Outcomes.from_tensors(robust(model, x, y, correct, number))
+        return Outcomes.from_tensors(robust(model, x, y, correct, number, folded))
 
     def _plain(
-        self, model: nn.Module, x: Tensor, y: Tensor, correct: Tensor, number: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        correct: Tensor,
+        number: int,
+        folded: nn.Module | None,
     ) -> dict[str, Tensor]:
         columns = {}
         for value, attack in self.attacks.items():
@@ -79,19 +87,25 @@ class Sweep(Measurement[Outcomes]):
             if attack and correct.any():
                 # Reseeded for each value, so that values do not depend on one another.
                 generator = attack_generator(x.device, self.seed, number)
-                robust = attack.robust(model, x, y, correct, generator)
+                robust = attack.robust(model, x, y, correct, generator, folded=folded)
             columns[str(value)] = robust
         return columns
 
     def _accumulating(
-        self, model: nn.Module, x: Tensor, y: Tensor, robust: Tensor, number: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        robust: Tensor,
+        number: int,
+        folded: nn.Module | None,
     ) -> dict[str, Tensor]:
         generator, columns = attack_generator(x.device, self.seed, number), {}
         points: Tensor | None = None
         for value, attack in self.attacks.items():
             if attack and robust.any():
                 attacked = robust
-                robust, x_adv = attack.still_robust(model, x, y, attacked, generator, points)
+                robust, x_adv = attack.still_robust(model, x, y, attacked, generator, points, folded=folded)
                 if self.over == "eps":
                     points = x.clone() if points is None else points
                     points[attacked] = x_adv

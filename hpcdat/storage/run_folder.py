@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hpcdat import __version__
@@ -372,6 +373,11 @@ class RunFolder:
             before = by_name(read_job(self.job_file))
         except JobError as error:
             raise RunError(f"{error}{self._writer()}\n{advice}") from None
+        key = "attack.fold_batch_norm"
+        if not self._records(*key.split(".")):
+            # A run from before there was this setting; it makes no difference where nothing would be folded.
+            folds = job.folds_batch_norm and not self.metrics("finished")
+            before[key] = (job.attack.fold_batch_norm and not folds, False)
         changed = [
             (f"{key}: {shorten(before[key][0])} -> {shorten(value)}", may_change)
             for key, (value, may_change) in by_name(job).items()
@@ -384,6 +390,10 @@ class RunFolder:
                 f"use the same settings to resume it, {advice}"
             )
         return [text for text, _ in changed]
+
+    def _records(self, section: str, setting: str) -> bool:
+        """Whether the run's job file, which states all settings that there were, has this one."""
+        return setting in yaml.safe_load(self.job_file.read_text()).get(section, {})
 
 
 def _left_out(before: EvaluationJob, settings: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hpcdat.attacks.folding import CHECKED_IMAGES, Folding, fold
 from hpcdat.attacks.pgd import PGD, Loss, attacked
 from hpcdat.config.job import Job
 from hpcdat.config.sections import Exchange
@@ -80,6 +81,7 @@ class Algorithm1:
         roles, role: of all workers, and of this one.
         averages: of the weights, if the job asks for them.
         synchronisation: of batch norm between several workers, if the job asks for it.
+        folding: of batch norm, for attacks with running statistics.
 
     Raises:
         InputError: the job's work cannot be divided among this number of workers, or the model has no batch
@@ -108,6 +110,7 @@ class Algorithm1:
         self.averages = AveragedWeights(model, job.averaging)
         self.copies = share_copies(job, workers)
         self.pgd = PGD.from_settings(job.attack)
+        self.folding = self._fold()
         self.generator = torch.Generator(device)
         self.adversary = Adversary(job, model, self.roles, workers, device, self.attack)
 
@@ -193,12 +196,22 @@ class Algorithm1:
         used = self.pgd.batch_norm == "eval" or self.batch_norm.has_others
         if used and number in self.role.trains:
             self.batch_norm.enter(self.role.trains.index(number))
+        model = self.folding.current(model)
         if self.job.objective.regulariser == "trades" and len(images.x):
             with attacked(model, self.pgd.batch_norm), torch.no_grad():
                 phi = partial(divergence, clean_logits=model(images.x))
         if self.copies:
             model, phi = self.copies.smoothed(model, images, *place)
         return self.pgd(model, phi, images.x, self.generator, wait=False)
+
+    def _fold(self) -> Folding:
+        """Fold the batch norm of the attacked network, if the job asks for it."""
+        if not self.job.folds_batch_norm:
+            return Folding()
+        data, generator = self.job.data, torch.Generator(self.device).manual_seed(0)
+        shape = (CHECKED_IMAGES, data.channels, data.image_size, data.image_size)
+        images = torch.rand(shape, generator=generator, device=self.device)
+        return fold(self.model, images, self.pgd.branch)
 
     def local_gradient(self, now: Batch, x_adv: dict[int, Labelled]) -> tuple[Tensor, Tensor]:
         """Local gradient computation (A2), left in ``.grad``; starts its exchange.

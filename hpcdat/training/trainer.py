@@ -111,6 +111,8 @@ class Trainer:
         check_equal(self.workers, self.model, averages.tensors(), except_batch_norm=state.step > 0)
         if self.algorithm.exchange.plan.remark:
             self.progress.say(self.algorithm.exchange.plan.remark)
+        if self.algorithm.folding.remark:
+            self.progress.say_once(self.algorithm.folding.remark)
         self._validate()
         with reported(self.job.data):
             while not self._is_finished() and self._train_epoch():

@@ -142,18 +142,22 @@ def test_what_one_worker_has_no_memory_for_is_left_out_on_all_with_the_reason(
         assert rows[0].figures["memory_bytes"] is None
 
 
-def row(part, seconds):
-    return Row(parameters={"part": f"{part}, in turns"}, seconds=[seconds])
+def row(part, seconds, network="preact-resnet18"):
+    return Row(parameters={"part": f"{part}, in turns", "network": network}, seconds=[seconds])
 
 
 def test_ratios_follow_from_the_parts_and_those_of_missing_parts_are_null(bench):
-    rows = [row(bench.ALONE, 3.0), row(bench.STEP, 4.0), row(bench.FOOLBOX, 5.0), row(bench.BFLOAT16, 1.0)]
+    rows = [row(bench.ALONE, 3.0), row(bench.STEP, 4.0), row(bench.PLAIN, 6.4)]
+    rows += [row(bench.STEP, 7.0, "resnet50"), row(bench.PLAIN, 10.0, "resnet50")]
+    rows += [row(bench.FOOLBOX, 5.0), row(bench.BFLOAT16, 1.0)]
     assert bench.ratios_of(rows) == {
         "pgd10_fp32_efficiency": 0.75,
         "pgd10_bf16_over_fp32": 0.25,
         "over_foolbox": 0.8,
+        "preact18_pgd10_over_plain": 0.625,
+        "resnet50_pgd4_over_plain": 0.7,
     }
-    ratios = bench.ratios_of(rows[:2])
+    ratios = bench.ratios_of(rows[:5])
     missing = {name for name, ratio in ratios.items() if ratio is None}
     assert missing == {"pgd10_bf16_over_fp32", "over_foolbox"} == set(bench.MISSING)
 

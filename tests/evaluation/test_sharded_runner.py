@@ -27,11 +27,11 @@ class Counting(PgdAccuracy):
         super().__init__(loaded.job.evaluation, "linf", loaded.job.seed)
         self.interrupt_after, self.numbers = interrupt_after, []
 
-    def measure(self, model, x, y, number):
+    def measure(self, model, x, y, number, **folded):
         if len(self.numbers) == self.interrupt_after:
             raise KeyboardInterrupt
         self.numbers.append(number)
-        return super().measure(model, x, y, number)
+        return super().measure(model, x, y, number, **folded)
 
 
 def batches_of(loaded, images, loader=None):
@@ -146,9 +146,9 @@ def test_a_stop_takes_effect_within_a_batch_and_preserves_the_others(load):
     stop = Soon()
 
     class Stopping(Counting):
-        def measure(self, model, x, y, number):
+        def measure(self, model, x, y, number, **folded):
             stop.requested = number == 2
-            outcomes = super().measure(model, x, y, number)
+            outcomes = super().measure(model, x, y, number, **folded)
             # Long enough for a round to come due.
             while number == 2:
                 model(x)
@@ -165,7 +165,7 @@ def test_a_failure_is_reported_in_a_line(load):
     loaded, images = load(*SMALL)
 
     class Failing(Counting):
-        def measure(self, model, x, y, number):
+        def measure(self, model, x, y, number, **folded):
             raise RuntimeError("shapes do not match")
 
     with pytest.raises(WorkerError, match="cannot measure accuracy: shapes do not match"):

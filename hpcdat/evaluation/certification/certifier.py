@@ -37,10 +37,12 @@ class Sampling(Measurement[Counts]):
     def task(self) -> str:  # noqa: D102
         return f"certify at sigma {self.sigma:g}"
 
-    def measure(self, model: nn.Module, x: Tensor, y: Tensor, number: int) -> Counts:  # noqa: D102
+    def measure(  # noqa: D102
+        self, model: nn.Module, x: Tensor, y: Tensor, number: int, *, folded: nn.Module | None = None
+    ) -> Counts:
         settings = self.certification
         smoothed = SmoothedClassifier(
-            model, self.sigma, classes=self.classes, batch_size=settings.batch_size, seed=self.seed
+            folded or model, self.sigma, classes=self.classes, batch_size=settings.batch_size, seed=self.seed
         )
         top, count = smoothed.certify(x[0], n0=settings.n0, n=settings.n, image=number)
         return Counts(number, int(y[0]), top, count)

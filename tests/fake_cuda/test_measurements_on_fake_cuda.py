@@ -30,6 +30,10 @@ from tests.fake_cuda.workers import EqualWorkers, check_sent
 
 COLUMN = "evaluation.outcomes.from_tensors: copy to the host"
 """The outcomes of a batch, a column of booleans each, which are stored."""
+MASK = "evaluation.pgd.still_robust: mask"
+"""The images that are left, their labels and, of the first start, their points."""
+ONE_START = Counter({"evaluation.pgd.robust: number": 1, MASK: 3})
+"""An attack of a batch from one random start."""
 
 
 @pytest.fixture
@@ -66,17 +70,17 @@ def test_an_attack_waits_only_for_its_check_of_the_images(gpu, model, images, no
 def test_an_evaluation_waits_for_outcomes_of_each_batch(gpu, model, images, job):
     settings = job.evaluation.model_copy(update={"restarts": 3})
     PgdAccuracy(settings, "linf", 0).measure(model, *images, 0)
-    # Later starts attack the images that are left, whose number has to be known.
+    # Each start attacks the images that are left, whose number has to be known.
     assert gpu.waits == {
-        "evaluation.pgd.robust: number": 2,
-        "evaluation.pgd.still_robust: mask": 4,
+        "evaluation.pgd.robust: number": 3,
+        MASK: 3 + 2 + 2,
         COLUMN: 2,
     }
 
 
 def test_the_checks_of_an_evaluation_wait_for_their_columns(gpu, model, images, job):
     CheckedAccuracy(job.evaluation, "linf", 0).measure(model, *images, 0)
-    assert gpu.waits == {COLUMN: 4}
+    assert gpu.waits == ONE_START + Counter({COLUMN: 4})
 
 
 def test_a_measurement_reads_the_range_of_each_batch(gpu, model, images, job, monkeypatch):
@@ -86,27 +90,29 @@ def test_a_measurement_reads_the_range_of_each_batch(gpu, model, images, job, mo
     gpu.waits.clear()
     execution = Execution(EqualWorkers(1), Progress(shown=False), None)
     sharded_runner.run_sharded(PgdAccuracy(job.evaluation, "linf", 0), batches, model, job, execution)
-    assert gpu.waits == {"evaluation.sharded_runner.measure_own: tolist": 2, COLUMN: 4}
+    of_batches = Counter({"evaluation.sharded_runner.measure_own: tolist": 2, COLUMN: 4})
+    # Logits and gradients of the folded network are checked once.
+    checks = Counter({"attacks.folding.check: number": 2})
+    assert gpu.waits == of_batches + ONE_START + ONE_START + checks
 
 
 @pytest.mark.parametrize("over", ["eps", "steps"])
 @pytest.mark.parametrize(
-    "kind, asked, masks",
+    "kind, asked, of_each",
     [
-        ("plain", "evaluation.sweep._plain: number", 0),
+        ("plain", "evaluation.sweep._plain: number", ONE_START),
         # The images that are left, their labels and, with more radii, their points and where these go.
-        ("accumulating", "evaluation.sweep._accumulating: number", 2),
+        ("accumulating", "evaluation.sweep._accumulating: number", Counter({MASK: 2})),
     ],
 )
-def test_a_sweep_waits_for_what_is_left_at_each_value(gpu, model, images, job, over, kind, asked, masks):
+def test_a_sweep_waits_for_what_is_left_at_each_value(gpu, model, images, job, over, kind, asked, of_each):
     Sweep(over, [0.1, 0.2] if over == "eps" else [1, 2], job.evaluation, "linf", 0, kind).measure(
         model, *images, 0
     )
-    points = {"evaluation.pgd.still_robust: mask": 1, "evaluation.sweep._accumulating: mask": 2}
-    expected = Counter({asked: 2, COLUMN: 2, "evaluation.pgd.still_robust: mask": 2 * masks})
-    if masks and over == "eps":
-        expected.update(points)
-    assert gpu.waits == +expected
+    expected = Counter({asked: 2, COLUMN: 2}) + of_each + of_each
+    if kind == "accumulating" and over == "eps":
+        expected.update({MASK: 1, "evaluation.sweep._accumulating: mask": 2})
+    assert gpu.waits == expected
 
 
 def test_certification_waits_once_for_an_image_and_once_for_its_label(gpu, model, images):

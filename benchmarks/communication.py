@@ -15,7 +15,9 @@ that its bytes need on the link.
 ``--min-bytes 1K --max-bytes 16M`` sweeps over sizes instead, in the manner of nccl-tests: all-reduce,
 all-gather, all-to-all, broadcast and point to point by the engine, all-reduces of other packages, MPI itself
 where it connects the workers, and our exchanges at 32 to 4 bits; with one process a GPU over NCCL. ``--plot``
-draws them. The columns are explained below the tables, the JSON file in docs/benchmarks.md.
+draws them. ``--jobs JOB.yaml,...`` measures the exchanges of jobs instead, as their training runs them: C of
+an epoch is the time of one times the iterations. The columns are explained below the tables, the JSON file in
+docs/benchmarks.md.
 
 Ratios (for all rates but the first, with the rate as a suffix; over torch.distributed, with the suffix
 ``torch``, where Horovod is measured as well; of the sweep there are none):
@@ -33,150 +35,41 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tempfile
-from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from arguments import Parser, errors_in_one_line, file_to_write, link_rate, listed, one_of, own_device, whole
-from communication_operations import OPERATIONS, SECONDS_TO_ANSWER
+from arguments import errors_in_one_line, own_device
+from communication_arguments import OF_GRADIENT, OF_JOBS, OF_SWEEP, RATES, read_arguments, sizes_of
+from communication_jobs import ExchangesOfJobs
+from communication_operations import SECONDS_TO_ANSWER
 from communication_ratios import merge, ratios_of_all
 from communication_steps import work
 from communication_sweep import Sweep, sweep
 from communication_tables import gradient_table, swept_tables
 
+from hpcdat.config.job_file import read_job
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.emulation.cluster import CARD, create_box, remove_box, run_over_gloo
-from hpcdat.errors import InputError, shorten
+from hpcdat.errors import InputError
 from hpcdat.performance.benchmark_file import BenchmarkFile
 from hpcdat.report.benchmarks.plot import plot_times
 from hpcdat.report.benchmarks.sections import benchmark_sections
 from hpcdat.report.pages import Section
 from hpcdat.storage.atomic_files import write_text
 
-RATES = ["100mbit", "1gbit"]
-"""Rates of emulated links, unless others are given."""
-OF_SWEEP = {
-    "min_bytes": 2**10,
-    "max_bytes": 2**24,
-    "factor": 4,
-    "warm_up": 5,
-    "repetitions": 20,
-    "operations": list(OPERATIONS),
-    "plot": None,
-}
-"""Options of the sweep, and their values if they are not given."""
-OF_GRADIENT = {"count": 12_000_000, "rounds": 3}
-"""The same without a sweep."""
-POWERS = {"": 0, "K": 10, "M": 20, "G": 30}
-
-
-def size(text: str) -> int:
-    """The type of sizes in bytes, as nccl-tests has them: ``1K`` is 1024."""
-    found = re.fullmatch(r"(\d{1,15})([KMG]?)", text.strip().upper())
-    if not found or not int(found[1]):
-        raise ArgumentTypeError(f"{shorten(repr(text))}: expected bytes such as 4096, 64K or 16M (1K: 1024)")
-    return int(found[1]) << POWERS[found[2]]
-
-
-def picture(text: str) -> Path:
-    """The type of plots that are written."""
-    found = file_to_write(text)
-    if found.suffix != ".svg":
-        raise ArgumentTypeError(f"{shorten(found)}: expected a name that ends with .svg")
-    return found
-
-
-def read_arguments() -> argparse.Namespace:
-    """The command line, with ``sweeping``; exits with code 2 if it is wrong."""
-    parser = Parser("the exchange and other collectives over emulated and real links")
-    parser.add_argument(
-        "--rates",
-        type=listed(link_rate),
-        metavar="RATE,...",
-        help="rates of emulated links (default: 100mbit,1gbit); under a launcher that of a node's card",
-    )
-    parser.add_argument(
-        "--engines",
-        type=listed(one_of("auto", "horovod", "torch")),
-        metavar="ENGINE,...",
-        help="auto, horovod, torch (default: horovod,torch on emulated nodes, auto under a launcher)",
-    )
-    parser.add_argument("--nodes", type=whole(2), metavar="N", default=6, help="emulated nodes (default: 6)")
-    parser.add_json()
-    parser.add_argument("--worker-report", type=Path, help=argparse.SUPPRESS)
-    gradient = parser.add_argument_group("one gradient")
-    gradient.add_argument("--count", type=whole(24), metavar="N", help="numbers in it (default: 12000000)")
-    gradient.add_argument("--rounds", type=whole(1), metavar="N", help="repetitions (default: 3)")
-    swept = parser.add_argument_group("a sweep over sizes, if --min-bytes or --max-bytes is given")
-    swept.add_argument("--min-bytes", type=size, metavar="SIZE", help="smallest, such as 1K (default: 1K)")
-    swept.add_argument("--max-bytes", type=size, metavar="SIZE", help="largest, such as 16M (default: 16M)")
-    swept.add_argument("--factor", type=whole(2), metavar="N", help="from size to size (default: 4)")
-    swept.add_argument("--warm-up", type=whole(0), metavar="N", help="runs before the timed (default: 5)")
-    swept.add_argument("--repetitions", type=whole(1), metavar="N", help="timed runs (default: 20)")
-    swept.add_argument(
-        "--operations",
-        type=listed(one_of(*OPERATIONS)),
-        metavar="NAME,...",
-        help=f"{', '.join(OPERATIONS)} (default: all)",
-    )
-    swept.add_argument("--plot", type=picture, metavar="PATH", help="draw time over size, as SVG")
-    parser.add_device()
-    found = parser.parse_args()
-    found.sweeping = found.min_bytes is not None or found.max_bytes is not None
-    others, own = (OF_GRADIENT, OF_SWEEP) if found.sweeping else (OF_SWEEP, OF_GRADIENT)
-    for name in others:
-        if getattr(found, name) is not None:
-            there = "not with --min-bytes" if found.sweeping else "only with --min-bytes"
-            parser.error(f"--{name.replace('_', '-')}: {there}")
-    for name, default in own.items():
-        if getattr(found, name) is None:
-            setattr(found, name, default)
-    _check(found, parser)
-    return found
-
-
-def _check(found: argparse.Namespace, parser: Parser) -> None:
-    """End with code 2 if options contradict each other."""
-    if found.sweeping and found.min_bytes > found.max_bytes:
-        parser.error(f"--min-bytes {found.min_bytes} is more than --max-bytes {found.max_bytes}")
-    if found.sweeping and found.plot and len(sizes_of(found)) == 1:
-        parser.error("--plot: there is one size only")
-    place = launched()
-    if place.size == 1 and place.launcher not in ("none", "srun"):
-        # A shell of salloc has srun's variables.
-        parser.error(
-            f"{place.launcher} has started one worker: start two or more, or none for emulated nodes"
-        )
-    if place.size > 1:
-        for name in ("rates", "engines"):
-            if len(getattr(found, name) or []) > 1:
-                parser.error(f"--{name}: workers that a launcher has started have one; give one")
-    elif found.device == "cuda":
-        parser.error("--device cuda: emulated nodes compute on the CPU; start one worker a GPU by a launcher")
-    if found.device == "cuda" and not found.sweeping:
-        parser.error("--device cuda: only with --min-bytes")
-
-
-def sizes_of(arguments: argparse.Namespace) -> tuple[int, ...]:
-    """The sizes of a sweep in bytes."""
-    sizes = [arguments.min_bytes]
-    while sizes[-1] * arguments.factor <= arguments.max_bytes:
-        sizes.append(sizes[-1] * arguments.factor)
-    return tuple(sizes)
-
 
 def as_worker(arguments: argparse.Namespace) -> BenchmarkFile | None:
     """Measure as one of the workers that a launcher has started; the measurement on worker 0."""
     link = arguments.rates[0] if arguments.rates else None
     workers = init_communicator(SECONDS_TO_ANSWER, engine=(arguments.engines or ["auto"])[0])
-    measured = (_swept if arguments.sweeping else _gradient)(workers, arguments, link)
+    measure = _swept if arguments.sweeping else _jobs if arguments.jobs else _gradient
+    measured = measure(workers, arguments, link)
     workers.close()
     return measured if workers.is_rank0 else None
 
@@ -192,6 +85,14 @@ def _swept(workers: Communicator, arguments: argparse.Namespace, link: str | Non
     return sweep(workers, device, wanted, link)
 
 
+def _jobs(workers: Communicator, arguments: argparse.Namespace, link: str | None) -> BenchmarkFile | None:
+    device = workers.on_all_ranks("choose a device", lambda: own_device(arguments.device, workers))
+    jobs = {path.stem: read_job(path) for path in arguments.jobs}
+    exchanges = workers.on_all_ranks("read the jobs", lambda: ExchangesOfJobs(workers, device, jobs))
+    wanted = Sweep(exchanges.sizes, ("exchange",), arguments.warm_up, arguments.repetitions)
+    return sweep(workers, device, wanted, link, exchanges)
+
+
 def in_a_box(link: str, engine: str, arguments: argparse.Namespace) -> BenchmarkFile:
     """Start the workers in a box with links of this rate, over an engine; the measurement."""
     name = f"bench-{os.getpid()}"
@@ -201,10 +102,10 @@ def in_a_box(link: str, engine: str, arguments: argparse.Namespace) -> Benchmark
             answer = Path(folder) / "report.json"
             program = [sys.executable, __file__, "--rates", link, "--engines", engine, "--device", "cpu"]
             program += ["--worker-report", str(answer)]
-            for option in OF_SWEEP if arguments.sweeping else OF_GRADIENT:
+            for option in OF_SWEEP if arguments.sweeping else OF_JOBS if arguments.jobs else OF_GRADIENT:
                 value = getattr(arguments, option)
                 if option != "plot":
-                    text = ",".join(value) if isinstance(value, list) else str(value)
+                    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
                     program += [f"--{option.replace('_', '-')}", text]
             card = {"GLOO_SOCKET_IFNAME": CARD}
             code = run_over_gloo(made, arguments.nodes, program, {**os.environ, **card})
@@ -237,7 +138,8 @@ def write_plot(path: Path, svg: str) -> None:
 def main() -> None:
     """Measure, print the tables, draw, write the JSON."""
     arguments = read_arguments()
-    table: Callable[[BenchmarkFile], str] = swept_tables if arguments.sweeping else gradient_table
+    swept = arguments.sweeping or arguments.jobs
+    table: Callable[[BenchmarkFile], str] = swept_tables if swept else gradient_table
     if launched().size > 1:
         measured = as_worker(arguments)
         if measured is None:
@@ -250,7 +152,7 @@ def main() -> None:
         engines, links = arguments.engines or ["horovod", "torch"], arguments.rates or RATES
         files = [[in_a_box(link, engine, arguments) for engine in engines] for link in links]
     every = [file for of_rate in files for file in of_rate]
-    ratios = {} if arguments.sweeping else ratios_of_all(files)
+    ratios = {} if swept else ratios_of_all(files)
     for file in every:
         print(table(file))
     merged = merge(every, ratios)

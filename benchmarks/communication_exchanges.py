@@ -82,7 +82,8 @@ def label_of(parameters: Mapping[str, Value]) -> str:
         return "float16, ring"
     else:
         codes = f"int{bits} {'two' if parameters['two_sided'] else 'one'}-sided"
-    return f"{codes}, {str(protocol).replace('_', ' ').replace('allgather', 'all-gather')}"
+    of_job = f"{parameters['job']}: " if parameters.get("job") else ""
+    return f"{of_job}{codes}, {str(protocol).replace('_', ' ').replace('allgather', 'all-gather')}"
 
 
 @dataclass(frozen=True)

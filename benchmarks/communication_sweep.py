@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from communication_exchanges import SWEPT
+from communication_jobs import ExchangesOfJobs
 from communication_operations import OPERATIONS, WORD, Collectives, ExchangesAtSizes, Operation, Source
 from communication_peers import Peers
 from communication_rows import check, row_of
@@ -49,7 +50,11 @@ class Sweep:
 
 
 def sweep(
-    workers: Communicator, device: torch.device, wanted: Sweep, rate: str | None
+    workers: Communicator,
+    device: torch.device,
+    wanted: Sweep,
+    rate: str | None,
+    jobs: ExchangesOfJobs | None = None,
 ) -> BenchmarkFile | None:
     """Time every operation at every size; all workers call this together.
 
@@ -58,13 +63,14 @@ def sweep(
         device: of the buffers.
         wanted: what is measured.
         rate: of a node's card, as ``tc`` writes it; None: what the kernel reports.
+        jobs: whose exchanges are measured in place of all else, at the sizes of their gradients.
 
     Returns:
         The measurement on worker 0, None on the others.
     """
     environment = describe_environment(workers, device)
     clocks = Clocks(workers)
-    sources, notes = _sources(workers, device)
+    sources, notes = ([jobs], []) if jobs else _sources(workers, device)
     rows: list[Row] = []
     measured: list[dict[str, Value]] = []
     uncounted: set[str] = set()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpcdat.performance.benchmark_file import BenchmarkFile
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, DEMO
 from tests.distributed.ranks import environment, launcher
 
 COLLECTIVES = ["all-reduce", "all-gather", "all-to-all", "broadcast", "point to point"]
@@ -22,7 +22,7 @@ def modules(monkeypatch):
 
 
 def test_sizes_are_powers_of_1024():
-    size = import_module("communication").size
+    size = import_module("communication_arguments").size
     assert [size(text) for text in ("1", "1K", "16m", "2G", "4096")] == [1, 2**10, 2**24, 2**31, 4096]
 
 
@@ -36,6 +36,8 @@ WRONG = {
     "--min-bytes 1K --operations all-reduce,gossip": "argument --operations: 'gossip': expected all-reduce",
     "--min-bytes 1K --count 100": "--count: not with --min-bytes",
     "--plot plot.svg": "--plot: only with --min-bytes",
+    "--jobs nowhere.yaml": "argument --jobs: nowhere.yaml: cannot be read",
+    f"--jobs {DEMO} --min-bytes 1K": "--jobs: not with --min-bytes",
     "--min-bytes 1K --plot plot.jpg": "argument --plot: plot.jpg: expected a name that ends with .svg",
     "--min-bytes 1K --max-bytes 2K --plot plot.svg": "--plot: there is one size only",
     "--min-bytes 1K --json nowhere/file.json": "argument --json: nowhere/file.json cannot be written",

@@ -30,10 +30,13 @@ test: setup
 	$(BIN)/python -m pytest -m "not full and not distributed" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "not full and distributed"
 
-# Slow tests: every drill, three-seed statistics, the rates of emulated links.
+# Slow tests: every drill, three-seed statistics, the rates of emulated links. Drills wait for half of the time, in which
+# every job is trained; their tests have priority.
+EVERY_JOB := tests/test_every_job.py
 test-full: setup
-	$(BIN)/python -m pytest -m full --ignore tests/test_every_job.py
-	$(BIN)/python -m pytest -m full -n 2 tests/test_every_job.py
+	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(EVERY_JOB) > runs/every-job.log 2>&1 & jobs=$$!; \
+	$(BIN)/python -m pytest -m full --ignore $(EVERY_JOB); drills=$$?; \
+	wait $$jobs; jobs=$$?; cat runs/every-job.log; test $$drills = 0 && test $$jobs = 0
 
 # For every version of torch: set up, process-free tests, demo; a table. TORCHS chooses them, as in TORCHS="2.13 2.15".
 matrix:

@@ -67,7 +67,8 @@ from hpcdat.storage.atomic_files import write_text
 def as_worker(arguments: argparse.Namespace) -> BenchmarkFile | None:
     """Measure as one of the workers that a launcher has started; the measurement on worker 0."""
     link = arguments.rates[0] if arguments.rates else None
-    workers = init_communicator(SECONDS_TO_ANSWER, engine=(arguments.engines or ["auto"])[0])
+    engine = (arguments.engines or ["auto"])[0]
+    workers = init_communicator(SECONDS_TO_ANSWER, engine=engine, divisible=bool(arguments.jobs))
     measure = _swept if arguments.sweeping else _jobs if arguments.jobs else _gradient
     measured = measure(workers, arguments, link)
     workers.close()

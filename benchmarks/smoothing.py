@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_rounds(7)
     parser.add_json()
     arguments = parser.parse_args()
-    workers = init_communicator(600)
+    workers = init_communicator(600, divisible=True)
     device = own_device(arguments.device, workers)
     times = measure(arguments.batch, arguments.rounds, device, workers)
     environment = describe_environment(workers, device)

@@ -56,12 +56,11 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
 from hpcdat.emulation.cluster import CARD, create_box, remove_box, run_over_gloo
-from hpcdat.errors import InputError
 from hpcdat.performance.benchmark_file import BenchmarkFile
 from hpcdat.report.benchmarks.plot import plot_times
 from hpcdat.report.benchmarks.sections import benchmark_sections
 from hpcdat.report.pages import Section
-from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.atomic_files import write_output
 
 
 def as_worker(arguments: argparse.Namespace) -> BenchmarkFile | None:
@@ -123,18 +122,6 @@ def fits_of(file: BenchmarkFile) -> Section:
     return next(section for section in sections if section.name == "fits")
 
 
-def write_plot(path: Path, svg: str) -> None:
-    """Write a plot.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        write_text(path, svg)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-
-
 @errors_in_one_line
 def main() -> None:
     """Measure, print the tables, draw, write the JSON."""
@@ -167,7 +154,7 @@ def main() -> None:
         fits = fits_of(merged)
         print(replace(fits, plot="").markdown)
         if arguments.plot:
-            write_plot(arguments.plot, fits.plot)
+            write_output(arguments.plot, fits.plot)
 
 
 if __name__ == "__main__":

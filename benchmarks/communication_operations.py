@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from communication_exchanges import Exchanges, Gradient, parameters_of
@@ -112,15 +113,15 @@ def plain(operation: str, by: str, count: int, device: torch.device) -> dict[str
     }
 
 
-class Source:
+class Source(Protocol):
     """What makes operations; all workers create it together."""
 
     def at(self, size: int, chosen: Sequence[str]) -> Iterator[Operation]:
         """Those of its operations that are chosen, with ``size`` bytes, one after the other."""
-        raise NotImplementedError
+        ...
 
     def close(self) -> None:
-        """End what the operations have begun; all workers call this together."""
+        """End what the operations have begun, if anything; all workers call this together."""
 
 
 class Collectives(Source):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpcdat.config.yaml_text import dotted
 from hpcdat.errors import InputError
-from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.atomic_files import write_output
 
 Value = str | bool | int | float | None
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -109,10 +109,7 @@ class BenchmarkFile(BaseModel):
         Raises:
             InputError: it cannot be written.
         """
-        try:
-            write_text(path, self.model_dump_json(indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        write_output(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> BenchmarkFile:

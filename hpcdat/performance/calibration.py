@@ -19,7 +19,7 @@ from hpcdat.exchange.traffic import Collective
 from hpcdat.performance.autotune import COLLECTIVE_KINDS
 from hpcdat.performance.cost_model import Link, Network
 from hpcdat.performance.microbenchmarks import measure_network
-from hpcdat.storage.atomic_files import write_text
+from hpcdat.storage.atomic_files import write_output
 
 MESSAGE_SECONDS = 2e-4
 """Assumed time of an empty message over a link that was not measured, seconds."""
@@ -85,10 +85,7 @@ class Calibration(BaseModel):
         Raises:
             InputError: it cannot be written.
         """
-        try:
-            write_text(path, self.model_dump_json(indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+        write_output(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Calibration:

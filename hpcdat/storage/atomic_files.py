@@ -14,6 +14,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcdat.errors import InputError
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write to a temporary file, and rename it when it is safely on disk.
@@ -67,6 +69,18 @@ def check_writable(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a UTF-8 text file that the user has named, atomically.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def append_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 # As in the ranks of the distributed tests: two numbers of threads add in two orders, and what takes
@@ -37,6 +38,11 @@ class Never:
     """A stop request that is never made."""
 
     requested = False
+
+
+def python_threads():
+    """Threads that Python started. Others are listed for ever, once one of them has started a thread."""
+    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
 
 
 def run_here(*arguments):

@@ -1,7 +1,5 @@
 """Commands on one worker."""
 
-import threading
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from hpcdat.errors import InputError
 from hpcdat.evaluation.attack_text import in_pixel_units
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.storage.run_folder import RunFolder
-from tests.conftest import DEMO, Never
+from tests.conftest import DEMO, Never, python_threads
 
 
 def test_trades_whose_divergence_weighs_nothing_is_plain_training(tmp_path):
@@ -67,5 +65,9 @@ def test_training_leaves_no_thread_that_holds_the_model(tmp_path):
     settings = ["epochs=1", "attack.steps=1", "evaluation.steps=1", "evaluation.every=0", "exchange.bits=8"]
     settings += ["data.train_images=100", "schedule.decay_epochs=[]", "exchange.protocol=allgather"]
     job = read_job(DEMO, [f"run_dir={tmp_path / 'run'}", *settings])
+    before = python_threads()
     run_threads(loopback(2, node_of=[0, 1]), lambda workers: train(job, workers, Never()))
-    assert not [thread.name for thread in threading.enumerate() if thread.name == "exchange"]
+    started = python_threads() - before
+    for thread in started:
+        thread.join(10)
+    assert not [thread.name for thread in started if thread.is_alive()]

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import pickle
 import sys
-import threading
 import time
 import weakref
 from pathlib import Path
@@ -25,6 +24,7 @@ from hpcdat.data.image_folder import list_images
 from hpcdat.data.images import DataError, Images
 from hpcdat.data.pixels import to_pixels
 from hpcdat.data.torchvision_loader import BatchReader, Wanted
+from tests.conftest import python_threads
 
 CPU = torch.device("cpu")
 LOADERS = ["dali", "torchvision"]
@@ -33,11 +33,6 @@ ALL_LOADERS = [*LOADERS, "device"]
 
 def loader_of(images, settings, training=False, batch_size=4):
     return open_loader(images, settings, training=training, batch_size=batch_size, device=CPU)
-
-
-def python_threads():
-    """Threads that Python started. Others are listed for ever, once one of them has started a thread."""
-    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
 
 
 @pytest.mark.parametrize("loader", ALL_LOADERS)

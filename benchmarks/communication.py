@@ -17,7 +17,7 @@ all-gather, all-to-all, broadcast and point to point by the engine, all-reduces 
 where it connects the workers, and our exchanges at 32 to 4 bits; with one process a GPU over NCCL. ``--plot``
 draws them. ``--jobs JOB.yaml,...`` measures the exchanges of jobs instead, as their training runs them: C of
 an epoch is the time of one times the iterations. The columns are explained below the tables, the JSON file in
-docs/benchmarks.md.
+docs/developers/benchmarks.md.
 
 Ratios (for all rates but the first, with the rate as a suffix; over torch.distributed, with the suffix
 ``torch``, where Horovod is measured as well; of the sweep there are none):

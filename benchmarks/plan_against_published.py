@@ -3,8 +3,8 @@
 ``python benchmarks/plan_against_published.py [--json PATH] [--page PATH]`` reads the calibration files in
 ``benchmarks/published``, each with links, sources and published figures, predicts every figure with
 :func:`hpcdat.performance.forecast.forecast`, and prints a table for each file; with ``--page``, which is
-docs/plan-against-published.md, it replaces the tables of that page. Nothing is measured, so every run has the
-same result.
+docs/papers/plan-against-published.md, it replaces the tables of that page. Nothing is measured, so every run
+has the same result.
 
 The computation of a worker is not predicted. It comes from a published figure too (``alone``): the time of an
 epoch, or the throughput, on one node or one GPU. An attack step counts as two passes through the network

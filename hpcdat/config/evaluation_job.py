@@ -29,7 +29,7 @@ class EvaluationJob(Settings):
     """`auto`: one GPU per worker if there are GPUs, else the CPU"""
     engine: Annotated[Literal["auto", "horovod", "torch"], MAY_CHANGE] = "auto"
     """what connects the workers: Horovod or torch.distributed; `auto`: torch.distributed under torchrun and
-    where Horovod is not installed, else Horovod; see docs/engines.md"""
+    where Horovod is not installed, else Horovod; see docs/how-it-works/engines.md"""
     stall_timeout: Annotated[int, MAY_CHANGE] = Field(600, ge=1)
     """seconds that a worker may keep the others waiting before all of them stop"""
     module_path: Annotated[list[ExpandedPath] | None, MAY_CHANGE] = None

@@ -62,7 +62,7 @@ class Job(EvaluationJob):
     trackers: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], MAY_CHANGE] = Field(
         default_factory=list
     )
-    """record the curves of the run in these too, offline in its folder; see docs/tracking.md"""
+    """record the curves of the run in these too, offline in its folder; see docs/start/tracking.md"""
     attack: Attack = Attack()
     objective: Objective = Objective()
     smoothing: Smoothing = Smoothing()

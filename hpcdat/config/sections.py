@@ -42,7 +42,7 @@ class Data(Settings):
     `cifar10` and `cifar100`: the official batches; `digits`: scikit-learn's digits, written to `root` if not
     there; `huggingface`: what the library `datasets` reads; or `MODULE:CALLABLE` of one's own, called as
     callable(root=..., **options), without `root` if that is not set, which returns two map-style data sets,
-    for training and test (docs/data.md)"""
+    for training and test (docs/start/own-images.md)"""
     options: Annotated[dict[str, Any], AfterValidator(as_plain)] = {}
     """`MODULE:CALLABLE`: further arguments of the callable, by name"""
     root: Annotated[ExpandedPath | None, MAY_CHANGE] = None

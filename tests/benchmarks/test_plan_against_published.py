@@ -14,7 +14,7 @@ from tests.conftest import CHECKOUT, DEMO, run_here
 from tests.performance.test_forecast import TIMING
 
 FILES = sorted((CHECKOUT / "benchmarks" / "published").glob("*.yaml"))
-PAGE = (CHECKOUT / "docs" / "plan-against-published.md").read_text()
+PAGE = (CHECKOUT / "docs" / "papers" / "plan-against-published.md").read_text()
 
 
 @pytest.fixture(scope="module")

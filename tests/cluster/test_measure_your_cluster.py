@@ -1,4 +1,4 @@
-"""The commands of docs/measure-your-cluster.md, one after the other, with small sizes."""
+"""The commands of docs/tutorials/measure-your-cluster.md, one after the other, with small sizes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.distributed.ranks import BIN
 
 pytestmark = [pytest.mark.distributed, pytest.mark.full, pytest.mark.timeout(300)]
 
-PAGE = (CHECKOUT / "docs" / "measure-your-cluster.md").read_text()
+PAGE = (CHECKOUT / "docs" / "tutorials" / "measure-your-cluster.md").read_text()
 SMALL = {
     "--max-bytes 256M": "--max-bytes 16K --operations all-reduce,exchange --warm-up 1 --repetitions 3",
 }

@@ -346,11 +346,11 @@ def test_a_share_of_a_single_data_set_is_the_test(write_module, find):
 
 
 def test_the_examples_of_the_documentation_read_the_same_images(photos, tmp_path, monkeypatch):
-    """Those of docs/data.md, on a folder of photographs."""
+    """Those of docs/start/own-images.md, on a folder of photographs."""
     pytest.importorskip("datasets")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
-    text = (CHECKOUT / "docs" / "data.md").read_text()
+    text = (CHECKOUT / "docs" / "start" / "own-images.md").read_text()
     text = text[text.index("## A data set in Python") :]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     sections = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

@@ -1,6 +1,6 @@
 """Architectures of many kinds: what a step of DAT-FGSM computes does not depend on how it is divided.
 
-`python -m tests.training.test_architectures` prints the table of docs/networks.md.
+`python -m tests.training.test_architectures` prints the table of docs/start/own-network.md.
 """
 
 import sys

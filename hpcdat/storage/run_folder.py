@@ -11,16 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hpcdat import __version__
 from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import JobError, read_evaluation_job, read_job, write_job
-from hpcdat.config.sections import by_name
 from hpcdat.errors import InputError, shorten
 from hpcdat.storage.atomic_files import append_text, write_text
+from hpcdat.storage.changed_settings import compare_settings
 from hpcdat.storage.evaluated import Concluded, WeightsResult
 from hpcdat.storage.folder_lock import lock_folder
 from hpcdat.storage.follower import Follower
@@ -370,30 +369,15 @@ class RunFolder:
         """
         advice = "choose another run_dir, or start over with --overwrite"
         try:
-            before = by_name(read_job(self.job_file))
+            changed, refused = compare_settings(self.job_file, job, finished=bool(self.metrics("finished")))
         except JobError as error:
             raise RunError(f"{error}{self._writer()}\n{advice}") from None
-        key = "attack.fold_batch_norm"
-        if not self._records(*key.split(".")):
-            # A run from before there was this setting; it makes no difference where nothing would be folded.
-            folds = job.folds_batch_norm and not self.metrics("finished")
-            before[key] = (job.attack.fold_batch_norm and not folds, False)
-        changed = [
-            (f"{key}: {shorten(before[key][0])} -> {shorten(value)}", may_change)
-            for key, (value, may_change) in by_name(job).items()
-            if before[key][0] != value
-        ]
-        refused = [text for text, may_change in changed if not may_change]
         if refused:
             raise RunError(
                 f"the run in {self.path} has other settings ({', '.join(refused)}): "
                 f"use the same settings to resume it, {advice}"
             )
-        return [text for text, _ in changed]
-
-    def _records(self, section: str, setting: str) -> bool:
-        """Whether the run's job file, which states all settings that there were, has this one."""
-        return setting in yaml.safe_load(self.job_file.read_text()).get(section, {})
+        return changed
 
 
 def _left_out(before: EvaluationJob, settings: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ def test_a_job_without_training_needs_no_setting_of_one_and_survives_writing(tmp
 
 
 def test_the_job_in_the_documentation_is_one(tmp_path):
-    text = (CHECKOUT / "docs" / "how-it-works" / "evaluation.md").read_text()
+    text = (CHECKOUT / "docs" / "how-it-works" / "given-weights.md").read_text()
     start = text.index("    # theirs.yaml\n")
     job = read(tmp_path, textwrap.dedent(text[start : text.index("\n\n", start)]))
     assert type(job) is EvaluationJob and job.takes_first_images and job.evaluation.eps == 8 / 255

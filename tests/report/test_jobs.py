@@ -184,10 +184,9 @@ def test_what_hpcdat_offers_stands_beside_the_row_with_its_bits_and_sides(method
 
 
 def submitted():
-    """What the commands of docs/papers/experiments.md submit: job, settings, nodes and workers."""
-    page = (CHECKOUT / "docs" / "papers" / "experiments.md").read_text()
-    text = page.partition("# The DAT paper's experiments in")[0]
-    commands = re.findall(r"(?m)^    (.*hpcdat (?:submit|evaluate).*)$", text)
+    """What the commands of docs/papers/index.md submit: job, settings, nodes and workers."""
+    page = (CHECKOUT / "docs" / "papers" / "index.md").read_text()
+    commands = re.findall(r"(?m)^    (.*hpcdat (?:submit|evaluate).*)$", page)
     script = "\n".join(["hpcdat() { echo $@; }", *commands])
     lines = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
     for line in lines.splitlines():

@@ -55,7 +55,6 @@ from training_steps import (
     Network,
     Pgd,
     arithmetic_alone,
-    flops_of,
     has_bfloat16,
     training_step,
 )
@@ -67,6 +66,7 @@ from hpcdat.errors import InputError, first_line
 from hpcdat.models.pixel_model import Precision
 from hpcdat.out_of_memory import is_out_of_memory
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
+from hpcdat.training.flops import flops_of
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
 COMPARED = Combination(Network("preact-resnet18", 32), 64, "float32", Pgd(EPS, STEP_SIZE, 10))

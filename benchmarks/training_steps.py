@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.module_tracker import ModuleTracker
 
 from hpcdat.attacks.folding import Folding, fold
 from hpcdat.attacks.pgd import PGD
@@ -214,28 +212,6 @@ def arithmetic_alone(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None
     model.train()
     model.zero_grad(set_to_none=True)
     cross_entropy(model(x), y).backward()
-
-
-def flops_of(work: Callable[[], object]) -> int:
-    """Floating-point operations of a piece of work, as torch's counter counts them.
-
-    It counts those in convolutions and matrix products, two for a product and a sum, and no others.
-    """
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
-    with counter:
-        work()
-    return counter.get_total_flops()
-
-
-class _NoModules(ModuleTracker):
-    """Attributes nothing to modules: the hooks for that fail where an attack asks for gradients of a leaf."""
-
-    def __enter__(self) -> ModuleTracker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 def has_bfloat16(device: torch.device) -> bool:

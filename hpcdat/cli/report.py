@@ -12,7 +12,7 @@ from hpcdat.cli.options import path
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.errors import InputError
 from hpcdat.report.result_table import result_table
-from hpcdat.storage.run_folder import RunFolder
+from hpcdat.storage.run_folder import Result, RunFolder
 
 if TYPE_CHECKING:
     from hpcdat.report.pages import Section
@@ -68,7 +68,8 @@ def report(
     paper's rows that their jobs name in `reproduces`: the paper's number, ours and the ratio. Tables, plots
     and notes are written to `--out` (default: `report`). They include accuracy over the global batch, if runs
     of a method differ in it; RA over eps and steps, if `hpcdat evaluate` measured it; and TA and RA over the
-    epochs, for jobs that reproduce the DAT paper's Figure 4. dat-2 needs runs that `hpcdat certify` has
+    epochs, for jobs that reproduce the DAT paper's Figure 4. RA stands beside the PFLOP of the training, with
+    those that 40, 44 and 46 % took, if the runs counted them. dat-2 needs runs that `hpcdat certify` has
     certified.
 
     With `--benchmark`, tables of times, of fitted latencies and bandwidths, and of C beside that of the DAT
@@ -86,6 +87,12 @@ def report(
     if out is None:
         results = reported_once(lambda: {run: RunFolder(run).read_any_result() for run in folders})
         print(result_table(results, mean=len(runs) == 1))
+        # It takes the packages of the report's page, which other commands need not wait for.
+        from hpcdat.report.robustness_per_flop import robustness_sections
+
+        trained = {run: result for run, result in results.items() if isinstance(result, Result)}
+        for section in reported_once(lambda: robustness_sections(trained)):
+            print(f"\n{section.markdown}", end="")
         return
 
     def write() -> tuple[list[Section], list[Path]]:
@@ -93,6 +100,7 @@ def report(
         from hpcdat.report.batches import batch_sections
         from hpcdat.report.comparison import compare
         from hpcdat.report.epochs import epoch_sections
+        from hpcdat.report.robustness_per_flop import robustness_sections
         from hpcdat.report.runs import read_run
         from hpcdat.report.sweeps import sweep_sections
 
@@ -104,6 +112,7 @@ def report(
             sections.append(pages.runs_section([] if table else read, evaluations))
         if read:
             sections += [*batch_sections(read), *sweep_sections(read), *epoch_sections(read)]
+            sections += robustness_sections({run.folder: run.result for run in read})
         return sections, pages.write_report(sections, out, title or "Runs of hpcdat")
 
     sections, files = reported_once(write)

@@ -25,6 +25,7 @@ ConcludedT = TypeVar("ConcludedT", bound=Concluded)
 IRRELEVANT = (
     *("data.train", "data.train_images", "data.unlabelled", "data.unlabelled_part", "data.split"),
     *("data.last_batch", "data.threads", "data.download", "data.policy"),
+    "data.progressive_resizing",
     *("evaluation.every", "evaluation.autoattack", "certification.sigma"),
     *("model.batch_norm", "model.pretrained", "model.pretrained_averaged", "model.compiled"),
 )
@@ -171,6 +172,7 @@ def summarise(
         gpu_wh=_watt_hours(epochs, "gpu_joules"),
         package_wh=_watt_hours(epochs, "package_joules"),
         dram_wh=_watt_hours(epochs, "dram_joules"),
+        flops=epochs[-1].get("flops") if epochs else None,
         chosen_on_test=job.early_stopping.chooses_weights and not job.early_stopping.held_out,
         **aa._asdict() if aa else {},
     )

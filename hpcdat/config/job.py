@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from hpcdat.config.averaging import Averaging
 from hpcdat.config.evaluation_job import EvaluationJob, check_radius
 from hpcdat.config.methods import EXTRA_WARMUP_ABOVE, EXTRA_WARMUP_EPOCHS, METHODS, MethodName
+from hpcdat.config.progressive_resizing import check_stages
 from hpcdat.config.sections import (
     MAY_CHANGE,
     Attack,
@@ -155,6 +156,12 @@ class Job(EvaluationJob):
             raise not_allowed("data.mixing_alpha", "without data.mixing: mixup or cutmix")
         if data.mixing != "none" and self.concurrent.place == "workers":
             raise refusal("data.mixing", "none: attack workers hand over labels, not proportions of classes")
+        if data.progressive_resizing:
+            check_stages(data.progressive_resizing, data.image_size, self.total_epochs)
+            if self.concurrent.place == "workers":
+                raise refusal(
+                    "data.progressive_resizing", "[]: attack workers hand over images of data.image_size"
+                )
 
     def _check_smoothing(self) -> None:
         method, smoothing = METHODS[self.method], self.smoothing

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from hpcdat.config.loaders import installed_loader
 from hpcdat.config.paths import ExpandedName, ExpandedPath
+from hpcdat.config.progressive_resizing import Stages, size_in_epoch
 from hpcdat.config.scalars import as_plain
 from hpcdat.config.settings import Settings
 
@@ -112,6 +113,19 @@ class Data(Settings):
     (Zhang et al. 2018); `cutmix`, a rectangle of the other (Yun et al. 2019)"""
     mixing_alpha: float = Field(1.0, gt=0, le=100)
     """both parameters of the Beta distribution of the proportion, drawn once for each batch"""
+    progressive_resizing: Stages = []
+    """[[EPOCH, SIZE], ...]: from each of these epochs on, counted from 1 and with those of the extra warm-up,
+    training images are resized to this height and width after all augmentation; the last size must be
+    `image_size`, at which images are evaluated. Left out: always `image_size`"""
+
+    def training_size(self, epoch: int) -> int:
+        """Height and width of training images after so many epochs, pixels."""
+        return size_in_epoch(self.progressive_resizing, epoch, self.image_size)
+
+    @property
+    def training_sizes(self) -> list[int]:
+        """All sizes of training images, the smallest first, pixels."""
+        return sorted({size for _, size in self.progressive_resizing} or {self.image_size})
 
     @property
     def is_user_code(self) -> bool:

@@ -91,7 +91,8 @@ def build_model_for(job: EvaluationJob, classes: int, device: torch.device | Non
     """The model of a job, freshly initialised, with split batch norm if its method uses it.
 
     A network that is not one of :data:`MODELS` is checked by a pass of two images; see
-    :func:`~hpcdat.models.network_check.check_network`. On torch's meta device it is not.
+    :func:`~hpcdat.models.network_check.check_network`. Any network is checked so at each smaller size of
+    training images. On torch's meta device it is not.
 
     Args:
         job: its model, data and seed.
@@ -124,10 +125,11 @@ def build_model_for(job: EvaluationJob, classes: int, device: torch.device | Non
     if device is not None:
         model = model.to(device)
     place = next(model.parameters()).device
-    if ":" in name and place.type != "meta":
-        size = job.data.image_size
+    checked = {job.data.image_size: "data.image_size"} if ":" in name else {}
+    checked |= dict.fromkeys(job.data.training_sizes[:-1], "data.progressive_resizing")
+    for size, setting in checked.items() if place.type != "meta" else ():
         with seeded(seed, place):
-            check_network(name, model, (job.data.channels, size, size), classes)
+            check_network(name, model, (job.data.channels, size, size), classes, setting)
     return model
 
 

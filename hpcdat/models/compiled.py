@@ -19,7 +19,8 @@ class Compiled(nn.Module):
 
     The compiler generates code for every use of the model: without gradients of the weights in the attack,
     with them in training, and for each mode of batch norm and branch. That takes about a minute on a GPU, so
-    the short last batch of an epoch, evaluations and guards are not compiled.
+    the short last batch of an epoch, evaluations and guards are not compiled. When the size of the images
+    changes, all of it is generated anew.
 
     Args:
         model: from images to logits; the wrapper shares its parameters and buffers.
@@ -31,6 +32,7 @@ class Compiled(nn.Module):
         super().__init__()
         self.model, self.batch_size = model, batch_size
         self._full = torch.compile(model.forward, backend=backend, dynamic=False, fullgraph=True)
+        self._shape: torch.Size | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits (N, classes), up to rounding, of images (N, C, H, W).
@@ -38,8 +40,15 @@ class Compiled(nn.Module):
         Raises:
             InputError: the compiler cannot compile the model.
         """
+        if len(x) != self.batch_size:
+            plain: Tensor = self.model(x)
+            return plain
+        if self._shape not in (None, x.shape):
+            # The compiler keeps a limited number of variants; those of the other size are not used now.
+            torch.compiler.reset()
+        self._shape = x.shape
         try:
-            logits: Tensor = self._full(x) if len(x) == self.batch_size else self.model(x)
+            logits: Tensor = self._full(x)
         except Exception as error:
             if not type(error).__module__.startswith(COMPILERS):
                 raise

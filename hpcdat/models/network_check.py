@@ -19,7 +19,13 @@ SIZE_OPTIONS = {"torchvision": "image_size", "timm": "img_size"}
 """Names of the option for the size of images, in the networks that are built for one size."""
 
 
-def check_network(name: str, model: nn.Module, shape: tuple[int, int, int], num_classes: int) -> None:
+def check_network(
+    name: str,
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    size_from: str = "data.image_size",
+) -> None:
     """Check what a network returns, and what it changes, in a pass in training and one in evaluation mode.
 
     Args:
@@ -27,12 +33,13 @@ def check_network(name: str, model: nn.Module, shape: tuple[int, int, int], num_
         model: from images in [0, 1] to logits, on its device; it is as before in the end.
         shape: of an image: channels, height, width.
         num_classes: number of logits.
+        size_from: setting that has height and width, for messages.
 
     Raises:
         InputError: the network fails, does not return logits (N, num_classes), does not let gradients through
             to the images, or changes buffers that a checkpoint or an attack could not restore.
     """
-    check = _Check(name, shape, num_classes)
+    check = _Check(name, shape, num_classes, size_from)
     images = torch.rand(IMAGES, *shape, device=next(model.parameters()).device)
     keys, derived = list(model.state_dict()), buffers_of(model, persistent=False)
     with _preserved(model) as before:
@@ -65,8 +72,8 @@ def check_network(name: str, model: nn.Module, shape: tuple[int, int, int], num_
 class _Check:
     """The passes of one network, and what is wrong with it as an error."""
 
-    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
-        self.name, self.shape, self.num_classes = name, shape, num_classes
+    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int, size_from: str) -> None:
+        self.name, self.shape, self.num_classes, self.size_from = name, shape, num_classes, size_from
 
     def error(self, problem: str) -> InputError:
         return InputError(f"{KEY}: {self.name}: {problem}")
@@ -84,7 +91,7 @@ class _Check:
             option = SIZE_OPTIONS.get(self.name.partition(":")[0])
             hint = f"; its size may be one of model.options ({option})" if option else ""
             raise self.error(
-                f"fails on images of {pixels} (data.channels, data.image_size): {describe_failure(error)}"
+                f"fails on images of {pixels} (data.channels, {self.size_from}): {describe_failure(error)}"
                 + (hint if isinstance(error, AssertionError) else "")
             ) from None
         expected = f"expected logits (N, {self.num_classes}), N the number of images"

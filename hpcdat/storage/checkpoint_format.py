@@ -23,11 +23,12 @@ from hpcdat.errors import InputError, first_line, shorten
 from hpcdat.storage.atomic_files import write_atomically
 from hpcdat.storage.worker_rows import WorkerRows, check_rows
 
-FORMAT = 10
+FORMAT = 11
 """Format of the checkpoints that are written."""
 
-READABLE = (8, 9, 10)
-"""Formats that are read. Those of 8 have no averaged weights; up to 9 error feedback is in the first file."""
+READABLE = (8, 9, 10, 11)
+"""Formats that are read. Those of 8 have no averaged weights; up to 9 error feedback is in the first file; up
+to 10 FLOPs are not counted."""
 
 MAGIC = b'{"hpcdat-checkpoint": '
 """The first bytes of every checkpoint."""
@@ -96,6 +97,7 @@ class Checkpoint:
         step: number of steps done in the current epoch.
         totals: sums over these steps, as a dictionary of :class:`EpochTotals`.
         skipped_steps: number of steps skipped since the run began.
+        flops: floating-point operations of all steps since the run began; None if they are not counted.
         history: evaluations so far, as a dictionary of :class:`~hpcdat.training.early_stopping.History`.
         feedback: shapes of the error feedback of the exchange by bucket and side, which each worker's row
             ends with; in formats 8 and 9 the error feedback of all workers, (M, ...) float32.
@@ -123,6 +125,7 @@ class Checkpoint:
     images: int
     totals: dict[str, int | float | None] = field(default_factory=lambda: asdict(EpochTotals()))
     skipped_steps: int = 0
+    flops: int | None = None
     history: dict[str, int] = field(default_factory=dict)
     feedback: list[dict[str, Any]] = field(default_factory=list)
     stale: list[list[Any]] = field(default_factory=list)

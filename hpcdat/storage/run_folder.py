@@ -54,6 +54,8 @@ class Result(Concluded):
         images_per_second: images that all workers together train on, median of the epochs; None as above.
         gpu_wh: energy of the training on all GPUs, watt-hours; None if it was not measured in all epochs.
         package_wh, dram_wh: likewise of the processors and the memory of all nodes.
+        flops: floating-point operations of the training on all workers, attacks and updates; None if they
+            were not counted in all epochs.
     """
 
     method: str
@@ -71,6 +73,7 @@ class Result(Concluded):
     gpu_wh: float | None = None
     package_wh: float | None = None
     dram_wh: float | None = None
+    flops: int | None = None
 
 
 RESULT_ADAPTER = TypeAdapter(Result)

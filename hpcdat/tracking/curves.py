@@ -10,6 +10,7 @@ from hpcdat.tracking.tracker import Point
 
 PERCENT = 100.0
 WATT_HOURS = 1 / 3600
+PETA = 1e-15
 
 CURVES: dict[str, dict[str, tuple[str, float]]] = {
     "epoch": {
@@ -19,6 +20,7 @@ CURVES: dict[str, dict[str, tuple[str, float]]] = {
         "images": ("train/images", 1),
         "skipped_images": ("train/skipped_images", 1),
         "skipped_steps": ("train/skipped_steps", 1),
+        "flops": ("train/PFLOP", PETA),
         "total_seconds": ("time/epoch_seconds", 1),
         "communication_seconds": ("time/communication_seconds", 1),
         "waited_seconds": ("time/waiting_for_workers_seconds", 1),
@@ -72,5 +74,6 @@ def results_of(result: Result) -> dict[str, float]:
         "final/gpus_Wh": result.gpu_wh,
         "final/processors_Wh": result.package_wh,
         "final/memory_Wh": result.dram_wh,
+        "final/PFLOP": None if result.flops is None else PETA * result.flops,
     }
     return {name: value for name, value in results.items() if value is not None}

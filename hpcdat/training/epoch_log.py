@@ -67,14 +67,17 @@ class EpochLog:
             place = f"worker {self.workers.rank} on {self.workers.host}"
             print(f"warning: {place}: {warning}", file=sys.stderr, flush=True)
 
-    def count(self, outcome: StepOutcome, global_size: int) -> None:
+    def count(self, outcome: StepOutcome, global_size: int, flops: int | None) -> None:
         """Add a step to the totals.
 
         Args:
             outcome: of the step.
             global_size: images of all workers in it, including those that could not be read.
+            flops: floating-point operations of an image; None if they are not counted.
         """
         totals = self.state.totals
+        if self.state.flops is not None:
+            self.state.flops = None if flops is None else self.state.flops + outcome.images * flops
         totals.skipped_images += global_size - outcome.images
         if outcome.finite:
             totals.cost += outcome.cost * outcome.images
@@ -118,6 +121,7 @@ class EpochLog:
             epoch=self.state.epoch,
             lr=rate,
             **asdict(totals) | {"cost": cost if totals.images else None},
+            flops=self.state.flops,
             left_out_images=left_out,
             training_accuracy=totals.correct / totals.images if seen else None,
             images_per_second=totals.images / totals.total_seconds,

@@ -35,10 +35,12 @@ def reported(data: Data) -> Iterator[None]:
     except ValueError as error:
         if TEXT_OF_TORCH not in str(error):
             raise
+        size = data.training_sizes[0]
+        larger = "data.progressive_resizing" if data.progressive_resizing else "data.image_size"
         raise InputError(
             f"a worker's batch of one image cannot pass this model's batch norm in training, as images of "
-            f"{data.image_size}x{data.image_size} leave one value a channel: set batch_size to 2 or more, "
-            "data.last_batch to drop, or a larger data.image_size"
+            f"{size}x{size} leave one value a channel: set batch_size to 2 or more, "
+            f"data.last_batch to drop, or larger images ({larger})"
         ) from None
 
 
@@ -56,6 +58,7 @@ def check_batches(sizes: set[int], model: nn.Module, data: Data, device: torch.d
     """
     if 1 not in sizes:
         return
-    image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
+    size = data.training_sizes[0]
+    image = torch.zeros(1, data.channels, size, size, device=device)
     with reported(data), attacked(model, "train"), torch.no_grad():
         model(image)

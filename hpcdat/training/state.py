@@ -35,6 +35,8 @@ class TrainingState:
         epoch, step: epochs done, and steps done in the next one.
         totals: of those steps.
         skipped_steps: steps skipped since the run began.
+        flops: floating-point operations of attacks and updates since the run began, of all workers; None if
+            they are not counted.
         history: of the evaluations so far.
     """
 
@@ -43,6 +45,7 @@ class TrainingState:
         self.model, self.workers = algorithm.model, algorithm.workers
         self.classes, self.images = train.classes, len(train)
         self.epoch = self.step = self.skipped_steps = 0
+        self.flops: int | None = 0
         self.totals = EpochTotals()
         self.history = History()
 
@@ -82,6 +85,7 @@ class TrainingState:
             images=self.images,
             totals=asdict(self.totals),
             skipped_steps=self.skipped_steps,
+            flops=self.flops,
             history=asdict(self.history),
             feedback=feedback,
             stale=algorithm.adversary.stale() if self.step else [],
@@ -137,24 +141,24 @@ class TrainingState:
         say(f"resuming from epoch {self.epoch}, step {self.step} ({chosen})")
 
     def restore_best(self) -> None:
-        """Restore the best checkpoint; the metrics stay.
+        """Restore the best checkpoint; metrics and FLOPs stay.
 
         Raises:
             InputError: it is missing or damaged.
         """
-        self._restore(self.folder.checkpoints.best_file, cut_metrics=False)
+        self._restore(self.folder.checkpoints.best_file, resumes=False)
 
     def restore_epoch(self) -> None:
-        """Restore the newest end of an epoch on disk; metrics and history stay.
+        """Restore the newest end of an epoch on disk; metrics, FLOPs and history stay.
 
         Raises:
             InputError: it is missing or damaged.
         """
         history = self.history
-        self._restore(self.folder.checkpoints.epoch_file, cut_metrics=False)
+        self._restore(self.folder.checkpoints.epoch_file, resumes=False)
         self.history = history
 
-    def _restore(self, file: Path, *, cut_metrics: bool = True) -> None:
+    def _restore(self, file: Path, *, resumes: bool = True) -> None:
         algorithm = self.algorithm
 
         def load() -> tuple[Checkpoint, EpochTotals, History]:
@@ -195,10 +199,12 @@ class TrainingState:
                 algorithm.exchange.restore_feedback(checkpoint.feedback, own[statistics:])
             algorithm.adversary.restore(checkpoint.stale)
             algorithm.averages.restore(checkpoint.averaged, checkpoint.averaging)
-            if cut_metrics and self.workers.is_rank0:
+            if resumes and self.workers.is_rank0:
                 self.folder.truncate_metrics(checkpoint.metrics_bytes)
             return checkpoint, totals, history
 
         checkpoint, self.totals, self.history = self.workers.on_all_ranks("read the checkpoint", load)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.skipped_steps = checkpoint.skipped_steps
+        if resumes:
+            self.flops = checkpoint.flops

@@ -11,6 +11,7 @@ from typing import Any
 
 from hpcdat.data import open_loader
 from hpcdat.data.mixing import mix
+from hpcdat.data.progressive_resizing import resized
 from hpcdat.data.sampler import Share, training_shares, with_unlabelled
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import InputError, Stopped, WorkerError
@@ -24,6 +25,7 @@ from hpcdat.storage.checkpoint_format import EpochTotals
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.epoch_log import EpochLog
+from hpcdat.training.flops import TrainingFlops
 from hpcdat.training.pretrained import load_pretrained
 from hpcdat.training.replicas import check_equal, make_equal
 from hpcdat.training.roles import groups_of_batches
@@ -62,6 +64,7 @@ class Trainer:
         )
         self.state = TrainingState(algorithm, folder, images.train)
         self.log = EpochLog(self.state, self.progress)
+        self.flops = TrainingFlops(self.job, self.model)
         execution = Execution(self.workers, self.progress, stop)
         self.validation = Validation(self.job, self.state, images, self.device, execution)
         self._saved = time.monotonic()
@@ -154,6 +157,9 @@ class Trainer:
                 "data.split: nodes, resume with the same number of nodes",
                 everywhere=True,
             )
+        flops = self.flops.of_image(self.job.data.training_size(state.epoch))
+        if self.flops.remark:
+            self.progress.say_once(self.flops.remark)
         batches = self._read(shares)
         self.model.train()
         self.progress.begin(f"epoch {state.epoch + 1}/{self.job.total_epochs}", steps, state.step)
@@ -171,7 +177,7 @@ class Trainer:
             with self.log.stepping(), fastest_convolutions(self.job.model.compiled):
                 outcome = self.algorithm.step(now, newest if delay else None, self._requests)
             state.step += 1
-            self.log.count(outcome, now.global_size)
+            self.log.count(outcome, now.global_size, flops)
             if not outcome.finite:
                 self._skip(outcome.cost)
             self.progress.step()
@@ -229,15 +235,16 @@ class Trainer:
         indices = [share.indices for step in list(zip(*shares, strict=True))[first:] for share in step]
         loaded = self.loader.read(indices if reads else [], derive(self.job.seed, "augmentation", epoch))
         for step, share in enumerate(shares[0][first:], start=first):
-            images = {n: self._mixed(Labelled(*next(loaded)), epoch, step, n) for n in reads}
+            images = {n: self._prepared(Labelled(*next(loaded)), epoch, step, n) for n in reads}
             yield Batch(epoch, step, share.global_size, images)
         # The loader may clean up after its last batch.
         next(loaded, None)
 
-    def _mixed(self, images: Labelled, epoch: int, step: int, number: int) -> Labelled:
-        """A batch as data.mixing mixes it; all workers that read it mix it alike."""
+    def _prepared(self, images: Labelled, epoch: int, step: int, number: int) -> Labelled:
+        """A batch, mixed and in the epoch's size; all workers that read it prepare it alike."""
         seed = derive(self.job.seed, "mixing", epoch, step, number)
-        return mix(images, self.job.data, len(self.images.classes), seed)
+        mixed = mix(images, self.job.data, len(self.images.classes), seed)
+        return mixed._replace(x=resized(mixed.x, self.job.data.training_size(epoch)))
 
     def _set_rate(self, steps: int) -> float:
         """Set and return the learning rate of the current step, the same on all workers."""

@@ -13,6 +13,7 @@ from torch import nn
 from hpcdat.distributed.loopback import loopback, run_threads
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
+from hpcdat.training.flops import flops_of
 from tests.conftest import CHECKOUT
 
 CPU = torch.device("cpu")
@@ -71,12 +72,9 @@ def test_the_flops_of_a_step_are_those_of_its_passes(steps, network, k):
     forward, first = passes(model.eval(), step.network.images(3, CPU).x)
     # An input gradient takes as much as a forward pass, a gradient of the weights too; the images of the
     # update need no gradient.
-    assert steps.flops_of(step.step(CPU)) == k * 2 * forward + 3 * forward - first
+    assert flops_of(step.step(CPU)) == k * 2 * forward + 3 * forward - first
     x, y = step.network.images(3, CPU)
-    assert (
-        steps.flops_of(lambda: steps.arithmetic_alone(model, x, y, k))
-        == k * 2 * forward + 3 * forward - first
-    )
+    assert flops_of(lambda: steps.arithmetic_alone(model, x, y, k)) == k * 2 * forward + 3 * forward - first
 
 
 def test_the_share_of_the_peak_is_a_quotient_of_rates(bench, peak):

@@ -89,3 +89,15 @@ def test_a_network_that_cannot_be_compiled_is_reported_in_a_line():
         Compiled(model, 4, "aot_eager")(torch.rand(4, 1, 8, 8))
     assert "\n" not in str(caught.value)
     assert Compiled(model, 4, "aot_eager")(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_images_may_take_more_sizes_than_the_compiler_keeps_variants():
+    torch.compiler.reset()
+    model = build_model("digits-cnn", channels=1, num_classes=10, mean=[0.5], std=[0.25], seed=0).eval()
+    counter = CompileCounterWithBackend("eager")
+    compiled_model = Compiled(model, 2, counter)
+    sizes = (*range(4, 13), 4)
+    for size in sizes:
+        x = torch.rand(2, 1, size, size)
+        torch.testing.assert_close(compiled_model(x), model(x))
+    assert counter.frame_count == len(sizes)

@@ -191,7 +191,7 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path, head
     version = header["hpcdat-checkpoint"]
     assert str(failure.value) == (
         f"{path}: written by {writer} (checkpoint format {version}); "
-        f"hpcdat {__version__} reads only formats 8, 9 and {FORMAT}"
+        f"hpcdat {__version__} reads only formats 8, 9, 10 and {FORMAT}"
     )
 
 

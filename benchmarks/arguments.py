@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import re
 import sys
@@ -103,12 +104,22 @@ def errors_in_one_line(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        # torch.compile looks for CUDA's compiler on CPUs, too, and warns that there is no GPU for it.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         try:
             main()
         except HpcdatError as error:
             leave(error)
 
     return run
+
+
+def environment_in_a_box() -> dict[str, str]:
+    """Variables of workers on emulated nodes.
+
+    Their addresses have no host names, about which torch.distributed would warn at every connection.
+    """
+    return {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 
 
 def leave(error: HpcdatError) -> NoReturn:

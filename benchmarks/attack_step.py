@@ -9,9 +9,8 @@ one counts. One worker computes on one GPU; workers on CPUs share the cores.
 - images/s: of all workers together.
 - GFLOP: floating-point operations of a worker's step in convolutions and matrix products, two for a product
   and a sum.
-- of peak: FLOP/s over those of the fastest square matrix product in the same precision, measured before.
-  On a GPU, float32 stands for TF32, as in torch's convolutions. On a CPU it can exceed 1: on an AMD EPYC
-  oneDNN's convolutions in float32 were 2.5 times as fast as MKL's products.
+- of peak: FLOP/s over those of the fastest of several matrix products and convolutions in the same precision,
+  measured before. On a GPU, float32 stands for TF32, as in torch's convolutions.
 - memory: on a GPU the most that torch has allocated for model, images and two steps; on a CPU the growth of
   resident memory while a process of its own does the same.
 
@@ -35,15 +34,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from statistics import median
 
 import torch
 from arguments import Parser, errors_in_one_line, listed, one_of, own_device, whole
+from attack_comparison import EPS, MISSING, STEP, STEP_SIZE, compare, ratios_of
 from memory import NotEnoughMemory, growth_of, in_own_process
 from peak import Peak, measure_peak
 from tabulate import tabulate
@@ -54,9 +52,7 @@ from training_steps import (
     Combination,
     Network,
     Pgd,
-    arithmetic_alone,
     has_bfloat16,
-    training_step,
 )
 
 from hpcdat.distributed.communicator import Communicator
@@ -66,26 +62,8 @@ from hpcdat.errors import InputError, first_line
 from hpcdat.models.pixel_model import Precision
 from hpcdat.out_of_memory import is_out_of_memory
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
+from hpcdat.performance.steadiness import FEWEST
 from hpcdat.training.flops import flops_of
-
-EPS, STEP_SIZE = 8 / 255, 2 / 255
-COMPARED = Combination(Network("preact-resnet18", 32), 64, "float32", Pgd(EPS, STEP_SIZE, 10))
-"""The step that most ratios are of."""
-LARGE = Combination(Network("resnet50", 224), 8, "float32", Pgd(EPS, STEP_SIZE, 4))
-"""The step of a network all of whose batch norm folds into convolutions."""
-STEP, PLAIN, ALONE, BFLOAT16, FOOLBOX = (
-    "training step",
-    "training step, attack as in the papers",
-    "arithmetic alone",
-    "training step, bfloat16",
-    "training step, foolbox's attack",
-)
-"""Parts that are timed."""
-MISSING = {
-    "pgd10_bf16_over_fp32": "this device would only emulate bfloat16 arithmetic",
-    "over_foolbox": "foolbox is not installed",
-}
-"""Why a ratio is null."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +130,7 @@ def memory_on_cpu(combination: Combination, threads: int) -> int | None:
 
 
 def share_of_peak(flops: int, seconds: float, peak: Peak) -> float:
-    """FLOP/s of a piece of work over those of the fastest matrix product."""
+    """FLOP/s of a piece of work over those of the peak."""
     return flops / seconds / peak.rate
 
 
@@ -163,7 +141,10 @@ def sweep(
     device: torch.device,
     workers: Communicator,
 ) -> tuple[list[Row], list[str]]:
-    """A row for each combination, and notes on those for which memory does not suffice on all workers."""
+    """A row for each combination, and notes on those for which memory does not suffice on all workers.
+
+    Worker 0 prints each as it comes.
+    """
     rows, notes = [], []
     for combination in combinations:
         # The step before this one is freed first.
@@ -177,6 +158,8 @@ def sweep(
         if prepared is None or any(reasons):
             reason = next(reason for reason in reasons if reason)
             notes.append(f"{combination}: not measured ({reason})")
+            if workers.is_rank0:
+                print(notes[-1], flush=True)
             continue
         seconds = in_turns({STEP: prepared.step}, rounds, device, workers)[STEP]
         figures = {
@@ -187,57 +170,23 @@ def sweep(
         }
         parameters = combination.parameters(STEP, device)
         rows.append(Row(parameters=parameters, seconds=seconds, figures=figures))
+        if workers.is_rank0:
+            print(line_of(combination, rows[-1]), flush=True)
     return rows, notes
 
 
-def compare(rounds: int, device: torch.device, workers: Communicator) -> list[Row]:
-    """A row for each part that the ratios are of."""
-    parts: dict[tuple[Combination, str], Callable[[], object]] = {}
-    for compared in (COMPARED, LARGE):
-        network, attack = compared.network, compared.attack
-        x, y = network.images(compared.batch_size, device)
-        model = network.build().to(device)
-        parts[compared, STEP] = training_step(model, attack.folded(model, x), x, y, LAMB)
-        parts[compared, PLAIN] = training_step(model, attack.plain, x, y, LAMB)
-        if compared == LARGE:
-            continue
-        parts[compared, ALONE] = partial(arithmetic_alone, model, x, y, attack.steps)
-        if importlib.util.find_spec("foolbox"):
-            parts[compared, FOOLBOX] = training_step(model, attack.by_foolbox, x, y, LAMB)
-        if has_bfloat16(device):
-            reduced = network.build("bfloat16").to(device)
-            parts[compared, BFLOAT16] = training_step(reduced, attack.folded(reduced, x), x, y, LAMB)
-    named = {f"{compared.network.name}, {part}": work for (compared, part), work in parts.items()}
-    times = in_turns(named, rounds, device, workers)
-    rows = []
-    for (compared, part), seconds in zip(parts, times.values(), strict=True):
-        parameters = compared.parameters(f"{part}, in turns", device)
-        parameters["precision"] = "bfloat16" if part == BFLOAT16 else "float32"
-        figures = {"images_per_second": workers.size * compared.batch_size / median(seconds)}
-        rows.append(Row(parameters=parameters, seconds=seconds, figures=figures))
-    return rows
-
-
-def ratios_of(rows: Sequence[Row]) -> dict[str, float | None]:
-    """The ratios of the rows of :func:`compare`."""
-    medians = {
-        (row.parameters["network"], str(row.parameters["part"]).removesuffix(", in turns")): row.median
-        for row in rows
-    }
-    small, large = COMPARED.network.name, LARGE.network.name
-    step, reduced, foolbox = (medians.get((small, part)) for part in (STEP, BFLOAT16, FOOLBOX))
-    assert step is not None
-    return {
-        "pgd10_fp32_efficiency": medians[small, ALONE] / step,
-        "pgd10_bf16_over_fp32": reduced and reduced / step,
-        "over_foolbox": foolbox and step / foolbox,
-        "preact18_pgd10_over_plain": step / medians[small, PLAIN],
-        "resnet50_pgd4_over_plain": medians[large, STEP] / medians[large, PLAIN],
-    }
+def line_of(combination: Combination, row: Row) -> str:
+    """A row in a line."""
+    figures = row.figures
+    memory = _shown(figures["memory_bytes"], ",.1f", 2**20)
+    return (
+        f"{combination}: {1e3 * row.median:.4g} ms, {figures['images_per_second']:.1f} images/s, "
+        f"{figures['share_of_peak']:.3f} of the peak, {f'{memory} MiB' if memory else 'memory not measured'}"
+    )
 
 
 def row_of(peak: Peak, precision: Precision, device: torch.device) -> Row:
-    """The row of the fastest matrix product."""
+    """The row of the fastest matrix product or convolution."""
     nothing = dict.fromkeys(("network", "image_size", "batch_size", "steps"))
     parameters = {"part": peak.what, **nothing, "precision": precision, "device": device.type}
     return Row(parameters=parameters, seconds=peak.seconds, figures={"flops": peak.flops})
@@ -306,7 +255,7 @@ def parse() -> argparse.Namespace:
         "--ratios", action=argparse.BooleanOptionalAction, default=True, help="also measure the ratios"
     )
     parser.add_device()
-    parser.add_rounds(None, by_default="3 on a CPU, 20 on a GPU")
+    parser.add_rounds(None, by_default="6 on a CPU, 20 on a GPU")
     parser.add_json()
     return parser.parse_args()
 
@@ -327,7 +276,7 @@ def main() -> None:
         network.check()
     workers = init_communicator(600)
     device = own_device(arguments.device, workers)
-    rounds = arguments.rounds or (20 if device.type == "cuda" else 3)
+    rounds = arguments.rounds or (20 if device.type == "cuda" else FEWEST)
     emulated = not has_bfloat16(device)
     precisions = arguments.precisions or ["float32"] + ([] if emulated else ["bfloat16"])
     peaks = {precision: measure_peak(precision, device, workers) for precision in precisions}
@@ -337,6 +286,12 @@ def main() -> None:
             arguments.networks, arguments.batch_sizes, precisions, arguments.steps
         )
     ]
+    if workers.is_rank0:
+        print(
+            f"workers: {workers.size}, each on {device_name(device)} with {torch.get_num_threads()} threads"
+        )
+        for precision, peak in peaks.items():
+            print(f"peak, {precision}: {peak.rate / 1e9:.4g} GFLOP/s a worker, {peak.what}", flush=True)
     rows, notes = sweep(combinations, peaks, rounds, device, workers)
     if emulated and "bfloat16" in precisions:
         notes.append("this device only emulates bfloat16 arithmetic")
@@ -350,9 +305,6 @@ def main() -> None:
     if not workers.is_rank0:
         return
     of_peaks = [row_of(peak, precision, device) for precision, peak in peaks.items()]
-    print(f"workers: {workers.size}, each on {device_name(device)} with {torch.get_num_threads()} threads\n")
-    for precision, peak in peaks.items():
-        print(f"peak, {precision}: {peak.rate / 1e9:.4g} GFLOP/s a worker, {peak.what}")
     print(f"\n{table_of([*rows, *compared])}\n")
     for name, ratio in ratios.items():
         print(f"{name}: {'not measured' if ratio is None else format(ratio, '.3f')}")

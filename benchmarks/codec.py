@@ -150,7 +150,7 @@ def measure(
 
 
 def rows_of_report(report: dict[str, Any], device: torch.device) -> list[Row]:
-    """The rows of the benchmark's file; those of encoding have the error of the codec."""
+    """The rows of the benchmark file; those of encoding have the error of the codec."""
     errors = report["errors"]
     rows = rows_of(report["seconds"], numbers=report["settings"]["count"], device=device.type)
     return [

@@ -15,8 +15,9 @@ that its bytes need on the link.
 ``--min-bytes 1K --max-bytes 16M`` sweeps over sizes instead, in the manner of nccl-tests: all-reduce,
 all-gather, all-to-all, broadcast and point to point by the engine, all-reduces of other packages, MPI itself
 where it connects the workers, and our exchanges at 32 to 4 bits; with one process a GPU over NCCL. ``--plot``
-draws them. ``--jobs JOB.yaml,...`` measures the exchanges of jobs instead, as their training runs them: C of
-an epoch is the time of one times the iterations. The columns are explained below the tables, the JSON file in
+draws them. The repetitions of a row are spread over rounds, in which all rows take turns. ``--jobs
+JOB.yaml,...`` measures the exchanges of jobs instead, as their training runs them: C of an epoch is the time
+of one times the iterations. The columns are explained below the tables, the JSON file in
 docs/developers/benchmarks.md.
 
 Ratios (for all rates but the first, with the rate as a suffix; over torch.distributed, with the suffix
@@ -42,8 +43,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from arguments import errors_in_one_line, own_device
+from arguments import environment_in_a_box, errors_in_one_line, own_device
 from communication_arguments import OF_GRADIENT, OF_JOBS, OF_SWEEP, RATES, read_arguments, sizes_of
+from communication_exchanges import Gradients
 from communication_jobs import ExchangesOfJobs
 from communication_operations import SECONDS_TO_ANSWER
 from communication_ratios import merge, ratios_of_all
@@ -55,7 +57,7 @@ from hpcdat.config.job_file import read_job
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.launcher import launched
-from hpcdat.emulation.cluster import CARD, create_box, remove_box, run_over_gloo
+from hpcdat.emulation.cluster import create_box, remove_box, run_over_gloo
 from hpcdat.performance.benchmark_file import BenchmarkFile
 from hpcdat.report.benchmarks.plot import plot_times
 from hpcdat.report.benchmarks.sections import benchmark_sections
@@ -88,7 +90,9 @@ def _swept(workers: Communicator, arguments: argparse.Namespace, link: str | Non
 def _jobs(workers: Communicator, arguments: argparse.Namespace, link: str | None) -> BenchmarkFile | None:
     device = workers.on_all_ranks("choose a device", lambda: own_device(arguments.device, workers))
     jobs = {path.stem: read_job(path) for path in arguments.jobs}
-    exchanges = workers.on_all_ranks("read the jobs", lambda: ExchangesOfJobs(workers, device, jobs))
+    exchanges = workers.on_all_ranks(
+        "read the jobs", lambda: ExchangesOfJobs(Gradients(workers, device), jobs)
+    )
     wanted = Sweep(exchanges.sizes, ("exchange",), arguments.warm_up, arguments.repetitions)
     return sweep(workers, device, wanted, link, exchanges)
 
@@ -107,8 +111,7 @@ def in_a_box(link: str, engine: str, arguments: argparse.Namespace) -> Benchmark
                 if option != "plot":
                     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
                     program += [f"--{option.replace('_', '-')}", text]
-            card = {"GLOO_SOCKET_IFNAME": CARD}
-            code = run_over_gloo(made, arguments.nodes, program, {**os.environ, **card})
+            code = run_over_gloo(made, arguments.nodes, program, environment_in_a_box())
             if code:
                 raise SystemExit(f"a worker ended with code {code}")
             return BenchmarkFile.read(answer)

@@ -20,7 +20,7 @@ OF_SWEEP = {
     "min_bytes": 2**10,
     "max_bytes": 2**24,
     "factor": 4,
-    "warm_up": 5,
+    "warm_up": 1,
     "repetitions": 20,
     "operations": list(OPERATIONS),
     "plot": None,
@@ -84,8 +84,12 @@ def read_arguments() -> argparse.Namespace:
     swept.add_argument("--min-bytes", type=size, metavar="SIZE", help="smallest, such as 1K (default: 1K)")
     swept.add_argument("--max-bytes", type=size, metavar="SIZE", help="largest, such as 16M (default: 16M)")
     swept.add_argument("--factor", type=whole(2), metavar="N", help="from size to size (default: 4)")
-    swept.add_argument("--warm-up", type=whole(0), metavar="N", help="runs before the timed (default: 5)")
-    swept.add_argument("--repetitions", type=whole(1), metavar="N", help="timed runs (default: 20)")
+    swept.add_argument(
+        "--warm-up", type=whole(0), metavar="N", help="runs before the timed of each round (default: 1)"
+    )
+    swept.add_argument(
+        "--repetitions", type=whole(1), metavar="N", help="timed runs of all rounds (default: 20)"
+    )
     swept.add_argument(
         "--operations",
         type=listed(one_of(*OPERATIONS)),

@@ -137,6 +137,27 @@ class Gradient:
         return (2 * workers - 1) * unit * workers * self.own.abs().max().item()
 
 
+class Gradients:
+    """Gradients of several sizes. The last one is kept for the next operation of the same size.
+
+    Args:
+        workers: that sum them.
+        device: where they are.
+    """
+
+    def __init__(self, workers: Communicator, device: torch.device) -> None:
+        self.workers, self.device = workers, device
+        self._last: tuple[int, Gradient] | None = None
+
+    def of(self, count: int) -> Gradient:
+        """The gradient of ``count`` numbers, which its users must not change."""
+        if not self._last or self._last[0] != count:
+            # Not two at a time: they may be large.
+            self._last = None
+            self._last = count, Gradient.of(count, self.workers, self.device)
+        return self._last[1]
+
+
 def _rounding_of(codec: Any) -> float:
     """The largest relative rounding error of a floating-point format; 0 for float32, which is not rounded."""
     return 0.0 if codec.dtype == torch.float32 else torch.finfo(codec.dtype).eps / 2

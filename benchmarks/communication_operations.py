@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
-from communication_exchanges import Exchanges, Gradient, parameters_of
+from communication_exchanges import Exchanges, Gradients, parameters_of
 from torch import Tensor
 
 from hpcdat.config.sections import Exchange
@@ -64,6 +65,18 @@ class Operation:
     messages: int = 1
     codec: Callable[[], float] | None = None
 
+    def without_buffers(self) -> Operation:
+        """What its row needs when it is no longer run."""
+        nothing = torch.empty(0)
+        return replace(
+            self,
+            run=lambda: nothing,
+            expected=nothing,
+            align=lambda: None,
+            reset=lambda: None,
+            codec=None,
+        )
+
 
 def share_sent(operation: str, workers: int) -> float:
     """Bytes that each worker has to send, over those of the operation: the factor of nccl-tests' busbw.
@@ -100,7 +113,7 @@ def rows_for_each(count: int, workers: Communicator, device: torch.device) -> tu
 
 
 def plain(operation: str, by: str, count: int, device: torch.device) -> dict[str, Value]:
-    """The parameters of a row that is no exchange of ours."""
+    """The parameters of a row that is not one of our exchanges."""
     return {
         "operation": operation,
         "by": by,
@@ -113,11 +126,15 @@ def plain(operation: str, by: str, count: int, device: torch.device) -> dict[str
     }
 
 
+Maker = Callable[[], Operation]
+"""Makes an operation with its buffers; all workers call it together."""
+
+
 class Source(Protocol):
     """What makes operations; all workers create it together."""
 
-    def at(self, size: int, chosen: Sequence[str]) -> Iterator[Operation]:
-        """Those of its operations that are chosen, with ``size`` bytes, one after the other."""
+    def at(self, size: int, chosen: Sequence[str]) -> list[Maker]:
+        """Makers of those of its operations that are chosen, with ``size`` bytes."""
         ...
 
     def close(self) -> None:
@@ -128,14 +145,13 @@ class Collectives(Source):
     """The collectives of a communicator, as Horovod or torch.distributed runs them.
 
     Args:
-        workers: that take part.
-        device: of the buffers.
+        gradients: with the workers that take part, and the device of all buffers.
     """
 
-    def __init__(self, workers: Communicator, device: torch.device) -> None:
-        self.workers, self.device = workers, device
+    def __init__(self, gradients: Gradients) -> None:
+        self.gradients, self.workers, self.device = gradients, gradients.workers, gradients.device
 
-    def at(self, size: int, chosen: Sequence[str]) -> Iterator[Operation]:  # noqa: D102
+    def at(self, size: int, chosen: Sequence[str]) -> list[Maker]:  # noqa: D102
         makers = {
             "all-reduce": self._all_reduce,
             "all-gather": self._all_gather,
@@ -143,9 +159,8 @@ class Collectives(Source):
             "broadcast": self._broadcast,
             "point to point": self._point_to_point,
         }
-        for name in OPERATIONS:
-            if name in chosen and name in makers:
-                yield makers[name](count_of(name, size, self.workers.size))
+        names = [name for name in OPERATIONS if name in chosen and name in makers]
+        return [partial(makers[name], count_of(name, size, self.workers.size)) for name in names]
 
     def _align(self) -> None:
         self.workers.barrier("ready")
@@ -159,7 +174,7 @@ class Collectives(Source):
         return Operation(parameters, run, expected, share, share, self._align, sent)
 
     def _all_reduce(self, count: int) -> Operation:
-        gradient = Gradient.of(count, self.workers, self.device)
+        gradient = self.gradients.of(count)
         total = torch.empty_like(gradient.own)
 
         def run() -> Tensor:
@@ -218,46 +233,48 @@ class ExchangesAtSizes(Source):
     """Our exchanges of gradients of several sizes.
 
     Args:
-        workers: that take part.
-        device: of the gradients.
+        gradients: what is exchanged.
         exchanges: the exchanges.
     """
 
-    def __init__(self, workers: Communicator, device: torch.device, exchanges: Sequence[Exchange]) -> None:
-        self.workers, self.device, self.exchanges = workers, device, exchanges
+    def __init__(self, gradients: Gradients, exchanges: Sequence[Exchange]) -> None:
+        self.gradients, self.workers, self.exchanges = gradients, gradients.workers, exchanges
         self._by_size: dict[bool, Exchanges] = {}
 
-    def at(self, size: int, chosen: Sequence[str]) -> Iterator[Operation]:  # noqa: D102
+    def at(self, size: int, chosen: Sequence[str]) -> list[Maker]:  # noqa: D102
         if "exchange" not in chosen:
-            return
+            return []
         count = count_of("exchange", size, self.workers.size)
-        # As training would do with a model of this size. All workers agree on that, but not every node may
-        # have a compiler.
+        return [partial(self._exchange, number, count) for number in range(len(self.exchanges))]
+
+    def _exchange(self, number: int, count: int) -> Operation:
+        exchanges, gradient = self._exchanges(count), self.gradients.of(count)
+        target, sent = torch.empty_like(gradient.own), exchanges.bytes_sent(number, count)
+        return Operation(
+            parameters_of(self.exchanges[number], count, self.gradients.device),
+            exchanges.run_of(number, gradient.own, target),
+            gradient.exact,
+            sent / self.workers.size / (WORD * count),
+            share_sent("all-reduce", self.workers.size),
+            lambda: self.workers.barrier("ready"),
+            sent,
+            gradient.largest_rounding(exchanges.plan(number), self.workers.size),
+            # A worker that gets nothing must not find the last sum.
+            reset=lambda: target.fill_(torch.nan),
+            codec=lambda: exchanges.codec_seconds(number, gradient.own),
+        )
+
+    def _exchanges(self, count: int) -> Exchanges:
+        """The exchanges of ``count`` numbers, compiled as training would do with a model of this size."""
+        # All workers agree on that, but not every node may have a compiler.
         large = count >= MIN_COUNT_TO_COMPILE
         if large not in self._by_size:
             if large and self.workers.is_rank0:
                 print("compiling the codecs; torch keeps them for the next run", file=sys.stderr, flush=True)
             self._by_size[large] = Exchanges(
-                self.workers, self.exchanges, self.device, compiled=pays_to_compile(count)
+                self.workers, self.exchanges, self.gradients.device, compiled=pays_to_compile(count)
             )
-        exchanges = self._by_size[large]
-        gradient = Gradient.of(count, self.workers, self.device)
-        target = torch.empty_like(gradient.own)
-        for number, settings in enumerate(self.exchanges):
-            sent = exchanges.bytes_sent(number, count)
-            yield Operation(
-                parameters_of(settings, count, self.device),
-                exchanges.run_of(number, gradient.own, target),
-                gradient.exact,
-                sent / self.workers.size / (WORD * count),
-                share_sent("all-reduce", self.workers.size),
-                lambda: self.workers.barrier("ready"),
-                sent,
-                gradient.largest_rounding(exchanges.plan(number), self.workers.size),
-                # A worker that gets nothing must not find the last sum.
-                reset=lambda: target.fill_(torch.nan),
-                codec=lambda number=number: exchanges.codec_seconds(number, gradient.own),
-            )
+        return self._by_size[large]
 
     def close(self) -> None:  # noqa: D102
         for exchanges in self._by_size.values():

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import torch
-from communication_exchanges import Gradient
-from communication_operations import SECONDS_TO_ANSWER, Operation, Source, count_of, plain, share_sent
+from communication_exchanges import Gradients
+from communication_operations import (
+    SECONDS_TO_ANSWER,
+    Maker,
+    Operation,
+    Source,
+    count_of,
+    plain,
+    share_sent,
+)
 from torch import Tensor
 
 from hpcdat.distributed.communicator import Communicator
@@ -18,22 +27,25 @@ class Peers(Source):
     """All-reduces of the same gradient by the packages themselves: torch.distributed, Horovod's float16.
 
     Args:
-        workers: that take part.
-        device: of the gradients.
+        gradients: what is summed.
     """
 
-    def __init__(self, workers: Communicator, device: torch.device) -> None:
-        self.workers, self.device = workers, device
-        join_torch(workers, device)
+    def __init__(self, gradients: Gradients) -> None:
+        self.gradients, self.workers = gradients, gradients.workers
+        join_torch(self.workers, gradients.device)
 
-    def at(self, size: int, chosen: Sequence[str]) -> Iterator[Operation]:  # noqa: D102
+    def at(self, size: int, chosen: Sequence[str]) -> list[Maker]:  # noqa: D102
         if "all-reduce" not in chosen:
-            return
-        count, workers = count_of("all-reduce", size, self.workers.size), self.workers.size
-        gradient, share = Gradient.of(count, self.workers, self.device), share_sent("all-reduce", workers)
+            return []
+        count = count_of("all-reduce", size, self.workers.size)
+        makers = [self._torch, *([self._horovod_half] if self.workers.engine == "horovod" else [])]
+        return [partial(make, count) for make in makers]
+
+    def _torch(self, count: int) -> Operation:
+        gradient, share = self.gradients.of(count), share_sent("all-reduce", self.workers.size)
         total = torch.empty_like(gradient.own)
-        yield Operation(
-            plain("all-reduce", "torch.distributed", count, self.device),
+        return Operation(
+            plain("all-reduce", "torch.distributed", count, self.gradients.device),
             lambda: torch_sum(total),
             gradient.exact,
             share,
@@ -41,16 +53,18 @@ class Peers(Source):
             lambda: self.workers.barrier("ready"),
             reset=lambda: total.copy_(gradient.own),
         )
-        if self.workers.engine == "horovod":
-            yield Operation(
-                plain("all-reduce", "Horovod float16", count, self.device) | {"bits": 16},
-                lambda: horovod_half_sum(gradient.own),
-                gradient.exact,
-                share / 2,
-                share,
-                lambda: self.workers.barrier("ready"),
-                bound=gradient.half_rounding(workers),
-            )
+
+    def _horovod_half(self, count: int) -> Operation:
+        gradient, share = self.gradients.of(count), share_sent("all-reduce", self.workers.size)
+        return Operation(
+            plain("all-reduce", "Horovod float16", count, self.gradients.device) | {"bits": 16},
+            lambda: horovod_half_sum(gradient.own),
+            gradient.exact,
+            share / 2,
+            share,
+            lambda: self.workers.barrier("ready"),
+            bound=gradient.half_rounding(self.workers.size),
+        )
 
     def close(self) -> None:  # noqa: D102
         torch.distributed.destroy_process_group()

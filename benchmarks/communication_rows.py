@@ -37,27 +37,19 @@ def _square(numbers: Tensor) -> float:
     return float(numbers.double().square().sum())
 
 
-def row_of(operation: Operation, reports: Sequence[dict[str, Any]], ahead: Sequence[float]) -> Row:
+def row_of(operation: Operation, reports: Sequence[dict[str, Any]], per_round: int) -> Row:
     """The row of an operation.
 
     Args:
         operation: as worker 0 ran it.
-        reports: of all workers, from :func:`measure`.
-        ahead: seconds by which the clock of each worker is ahead of worker 0's.
+        reports: of all workers, from :class:`communication_samples.Samples`.
+        per_round: repetitions of a round.
     """
     timed, messages = operation.timed_by, operation.messages
     observed = reports if timed is None else [reports[timed]]
     seconds = slowest(one["seconds"] for one in observed)
     seconds = [each / messages for each in seconds]
-    arrivals = list(
-        zip(
-            *(
-                [stamp - offset for stamp in one["arrivals"]]
-                for one, offset in zip(reports, ahead, strict=True)
-            ),
-            strict=True,
-        )
-    )
+    arrivals = zip(*(one["arrivals"] for one in reports), strict=True)
     events = slowest(one["events"] for one in observed)
     processor = [fmean(each) for each in zip(*(one["processor"] for one in reports), strict=True)]
     sent: dict[str, float] = {}
@@ -78,6 +70,7 @@ def row_of(operation: Operation, reports: Sequence[dict[str, Any]], ahead: Seque
     return Row(
         parameters=operation.parameters,
         seconds=seconds,
+        per_round=per_round,
         figures=figures | {f"sent by {kind}": count for kind, count in sorted(sent.items())},
     )
 

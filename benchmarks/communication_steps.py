@@ -9,7 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from communication_exchanges import OURS, parameters_of
+from communication_exchanges import OURS, Gradients, parameters_of
 from communication_operations import ExchangesAtSizes, Operation
 from communication_peers import Peers
 from communication_rows import bandwidths, check, relative_error
@@ -49,12 +49,13 @@ class Bench:
 
     def __init__(self, workers: Communicator, count: int) -> None:
         self.workers, self.count = workers, count
-        self._sources = (ExchangesAtSizes(workers, CPU, OURS), Peers(workers, CPU))
+        gradients = Gradients(workers, CPU)
+        self._sources = (ExchangesAtSizes(gradients, OURS), Peers(gradients))
 
     def operations(self) -> list[Operation]:
         """Our exchanges, and all-reduces of the same gradient by others, in one call."""
-        size = 4 * self.count
-        return [each for source in self._sources for each in source.at(size, ("all-reduce", "exchange"))]
+        chosen = ("all-reduce", "exchange")
+        return [make() for source in self._sources for make in source.at(4 * self.count, chosen)]
 
     def close(self) -> None:
         """End what operations have begun."""
@@ -186,6 +187,6 @@ def work(workers: Communicator, count: int, rounds: int, rate: str | None) -> Be
         "count": count,
         "rate": rate,
     }
-    notes = [describe(used, [row.seconds for row in rows])]
+    notes = [describe(used, rows)]
     environment = describe_environment(workers, CPU)
     return BenchmarkFile.of("communication", environment, settings, rows, notes=notes)

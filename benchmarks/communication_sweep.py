@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from communication_exchanges import SWEPT
+from communication_exchanges import SWEPT, Gradients
 from communication_jobs import ExchangesOfJobs
-from communication_operations import OPERATIONS, WORD, Collectives, ExchangesAtSizes, Operation, Source
+from communication_operations import OPERATIONS, WORD, Collectives, ExchangesAtSizes, Maker, Source
 from communication_peers import Peers
-from communication_rows import check, row_of
+from communication_rows import row_of
+from communication_samples import Samples, warm_up
 from mpi_rows import mpi_operations
-from quiet import Processors, added, describe
+from quiet import Processors, describe
 
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.doctor.facts import clock_offsets, clock_stamps
 from hpcdat.emulation.cluster import emulated_links
 from hpcdat.hardware.fabric import read_interfaces, read_ports
-from hpcdat.hardware.network_cards import Card, network_cards, sent_between
-from hpcdat.performance.benchmark_file import BenchmarkFile, Row, Value
-from hpcdat.performance.clock import now
+from hpcdat.hardware.network_cards import network_cards
+from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 
-INSIDE = "NVLink"
-"""The kind of card that workers of one node use."""
-SECONDS_FOR_LAST_PACKETS = 0.05
-"""How long packets may take to leave a card after an operation has ended."""
+T = TypeVar("T")
+
+ROUNDS = 20
+"""Rounds of a measurement with as many repetitions or more. In each, all rows are measured, in another order:
+what stays the same from one repetition to the next and differs between runs differs between rounds, too."""
+SECONDS_BETWEEN_LINES = 5.0
+"""Shortest time between two reports on progress."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,26 @@ class Sweep:
     Attributes:
         sizes: bytes of the operations.
         operations: those of :data:`OPERATIONS` to time.
-        warm_up: runs before those that are timed.
-        repetitions: timed runs.
+        warm_up: runs before the timed ones of each round; also those of an untimed round before the first.
+        repetitions: timed runs, in all rounds together.
     """
 
     sizes: tuple[int, ...]
     operations: tuple[str, ...] = OPERATIONS
-    warm_up: int = 5
+    warm_up: int = 1
     repetitions: int = 20
+
+    @property
+    def per_round(self) -> int:
+        """Timed runs of a row in a round; the last round may have fewer."""
+        return max(1, self.repetitions // ROUNDS)
+
+    @property
+    def rounds(self) -> list[int]:
+        """Timed runs of a row in each round; 0 in the untimed one."""
+        full, rest = divmod(self.repetitions, self.per_round)
+        untimed = [0] if self.warm_up else []
+        return [*untimed, *[self.per_round] * full, *([rest] if rest else [])]
 
 
 def sweep(
@@ -71,25 +90,14 @@ def sweep(
     environment = describe_environment(workers, device)
     clocks = Clocks(workers)
     sources, notes = ([jobs], []) if jobs else _sources(workers, device)
+    samples, used = _measure(workers, device, wanted, sources, clocks)
     rows: list[Row] = []
-    measured: list[dict[str, Value]] = []
     uncounted: set[str] = set()
-    used: list[list[dict[str, Any]]] = []
-    for size in wanted.sizes:
+    for each in samples:
+        reports = workers.gather_object(each.report(), "samples")
         if workers.is_rank0:
-            print(f"{size:,} bytes", file=sys.stderr, flush=True)
-        clocks.compare()
-        for source in sources:
-            for operation in source.at(size, wanted.operations):
-                if operation.parameters in measured:
-                    # Small sizes may be rounded up to the same one.
-                    continue
-                measured.append(operation.parameters)
-                reports = workers.gather_object(measure(workers, device, operation, wanted), "samples")
-                if workers.is_rank0:
-                    rows.append(row_of(operation, reports, clocks.ahead))
-                    used.append([one["used"] for one in reports])
-                    uncounted.update(name for one in reports for name in one["uncounted"])
+            rows.append(row_of(each.operation, reports, wanted.per_round))
+            uncounted.update(name for one in reports for name in one["uncounted"])
     slowest = slowest_card(workers)
     for source in sources:
         source.close()
@@ -107,8 +115,7 @@ def sweep(
             f"sizes are rounded up to multiples of {WORD} bytes, those of all-gather and all-to-all to "
             f"multiples of {WORD * workers.size}"
         )
-    of_workers = [added(reports) for reports in zip(*used, strict=True)]
-    notes.append(describe(of_workers, [row.seconds for row in rows]))
+    notes.append(describe(used, rows))
     settings = {
         "workers": workers.size,
         "nodes": workers.nodes,
@@ -125,11 +132,98 @@ def sweep(
     return BenchmarkFile.of("communication", environment, settings, rows, notes=notes)
 
 
+def _measure(
+    workers: Communicator, device: torch.device, wanted: Sweep, sources: Sequence[Source], clocks: Clocks
+) -> tuple[list[Samples], list[dict[str, Any]]]:
+    """Run all rounds on this worker.
+
+    Only the operation that runs has buffers: those of all sizes together could be too large.
+
+    Returns:
+        The samples of every row, by size and operation; what all workers and machines have computed in the
+        timed rounds.
+    """
+    samples: dict[str, Samples] = {}
+    progress, processors = Progress(wanted, silent=not workers.is_rank0), None
+
+    def visit(make: Maker, number: int, measured: set[str]) -> None:
+        """Measure an operation in a round, if it has not been; its buffers are freed at the end."""
+        operation, repetitions = make(), wanted.rounds[number]
+        key = json.dumps(operation.parameters)
+        if key in measured:
+            # Small sizes may be rounded up to the same one.
+            return
+        measured.add(key)
+        warm_up(operation, wanted.warm_up)
+        if key not in samples:
+            samples[key] = Samples(workers, device, operation)
+        if repetitions:
+            last = number == len(wanted.rounds) - 1
+            samples[key].take(operation, repetitions, clocks.ahead[workers.rank], checked=last)
+
+    for number, repetitions in enumerate(wanted.rounds):
+        if repetitions and processors is None:
+            # Not from the start: compilers, which run in the untimed round, are processes of their own.
+            processors = Processors()
+        clocks.compare()
+        measured: set[str] = set()
+        for size in in_order(wanted.sizes, number):
+            progress.show(number, size)
+            makers = [make for source in sources for make in source.at(size, wanted.operations)]
+            for make in in_order(makers, number, size):
+                visit(make, number, measured)
+    assert processors is not None
+    return list(samples.values()), workers.all_gather_object(processors.report(), "processors")
+
+
+def in_order(things: Sequence[T], number: int, size: int = 0) -> list[T]:
+    """The order of things in a round, the same on all workers: as they are in the first one, then shuffled.
+
+    Args:
+        things: sizes, or what is measured at one of them.
+        number: of the round, from 0.
+        size: at which they are measured, so that each size has an order of its own.
+    """
+    if number == 0:
+        return list(things)
+    return [things[place] for place in np.random.default_rng([number, size]).permutation(len(things))]
+
+
+class Progress:
+    """Lines on stderr about how far the sweep is.
+
+    Args:
+        wanted: what is measured.
+        silent: whether to write nothing.
+    """
+
+    def __init__(self, wanted: Sweep, *, silent: bool) -> None:
+        self._untimed, self._rounds = wanted.rounds.count(0), len(wanted.rounds)
+        self._silent, self._written = silent, -math.inf
+        self._began: list[float] = []
+
+    def show(self, number: int, size: int) -> None:
+        """Report that a round has come to a size, unless there has just been a line."""
+        clock = time.monotonic()
+        if number == len(self._began):
+            self._began.append(clock)
+        if self._silent or clock - self._written < SECONDS_BETWEEN_LINES:
+            return
+        self._written, done = clock, number - self._untimed
+        line = f"round {done + 1} of {self._rounds - self._untimed}" if done >= 0 else "warm-up"
+        if done > 0:
+            this_round = self._began[number]
+            expected = (this_round - self._began[self._untimed]) / done * (self._rounds - number)
+            line += f", about {max(math.ceil(expected - clock + this_round), 1):,} s left"
+        print(f"{line}: {size:,} bytes", file=sys.stderr, flush=True)
+
+
 def _sources(workers: Communicator, device: torch.device) -> tuple[list[Source], list[str]]:
     """What yields the operations of one size, and notes on what is missing."""
-    mpi, notes = mpi_operations(workers, device)
-    peers = [Peers(workers, device)] if workers.engine != "none" else []
-    return [*mpi, Collectives(workers, device), *peers, ExchangesAtSizes(workers, device, SWEPT)], notes
+    gradients = Gradients(workers, device)
+    mpi, notes = mpi_operations(gradients)
+    peers = [Peers(gradients)] if workers.engine != "none" else []
+    return [*mpi, Collectives(gradients), *peers, ExchangesAtSizes(gradients, SWEPT)], notes
 
 
 def transport_of(workers: Communicator, device: torch.device, environment: dict[str, Any]) -> str:
@@ -182,63 +276,3 @@ class Clocks:
         if self._shared:
             return ""
         return f"the nodes' clocks are known to {1e3 * self.uncertainty:.3f} ms: skews are as uncertain"
-
-
-def measure(
-    workers: Communicator, device: torch.device, operation: Operation, wanted: Sweep
-) -> dict[str, Any]:
-    """Run an operation on this worker; what it has seen.
-
-    Returns:
-        Of each repetition ``seconds``, ``arrivals`` (seconds since the epoch when it began), ``events``
-        (seconds by CUDA's events; empty on a CPU) and ``processor`` (seconds); ``used``, what was computed
-        meanwhile; of the last result those of :func:`check`; and those of :func:`counted`.
-    """
-    on_gpu = operation.parameters["device"] == "cuda"
-    report: dict[str, Any] = {"seconds": [], "arrivals": [], "events": [], "processor": []}
-    for _ in range(wanted.warm_up):
-        operation.reset()
-        operation.align()
-        operation.run()
-    # Not from the start: compilers, which run in the warm-up, are processes of their own.
-    cards, processors = cards_to_count(workers), Processors()
-    for _ in range(wanted.repetitions):
-        operation.reset()
-        now(device)
-        operation.align()
-        report["arrivals"].append(time.time())
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if on_gpu else []
-        processor, began = time.process_time(), now(device)
-        for event in events[:1]:
-            event.record()
-        result = operation.run()
-        for event in events[1:]:
-            event.record()
-        ended = now(device)
-        report["seconds"].append(ended - began)
-        report["processor"].append(time.process_time() - processor)
-        if events:
-            report["events"].append(events[0].elapsed_time(events[1]) / 1e3)
-    report["used"] = processors.report()
-    if cards:
-        time.sleep(SECONDS_FOR_LAST_PACKETS)
-    report |= check(result, operation.expected, operation.bound)
-    report |= counted(cards, cards_to_count(workers), wanted.repetitions)
-    return report
-
-
-def cards_to_count(workers: Communicator) -> list[Card]:
-    """The cards that this worker counts: those that its node's workers use, if it is the first one there."""
-    if workers.local_rank:
-        return []
-    return [card for card in network_cards() if workers.nodes > 1 or card.kind == INSIDE]
-
-
-def counted(before: list[Card], after: list[Card], repetitions: int) -> dict[str, Any]:
-    """``sent``: bytes a repetition by kind of card; ``uncounted``: the cards that nothing counts."""
-    kinds, sent = {card.name: card.kind for card in after}, sent_between(before, after)
-    by_kind: dict[str, float] = {}
-    for name, count in sent.items():
-        if count is not None:
-            by_kind[kinds[name]] = by_kind.get(kinds[name], 0) + count / repetitions
-    return {"sent": by_kind, "uncounted": [name for name, count in sent.items() if count is None]}

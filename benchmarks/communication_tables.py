@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import median
 
 from communication_exchanges import label_of
-from quiet import AGREEMENT, half_width, is_steady
 from tabulate import tabulate
 
 from hpcdat.emulation.cluster import bytes_per_second
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
+from hpcdat.performance.steadiness import AGREEMENT, half_width, is_steady
 
 MIB = 2**20
 SENT_BY = "sent by "
@@ -34,14 +34,16 @@ def swept_tables(file: BenchmarkFile) -> str:
         _table([row for row in file.rows if row.parameters["operation"] == name]) for name in operations
     ]
     parts = [f"{name}\n{table}" for name, table in zip(operations, tables, strict=True)]
+    settings = file.settings
     legend = (
-        f"us: median of {file.settings['repetitions']} repetitions after {file.settings['warm_up']}; point "
-        "to point: half of there and back.\nCV: standard deviation over mean. +-: half of the median's 95 % "
-        f"confidence interval; ~: another run may differ by more than {AGREEMENT:.0%}.\n"
+        f"us: median of {settings['repetitions']} repetitions (warm-up runs in each round: "
+        f"{settings['warm_up']}); point to point: half of there and back.\n"
+        "CV: standard deviation over mean. +-: half of the median's 95 % confidence interval, from rounds; "
+        f"~: another run may differ by more than {AGREEMENT:.0%}.\n"
         "algbw, busbw: MB/s, as in nccl-tests; effective: of the float32 numbers that are replaced. "
         "skew: between the arrivals of the first and the last worker.\n"
         "MB: 10^6 bytes that all workers send, predicted from the messages, and measured at the cards, with "
-        "the barrier before each repetition."
+        "the barriers before and after each repetition."
     )
     return "\n\n".join([title_of(file), *parts, legend])
 
@@ -57,12 +59,12 @@ def _table(rows: Sequence[Row]) -> str:
     header += [kind.removeprefix(SENT_BY) for kind in kinds] or ["at the cards"]
     lines = []
     for row in rows:
-        size, figures, width = row.parameters["bytes"], row.figures, half_width(row.seconds)
+        size, figures, width = row.parameters["bytes"], row.figures, half_width(row)
         assert isinstance(size, int)
         label = label_of(row.parameters) + (f", {row.parameters['device']}" if mixed else "")
         line = [f"{size:,}", f"{size // 4:,}", row.parameters["type"], label]
         line += [_micro(row.median), _micro(min(row.seconds)), _micro(row.p99), _percent(row.variation)]
-        line += [_percent(width) + ("" if is_steady(row.seconds) else " ~")]
+        line += [_percent(width) + ("" if is_steady(row) else " ~")]
         line += [_micro(figures["device_seconds"])] if "us by events" in header else []
         line += [_mega(figures[name]) for name in ("algbw", "busbw", "effective_busbw")]
         line += [_error(figures["error"]), f"{figures['wrong']:.0f}"]

@@ -7,6 +7,10 @@ epoch, without overlap of exchanges and backward pass. Runs of an earlier call i
 There are several rounds, since a machine's speed drifts; in each, every protocol is predicted and then used
 in training. C and T are medians over the epochs after each round's first, in which codecs are compiled.
 
+Each process compiles the codecs of every protocol, which takes long where several share a core. With
+``--width 0.1 --batch 2 --rounds 1 --epochs 2`` there are too few numbers for that; ``--only`` chooses
+protocols.
+
 ``python benchmarks/epoch.py [--rates R,R] [--shapes PxQ,...]`` does the same on emulated nodes for every rate
 and shape (root, iproute2), which all share this machine's cores.
 
@@ -26,6 +30,8 @@ import os
 import re
 import sys
 import tempfile
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -33,12 +39,14 @@ from typing import Any, Literal
 
 from arguments import (
     Parser,
+    environment_in_a_box,
     errors_in_one_line,
     file_to_write,
     folder_to_write,
     link_rate,
     listed,
     own_device,
+    positive,
     shape,
     whole,
 )
@@ -52,11 +60,12 @@ from hpcdat.distributed.launcher import launched
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.emulation.cluster import create_box, emulated_links, remove_box, run_over_gloo
 from hpcdat.errors import WorkerError
-from hpcdat.exchange.codecs import can_compile
+from hpcdat.exchange.resolve import pays_to_compile
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 from hpcdat.performance.calibration import Calibration, measure_links
 from hpcdat.performance.forecast import forecast, no_correction, trial_corrections
 from hpcdat.performance.microbenchmarks import coding_rate
+from hpcdat.performance.network_bytes import shapes_of
 from hpcdat.performance.step_timing import timing_of
 from hpcdat.performance.trial_step import TrialStep, trial_step
 from hpcdat.storage.run_folder import RunFolder
@@ -79,22 +88,44 @@ SAMPLES = 3
 """Samples of a step's time, which all workers take at once."""
 
 
-def work(
-    batch: int,
-    epochs: int,
-    rounds: int,
-    setting: Literal["auto", "cpu", "cuda"],
-    runs: Path,
-    elsewhere: Path | None,
-    save: Path,
-) -> dict[str, Any]:
-    """Measure on all workers.
+@dataclass(frozen=True)
+class Training:
+    """What is trained.
 
-    Args:
+    Attributes:
         batch: images of a worker in a step.
         epochs: of each round.
         rounds: repetitions.
-        setting: ``device`` of the jobs.
+        width: of the network.
+        only: pattern of the protocols' names.
+        device: of the jobs.
+    """
+
+    batch: int
+    epochs: int
+    rounds: int
+    width: float
+    only: str
+    device: Literal["auto", "cpu", "cuda"]
+
+    @property
+    def exchanges(self) -> dict[str, list[str]]:
+        """Settings of the exchange by protocol."""
+        return {name: settings for name, settings in EXCHANGES.items() if fnmatch(name, self.only)}
+
+    @property
+    def options(self) -> list[str]:
+        """The command line's options that say the same."""
+        return [
+            text for field in fields(self) for text in (f"--{field.name}", f"{getattr(self, field.name)}")
+        ]
+
+
+def work(training: Training, runs: Path, elsewhere: Path | None, save: Path) -> dict[str, Any]:
+    """Measure on all workers.
+
+    Args:
+        training: what is trained.
         runs: folder for the runs; earlier ones in it are replaced.
         elsewhere: calibration of another shape, to predict from as well.
         save: file for this shape's calibration.
@@ -103,19 +134,26 @@ def work(
         The report, the same on all workers.
     """
     workers = init_communicator(600)
-    device = own_device(setting, workers)
-    images = STEPS * batch * workers.size
-    common = [f"batch_size={batch}", f"epochs={epochs}", f"data.train_images={images}", "data.test_images=10"]
-    common += [f"device={setting}", "model.width=0.35", "evaluation.steps=1", "schedule.decay_epochs=[]"]
+    device = own_device(training.device, workers)
+    images = STEPS * training.batch * workers.size
+    common = [f"batch_size={training.batch}", f"epochs={training.epochs}", f"model.width={training.width}"]
+    common += [f"data.train_images={images}", "data.test_images=10", f"device={training.device}"]
+    common += ["evaluation.steps=1", "schedule.decay_epochs=[]"]
     common += ["early_stopping.best_weights=false", "early_stopping.held_out=0"]
     calibration = measure_links(workers, device)
     if workers.is_rank0:
         calibration.write(save)
     other = Calibration.read(elsewhere) if elsewhere else None
     p, q = workers.nodes, workers.size // workers.nodes
-    rate = coding_rate(workers, device, compiled=can_compile())
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in EXCHANGES}
-    for turn, (name, settings) in product(range(rounds), EXCHANGES.items()):
+    # As in training, where compiling pays.
+    network = shapes_of(read_job(JOB, common), 10)
+    rate = coding_rate(
+        workers, device, compiled=pays_to_compile(sum(p.numel() for p in network.parameters()))
+    )
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in training.exchanges}
+    for turn, (name, settings) in product(range(training.rounds), training.exchanges.items()):
+        if workers.is_rank0:
+            print(f"round {turn + 1} of {training.rounds}: {name}", file=sys.stderr, flush=True)
         folder = runs / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name)}"
         job = read_job(JOB, [*common, f"run_dir={folder}", *(f"exchange.{setting}" for setting in settings)])
         trial = trial_step(job, 10, device)
@@ -132,7 +170,8 @@ def work(
                 "total": [line["total_seconds"] for line in lines],
                 "predicted": known.communication,
                 "predicted_total": known.total,
-                "megabytes": lines[-1]["megabytes"],
+                # Of 2^20 bytes, in spite of the name.
+                "mebibytes": lines[-1]["megabytes"],
             }
         )
         if other:
@@ -158,12 +197,10 @@ def in_a_box(
     name = f"epoch-{os.getpid()}"
     made = create_box(name, nodes=p, rate=rate)
     answer = folder / f"{rate}-{p}x{q}.json"
-    program = [sys.executable, __file__, "--worker-report", str(answer), "--batch", str(arguments.batch)]
-    program += ["--epochs", str(arguments.epochs), "--rounds", str(arguments.rounds)]
-    program += ["--device", arguments.device]
+    program = [sys.executable, __file__, "--worker-report", str(answer), *training_of(arguments).options]
     program += ["--elsewhere", str(elsewhere)] if elsewhere else []
     try:
-        code = run_over_gloo(made, p * q, program)
+        code = run_over_gloo(made, p * q, program, environment_in_a_box())
     finally:
         remove_box(name)
     if code:
@@ -208,7 +245,7 @@ def table_of(report: dict[str, Any]) -> str:
         lines.append(
             [
                 name,
-                f"{rounds[0]['megabytes']:.1f}",
+                f"{rounds[0]['mebibytes']:.1f}",
                 f"{median(c):.3f}",
                 f"{min(c):.3f} - {max(c):.3f}",
                 f"{median(row['predicted'] for row in rounds):.3f}",
@@ -248,7 +285,7 @@ def rows_of(report: dict[str, Any]) -> list[Row]:
                 "predicted_total": median(row["predicted_total"] for row in rounds),
                 "predicted_over_measured": of_measured(rounds),
                 "predicted_elsewhere_over_measured": of_measured(rounds, "predicted_elsewhere"),
-                "mebibytes_per_iteration": rounds[0]["megabytes"],
+                "mebibytes_per_iteration": rounds[0]["mebibytes"],
             },
         )
         for name, rounds in report["rows"].items()
@@ -283,6 +320,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=whole(1), default=3, help="repetitions (default: %(default)s)")
     parser.add_argument(
+        "--width", type=positive, default=0.35, help="of the network; 1: the whole one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", default="*", metavar="PATTERN", help=f"protocols by name, of {'; '.join(EXCHANGES)}"
+    )
+    parser.add_argument(
         "--runs",
         type=folder_to_write,
         default="runs/epoch",
@@ -292,25 +335,33 @@ def parse() -> argparse.Namespace:
     parser.add_json()
     parser.add_argument("--worker-report", type=file_to_write, help=argparse.SUPPRESS)
     parser.add_argument("--elsewhere", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    found = parser.parse_args()
+    if not training_of(found).exchanges:
+        parser.error(f"--only {found.only}: the protocols are {'; '.join(EXCHANGES)}")
+    return found
+
+
+def training_of(arguments: argparse.Namespace) -> Training:
+    """What is trained."""
+    return Training(**{field.name: getattr(arguments, field.name) for field in fields(Training)})
 
 
 @errors_in_one_line
 def main() -> None:
     """Train and predict, print the tables, write the JSON."""
     arguments = parse()
-    given = (arguments.batch, arguments.epochs, arguments.rounds, arguments.device)
+    training = training_of(arguments)
     if arguments.worker_report:
         answer = arguments.worker_report
         save, runs = answer.with_suffix(".calibration"), answer.with_suffix(".runs")
-        report = work(*given, runs, arguments.elsewhere, save)
+        report = work(training, runs, arguments.elsewhere, save)
         if launched().rank == 0:
             answer.write_text(json.dumps(report))
         return
     if launched().size > 1:
         save = arguments.runs / "calibration.json"
         save.parent.mkdir(parents=True, exist_ok=True)
-        reports = [work(*given, arguments.runs, None, save)]
+        reports = [work(training, arguments.runs, None, save)]
         if launched().rank > 0:
             return
         print(table_of(reports[0]))
@@ -329,6 +380,7 @@ def main() -> None:
             "epochs": arguments.epochs,
             "warm_up": 1,
             "repetitions": arguments.rounds,
+            "width": arguments.width,
             "device": arguments.device,
             "calibrations": [report["calibration"] for report in reports],
         }

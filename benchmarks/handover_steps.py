@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from handover_ways import SECONDS_TO_ANSWER, AllToAll, Pairs, Place, Way, mpi_pairs, torch_pairs
@@ -16,6 +17,7 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.torch_communicator import TorchCommunicator
+from hpcdat.distributed.watchdog import Watchdog
 from hpcdat.errors import InputError, WorkerError
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 
@@ -39,7 +41,7 @@ class Measured(NamedTuple):
     computes: bool
 
 
-def once(what: Measured, chunks: int, align: Callable[[], None]) -> Times:
+def once(what: Measured, chunks: int, align: Callable[[], object]) -> Times:
     """Hand a batch over after a common start."""
     align()
     start, used = time.perf_counter(), time.process_time()
@@ -65,11 +67,28 @@ def computation(chunks: int, way: Way | None, start: float) -> float | None:
     return seen
 
 
+def bounded_barrier(world: Any, workers: Communicator) -> Callable[[], None]:
+    """MPI's barrier, which ends this process after :data:`SECONDS_TO_ANSWER`.
+
+    Args:
+        world: a communicator of mpi4py.
+        workers: the same workers.
+    """
+    watchdog = Watchdog(SECONDS_TO_ANSWER, f"worker {workers.rank} on {workers.host}")
+
+    def barrier() -> None:
+        with watchdog.waiting("MPI: barrier"):
+            world.Barrier()
+
+    return barrier
+
+
 def work(engine: Literal["horovod", "torch"], rounds: int, chunks: int) -> BenchmarkFile:
     """A worker's whole part; the measurement, the same on all workers."""
     workers = init_communicator(SECONDS_TO_ANSWER, engine=engine)
     place = Place(workers.rank, workers.size)
-    notes, align = [], lambda: workers.barrier("common start")
+    notes: list[str] = []
+    align: Callable[[], object] = partial(workers.barrier, "common start")
     pairs: Callable[[int, int], Pairs]
     if isinstance(workers, TorchCommunicator):
         pairs = torch_pairs(workers, place)
@@ -77,7 +96,7 @@ def work(engine: Literal["horovod", "torch"], rounds: int, chunks: int) -> Bench
         world, reason = join_mpi(workers)
         if world is None:
             raise InputError(f"pairs need MPI: {reason}", everywhere=True)
-        pairs, align = mpi_pairs(world, place), world.Barrier
+        pairs, align = mpi_pairs(world, place), bounded_barrier(world, workers)
         notes.append(
             "MPI grants MPI_THREAD_MULTIPLE. Horovod's thread calls MPI in every cycle, and the main thread "
             "while it waits for a pair; nothing else moves data on, as Open MPI has no thread for it."

@@ -6,16 +6,18 @@ workers agree on what to do next. So mpi4py needs a communicator of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from communication_exchanges import Gradient
+from communication_exchanges import Gradients
 from communication_operations import (
     OPERATIONS,
     SECONDS_TO_ANSWER,
+    Maker,
     Operation,
     Source,
     count_of,
@@ -57,16 +59,16 @@ class MpiOperations(Source):
     """MPI's own operations.
 
     Args:
-        workers: connected by MPI.
-        world: a communicator of mpi4py for them, from :func:`join_mpi`.
-        device: of the buffers.
+        gradients: of workers that MPI connects, with the device of all buffers.
+        world: a communicator of mpi4py for the workers, from :func:`join_mpi`.
     """
 
-    def __init__(self, workers: Communicator, world: Any, device: torch.device) -> None:
-        self.workers, self.world, self.device = workers, world, device
-        self._watchdog = Watchdog(SECONDS_TO_ANSWER, f"worker {workers.rank} on {workers.host}")
+    def __init__(self, gradients: Gradients, world: Any) -> None:
+        self.gradients, self.world = gradients, world
+        self.workers, self.device = gradients.workers, gradients.device
+        self._watchdog = Watchdog(SECONDS_TO_ANSWER, f"worker {self.workers.rank} on {self.workers.host}")
 
-    def at(self, size: int, chosen: Sequence[str]) -> Iterator[Operation]:  # noqa: D102
+    def at(self, size: int, chosen: Sequence[str]) -> list[Maker]:  # noqa: D102
         makers: dict[str, list[Callable[[int], Operation]]] = {
             # Open MPI's non-blocking reductions cannot read GPU memory.
             "all-reduce": [self._all_reduce, *([self._iall_reduce] if self.device.type == "cpu" else [])],
@@ -75,9 +77,12 @@ class MpiOperations(Source):
             "broadcast": [self._broadcast],
             "point to point": [self._point_to_point],
         }
-        for name in OPERATIONS:
-            for make in makers.get(name, []) if name in chosen else []:
-                yield make(count_of(name, size, self.workers.size))
+        return [
+            partial(make, count_of(name, size, self.workers.size))
+            for name in OPERATIONS
+            if name in chosen
+            for make in makers.get(name, [])
+        ]
 
     def close(self) -> None:  # noqa: D102
         self.world.Free()
@@ -119,13 +124,13 @@ class MpiOperations(Source):
         synchronize(self.device)
 
     def _all_reduce(self, count: int) -> Operation:
-        gradient = Gradient.of(count, self.workers, self.device)
+        gradient = self.gradients.of(count)
         total = torch.empty_like(gradient.own)
         own, sums = self._buffer(gradient.own), self._buffer(total)
         return self._made("all-reduce", lambda: self.world.Allreduce(own, sums), total, gradient.exact, count)
 
     def _iall_reduce(self, count: int) -> Operation:
-        gradient = Gradient.of(count, self.workers, self.device)
+        gradient = self.gradients.of(count)
         total = torch.empty_like(gradient.own)
         own, sums = self._buffer(gradient.own), self._buffer(total)
         made = self._made(
@@ -179,22 +184,26 @@ class MpiOperations(Source):
         return replace(made, align=align, timed_by=0, messages=2)
 
 
-def mpi_operations(workers: Communicator, device: torch.device) -> tuple[list[MpiOperations], list[str]]:
+def mpi_operations(gradients: Gradients) -> tuple[list[MpiOperations], list[str]]:
     """MPI's operations with buffers in host memory, and on a GPU where MPI can read its memory.
 
     All workers call this together.
 
+    Args:
+        gradients: of all workers, on the device that is measured.
+
     Returns:
         The operations, and notes on those that are missing.
     """
+    workers = gradients.workers
     world, reason = join_mpi(workers)
     if world is None:
         return [], [f"MPI itself is not measured: {reason}"]
-    found = [MpiOperations(workers, world, CPU)]
-    if device.type == "cpu":
-        return found, []
+    if gradients.device.type == "cpu":
+        return [MpiOperations(gradients, world)], []
+    found = [MpiOperations(Gradients(workers, CPU), world)]
     aware = workers.all_gather_object(mpi_is_cuda_aware(), "whether MPI reads GPU memory")
     if all(aware):
-        return [*found, MpiOperations(workers, world.Dup(), device)], []
+        return [*found, MpiOperations(gradients, world.Dup())], []
     why = "does not say so" if None in aware else "was built without CUDA"
     return found, [f"MPI from GPU memory is not measured: MPI {why}"]

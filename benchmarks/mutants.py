@@ -206,7 +206,7 @@ def results_in(text: str) -> Results:
     except ValueError:
         found = None
     if not isinstance(found, dict) or not all("killed_by" in result for result in found.values()):
-        raise ArgumentTypeError(f"{file} is no JSON of benchmarks/mutants.py")
+        raise ArgumentTypeError(f"{file} is not a JSON file of benchmarks/mutants.py")
     return found
 
 

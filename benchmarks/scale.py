@@ -22,6 +22,9 @@ Ratios: ``worker_seconds_PHASE``, ``worker_bytes_PHASE``, ``worker_messages_PHAS
 exponents of M, fitted by least squares of the logarithms, on the worker that is not worker 0; ``rank0_*``
 those of worker 0, with ``rank0_*_per_worker`` the bytes or microseconds of each further worker.
 ``real_over_simulated_M``: the seconds of a step with so many processes, over those among simulated workers.
+
+In the JSON file, ``messages``, ``given`` and ``got`` are those of the phase, with bytes; ``memory_bytes`` is
+the most that the worker's process has had, and ``checkpoint_bytes`` the size on disk.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ from hpcdat.distributed.local_mpirun import mpirun_command
 from hpcdat.distributed.loopback import loopback, run_threads
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import WorkerError
+from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 from hpcdat.report.plots import plot_growth
 from hpcdat.storage.atomic_files import write_text
 
@@ -58,6 +62,10 @@ MOST_TOGETHER = 256
 """Largest number of ranks that train as threads of one process."""
 DIGITS_OF_SECONDS = 0.05
 """How far the bytes of a phase may differ, in which seconds are sent as text."""
+WORKER = {"rank0": "worker 0", "worker": "another worker"}
+"""Those that are measured, as the file names them."""
+CHECKPOINTS = {"checkpoint": "after", "checkpoint within": "within"}
+"""Keys of the checkpoints' sizes, by the phases that write them."""
 Measured = dict[str, Any]
 """What one worker has measured: see :func:`one_worker.train`, with ``memory`` in bytes and ``shares``."""
 
@@ -189,6 +197,36 @@ def ratios_of(rows: dict[str, dict[int, Measured]]) -> dict[str, float]:
     return ratios
 
 
+def rows_of(measured: dict[str, dict[int, Measured]]) -> list[Row]:
+    """The rows of the file: every phase, and the assignment of images, of both workers with each M."""
+    rows = []
+    for who, of_sizes in measured.items():
+        for size, one in of_sizes.items():
+            common = {"worker": WORKER[who], "workers": size, "by": "simulation"}
+            for name, phase in one["phases"].items():
+                figures = {key: phase[key] for key in ("messages", "given", "got")}
+                figures["memory_bytes"] = one["memory"]
+                if saved := one["checkpoint_bytes"].get(CHECKPOINTS.get(name, "")):
+                    figures["checkpoint_bytes"] = saved
+                parameters = {"part": PHASES[name], **common}
+                rows.append(Row(parameters=parameters, seconds=[phase["seconds"]], figures=figures))
+            for name, seconds in one["shares"].items():
+                parameters = {"part": f"{name} of ImageNet", **common}
+                rows.append(Row(parameters=parameters, seconds=[seconds]))
+    return rows
+
+
+def rows_of_steps(size: int, of_ranks: list[Measured], by: str) -> list[Row]:
+    """The rows of the thread that trains, of workers 0 and 1."""
+    return [
+        Row(
+            parameters={"part": "step, the thread that trains", "worker": name, "workers": size, "by": by},
+            seconds=[one["phases"]["step"]["thread"]],
+        )
+        for name, one in zip(WORKER.values(), of_ranks, strict=True)
+    ]
+
+
 def table_of(rows: dict[str, dict[int, Measured]]) -> str:
     """A row for each phase and worker, a column for each M."""
     sizes = list(rows["rank0"])
@@ -305,8 +343,13 @@ def main() -> None:
     print(f"plot: {arguments.out / 'scale.svg'}")
     if arguments.json:
         environment = describe_environment(SingleProcess(), CPU)
-        report = {"environment": environment, "rows": rows, "real": processes, "ratios": ratios}
-        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
+        of_file = rows_of(rows)
+        for size, of_ranks in processes.items():
+            of_file += rows_of_steps(size, of_ranks, "MPI") + rows_of_steps(
+                size, simulated[size], "simulation"
+            )
+        run = {"device": "cpu", "threads": 1, "feedback": arguments.feedback}
+        BenchmarkFile.of("scale", environment, run, of_file, ratios).write(arguments.json)
 
 
 if __name__ == "__main__":

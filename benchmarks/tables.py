@@ -3,7 +3,8 @@
 ``python benchmarks/tables.py [--out FOLDER] [--json PATH] [--against PATH]``: every job of jobs/miniature
 that reproduces one of their rows, or is shown below one, is trained in a box (root, iproute2): the baselines
 on one node, DAT on six with links of ``--rate``, and the HPC rows with links of ``--fast-rate``. The report
-of both tables is written to FOLDER; with ``--against`` the C of an earlier JSON are compared.
+of both tables is written to FOLDER; with ``--against`` the C of an earlier JSON file are compared. Its rows
+are T and C of each job, with the seconds of every epoch.
 
 Ratios, for PGD and FGSM:
 
@@ -15,7 +16,6 @@ Ratios, for PGD and FGSM:
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -30,14 +30,12 @@ from arguments import Parser, errors_in_one_line, existing_file, folder_to_write
 from hpcdat.config.job_file import read_job
 from hpcdat.config.methods import METHODS
 from hpcdat.emulation.cluster import create_box, remove_box
-from hpcdat.errors import WorkerError
-from hpcdat.storage.atomic_files import write_text
+from hpcdat.errors import InputError, WorkerError
+from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 from hpcdat.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = ("dat-1", "dat-4")
-
-
+NAME, TABLES = "tables", ("dat-1", "dat-4")
 RUNS = ROOT / "runs" / "tables"
 
 
@@ -85,17 +83,39 @@ def train(jobs: Iterable[Path], rate: str, nodes: int, runs: Path, settings: Seq
         remove_box(name)
 
 
-def seconds_in(text: str) -> dict[str, float | None]:
-    """The type of ``--against``: C by job, of a JSON of this benchmark."""
-    file = existing_file(text)
+def seconds_in(text: str) -> dict[str, float]:
+    """The type of ``--against``: C by job, of a JSON file of this benchmark."""
     try:
-        seconds: dict[str, float | None] = json.loads(file.read_text())["seconds"]
-    except (ValueError, KeyError, TypeError):
-        raise ArgumentTypeError(f"{file} is no JSON of benchmarks/tables.py") from None
-    return seconds
+        file = BenchmarkFile.read(existing_file(text))
+    except InputError as error:
+        raise ArgumentTypeError(str(error)) from None
+    if file.benchmark != NAME:
+        raise ArgumentTypeError(f"{text} is a file of the benchmark {file.benchmark}, not of {NAME}")
+    return seconds_of(file.rows)
 
 
-def ratios_of(seconds: dict[str, float | None], before: dict[str, float | None]) -> dict[str, float]:
+def seconds_of(rows: Sequence[Row]) -> dict[str, float]:
+    """C by job, of those that several workers have trained."""
+    return {str(row.parameters["job"]): row.median for row in rows if row.parameters["part"] == "C"}
+
+
+def rows_from(folder: RunFolder, rate: str) -> list[Row]:
+    """T and C of a run, the latter only with several workers; links of this rate."""
+    result, epochs = folder.read_result(), folder.metrics("epoch")
+    common = {"job": folder.path.name, "nodes": result.p, "workers_per_node": result.q, "rate": rate}
+    figures = {"ta": result.ta, "ra": result.ra, "mebibytes_per_iteration": result.megabytes}
+    keys = {"T": "total_seconds"} | ({"C": "communication_seconds"} if result.p * result.q > 1 else {})
+    return [
+        Row(
+            parameters={"part": part, **common},
+            seconds=[epoch[key] for epoch in epochs],
+            figures=figures if part == "T" else {},
+        )
+        for part, key in keys.items()
+    ]
+
+
+def ratios_of(seconds: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     """What the tables are read for, from C by job."""
     ratios = {}
     for oracle in ("pgd", "fgsm"):
@@ -129,7 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=folder_to_write, default=RUNS / "report", help="of the report")
     parser.add_json()
     parser.add_argument(
-        "--against", type=seconds_in, default={}, metavar="PATH", help="JSON of an earlier time"
+        "--against", type=seconds_in, default={}, metavar="PATH", help="JSON file of an earlier time"
     )
     arguments = parser.parse_args()
     jobs = [job for job in JOBS if fnmatch(job.stem, arguments.only)]
@@ -152,24 +172,16 @@ def main() -> None:
     subprocess.run(
         [sys.executable, "-m", "hpcdat", "report", *map(str, folders), *tables, *title], check=True
     )
-    results = {folder.name: RunFolder(folder).read_result() for folder in folders}
-    seconds = {
-        name: result.communication if result.p * result.q > 1 else None for name, result in results.items()
-    }
-    ratios = ratios_of(seconds, arguments.against)
+    rates = {folder: arguments.fast_rate if HPC in folder.name else arguments.rate for folder in folders}
+    rows = [row for folder, rate in rates.items() for row in rows_from(RunFolder(folder), rate)]
+    ratios = ratios_of(seconds_of(rows), arguments.against)
     print()
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f}")
     if arguments.json:
-        report = {
-            "environment": RunFolder(folders[-1]).environment(),
-            "rates": {"links": arguments.rate, "hpc": arguments.fast_rate},
-            "seconds": seconds,
-            "accuracies": {name: {"ta": result.ta, "ra": result.ra} for name, result in results.items()},
-            "megabytes": {name: result.megabytes for name, result in results.items()},
-            "ratios": ratios,
-        }
-        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
+        environment = RunFolder(folders[-1]).environment()
+        settings = {"nodes": arguments.nodes, "device": "cpu", "settings": arguments.set}
+        BenchmarkFile.of(NAME, environment, settings, rows, ratios).write(arguments.json)
 
 
 if __name__ == "__main__":

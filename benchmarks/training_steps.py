@@ -104,7 +104,7 @@ class Network:
         """Read ``NAME`` or ``NAME@SIZE``.
 
         Raises:
-            InputError: there is no such network, or the size is no number.
+            InputError: there is no such network, or the size is not a number.
         """
         name, at, size = text.partition("@")
         if at and not re.fullmatch(r"[1-9]\d{0,4}", size):
@@ -173,7 +173,7 @@ class Combination:
         return training_step(model, self.attack.folded(model, images.x), *images, LAMB)
 
     def parameters(self, part: str, device: torch.device) -> dict[str, Value]:
-        """Those of a row of a benchmark's file."""
+        """Those of a row of a benchmark file."""
         return {
             "part": part,
             "network": self.network.name,

@@ -48,7 +48,7 @@ def measure(call: Call, names: Sequence[str], file: Path | None) -> Report:
         file: the JSON, which is made or merged into; None: nothing is written.
 
     Raises:
-        InputError: the file holds measurements of another device, or is no report.
+        InputError: the file holds measurements of another device, or is not a report.
         Stopped: a stop was requested.
         HpcdatError: something failed.
         OSError: the file cannot be read or written.
@@ -114,7 +114,7 @@ def _begin(call: Call, names: Sequence[str], file: Path | None) -> Report:
     except ValueError:
         before = {}
     if not {"device", "sections"} <= before.keys():
-        raise InputError(f"--json {file} is no report of benchmarks/gpu: name another file")
+        raise InputError(f"--json {file} is not a report of benchmarks/gpu: name another file")
     if names == ["page"]:
         return before
     if before["device"] != report["device"]:

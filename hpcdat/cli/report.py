@@ -73,7 +73,8 @@ def report(
     certified.
 
     With `--benchmark`, tables of times, of fitted latencies and bandwidths, and of C beside that of the DAT
-    paper's Table 4. `--fail-if-slower` ends with 1 if both median and minimum of a row are slower.
+    paper's Table 4. `--fail-if-slower` ends with 1 if both median and minimum of a row that
+    is steady in both files are slower, and with 2 if there is no steady row.
     """
     reported_once(lambda: _check_arguments(runs, table, fail_if_slower, benchmark=benchmark))
     if benchmark:

@@ -25,7 +25,9 @@ class Row(BaseModel):
     Attributes:
         parameters: what was measured: collective, protocol, bits, bytes and so on. Rows of two files are of
             the same thing if all of these are equal.
-        seconds: of each repetition after the warm-up, of the slowest worker.
+        seconds: of each repetition after the warm-up, of the slowest worker, in the order of measurement.
+        per_round: how many repetitions followed one another directly. Between these rounds other rows were
+            measured. The last round may have fewer.
         figures: what follows from them or was counted in the same repetitions: bandwidths in bytes/s, errors,
             bytes sent. None: could not be measured, which is not 0.
     """
@@ -34,7 +36,14 @@ class Row(BaseModel):
 
     parameters: dict[str, Value]
     seconds: Annotated[list[Seconds], Field(min_length=1)]
+    per_round: Annotated[int, Field(ge=1)] = 1
     figures: dict[str, float | None] = {}
+
+    @property
+    def medians_of_rounds(self) -> list[float]:
+        """In seconds, in the order of measurement."""
+        starts = range(0, len(self.seconds), self.per_round)
+        return [median(self.seconds[start : start + self.per_round]) for start in starts]
 
     @property
     def median(self) -> float:
@@ -116,7 +125,7 @@ class BenchmarkFile(BaseModel):
         """Read a file written by :meth:`write`.
 
         Raises:
-            InputError: it cannot be read, or is no such file.
+            InputError: it cannot be read, or is not a benchmark file.
         """
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -125,6 +134,6 @@ class BenchmarkFile(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = dotted(first["loc"])
-            raise InputError(f"{path} is no benchmark's file: {key and f'{key}: '}{first['msg']}") from None
+            raise InputError(f"{path} is not a benchmark file: {key and f'{key}: '}{first['msg']}") from None
         except UnicodeDecodeError:
-            raise InputError(f"{path} is no benchmark's file: it is not text") from None
+            raise InputError(f"{path} is not a benchmark file: it is not text") from None

@@ -106,9 +106,9 @@ class Calibration(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key, wrong = dotted(first["loc"]), first["msg"].removeprefix("Value error, ")
-            raise InputError(f"{path} is no calibration: {key and f'{key}: '}{wrong}") from None
+            raise InputError(f"{path} is not a calibration file: {key and f'{key}: '}{wrong}") from None
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} is no calibration: {error}") from None
+            raise InputError(f"{path} is not a calibration file: {error}") from None
 
 
 def measure_links(workers: Communicator, device: torch.device) -> Calibration:

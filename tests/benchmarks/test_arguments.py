@@ -85,6 +85,15 @@ NO_FOLDER = "missing/file.json cannot be written: No such file or directory"
         ("epoch", ["--epochs", "1"], "'1': expected a whole number, 2 or larger"),
         ("epoch", ["--batch", "1"], "'1': expected a whole number, 2 or larger"),
         ("epoch", ["--runs", "file/runs"], "file is not a folder"),
+        ("epoch", ["--width", "0"], "'0': expected a positive number"),
+        (
+            "epoch",
+            ["--only", "gossip"],
+            "--only gossip: the protocols are ring, float32; ring, 8 bits; allgather",
+        ),
+        ("communication", ["--min-bytes", "1K", "--repetitions", "0"], "'0': expected a whole number, 1 or"),
+        ("handover", ["--starts", "0"], "'0': expected a whole number, 1 or larger"),
+        ("handover", JSON, NO_FOLDER),
         ("finetune", ["--source", "missing.yaml"], "missing.yaml cannot be read: No such file or directory"),
         ("finetune", ["--rates", "0.1,nan"], "'nan': expected a positive number"),
         ("finetune", ["--out", "file"], "file is not a folder"),
@@ -108,7 +117,7 @@ NO_FOLDER = "missing/file.json cannot be written: No such file or directory"
         ("start", ["--images", "empty"], "empty: there is no folder train in it, with one folder a class"),
         ("tables", ["--rate", "1gb"], "'1gb': expected a value like 1gbit"),
         ("tables", ["--only", "nope"], "--only nope: the jobs are"),
-        ("tables", ["--against", "file"], "file is no JSON of benchmarks/tables.py"),
+        ("tables", ["--against", "file"], "file is not a benchmark file: benchmark: Field required"),
         ("tables", ["--set", "epochs=none"], "epochs"),
         ("theory", JSON, NO_FOLDER),
         ("theory", ["--out", "file/plots"], "file is not a folder"),
@@ -118,7 +127,7 @@ NO_FOLDER = "missing/file.json cannot be written: No such file or directory"
         (
             "gpu.__main__",
             ["codec", "--device", "cpu", "--json", "file"],
-            "file is no report of benchmarks/gpu",
+            "file is not a report of benchmarks/gpu",
         ),
     ],
 )

@@ -32,13 +32,18 @@ def bench():
 
 
 @pytest.fixture
+def comparison():
+    return import_module("attack_comparison")
+
+
+@pytest.fixture
 def steps():
     return import_module("training_steps")
 
 
 @pytest.fixture
 def peak():
-    return import_module("peak").Peak(1000, "float32", [0.5, 0.25])
+    return import_module("peak").Peak("matrix product", 2 * 10**9, "float32", [0.5, 0.25])
 
 
 def combination(steps, network="digits-cnn", batch=2, k=1, precision="float32"):
@@ -79,18 +84,48 @@ def test_the_flops_of_a_step_are_those_of_its_passes(steps, network, k):
 
 def test_the_share_of_the_peak_is_a_quotient_of_rates(bench, peak):
     # 2 * 1000^3 FLOP in a quarter of a second, against 10^9 in two seconds.
-    assert peak.flops == 2e9 and peak.rate == 8e9
+    assert peak.rate == 8e9
     assert bench.share_of_peak(10**9, 2.0, peak) == 0.0625
 
 
-def test_the_peak_is_that_of_the_fastest_product(monkeypatch):
+@pytest.mark.parametrize(
+    ("fastest", "flops"),
+    [
+        ("matrix product of 1024 x 1024", 2 * 1024**3),
+        ("3 x 3 convolution of 128 channels, 16 x 16 pixels, NHWC", 2 * 9 * 128 * 128 * 16 * 16 * 16),
+    ],
+)
+def test_the_peak_is_that_of_the_fastest_product_or_convolution(monkeypatch, fastest, flops):
     peak = import_module("peak")
-    seconds = {"512": [1.0, 0.5], "1024": [3.0, 2.0], "2048": [40.0, 32.0]}
-    monkeypatch.setattr(peak, "in_turns", lambda products, *_: {size: seconds[size] for size in products})
+    tried = []
+
+    def in_turns(candidates, *_):
+        tried.extend(candidates)
+        # All take as long per operation but for one.
+        return {name: [9.0, 0.1 if name == fastest else 8.0] for name in candidates}
+
+    monkeypatch.setattr(peak, "in_turns", in_turns)
     found = peak.measure_peak("bfloat16", CPU, SingleProcess())
-    # The products take 8 times as many operations each; the second one 4 times, the third 64 times as long.
-    assert (found.size, found.rate) == (1024, 2 * 1024**3 / 2.0)
-    assert found.what == "matrix product of 1024 x 1024 in bfloat16"
+    assert (found.work, found.flops, found.rate) == (fastest, flops, flops / 0.1)
+    assert found.what == f"{fastest} in bfloat16" and len(tried) == 3 + 3 * 2
+
+
+def test_the_operations_of_the_peak_are_counted_as_those_of_the_steps(monkeypatch):
+    """By torch's counter, which counts the steps, too."""
+    peak = import_module("peak")
+    monkeypatch.setattr(peak, "SIZES", {"cpu": (16, 32)})
+    monkeypatch.setattr(peak, "CONVOLUTIONS", {"cpu": (peak.Convolution(4, 6, 3),)})
+    seen = {}
+
+    def in_turns(candidates, *_):
+        seen.update({name: flops_of(run) for name, run in candidates.items()})
+        return {name: [1.0] for name in candidates}
+
+    monkeypatch.setattr(peak, "in_turns", in_turns)
+    found = peak.measure_peak("float32", CPU, SingleProcess())
+    assert seen["matrix product of 16 x 16"] == 2 * 16**3
+    assert seen["3 x 3 convolution of 4 channels, 6 x 6 pixels, NCHW"] == peak.Convolution(4, 6, 3).flops
+    assert found.flops == max(seen.values()) == 2 * 32**3
 
 
 def test_a_sweep_has_a_row_for_each_combination_and_counts_all_workers(bench, steps, peak, monkeypatch):
@@ -144,20 +179,20 @@ def row(part, seconds, network="preact-resnet18"):
     return Row(parameters={"part": f"{part}, in turns", "network": network}, seconds=[seconds])
 
 
-def test_ratios_follow_from_the_parts_and_those_of_missing_parts_are_null(bench):
-    rows = [row(bench.ALONE, 3.0), row(bench.STEP, 4.0), row(bench.PLAIN, 6.4)]
-    rows += [row(bench.STEP, 7.0, "resnet50"), row(bench.PLAIN, 10.0, "resnet50")]
-    rows += [row(bench.FOOLBOX, 5.0), row(bench.BFLOAT16, 1.0)]
-    assert bench.ratios_of(rows) == {
+def test_ratios_follow_from_the_parts_and_those_of_missing_parts_are_null(comparison):
+    rows = [row(comparison.ALONE, 3.0), row(comparison.STEP, 4.0), row(comparison.PLAIN, 6.4)]
+    rows += [row(comparison.STEP, 7.0, "resnet50"), row(comparison.PLAIN, 10.0, "resnet50")]
+    rows += [row(comparison.FOOLBOX, 5.0), row(comparison.BFLOAT16, 1.0)]
+    assert comparison.ratios_of(rows) == {
         "pgd10_fp32_efficiency": 0.75,
         "pgd10_bf16_over_fp32": 0.25,
         "over_foolbox": 0.8,
         "preact18_pgd10_over_plain": 0.625,
         "resnet50_pgd4_over_plain": 0.7,
     }
-    ratios = bench.ratios_of(rows[:5])
+    ratios = comparison.ratios_of(rows[:5])
     missing = {name for name, ratio in ratios.items() if ratio is None}
-    assert missing == {"pgd10_bf16_over_fp32", "over_foolbox"} == set(bench.MISSING)
+    assert missing == {"pgd10_bf16_over_fp32", "over_foolbox"} == set(comparison.MISSING)
 
 
 def test_a_network_is_named_with_the_size_of_its_images(steps):
@@ -191,6 +226,7 @@ def test_memory_is_measured_in_a_process_of_its_own_which_may_be_killed():
 def test_a_run_prints_its_tables_and_writes_what_the_report_reads(bench, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "in_own_process", lambda work, *arguments: 5 * MIB)
     monkeypatch.setattr(import_module("peak"), "SIZES", {"cpu": (64,)})
+    monkeypatch.setattr(import_module("peak"), "CONVOLUTIONS", {"cpu": ()})
     file = tmp_path / "steps.json"
     given = ["--networks", "digits-cnn", "--batch-sizes", "2,3", "--steps", "0,2", "--precisions", "float32"]
     monkeypatch.setattr(
@@ -199,7 +235,16 @@ def test_a_run_prints_its_tables_and_writes_what_the_report_reads(bench, monkeyp
     threads = torch.get_num_threads()
     bench.main()
     torch.set_num_threads(threads)
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| training step")]
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith("| training step")]
+    steps = [line for line in lines if line.startswith("digits-cnn@8, ")]
+    assert [line.split(": ")[0] for line in steps] == [
+        f"digits-cnn@8, {batch} images, float32, {k} steps" for batch in (2, 3) for k in (0, 2)
+    ]
+    assert lines.index(table[0]) > lines.index(steps[-1]) and all(" 5.0 MiB" in line for line in steps)
+    assert lines[1].startswith("peak, float32: ") and lines[1].endswith(
+        "matrix product of 64 x 64 in float32"
+    )
     assert len(table) == 4 and all(line.split("|")[2].strip() == "digits-cnn@8" for line in table)
     found = BenchmarkFile.read(file)
     assert found.benchmark == "attack_step" and found.settings["repetitions"] == 2 and found.ratios == {}

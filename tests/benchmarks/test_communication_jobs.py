@@ -40,7 +40,8 @@ def test_the_gradient_of_each_job_is_exchanged_by_its_settings():
     sweeping, made = import_module("communication_sweep"), jobs()
 
     def program(rank):
-        exchanges = import_module("communication_jobs").ExchangesOfJobs(rank, CPU, made)
+        gradients = import_module("communication_exchanges").Gradients(rank, CPU)
+        exchanges = import_module("communication_jobs").ExchangesOfJobs(gradients, made)
         wanted = sweeping.Sweep(exchanges.sizes, ("exchange",), warm_up=1, repetitions=2)
         return sweeping.sweep(rank, CPU, wanted, None, exchanges)
 
@@ -62,4 +63,5 @@ def test_the_gradient_of_each_job_is_exchanged_by_its_settings():
 def test_a_protocol_that_is_chosen_by_measuring_is_refused():
     job = read_job(DEMO, ["exchange.protocol=auto"])
     with pytest.raises(InputError, match=r"^mine: exchange\.protocol: auto: set the protocol"):
-        import_module("communication_jobs").ExchangesOfJobs(loopback(2)[0], CPU, {"mine": job})
+        gradients = import_module("communication_exchanges").Gradients(loopback(2)[0], CPU)
+        import_module("communication_jobs").ExchangesOfJobs(gradients, {"mine": job})

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+import weakref
 from importlib import import_module
 
 import pytest
@@ -35,6 +36,11 @@ def rows():
 @pytest.fixture
 def sweeping():
     return import_module("communication_sweep")
+
+
+@pytest.fixture
+def sampling():
+    return import_module("communication_samples")
 
 
 def swept(sweeping, workers, *sizes, **settings):
@@ -77,12 +83,12 @@ def operation_of(operations, **more):
 def test_a_row_is_of_the_slowest_worker(operations, rows):
     reports = [
         report_of([1.0, 2.0, 9.0], [0.0, 10.0, 20.0], sent={"Ethernet": 10.0}, off=9.0),
-        report_of([4.0, 1.0, 1.0], [7.0, 17.5, 28.0], sent={"Ethernet": 5.0, "RoCE": 1.0}, wrong=3),
+        report_of([4.0, 1.0, 1.0], [0.0, 10.5, 21.0], sent={"Ethernet": 5.0, "RoCE": 1.0}, wrong=3),
         report_of([1.0, 1.0, 1.0], [0.5, 10.5, 20.5], off=3.0),
     ]
-    # The clock of worker 1 is 7 seconds ahead: it arrives 0, 0.5 and 1 s late.
-    row = rows.row_of(operation_of(operations), reports, [0.0, 7.0, 0.0])
+    row = rows.row_of(operation_of(operations), reports, 2)
     assert row.seconds == [4.0, 2.0, 9.0] and row.median == 4.0 and row.p99 == 9.0
+    assert row.medians_of_rounds == [3.0, 9.0]
     assert row.variation == pytest.approx(math.sqrt(13) / 5)
     assert row.figures == {
         "algbw": 100.0,
@@ -102,24 +108,28 @@ def test_a_row_is_of_the_slowest_worker(operations, rows):
 
 def test_there_and_back_counts_half_and_by_the_first_worker_s_clock(operations, rows):
     reports = [report_of([2.0, 4.0, 6.0], [0.0] * 3, sent={"Ethernet": 8.0}), report_of([9.0] * 3, [0.0] * 3)]
-    row = rows.row_of(operation_of(operations, timed_by=0, messages=2), reports, [0.0, 0.0])
+    row = rows.row_of(operation_of(operations, timed_by=0, messages=2), reports, 1)
     assert row.seconds == [1.0, 2.0, 3.0]
     assert row.figures["algbw"] == 200.0 and row.figures["sent"] == 4.0
 
 
-def test_bytes_that_nothing_counts_are_not_0(operations, rows, sweeping):
+def test_bytes_that_nothing_counts_are_not_0(operations, rows, sampling):
     before = [Card("a", "Ethernet", 10), Card("b", "RoCE", None), Card("c", "Ethernet", 0)]
     after = [Card("a", "Ethernet", 50), Card("b", "RoCE", None), Card("c", "Ethernet", 8)]
-    assert sweeping.counted(before, after, 4) == {"sent": {"Ethernet": 12.0}, "uncounted": ["b"]}
+    assert sampling.counted(before, after) == {"sent": {"Ethernet": 48}, "uncounted": ["b"]}
     reports = [report_of([1.0], [0.0], processor=[0.1]) for _ in range(2)]
-    row = rows.row_of(operation_of(operations), reports, [0.0, 0.0])
+    row = rows.row_of(operation_of(operations), reports, 1)
     assert row.figures["sent"] is None and not any(name.startswith("sent by") for name in row.figures)
 
 
 def everything(operations, rank, size):
-    exchanges = import_module("communication_exchanges").SWEPT
-    sources = [operations.Collectives(rank, CPU), operations.ExchangesAtSizes(rank, CPU, exchanges)]
-    return [operation for source in sources for operation in source.at(size, operations.OPERATIONS)]
+    exchanges = import_module("communication_exchanges")
+    gradients = exchanges.Gradients(rank, CPU)
+    sources = [
+        operations.Collectives(gradients),
+        operations.ExchangesAtSizes(gradients, exchanges.SWEPT),
+    ]
+    return [make() for source in sources for make in source.at(size, operations.OPERATIONS)]
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
@@ -193,10 +203,9 @@ def test_a_sum_of_zeros_is_not_taken_for_a_quantised_one(operations, rows):
 
 def test_predicted_bytes_are_those_of_the_messages(operations):
     def program(rank):
-        return {
-            operation.parameters["operation"]: operation.sent
-            for operation in operations.Collectives(rank, CPU).at(1200, operations.OPERATIONS)
-        }
+        gradients = import_module("communication_exchanges").Gradients(rank, CPU)
+        made = [make() for make in operations.Collectives(gradients).at(1200, operations.OPERATIONS)]
+        return {operation.parameters["operation"]: operation.sent for operation in made}
 
     predicted = run_threads(loopback(3), program)[0]
     assert predicted == {
@@ -228,7 +237,108 @@ def test_a_sweep_gives_one_row_for_each_operation_and_size(sweeping, tmp_path):
     assert BenchmarkFile.read(tmp_path / "file.json") == file
 
 
-def test_on_a_gpu_times_are_taken_by_events_too(operations, rows, sweeping, monkeypatch):
+def test_rows_are_measured_in_rounds_in_an_order_that_all_workers_share(sweeping, sampling, monkeypatch):
+    began, take = {0: [], 1: [], 2: []}, sampling.Samples.take
+
+    def noted(samples, operation, repetitions, *given, **more):
+        row = operation.parameters["operation"], operation.parameters["bytes"]
+        began[samples._workers.rank].append((*row, repetitions))
+        take(samples, operation, repetitions, *given, **more)
+
+    monkeypatch.setattr(sampling.Samples, "take", noted)
+    chosen = ("all-reduce", "all-gather", "broadcast")
+    file = swept(sweeping, 3, 48, 96, 192, operations=chosen, repetitions=45, warm_up=0)
+    assert began[0] == began[1] == began[2], "collectives in different orders would block"
+    count = len(file.rows)
+    rounds = [began[0][start : start + count] for start in range(0, len(began[0]), count)]
+    # 45 repetitions: 22 rounds of two and a last one of one.
+    assert [{runs for *_, runs in each} for each in rounds] == [{2}] * 22 + [{1}]
+    orders = [[row for *row, _ in each] for each in rounds]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders), "every row once in every round"
+    assert len({str(order) for order in orders}) == len(orders), "every round has an order of its own"
+    assert len({str(order[0]) for order in orders}) > 4, "no row keeps its place"
+    assert all(len(row.seconds) == 45 and row.per_round == 2 for row in file.rows)
+    sizes = [row.parameters["bytes"] for row in file.rows]
+    assert sizes == sorted(sizes), "the file has the rows by size, in the order of the operations"
+
+
+def test_only_the_operation_that_runs_has_buffers(sweeping, sampling, operations, monkeypatch):
+    """But for the gradient, which is kept for the other operations of its size."""
+    made, alive = [], []
+
+    class Counted(operations.Operation):
+        def __init__(self, *given, **more):
+            super().__init__(*given, **more)
+            if len(self.expected):
+                made.append(weakref.ref(self.expected))
+                alive.append(len({id(each()) for each in made if each() is not None}))
+
+    monkeypatch.setattr(operations, "Operation", Counted)
+    swept(sweeping, 1, 64, 128, operations=("all-gather", "broadcast"), repetitions=3)
+    assert len(alive) > 10 and max(alive) == 1
+
+
+@pytest.mark.parametrize(
+    ("repetitions", "warm_up", "rounds"),
+    [
+        (20, 1, [0] + [1] * 20),
+        (20, 0, [1] * 20),
+        (6, 2, [0] + [1] * 6),
+        (1, 1, [0, 1]),
+        (50, 1, [0] + [2] * 25),
+        (70, 3, [0] + [3] * 23 + [1]),
+    ],
+)
+def test_repetitions_are_those_of_all_rounds_together(sweeping, repetitions, warm_up, rounds):
+    wanted = sweeping.Sweep((4,), repetitions=repetitions, warm_up=warm_up)
+    assert wanted.rounds == rounds and sum(rounds) == repetitions
+
+
+def test_each_round_warms_up(operations, sampling):
+    """Runs before the timed ones: buffers are new in each round."""
+    runs = []
+    operation = operation_of(operations, reset=lambda: runs.append("reset"))
+    operation = dataclasses.replace(operation, run=lambda: runs.append("run"))
+    sampling.warm_up(operation, 2)
+    assert runs == ["reset", "run"] * 2
+
+
+def test_samples_of_several_rounds_are_joined_and_clocks_corrected(operations, rows, sampling, monkeypatch):
+    clock = iter([100.0, 200.0, 300.0])
+    monkeypatch.setattr(sampling.time, "time", lambda: next(clock))
+    counts = iter([0, 30, 1000, 1060])
+    monkeypatch.setattr(
+        sampling,
+        "cards_to_count",
+        lambda workers: [Card("a", "Ethernet", next(counts)), Card("b", "RoCE", None)],
+    )
+    operation = operation_of(operations)
+    (rank,) = loopback(1)
+    samples = sampling.Samples(rank, CPU, operation)
+    samples.take(operation, 1, 0.25, checked=False)
+    samples.take(operation, 2, 0.5, checked=True)
+    report = samples.report()
+    assert report["arrivals"] == [99.75, 199.5, 299.5] and len(report["seconds"]) == 3
+    assert report["sent"] == {"Ethernet": 30.0} and report["uncounted"] == ["b"] and report["wrong"] == 0
+
+
+def test_progress_is_reported_while_one_waits(sweeping, monkeypatch, capsys):
+    wanted = sweeping.Sweep((1024, 4096), repetitions=4)
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 28.0, 36.0])
+    monkeypatch.setattr(sweeping.time, "monotonic", lambda: next(clock))
+    progress = sweeping.Progress(wanted, silent=False)
+    for number, size in ((0, 1024), (0, 4096), (1, 4096), (1, 1024), (2, 1024), (2, 4096), (3, 4096)):
+        progress.show(number, size)
+    assert capsys.readouterr().err.splitlines() == [
+        "warm-up: 1,024 bytes",
+        "round 1 of 4: 4,096 bytes",
+        "round 2 of 4, about 30 s left: 1,024 bytes",
+        "round 2 of 4, about 22 s left: 4,096 bytes",
+        "round 3 of 4, about 26 s left: 4,096 bytes",
+    ]
+
+
+def test_on_a_gpu_times_are_taken_by_events_too(operations, rows, sampling, monkeypatch):
     """With stand-ins for CUDA's events, which read the host's clock."""
 
     class Event:
@@ -248,8 +358,9 @@ def test_on_a_gpu_times_are_taken_by_events_too(operations, rows, sweeping, monk
     )
     operation.parameters["device"] = "cuda"
     (rank,) = loopback(1)
-    report = sweeping.measure(rank, CPU, operation, sweeping.Sweep((12,), repetitions=3, warm_up=0))
-    row = rows.row_of(operation, [report], [0.0])
+    samples = sampling.Samples(rank, CPU, operation)
+    samples.take(operation, 3, 0.0, checked=True)
+    row = rows.row_of(samples.operation, [samples.report()], 1)
     assert 0.01 <= row.figures["device_seconds"] <= row.median and row.figures["wrong"] == 0
 
 

@@ -45,6 +45,34 @@ def test_messages_of_a_training_do_not_grow_and_are_those_of_simulated_workers(m
             assert abs(few[key] - many[key]) <= 20 + 0.1 * few[key], (name, key)
 
 
+def test_every_phase_is_a_row_of_the_file(modules):
+    one_worker, scale = modules
+    phase = {"clock": 9.0, "thread": 0.5, "messages": 3, "given": 10, "got": 20, "counts": 0}
+
+    def measured(sizes):
+        phases = {
+            name: phase | {"seconds": float(place)} for place, name in enumerate(one_worker.PHASES, start=1)
+        }
+        return {"phases": phases, "checkpoint_bytes": sizes, "memory": 7, "shares": {"shares": 2.0}}
+
+    rows = scale.rows_of(
+        {"rank0": {6: measured({"after": 100, "within": 200})}, "worker": {6: measured({}), 36: measured({})}}
+    )
+    assert len(rows) == 3 * (len(one_worker.PHASES) + 1)
+    assert len({str(row.parameters) for row in rows}) == len(rows), "hpcdat report matches rows by parameters"
+    steps = [row for row in rows if row.parameters["part"] == "step"]
+    assert [(row.parameters["worker"], row.parameters["workers"]) for row in steps] == [
+        ("worker 0", 6),
+        ("another worker", 6),
+        ("another worker", 36),
+    ]
+    assert steps[0].figures == {"messages": 3, "given": 10, "got": 20, "memory_bytes": 7}
+    saved = [row.figures["checkpoint_bytes"] for row in rows if "checkpoint_bytes" in row.figures]
+    assert saved == [100, 200]
+    by_mpi = scale.rows_of_steps(6, [measured({}), measured({})], "MPI")
+    assert [row.seconds for row in by_mpi] == [[0.5], [0.5]]
+
+
 def test_an_exponent_is_that_of_a_power_law(modules):
     scale = modules[1]
     assert scale.exponent({6: 12.0, 36: 72.0, 256: 512.0}) == 1.0

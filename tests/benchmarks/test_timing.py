@@ -109,7 +109,7 @@ def test_epochs_of_all_rounds_are_one_row_and_c_is_compared_by_round(module):
         {"communication": [4.0, 4.0, 4.0], "total": [6.0, 7.0, 8.0], "predicted": 6.0},
     ]
     for each in rounds:
-        each |= {"predicted_total": 5.0, "megabytes": 0.5}
+        each |= {"predicted_total": 5.0, "mebibytes": 0.5}
     report = {"p": 2, "q": 3, "links": "1gbit links", "rows": {"ring": rounds}}
     (row,) = epoch.rows_of(report)
     assert row.parameters == {"protocol": "ring", "nodes": 2, "workers_per_node": 3, "links": "1gbit links"}

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.full, pytest.mark.timeout(300
 
 PAGE = (CHECKOUT / "docs" / "tutorials" / "measure-your-cluster.md").read_text()
 SMALL = {
-    "--max-bytes 256M": "--max-bytes 16K --operations all-reduce,exchange --warm-up 1 --repetitions 3",
+    "--max-bytes 256M": "--max-bytes 16K --operations all-reduce,exchange --warm-up 1 --repetitions 6",
 }
 
 
@@ -45,9 +45,10 @@ def test_the_tutorial(cluster, tmp_path):
         assert {row.parameters["bytes"] for row in measured.rows} == {2**10, 2**12, 2**14}
         assert [file.suffix for file in (folder / "slurm").iterdir()].count(".log") == 1
         assert (folder / "report" / "report.html").exists()
-    # Noise decides whether a row is slower; not whether the rows are compared.
-    assert re.search(r"\d+ of (\d+) compared rows are slower than in first", done.stdout)
-    assert "exit code 2" not in done.stdout
+    # Noise decides which rows are steady, and whether one is slower; not whether there is a verdict.
+    assert re.search(r"\d+ of \d+ compared rows are slower than in first", done.stdout)
+    if "exit code 2" in done.stdout:
+        assert "0 of 0 compared rows" in done.stdout and "nothing is compared" in done.stderr
     report = (folders[-1] / "report" / "report.md").read_text()
     explained = re.findall(
         r"`([^`]+)`", "".join(re.findall(r"(?m)^\| (`.*?) \| .*\|$", PAGE.partition("## 4")[0]))

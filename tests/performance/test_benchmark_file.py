@@ -32,10 +32,10 @@ def test_statistics_of_a_row():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "is no benchmark's file: Invalid JSON"),
-        ('{"format": "hpcdat benchmark"}', "is no benchmark's file: benchmark: Field required"),
-        ('{"format": "other"}', "is no benchmark's file: format: "),
-        (b"\xff\xfe\x00", "is no benchmark's file: it is not text"),
+        ("{", "is not a benchmark file: Invalid JSON"),
+        ('{"format": "hpcdat benchmark"}', "is not a benchmark file: benchmark: Field required"),
+        ('{"format": "other"}', "is not a benchmark file: format: "),
+        (b"\xff\xfe\x00", "is not a benchmark file: it is not text"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, expected):

@@ -114,10 +114,10 @@ def test_computation_waits_for_the_slowest_worker_and_communication_does_not(mon
         ("measured_on: here\nmeasured_on: there", "measured_on: duplicate key"),
         ("measured_on: here\nnetwork: {nodes: 2, links: {}}", "links of allgather, allreduce, alltoall"),
         ("network: [", "not YAML"),
-        ("- 1", "is no calibration: Input should be a valid dictionary"),
+        ("- 1", "is not a calibration file: Input should be a valid dictionary"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(written, text, message):
-    with pytest.raises(InputError, match=r"cluster\.yaml is no calibration") as raised:
+    with pytest.raises(InputError, match=r"cluster\.yaml is not a calibration file") as raised:
         written(text)
     assert message in str(raised.value) and "\n" not in str(raised.value)

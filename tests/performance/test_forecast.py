@@ -257,7 +257,7 @@ def test_a_calibration_is_saved_and_a_damaged_one_reported(tmp_path):
     calibration(3).write(file)
     assert Calibration.read(file) == calibration(3)
     file.write_text('{"network": 1}')
-    with pytest.raises(InputError, match=r"cluster\.json is no calibration"):
+    with pytest.raises(InputError, match=r"cluster\.json is not a calibration file"):
         Calibration.read(file)
     with pytest.raises(InputError, match=r"cannot be written"):
         calibration(3).write(tmp_path / "no" / "such" / "folder.json")
@@ -306,7 +306,7 @@ def test_a_long_text_is_shortened_in_the_message():
         (["--nodes", "1", "--workers-per-node", "2"], "the links between 2 workers are unknown"),
         (["--link", "fast"], "--link 'fast': expected a value like 1gbit"),
         (["--link", "1gbit", "--calibration", "x"], "--calibration: not allowed with --link"),
-        (["--calibration", "nowhere.json"], "nowhere.json is no calibration"),
+        (["--calibration", "nowhere.json"], "nowhere.json is not a calibration file"),
         (["--link", "1gbit", "--nodes", "x"], "expected numbers of nodes"),
         (["--link", "1gbit", "--set", "data.source=folder", "data.root=/nowhere"], "--images N gives"),
     ],

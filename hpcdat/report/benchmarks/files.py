@@ -1,4 +1,4 @@
-"""Benchmarks' files: reading several of them, and what they were measured on."""
+"""Benchmark files: reading several of them, and what they were measured on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_benchmarks(paths: Sequence[Path]) -> dict[str, BenchmarkFile]:
         The files by name, in the given order: their paths without the common prefix.
 
     Raises:
-        InputError: one cannot be read, is no benchmark's file, has no rows or a wrong rate, or is of another
+        InputError: one cannot be read, is not a benchmark file, has no rows or a wrong rate, or is of another
             benchmark.
     """
     # A path given twice is one file.
@@ -79,7 +79,7 @@ def card_rate(rate: object) -> float | None:
     """Bytes per second of a network card, from the ``rate`` of settings or of a row; None for none.
 
     Raises:
-        InputError: it is no rate.
+        InputError: it is not a rate.
     """
     if isinstance(rate, str):
         return bytes_per_second(rate)

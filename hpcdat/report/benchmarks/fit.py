@@ -87,7 +87,7 @@ def limit(row: Row, file: BenchmarkFile) -> float | None:
         None without a rate, a second node or a bandwidth.
 
     Raises:
-        InputError: the rate is none.
+        InputError: the rate is wrong.
     """
     nodes, bandwidth = file.settings.get("nodes"), row.figures.get("busbw")
     rate = card_rate(row.parameters.get("rate", file.settings.get("rate")))

@@ -1,4 +1,4 @@
-"""Rows of several benchmarks' files, matched by what they measure."""
+"""Rows of several benchmark files, matched by what they measure."""
 
 from __future__ import annotations
 

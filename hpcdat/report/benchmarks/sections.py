@@ -8,7 +8,7 @@ from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 from hpcdat.report.benchmarks.files import Files, differing, machines
 from hpcdat.report.benchmarks.fit import SIZES, fit, limit
 from hpcdat.report.benchmarks.lines import Line, Series, match, series_of, varying
-from hpcdat.report.benchmarks.slower import pairs, slower_section
+from hpcdat.report.benchmarks.slower import Comparison, compare, slower_section
 from hpcdat.report.benchmarks.table_4 import table_4_section
 from hpcdat.report.benchmarks.values import (
     NOT_MEASURED,
@@ -26,7 +26,7 @@ MISSING = "-"
 
 def benchmark_sections(
     files: Files, slower_by: float | None, plot: Callable[[Files, Sequence[Series]], str] | None
-) -> tuple[list[Section], bool]:
+) -> tuple[list[Section], Comparison | None]:
     """The sections of a report.
 
     Args:
@@ -35,15 +35,15 @@ def benchmark_sections(
         plot: draws time against size; None for a report without plots.
 
     Returns:
-        The sections, and whether a row is slower.
+        The sections, and what rows are judged by; None if they are not.
 
     Raises:
-        InputError: a file has two rows with equal parameters or a rate that is none, or rows are to be judged
+        InputError: a file has two rows with equal parameters or a wrong rate, or rows are to be judged
             and there is nothing to compare them with.
     """
     lines = match(files)
     series = [one for one in series_of(lines) if any(len(points) > 1 for points in one.points.values())]
-    compared = pairs(files, lines) if slower_by is not None else []
+    comparison = None if slower_by is None else compare(files, lines)
     sections = [_files_section(files), _times_section(files, lines)]
     if series:
         sections.append(_fits_section(files, series, plot(files, series) if plot else ""))
@@ -51,9 +51,10 @@ def benchmark_sections(
         sections.append(table)
     if any(file.ratios for file in files.values()):
         sections.append(_ratios_section(files))
-    if slower_by is not None:
-        sections.append(slower_section(next(iter(files)), compared, slower_by))
-    return sections, any(pair.is_slower(slower_by or 0.0) for pair in compared)
+    if comparison is None or slower_by is None:
+        return sections, None
+    sections.append(slower_section(next(iter(files)), comparison, slower_by))
+    return sections, comparison
 
 
 def _files_section(files: Files) -> Section:

@@ -73,7 +73,8 @@ def train(
 ) -> Result:
     """Train a job to its end, or resume it, as ``hpcdat train`` does.
 
-    Call it from the main thread, which handles the signals that ask for a stop.
+    Call it from the main thread, which handles the signals that ask for a stop. In a program, call it below
+    ``if __name__ == "__main__":``, since processes that read images import the program's file again.
 
     Args:
         job: a resolved job, the path of a job file, or the contents of one.

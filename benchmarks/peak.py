@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,17 +77,23 @@ class Peak:
         return f"{self.work} in {self.arithmetic}"
 
 
-def measure_peak(precision: Precision, device: torch.device, workers: Communicator) -> Peak:
+def measure_peak(
+    precision: Precision,
+    device: torch.device,
+    workers: Communicator,
+    sizes: Sequence[int] | None = None,
+) -> Peak:
     """Try matrix products and convolutions of all sizes on all workers at the same time.
 
     Args:
         precision: of both factors; products in float32 on a GPU use TF32 if convolutions may.
         device: that computes.
         workers: all of them.
+        sizes: of the matrices; None: those for the device.
     """
     tf32 = precision == "float32" and device.type == "cuda" and torch.backends.cudnn.allow_tf32
     dtype = getattr(torch, precision)
-    candidates = _products(dtype, device) | _convolutions(dtype, device)
+    candidates = _products(sizes or SIZES[device.type], dtype, device) | _convolutions(dtype, device)
     with torch.no_grad(), _matrix_products_like_convolutions(), _fastest_algorithms():
         times = in_turns({name: run for name, (_, run) in candidates.items()}, ROUNDS, device, workers)
     arithmetic = "TF32" if tf32 else precision
@@ -99,9 +105,9 @@ Candidates = dict[str, tuple[int, Callable[[], Tensor]]]
 """What is tried: FLOPs and function by name."""
 
 
-def _products(dtype: torch.dtype, device: torch.device) -> Candidates:
+def _products(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Candidates:
     found: Candidates = {}
-    for size in SIZES[device.type]:
+    for size in sizes:
         a, b = (_random((size, size), dtype, device) for _ in range(2))
         work = partial(torch.mm, a, b, out=torch.empty_like(a))
         found[f"matrix product of {size} x {size}"] = 2 * size**3, work

@@ -14,9 +14,9 @@ import tempfile
 import threading
 
 import torch
-from arguments import Parser, errors_in_one_line, folder_to_write, listed, positive, whole
+from arguments import Parser, errors_in_one_line, existing_file, folder_to_write, listed, positive, whole
 
-from gpu.report import SECTIONS, measure, show, tables_of
+from gpu.report import SECTIONS, goals_of, measure, merge, show, tables_of
 from gpu.section import Call
 from hpcdat.distributed.stop_signals import StopRequest
 from hpcdat.errors import Exit, Stopped
@@ -34,9 +34,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.limit and not arguments.work:
         parser.error("--limit: also give --work, the folder to resume from")
+    if arguments.merge and not arguments.json:
+        parser.error("--merge: also give --json, the file to write")
     kind = "cuda" if arguments.device == "auto" and torch.cuda.is_available() else arguments.device
+    if kind == "auto" and arguments.sections == ["page"]:
+        kind = "cpu"
     if kind == "auto":
         parser.error("--device auto: torch finds no usable GPU; --device cpu --tiny tries everything out")
+    if arguments.tiny:
+        # Compiling would take most of the time.
+        torch.compiler.set_stance("force_eager")
     stop = StopRequest()
     if arguments.limit:
         timer = threading.Timer(arguments.limit, lambda: setattr(stop, "requested", True))
@@ -53,13 +60,16 @@ def main() -> None:
             stop=stop,
         )
         try:
+            if arguments.merge:
+                merge(arguments.merge, arguments.json)
             report = measure(call, arguments.sections, arguments.json)
             show(report)
             if arguments.page:
                 # Only the page needs jinja2.
                 from gpu.page import write_page
 
-                for written in write_page(report, tables_of(report["sections"]), arguments.page):
+                tables = {"Goals": goals_of(report), **tables_of(report["sections"])}
+                for written in write_page(report, tables, arguments.page):
                     print(f"written: {written}")
         except Stopped as error:
             print(f"{error}\nthe same command resumes", file=sys.stderr)
@@ -72,6 +82,9 @@ def _parser() -> Parser:
     parser.add_json()
     parser.add_argument(
         "--page", type=folder_to_write, metavar="FOLDER", help="write report.html, .md and .csv there"
+    )
+    parser.add_argument(
+        "--merge", nargs="+", type=existing_file, metavar="JSON", help="first join these files into --json"
     )
     parser.add_device()
     parser.add_argument("--tiny", action="store_true", help="small models and few images, for a quick test")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu.section import Table, number
+from gpu.section import Table
 from hpcdat.report.pages import Section, write_report
 from hpcdat.report.plots import plot_bars
 
@@ -15,7 +15,7 @@ def write_page(report: dict[str, Any], tables: Mapping[str, Table], folder: Path
     """Write the page.
 
     Args:
-        report: with device, date, versions, ratios and reasons.
+        report: with device, date and versions.
         tables: by their titles; one of two columns whose second is numbers gets a plot.
         folder: made if it does not exist.
 
@@ -31,10 +31,6 @@ def write_page(report: dict[str, Any], tables: Mapping[str, Table], folder: Path
         bars = {row[0]: float(row[1]) for row in rows if len(row) == 2 and _is_number(row[1])}
         plot = plot_bars(bars, header[1]) if bars else ""
         sections.append(Section(f"table-{index}", title, header, rows, 1, plot, notes))
-    rows = [
-        [name, number(ratio, 3), report["reasons"].get(name, "")] for name, ratio in report["ratios"].items()
-    ]
-    sections.append(Section("ratios", "Ratios", ["ratio", "value", "why not"], rows, 1, "", notes))
     return write_report(sections, folder, f"On one GPU: {report['device']}", maker="benchmarks/gpu")
 
 

@@ -15,7 +15,8 @@ from hpcdat.config.job import Job
 from hpcdat.config.job_file import read_job
 from hpcdat.distributed.stop_signals import StopRequest
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+CHECKOUT = Path(__file__).resolve().parents[2]
+JOBS = CHECKOUT / "jobs"
 TINY = [
     "data.source=digits",
     "data.image_size=8",

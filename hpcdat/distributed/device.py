@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,8 @@ from hpcdat.errors import InputError, shorten
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """Exists on a node with an NVIDIA driver."""
+INSTEAD_OF_SHARING = "start as many workers there as it has GPUs, or set device: cpu"
+"""What to do where :func:`why_not_shared` says why."""
 
 
 def choose_device(job: EvaluationJob, workers: Communicator) -> torch.device:
@@ -85,13 +87,18 @@ def check_own_gpus(device: torch.device, workers: Communicator) -> None:
     taken = workers.exchange_objects(own, here, "GPUs of the node")
 
     def check() -> None:
-        if len(set(taken)) < len(taken):
-            raise InputError(
-                f"{len(taken)} workers on {workers.host} use {len(set(taken))} of its GPUs, and NCCL needs "
-                "one for each: start as many workers there as it has GPUs, or set device: cpu"
-            )
+        if shared := why_not_shared(taken):
+            raise InputError(f"{workers.host}: {shared}: {INSTEAD_OF_SHARING}")
 
     workers.on_all_ranks("use a GPU of its own", check)
+
+
+def why_not_shared(taken: Sequence[str]) -> str:
+    """Why NCCL cannot connect the workers of a node that take these GPUs; empty if each has its own."""
+    if len(set(taken)) == len(taken):
+        return ""
+    gpus = "1 GPU" if len(set(taken)) == 1 else f"{len(set(taken))} GPUs"
+    return f"{len(taken)} workers share {gpus}, and NCCL needs one for each"
 
 
 def _check_mig(workers: Communicator, environ: Mapping[str, str] = os.environ) -> None:

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Literal
 
 from hpcdat.config.sections import Data
+from hpcdat.distributed.device import INSTEAD_OF_SHARING, why_not_shared
 from hpcdat.doctor.facts import SHARED_MEMORY, Node, RunDir
 from hpcdat.doctor.findings import Finding, Level, count, hosts_by, megabytes
 from hpcdat.doctor.links import MAX_NODES_FOR_ALL_PAIRS, Pair, best_of, slow_pairs
@@ -64,12 +65,13 @@ def _describe_build(build: dict[str, bool] | None) -> str:
     return "built with " + (", ".join(names[key] for key, built in build.items() if built) or "no transport")
 
 
-def check_gpus(nodes: Sequence[Node], device: Literal["auto", "cpu", "cuda"]) -> list[Finding]:
-    """Check the GPUs and how many workers share one.
+def check_gpus(nodes: Sequence[Node], device: Literal["auto", "cpu", "cuda"], *, nccl: bool) -> list[Finding]:
+    """Check the GPUs, and that no workers which NCCL connects share one.
 
     Args:
         nodes: facts about them.
         device: the job's.
+        nccl: whether NCCL connects the workers in training.
     """
     check, findings = "GPUs", []
     kinds = hosts_by(nodes, lambda node: _describe_gpus(node.gpus))
@@ -95,11 +97,9 @@ def check_gpus(nodes: Sequence[Node], device: Literal["auto", "cpu", "cuda"]) ->
         found = f"{next(iter(kinds))}; {count(max(len(node.takes) for node in nodes), 'worker')} per node"
         findings.append(Finding("ok", check, found))
     for node in nodes:
-        taken = [gpu for gpu in node.takes if gpu is not None]
-        if len(set(taken)) < len(taken):
-            found = f"{len(taken)} workers share {count(len(set(taken)), 'GPU')}, which NCCL may reject"
-            advice = "start as many workers per node as it has GPUs"
-            findings.append(Finding("warning", check, found, node.host, advice))
+        # As training does, which refuses it.
+        if nccl and (shared := why_not_shared([gpu for gpu in node.takes if gpu is not None])):
+            findings.append(Finding("failure", check, shared, node.host, INSTEAD_OF_SHARING))
     return findings
 
 

@@ -207,7 +207,7 @@ def examine(job: Job | None, workers: Communicator, stop: StopRequest, logs: Lib
     storage = measure_storage(job, workers, stop) if job else []
     findings = [
         *check_engine(nodes, workers.engine, workers.transport),
-        *check_gpus(nodes, job.device if job else "auto"),
+        *check_gpus(nodes, job.device if job else "auto", nccl=workers.nccl),
         *check_dali(nodes, job.data.loader if job else None),
         *check_versions(nodes),
         *check_clocks([node.host for node in nodes], clocks),

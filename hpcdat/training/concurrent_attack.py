@@ -63,6 +63,8 @@ class Adversary:
         device: of this worker.
         attack: (A1) with the current weights: from what was read for a step and the number of a batch to
             its perturbed images, (N, C, H, W).
+        own_buffers: whether the model has buffers other than batch norm's. A pass in training may change or
+            replace them, so that an attack, which reads them, must not run at the same time.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Adversary:
         workers: Communicator,
         device: torch.device,
         attack: Callable[[Batch, int], Tensor],
+        *,
+        own_buffers: bool,
     ) -> None:
         self.delay, self.workers, self.attack = job.delay, workers, attack
         self.role = roles[workers.rank]
@@ -91,8 +95,8 @@ class Adversary:
         self._stale: list[list[Tensor]] = []
         self._spare: list[list[Tensor]] = []
         self._due: tuple[Batch, _InFlight] | None = None
-        concurrently = self.delay and self.role.attacked and device.type == "cuda" and not self._hands_over
-        self._stream = torch.cuda.Stream(device) if concurrently else None
+        beside = self.delay and self.role.attacked and not self._hands_over and not own_buffers
+        self._stream = torch.cuda.Stream(device) if beside and device.type == "cuda" else None
 
     def begin_epoch(self, first: Sequence[Batch]) -> None:
         """Make the examples of the first tau steps of an epoch, or of what is left of it.
@@ -124,8 +128,6 @@ class Adversary:
             rows = (pending.wait().to(self._device, non_blocking=True) for pending in entry.handed_over)
             received = Labelled(*rows)
             return dict.fromkeys(self.role.adversarial, received)
-        if self._stream:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return entry.made
 
     def begin(self, ahead: Batch | None) -> None:
@@ -138,13 +140,11 @@ class Adversary:
             return
         entry = _InFlight()
         if self._stream:
-            main = torch.cuda.current_stream(self._device)
-            self._stream.wait_stream(main)
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 self._make(ahead, entry)
-            for tensor in (t for images in (*ahead.images.values(), *entry.made.values()) for t in images):
-                # Memory that both streams use must not be reused before both are done.
-                tensor.record_stream(main)
+            for tensor in (t for images in ahead.images.values() for t in images):
+                # Whoever frees it meanwhile does so in the other stream.
                 tensor.record_stream(self._stream)
         elif self.role.attacked:
             self._due = (ahead, entry)
@@ -152,7 +152,7 @@ class Adversary:
             self._make(ahead, entry)
 
     def finish(self) -> None:
-        """Complete the attack before the weights of this step are updated."""
+        """Complete the attack before the weights of this step are updated, or its examples used."""
         if self._due:
             self._make(*self._due)
             self._due = None

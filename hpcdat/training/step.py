@@ -112,7 +112,10 @@ class Algorithm1:
         self.pgd = PGD.from_settings(job.attack)
         self.folding = self._fold()
         self.generator = torch.Generator(device)
-        self.adversary = Adversary(job, model, self.roles, workers, device, self.attack)
+        own_buffers = self.batch_norm.has_others
+        self.adversary = Adversary(
+            job, model, self.roles, workers, device, self.attack, own_buffers=own_buffers
+        )
 
     def step(
         self, now: Batch, ahead: Batch | None, requests: Callable[[], Requests] = Requests

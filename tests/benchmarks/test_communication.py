@@ -156,6 +156,7 @@ def test_one_gradient_is_measured_as_before_in_the_common_format(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.distributed
 def test_on_gpus_nccl_carries_tensors_of_gpu_memory(tmp_path):
     workers = torch.cuda.device_count()

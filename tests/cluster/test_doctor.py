@@ -65,7 +65,7 @@ def nodes(count=3, **of_the_last):
 def test_healthy_nodes_have_no_findings():
     found = [
         *check_engine(nodes(), "horovod", "MPI"),
-        *check_gpus(nodes(), "cuda"),
+        *check_gpus(nodes(), "cuda", nccl=True),
         *check_dali(nodes(), "dali"),
         *check_versions(nodes()),
         *check_clocks(["n1", "n2", "n3"], [(0.0, 0.0), (0.2, 0.01), (-0.1, 0.01)]),
@@ -77,6 +77,11 @@ def test_healthy_nodes_have_no_findings():
     ]
     assert {finding.level for finding in found} == {"ok"}
     assert "n2 is 300.0 ms ahead of n3 (± 20.0 ms)" in found[4].found
+
+
+def test_workers_that_nccl_does_not_connect_may_share_a_gpu():
+    findings = check_gpus(nodes(takes=["u0", "u0"]), "auto", nccl=False)
+    assert {finding.level for finding in findings} == {"ok"}
 
 
 def test_energy_that_cannot_be_measured_is_no_warning():
@@ -107,11 +112,21 @@ CPU = {"gpus": {}, "takes": [None, None], "driver": False}
             "without NCCL",
             check_engine(nodes(1, horovod=WITHOUT_NCCL), "horovod", "Gloo")[1:],
         ),
-        ("failure", "n3", "none, but device: cuda", check_gpus(nodes(**CPU), "cuda")),
-        ("failure", "n3", "none, but others", check_gpus(nodes(**CPU), "auto")),
-        ("warning", "", "1 x T4 on n3", check_gpus(nodes(gpus={"u": "T4"}, takes=["u"]), "auto")),
-        ("warning", "n1", "no GPU that torch", check_gpus(nodes(1, **CPU | {"driver": True}), "auto")[:1]),
-        ("warning", "n3", "2 workers share 1 GPU", check_gpus(nodes(takes=["u0", "u0"]), "auto")[1:]),
+        ("failure", "n3", "none, but device: cuda", check_gpus(nodes(**CPU), "cuda", nccl=True)),
+        ("failure", "n3", "none, but others", check_gpus(nodes(**CPU), "auto", nccl=True)),
+        ("warning", "", "1 x T4 on n3", check_gpus(nodes(gpus={"u": "T4"}, takes=["u"]), "auto", nccl=True)),
+        (
+            "warning",
+            "n1",
+            "no GPU that torch",
+            check_gpus(nodes(1, **CPU | {"driver": True}), "auto", nccl=True)[:1],
+        ),
+        (
+            "failure",
+            "n3",
+            "2 workers share 1 GPU, and NCCL needs one for each",
+            check_gpus(nodes(takes=["u0", "u0"]), "auto", nccl=True)[1:],
+        ),
         ("failure", "n3", "no libcuda", check_dali(nodes(dali=None, dali_error="no libcuda"), "dali")[1:]),
         ("warning", "n3", "no libcuda", check_dali(nodes(dali=None, dali_error="no libcuda"), None)[1:]),
         (
@@ -134,7 +149,9 @@ CPU = {"gpus": {}, "takes": [None, None], "driver": False}
             "n1",
             "CUDA_VISIBLE_DEVICES=7 names none",
             check_gpus(
-                nodes(1, **CPU | {"driver": True, "no_gpu": "CUDA_VISIBLE_DEVICES=7 names none"}), "auto"
+                nodes(1, **CPU | {"driver": True, "no_gpu": "CUDA_VISIBLE_DEVICES=7 names none"}),
+                "auto",
+                nccl=True,
             )[:1],
         ),
         (

@@ -254,7 +254,8 @@ def test_compiled_kernels_read_and_write_each_number_once(ptx):
     assert (moved(decode, "ld"), moved(decode, "st")) == (16 * 1 + 4, 16 * 4)
 
 
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="there is no GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 @pytest.mark.parametrize("norm", ["max", "l2"])
 @pytest.mark.parametrize("bits", BITS)
 def test_a_million_numbers_on_a_gpu(bits, norm):

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.fake_cuda.backward import gradients_of
+from tests.fake_cuda.streams import Event, Streams
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -36,12 +37,12 @@ class FakeGpu:
 
     Attributes:
         waits: how often the host waited for the device, by place and operation.
-        order: what streams do for one another: which one waits for which.
+        streams: its streams, and the races between them.
     """
 
     def __init__(self):
         self.waits = Counter()
-        self.order = []
+        self.streams = Streams(_place)
         self._hooks = {}
 
     @contextmanager
@@ -59,6 +60,7 @@ class FakeGpu:
 
     def wait(self, operation):
         self.waits[f"{_place()}: {operation}"] += 1
+        self.streams.host_waits(for_all=operation == "synchronize")
 
     def _gradient(self, output, inputs):
         return (gradients_of(output, [inputs], self._hooks)[inputs],)
@@ -79,14 +81,16 @@ class FakeGpu:
         patch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
         if find_spec("triton"):
             for kernel in ("norms", "encode", "decode"):
-                patch.setattr(f"hpcdat.exchange.triton_kernels.{kernel}", _Kernel())
+                patch.setattr(f"hpcdat.exchange.triton_kernels.{kernel}", _Kernel(kernel, self.streams))
         patch.setattr(torch.cuda, "synchronize", lambda device=None: self.wait("synchronize"))
-        patch.setattr(torch.cuda, "Stream", lambda device=None: _Stream("other", self.order))
-        patch.setattr(torch.cuda, "current_stream", lambda device=None: _Stream("current", self.order))
-        patch.setattr(torch.cuda, "stream", _Stream.entered)
+        streams = self.streams
+        patch.setattr(torch.cuda, "Stream", lambda device=None: streams.new())
+        patch.setattr(torch.cuda, "Event", lambda **_: Event(streams))
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)
+        patch.setattr(torch.cuda, "stream", streams.entered)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: streams.record(tensor, stream))
         patch.setattr(torch.Tensor, "numpy", _numpy)
         for name in ("item", "tolist"):
             patch.setattr(FakeTensor, name, self._reading(name), raising=False)
@@ -142,7 +146,9 @@ class _Waits(TorchDispatchMode):
         elif operation is aten._foreach_copy_.default:
             for target, source in zip(args[0], args[1], strict=True):
                 self._copy(source, target.device, non_blocking)
-        return operation(*args, **kwargs)
+        results = operation(*args, **kwargs)
+        self.gpu.streams.ran(operation, (args, kwargs), results)
+        return results
 
     def _position(self, index):
         """A mask selects as many elements as its numbers say: here all."""
@@ -183,32 +189,22 @@ class _Generators(TorchFunctionMode):
 
 
 class _Kernel:
-    """A kernel of Triton that computes nothing, since its results have no numbers; it can be launched."""
+    """A kernel of Triton that computes nothing, since its results have no numbers; it can be launched.
+
+    Whatever it is given counts as written.
+    """
+
+    def __init__(self, name, streams):
+        self.name, self.streams = name, streams
 
     def __getitem__(self, grid):
         return self
 
     def __call__(self, *arguments, **constants):
-        for tensor in arguments:
-            if isinstance(tensor, torch.Tensor):
-                assert tensor.is_cuda and tensor.is_contiguous()
-
-
-class _Stream:
-    """A CUDA stream on which nothing runs."""
-
-    def __init__(self, name, order):
-        self.name, self.order = name, order
-
-    def wait_stream(self, other):
-        self.order.append(f"{self.name} waits for {other.name}")
-
-    @staticmethod
-    @contextmanager
-    def entered(stream):
-        stream.order.append(f"{stream.name} begins")
-        yield
-        stream.order.append(f"{stream.name} ends")
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        for tensor in tensors:
+            assert tensor.is_cuda and tensor.is_contiguous()
+        self.streams.touched(self.name, tensors, tensors)
 
 
 def _numpy_dtype(dtype):

@@ -61,7 +61,7 @@ from hpcdat.emulation.cluster import create_box, remove_box, run_over_gloo
 from hpcdat.performance.benchmark_file import BenchmarkFile
 from hpcdat.report.benchmarks.plot import plot_times
 from hpcdat.report.benchmarks.sections import benchmark_sections
-from hpcdat.report.pages import Section
+from hpcdat.report.section import Section
 from hpcdat.storage.atomic_files import write_output
 
 

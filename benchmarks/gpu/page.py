@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gpu.section import Table
-from hpcdat.report.pages import Section, write_report
+from hpcdat.report.pages import write_report
 from hpcdat.report.plots import plot_bars
+from hpcdat.report.section import Section
 
 
 def write_page(report: dict[str, Any], tables: Mapping[str, Table], folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from hpcdat.errors import Exit, shorten
 
 if TYPE_CHECKING:
     from hpcdat.report.benchmarks.slower import Comparison
-    from hpcdat.report.pages import Section
+    from hpcdat.report.section import Section
 
 
 def percentage(text: str) -> float:

@@ -15,7 +15,7 @@ from hpcdat.report.result_table import result_table
 from hpcdat.storage.run_folder import Result, RunFolder
 
 if TYPE_CHECKING:
-    from hpcdat.report.pages import Section
+    from hpcdat.report.section import Section
 
 
 def report(
@@ -67,10 +67,11 @@ def report(
     --seeds N`) the table ends with their mean. `--table`, which may be repeated, compares runs with the
     paper's rows that their jobs name in `reproduces`: the paper's number, ours and the ratio. Tables, plots
     and notes are written to `--out` (default: `report`). They include accuracy over the global batch, if runs
-    of a method differ in it; RA over eps and steps, if `hpcdat evaluate` measured it; and TA and RA over the
-    epochs, for jobs that reproduce the DAT paper's Figure 4. RA stands beside the PFLOP of the training, with
-    those that 40, 44 and 46 % took, if the runs counted them. dat-2 needs runs that `hpcdat certify` has
-    certified.
+    of a method differ in it; RA over eps and steps, if `hpcdat evaluate` measured it; certified accuracy, if
+    `hpcdat certify` did, which dat-2 needs; and TA and RA over the epochs, for jobs that reproduce the DAT
+    paper's Figure 4. RA stands beside the PFLOP of the training, with those that 40, 44 and 46 % took, if the
+    runs counted them. report.html is a single file: headlines, tables that can be sorted, and plots of RA
+    over time, learning curves, C, throughput and step times, as far as the runs have them.
 
     With `--benchmark`, tables of times, of fitted latencies and bandwidths, and of C beside that of the DAT
     paper's Table 4. `--fail-if-slower` ends with 1 if both median and minimum of a row that
@@ -97,24 +98,33 @@ def report(
         return
 
     def write() -> tuple[list[Section], list[Path]]:
-        from hpcdat.report import pages
         from hpcdat.report.batches import batch_sections
+        from hpcdat.report.certificate_section import certificate_sections
         from hpcdat.report.comparison import compare
+        from hpcdat.report.comparison_section import comparison_section
         from hpcdat.report.epochs import epoch_sections
+        from hpcdat.report.headline import headline
+        from hpcdat.report.pages import write_report
         from hpcdat.report.robustness_per_flop import robustness_sections
+        from hpcdat.report.run_plots import run_plots
         from hpcdat.report.runs import read_run
+        from hpcdat.report.runs_section import runs_section
         from hpcdat.report.sweeps import sweep_sections
 
         given = {folder: RunFolder(folder) for folder in folders if RunFolder(folder).is_evaluation}
         evaluations = {folder: run.read_weights_result() for folder, run in given.items()}
         read = [read_run(folder) for folder in folders if folder not in given]
-        sections = [pages.comparison_section(compare(name, read)) for name in table or []]
+        comparisons = [compare(name, read) for name in table or []]
+        sections = [comparison_section(comparison) for comparison in comparisons]
         if not table or evaluations:
-            sections.append(pages.runs_section([] if table else read, evaluations))
+            sections.append(runs_section([] if table else read, evaluations))
+        if not any(comparison.table.certified for comparison in comparisons):
+            sections += certificate_sections(read)
         if read:
             sections += [*batch_sections(read), *sweep_sections(read), *epoch_sections(read)]
             sections += robustness_sections({run.folder: run.result for run in read})
-        return sections, pages.write_report(sections, out, title or "Runs of hpcdat")
+        cards, plots = headline(read, evaluations, comparisons), run_plots(read)
+        return sections, write_report(sections, out, title or "Runs of hpcdat", cards=cards, plots=plots)
 
     sections, files = reported_once(write)
     print("\n".join(section.markdown for section in sections), end="")

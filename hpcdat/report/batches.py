@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_over_batch
 from hpcdat.report.result_table import INTERVALS, USUAL_ATTACK, of_seeds
 from hpcdat.report.runs import Run, folder_names, varied
+from hpcdat.report.section import Section
+
+CAPTION = "TA and RA of each method against the images of a step of all workers, means over the seeds."
+"""What the plot shows."""
 
 
 def batch_sections(runs: Sequence[Run]) -> list[Section]:
@@ -32,7 +35,7 @@ def batch_sections(runs: Sequence[Run]) -> list[Section]:
             images, folders = seeds[0].result.images, ", ".join(names[run.folder] for run in seeds)
             rows.append([label, f"{batch:,}", numbers, folders, of_seeds(ta, images), of_seeds(ra, images)])
     title = "Accuracy over the global batch, as in Figures 1, 2 and A1 of the DAT paper"
-    return [Section("batches", title, header, rows, 1, plot_over_batch({"": curves}), _notes(lines))]
+    return [Section("batches", title, header, rows, 1, plot_over_batch({"": curves}), _notes(lines), CAPTION)]
 
 
 def _lines(method: str, runs: Sequence[Run]) -> dict[str, dict[int, list[Run]]]:

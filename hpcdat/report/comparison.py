@@ -90,7 +90,14 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
         values, paper = _derived(row, measured, table), stated[row.key]
         rows.append(Compared(row, standing.get(row.key, []), values, paper, table))
         for label, alike in _by_name(below.get(row.key, [])).items():
-            own = replace(row, key=f"{row.key}: {label}", label=label, setup=f"beside {row.setup}", values={})
+            own = replace(
+                row,
+                key=f"{row.key}: {label}",
+                label=label,
+                setup=f"beside {row.setup}",
+                values={},
+                spreads={},
+            )
             values = _derived(own, measured | {own.key: _measured(alike, table)}, table)
             rows.append(Compared(own, alike, values, {}, table, beside=True))
     return Comparison(table, rows)

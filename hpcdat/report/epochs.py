@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hpcdat.errors import InputError, shorten
-from hpcdat.report.pages import Section
 from hpcdat.report.papers.dat import FIGURE_4_DATA, FIGURE_4_LINES
 from hpcdat.report.plots import EpochCurve, plot_over_epochs
 from hpcdat.report.result_table import INTERVALS, USUAL_ATTACK, of_seeds
-from hpcdat.report.runs import Run, folder_names, varied
-from hpcdat.storage.run_folder import RunFolder
+from hpcdat.report.runs import Run, evaluations_on_test_images, folder_names, varied
+from hpcdat.report.section import Section
 
 EPOCHS_IN_TABLE = (1, 3)
 """Epochs in the table, and the last one. The paper: pre-training adapts "within just 3 epochs"."""
+
+CAPTION = "TA and RA on the test images after each epoch, means over the seeds."
+"""What the plot shows."""
 
 
 def epoch_sections(runs: Sequence[Run]) -> list[Section]:
@@ -60,7 +62,7 @@ def epoch_sections(runs: Sequence[Run]) -> list[Section]:
     notes += [f"RA: under {'; '.join(measured)}. {USUAL_ATTACK}", INTERVALS]
     notes.append("The paper's text states no numbers of this figure, and neither rate nor batch size.")
     title = "TA and RA over the epochs, as in Figure 4 of the DAT paper"
-    return [Section("epochs", title, header, rows, 2, plot_over_epochs(figures), notes)]
+    return [Section("epochs", title, header, rows, 2, plot_over_epochs(figures), notes, CAPTION)]
 
 
 def _lines_of(run: Run) -> list[tuple[str, str]]:
@@ -85,10 +87,7 @@ def _curve(runs: Sequence[Run]) -> EpochCurve:
     """Accuracies on the test images (%) by epoch, of every seed."""
     curve: dict[str, dict[int, list[float]]] = {"ta": {}, "ra": {}}
     for run in runs:
-        evaluations = RunFolder(run.folder).metrics("evaluation")
-        # The last evaluation of an epoch counts: that of a run that was resumed, too.
-        by_epoch = {one["epoch"]: one for one in evaluations if not one["held_out"]}
-        for epoch, one in by_epoch.items():
+        for epoch, one in evaluations_on_test_images(run).items():
             for key, values in curve.items():
                 values.setdefault(epoch, []).append(100 * one[key])
     return curve

@@ -38,12 +38,13 @@ SECONDS_PER_EPOCH = ("c", "t")
 """Quantities that are proportional to the number of images in an epoch."""
 
 
-def _training_seconds(run: Run) -> float:
+def training_seconds(run: Run) -> float:
+    """Seconds of all epochs, without evaluations."""
     return float(sum(epoch["total_seconds"] for epoch in run.epochs))
 
 
 def _throughput(run: Run) -> float | None:
-    seconds = _training_seconds(run)
+    seconds = training_seconds(run)
     return sum(epoch["images"] for epoch in run.epochs) / seconds / 1000 if seconds else None
 
 
@@ -85,7 +86,7 @@ QUANTITIES: dict[str, Quantity] = {
     "training": Quantity(
         "training (s)",
         1,
-        measure=_training_seconds,
+        measure=training_seconds,
         meaning="Our training time is that of all epochs, without evaluation.",
     ),
     "throughput": Quantity("images / ms", 3, measure=_throughput),

@@ -108,7 +108,7 @@ def training_notes(results: Sequence[Result]) -> list[str]:
     notes = [*SECONDS_AND_BYTES]
     if any(result.images_per_second is not None for result in results):
         notes.append(THROUGHPUT)
-    if any(_energy(result) != "-" for result in results):
+    if any(energy_text(result) != "-" for result in results):
         notes.append(ENERGY)
     return notes
 
@@ -197,10 +197,10 @@ def _training(result: Result | WeightsResult) -> list[str]:
     sent = "-" if result.megabytes is None else f"{result.megabytes:.3g}"
     speed = "-" if result.images_per_second is None else f"{result.images_per_second:,.0f}"
     seconds = [_seconds(result.communication), _seconds(result.total)]
-    return [*seconds, speed, _energy(result), result.exchange, sent]
+    return [*seconds, speed, energy_text(result), result.exchange, sent]
 
 
-def _energy(result: Result) -> str:
+def energy_text(result: Result) -> str:
     """What was measured of a run's energy: ``12.3: GPUs 10.2, processors 2.1``."""
     parts = {"GPUs": result.gpu_wh, "processors": result.package_wh, "memory": result.dram_wh}
     known = {name: value for name, value in parts.items() if value is not None}

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpcdat.evaluation.intervals import with_interval
-from hpcdat.report.pages import Section
+from hpcdat.report.runs import short_names
+from hpcdat.report.section import Section, Table
 from hpcdat.storage.run_folder import Result, RunFolder
 
 TARGETS = (40, 44, 46)
@@ -38,7 +39,10 @@ def robustness_sections(results: Mapping[Path, Result]) -> list[Section]:
     header += [f"PFLOP to RA {target} %" for target in TARGETS]
     header += ["Attack", "Run folder"]
     rows = [_row(folder, result) for folder, result in results.items()]
-    return [Section("robustness-per-flop", "Robustness per FLOP", header, rows, 1, "", NOTES)]
+    names = short_names(list(results))
+    named = [[[f"{names[path]}\n{row[0]}", *row[1:-1]]] for path, row in zip(results, rows, strict=True)]
+    table = Table(["Run", *header[1:-1]], named, 1)
+    return [Section("robustness-per-flop", "Robustness per FLOP", header, rows, 1, "", NOTES, table=table)]
 
 
 def pflop_to(curve: Curve, target: float) -> str:

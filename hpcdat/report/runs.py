@@ -111,9 +111,43 @@ def images_per_epoch(run: Run) -> int:
     return images
 
 
+def evaluations_on_test_images(run: Run) -> dict[int, Mapping[str, Any]]:
+    """What was measured on the test images during the training, by epoch: ``ta`` and ``ra`` in [0, 1].
+
+    Raises:
+        RunError: the run's metrics are damaged.
+    """
+    evaluations = RunFolder(run.folder).metrics("evaluation")
+    # The last evaluation of an epoch counts: that of a run that was resumed, too.
+    return {one["epoch"]: one for one in evaluations if not one["held_out"]}
+
+
+def by_job(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by the short name of their folder; the seeds of one job together, by that of the folder above."""
+    jobs: dict[Path, list[Run]] = {}
+    for run in runs:
+        folder = run.folder.resolve()
+        jobs.setdefault(folder.parent if folder.name.startswith("seed-") else folder, []).append(run)
+    names = short_names(list(jobs))
+    return {names[folder]: seeds for folder, seeds in jobs.items()}
+
+
 def folder_names(runs: Sequence[Run]) -> dict[Path, str]:
     """Short names of runs: their folders without the common prefix."""
     return short_names([run.folder for run in runs])
+
+
+def hardware_notes(runs: Sequence[Run]) -> list[str]:
+    """The hardware of the runs, each kind once."""
+    called = folder_names(runs)
+    kinds: dict[str, list[str]] = {}
+    for run in runs:
+        kinds.setdefault(run.hardware, []).append(called[run.folder])
+    alike = len(kinds) == 1
+    return [
+        f"Ours{'' if alike else ' (' + ', '.join(names) + ')'}: {hardware}."
+        for hardware, names in kinds.items()
+    ]
 
 
 def short_names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -10,10 +10,10 @@ from typing import Any
 from hpcdat.evaluation.attack_text import in_pixel_units
 from hpcdat.evaluation.intervals import with_interval
 from hpcdat.evaluation.sweep import sweep_name
-from hpcdat.report.pages import Section
 from hpcdat.report.plots import plot_sweep
 from hpcdat.report.result_table import INTERVALS
 from hpcdat.report.runs import Run, folder_names
+from hpcdat.report.section import Section
 from hpcdat.report.sweep_files import in_255ths, value_text
 from hpcdat.storage.evaluated import ATTACK_SETTINGS
 from hpcdat.storage.run_folder import RunError, RunFolder
@@ -28,6 +28,11 @@ SWEEP_TITLES = {
     "accumulating": "RA over {}, accumulating: robust at all smaller values too",
 }
 """The title of each kind of sweep; {} is what it varies."""
+CAPTIONS = {
+    "eps": "RA of each run against the radius of the attack.",
+    "steps": "RA of each run against the number of steps of the attack.",
+}
+"""What the plot of each kind of sweep shows."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def _section(
     title = SWEEP_TITLES[kind].format(over) + (f" ({settings})" if len(alike) > 1 else "")
     ending = ("" if kind == "plain" else f"-{kind}") + (f"-{number}" if number > 1 else "")
     plot = plot_sweep(over, {one.label: one.curve for one in sweeps}, fine=fine)
-    return Section(f"ra-over-{over}{ending}", title, header, rows, 1, plot, notes)
+    return Section(f"ra-over-{over}{ending}", title, header, rows, 1, plot, notes, CAPTIONS[over])
 
 
 def _cell(one: Swept, value: float) -> str:

@@ -7,6 +7,7 @@ import pytest
 from hpcdat.config.job_file import parse_job, write_job
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import Result, RunFolder
+from tests.browser import browser  # noqa: F401
 
 JOB = """\
 run_dir: {folder}
@@ -22,9 +23,8 @@ exchange: {{overlap: false{exchange}}}
 """
 
 
-@pytest.fixture
-def make_run(tmp_path):
-    """Makes the folder of a finished run."""
+def makes_runs_in(parent):
+    """What makes folders of finished runs in a folder."""
 
     def make(
         name,
@@ -44,8 +44,10 @@ def make_run(tmp_path):
         seed=0,
         more="",
         exchange="",
+        of_epochs=None,
+        speed=None,
     ):
-        folder = RunFolder(tmp_path / name)
+        folder = RunFolder(parent / name)
         folder.path.mkdir(parents=True)
         text = JOB.format(
             folder=str(folder.path).replace("$", "$$"),
@@ -67,6 +69,7 @@ def make_run(tmp_path):
                 total_seconds=t,
                 communication_seconds=c,
                 training_accuracy=seen and seen * epoch / 2,
+                **(of_epochs or {}),
             )
         attack = "PGD-10, linf, eps 0.1"
         result = Result(
@@ -86,9 +89,22 @@ def make_run(tmp_path):
             megabytes=mb,
             epoch=2,
             others=others,
+            images_per_second=speed,
             **dict(zip(("aa", "aa_images", "aa_ta", "aa_ra"), aa, strict=False)),
         )
         folder.write_result(result, "")
         return folder.path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs_in():
+    """Called with a folder, gives what makes finished runs in it."""
+    return makes_runs_in
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Makes the folder of a finished run."""
+    return makes_runs_in(tmp_path)

@@ -114,7 +114,7 @@ def test_tables_and_plots_of_a_page_have_one_unit(swept, radii, header, label):
     folders.append(swept("other", "at", {0.0: 0.9, radii[-1]: 0.5}, steps=5))
     one, two = sections_of(*folders)
     assert one.header[1:] == header and set(two.header) < {"run", *header}
-    assert all(f"<!-- perturbation size ({label}) -->" in section.plot for section in (one, two))
+    assert all(f">perturbation size ({label})</text>" in section.plot for section in (one, two))
 
 
 def test_another_ra_for_the_attack_of_the_result_is_explained(swept):

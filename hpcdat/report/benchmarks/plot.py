@@ -17,7 +17,7 @@ from hpcdat.report.benchmarks.files import Files
 from hpcdat.report.benchmarks.fit import fit, limit
 from hpcdat.report.benchmarks.lines import Line, Series, varying
 from hpcdat.report.benchmarks.values import describe
-from hpcdat.report.plots import legend_beside, svg
+from hpcdat.report.drawing import legend_beside, plain, svg
 
 COLOURS = [colormaps["tab20"](number) for number in (*range(0, 20, 2), *range(1, 20, 2))]
 """Of the lines of a panel."""
@@ -43,7 +43,7 @@ def plot_times(files: Files, series: Sequence[Series]) -> str:
         shown = varying([Line(one.parameters, {}) for one in lines]) or list(lines[0].parameters)
         for one, colour in zip(lines, cycle(COLOURS), strict=False):
             label = describe({key: one.parameters.get(key) for key in shown if key != "operation"})
-            axes.plot([], [], "-", color=colour, label=_plain(label))
+            axes.plot([], [], "-", color=colour, label=plain(label))
             for (name, file), style in zip(files.items(), cycle(STYLES), strict=False):
                 if points := one.points.get(name):
                     _draw(axes, points, colour, style)
@@ -53,7 +53,7 @@ def plot_times(files: Files, series: Sequence[Series]) -> str:
                     limited = limited or bool(known)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_title(_plain(operation), fontsize=10)
+        axes.set_title(plain(operation), fontsize=10)
         axes.set_xlabel("bytes", fontsize=9)
         axes.set_ylabel("seconds (median)", fontsize=9)
         _explain(axes, files, limited=limited)
@@ -76,12 +76,7 @@ def _explain(axes: Axes, files: Files, *, limited: bool) -> None:
     """What markers and lines stand for, at the end of the legend."""
     for name, (marker, line) in zip(files, cycle(STYLES), strict=False):
         axes.add_line(
-            Line2D([], [], color="grey", marker=marker, linestyle=line, fillstyle="none", label=_plain(name))
+            Line2D([], [], color="grey", marker=marker, linestyle=line, fillstyle="none", label=plain(name))
         )
     if limited:
         axes.plot([], [], LIMIT_STYLE, color="grey", label="limit of the card")
-
-
-def _plain(text: str) -> str:
-    """Text in which matplotlib finds no formulas."""
-    return text.replace("$", r"\$")

@@ -18,8 +18,10 @@ from hpcdat.report.benchmarks.values import (
     parameter,
     percent,
 )
-from hpcdat.report.pages import Section
+from hpcdat.report.section import Section
 
+CAPTION = "Median time against size (markers), and the fitted latency and bandwidth (lines)."
+"""What the plot of times shows."""
 MISSING = "-"
 """Cell of a file that has no such row."""
 
@@ -167,7 +169,7 @@ def _fits_section(files: Files, series: Sequence[Series], plot: str) -> Section:
         "Limit of the card: the bandwidth at which the largest size would take the whole rate of a node's "
         "card; empty without a rate or a second node.",
     ]
-    return Section("fits", "Latency and bandwidth", header, rows, len(shown) + 1, plot, notes)
+    return Section("fits", "Latency and bandwidth", header, rows, len(shown) + 1, plot, notes, CAPTION)
 
 
 def _fitted(points: Mapping[int, Row], file: BenchmarkFile) -> list[str]:

@@ -11,7 +11,7 @@ from hpcdat.performance.steadiness import AGREEMENT, CONFIDENCE, FEWEST, is_stea
 from hpcdat.report.benchmarks.files import Files
 from hpcdat.report.benchmarks.lines import Line
 from hpcdat.report.benchmarks.values import describe, milliseconds, percent
-from hpcdat.report.pages import Section
+from hpcdat.report.section import Section
 
 RULE = (
     "Compared are the rows that are steady in both files: by a confidence interval of the median "

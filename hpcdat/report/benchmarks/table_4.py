@@ -9,9 +9,9 @@ from hpcdat.report.benchmarks.files import Files, machines
 from hpcdat.report.benchmarks.fit import fit
 from hpcdat.report.benchmarks.lines import Line, Series, varying
 from hpcdat.report.benchmarks.values import describe, percent
-from hpcdat.report.pages import Section
 from hpcdat.report.papers.dat import HPC, TABLES
 from hpcdat.report.papers.paper_table import PaperRow
+from hpcdat.report.section import Section
 
 TABLE = next(table for table in TABLES if table.name == "dat-4")
 GRADIENT = 4 * 25_557_032

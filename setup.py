@@ -1,11 +1,15 @@
-"""Packaging of hpcdat; requirements.txt pins the versions that were tested together."""
+"""Packaging of hpcdat; requirements.txt pins the versions that were tested together.
+
+The version is that of ``hpcdat/__init__.py``, by setup.cfg.
+"""
 
 from setuptools import find_packages, setup
 
 setup(
     name="hpcdat",
-    version="0.1.0",
     description="Distributed and concurrent adversarial training on many machines, on Horovod",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["hpcdat", "hpcdat.*"]),
     python_requires=">=3.10",
     install_requires=[
@@ -62,8 +66,9 @@ setup(
         ],
     },
     package_data={
-        "hpcdat": ["py.typed", "*.pyi", "jobs/*.yaml"],
+        "hpcdat": ["py.typed", "*.pyi", "jobs/**/*.yaml", "help/*.md"],
         "hpcdat.report": ["*.j2"],
+        "hpcdat.report.live": ["page.html"],
         "hpcdat.slurm": ["templates/*.j2", "sites/*.yaml"],
     },
     entry_points={"console_scripts": ["hpcdat=hpcdat.cli:main"]},

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import atexit
 import gc
+from typing import Annotated
 
 import typer
 
+from hpcdat import __version__
 from hpcdat.cli.box import boxes
 from hpcdat.cli.certify import certify
 from hpcdat.cli.demo import demo
 from hpcdat.cli.doctor import doctor
 from hpcdat.cli.evaluate import evaluate
 from hpcdat.cli.export import export
+from hpcdat.cli.help import help_
+from hpcdat.cli.jobs import jobs
 from hpcdat.cli.pack import pack
 from hpcdat.cli.plan import plan
 from hpcdat.cli.pseudo_label import pseudo_label
@@ -27,7 +31,6 @@ from hpcdat.cli.train import train
 app = typer.Typer(
     name="hpcdat",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Distributed adversarial training (DAT) on one machine or many.
@@ -43,6 +46,9 @@ app = typer.Typer(
       hpcdat report runs/demo runs/other      compare results in one table
 
     \b
+    Topics, such as exchange, slurm and exit-codes: hpcdat help
+
+    \b
     Exit codes:
       0    done
       1    failure
@@ -51,6 +57,23 @@ app = typer.Typer(
       130  interrupted a second time
     """,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"hpcdat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(demo)
 app.command()(train)
 app.command()(evaluate)
@@ -62,6 +85,8 @@ app.command()(doctor)
 app.command()(plan)
 app.command()(pack)
 app.command(context_settings={"ignore_unknown_options": True})(submit)
+app.command("help")(help_)
+app.add_typer(jobs, name="jobs")
 app.add_typer(boxes, name="box")
 
 

@@ -11,10 +11,8 @@ from typing import Annotated
 import typer
 
 from hpcdat.cli.options import Settings, path
+from hpcdat.commands.shipped_jobs import FOLDER
 from hpcdat.config.paths import escape
-
-JOB = Path(__file__).resolve().parents[1] / "jobs" / "demo.yaml"
-"""The job, which is part of the package."""
 
 
 def demo(
@@ -42,7 +40,7 @@ def demo(
     methods: dict[str, list[str]] = {"demo": [], "demo-plain": ["method=plain"]}
     for name, method in methods.items():
         own = [*method, f"run_dir={escape(runs / name)}", *(settings or [])]
-        _run("train", str(JOB), "-np", str(workers), "--overwrite", *own)
+        _run("train", str(FOLDER / "demo.yaml"), "-np", str(workers), "--overwrite", *own)
     print("\nThe digits, trained adversarially and trained plainly:\n", flush=True)
     _run("report", *(str(runs / name) for name in methods))
 

@@ -59,6 +59,12 @@ def evaluate(
             "--figure-3", help="Both sweeps over the radii and steps of the DAT paper's Figure 3 (assumed)."
         ),
     ] = False,
+    gallery: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=200, metavar="N", help="Show N test images before and after the attack on a page."
+        ),
+    ] = None,
 ) -> None:
     """Measure TA and RA of a run or of given weights, and AA and sweeps if requested.
 
@@ -68,6 +74,7 @@ def evaluate(
       hpcdat evaluate runs/demo evaluation.steps=100
       hpcdat evaluate runs/demo --autoattack 1000 --sweep-eps 0,4/255,8/255
       hpcdat evaluate runs/demo --averaged
+      hpcdat evaluate runs/demo --gallery 24
       hpcdat evaluate JOB.yaml model.pretrained=weights.pth evaluation.eps=8/255
 
     A job file has the weights to evaluate in model.pretrained, and needs none of the settings of a training;
@@ -78,14 +85,15 @@ def evaluate(
 
     Of a run, which may be finished or interrupted, the latest checkpoint is evaluated. The outcomes of every
     batch are stored in the folder: after a stop or a kill the same command resumes, with any number of
-    workers. Sanity checks warn of implausibly good results.
+    workers. Sanity checks warn of implausibly good results. `--gallery N` writes RUN/evaluation/gallery.html:
+    images that the attack breaks and images that withstand it, perturbations, and what the network says.
     """
     replaced = [*(set_ or []), *(settings or [])]
 
     def read() -> tuple[Path, EvaluationJob, EvaluationRequest]:
         folder, job = open_for_evaluation(run, replaced, attacked=True)
         request = read_request(autoattack, sweep_eps, sweep_steps, job, sweep=sweep, figure_3=figure_3)
-        return folder.path, job, replace(request, averaged=averaged)
+        return folder.path, job, replace(request, averaged=averaged, gallery=gallery)
 
     folder, resolved, request = reported_once(read)
     if workers > 1:

@@ -10,7 +10,9 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from hpcdat.cli.worker_process import reported_once
+from hpcdat.config.complaints import setting_names
 from hpcdat.config.evaluation_job import EvaluationJob
+from hpcdat.config.job import Job
 from hpcdat.config.paths import expand
 from hpcdat.config.scalars import fraction, number
 from hpcdat.errors import InputError, shorten
@@ -39,6 +41,11 @@ def path(text: str) -> Path:
     return reported_once(read)
 
 
+def complete_setting(incomplete: str) -> list[str]:
+    """The settings whose names begin with what has been typed: ``attack.eps=``."""
+    return [f"{name}=" for name in setting_names(Job) if name.startswith(incomplete)]
+
+
 JobArgument = Annotated[
     Path, typer.Argument(metavar="JOB.yaml", help="The job.", show_default=False, parser=path)
 ]
@@ -56,11 +63,21 @@ SourceArgument = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Override settings of the job.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Override settings of the job.",
+        show_default=False,
+        autocompletion=complete_setting,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set attack.eps=4/255."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting: --set attack.eps=4/255.",
+        autocompletion=complete_setting,
+    ),
 ]
 WorkersOption = Annotated[
     int,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpcdat.cli.benchmark_report import percentage, report_benchmarks
+from hpcdat.cli.live_report import report_live
 from hpcdat.cli.options import path
 from hpcdat.cli.worker_process import reported_once
 from hpcdat.errors import InputError
@@ -28,6 +30,15 @@ def report(
             parser=path,
         ),
     ],
+    live: Annotated[
+        bool, typer.Option("--live", help="Show a run that is under way, until it has ended or Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="With --live: as a page on this port; 0: any free one."
+        ),
+    ] = None,
     benchmark: Annotated[
         bool, typer.Option("--benchmark", help="Tabulate benchmarks, each compared with the first.")
     ] = False,
@@ -60,6 +71,7 @@ def report(
       hpcdat report runs/demo runs/other
       hpcdat report runs/* --out report
       hpcdat report runs/dat-* --table dat-1 --table dat-4
+      hpcdat report --live runs/demo
       hpcdat report --benchmark A.json B.json --fail-if-slower 10%
 
     Folders may be of runs or of evaluations of given weights (`hpcdat evaluate JOB.yaml`), which have no
@@ -73,11 +85,20 @@ def report(
     runs counted them. report.html is a single file: headlines, tables that can be sorted, and plots of RA
     over time, learning curves, C, throughput and step times, as far as the runs have them.
 
+    With `--live`, progress, curves, the training time that is left and warnings of a run, from the files in
+    its folder alone, so also from another node and over ssh. `--port` serves them as a page to this machine
+    only, and prints the ssh command for another one.
+
     With `--benchmark`, tables of times, of fitted latencies and bandwidths, and of C beside that of the DAT
     paper's Table 4. `--fail-if-slower` ends with 1 if both median and minimum of a row that
     is steady in both files are slower, and with 2 if there is no steady row.
     """
     reported_once(lambda: _check_arguments(runs, table, fail_if_slower, benchmark=benchmark))
+    others = {"--benchmark": benchmark, "--table": table, "--out": out, "--title": title}
+    reported_once(lambda: _check_live(runs, port, others, live=live))
+    if live:
+        report_live(runs[0], port)
+        return
     if benchmark:
         report_benchmarks(runs, out, title or "Benchmarks of hpcdat", fail_if_slower)
         return
@@ -142,6 +163,16 @@ def _check_arguments(
         raise InputError("--fail-if-slower: only with --benchmark")
     if not benchmark and (files := [run for run in runs if run.is_file()]):
         raise InputError(f"{files[0]} is not the folder of a run; --benchmark reads files of benchmarks")
+
+
+def _check_live(runs: list[Path], port: int | None, others: Mapping[str, object], *, live: bool) -> None:
+    """Refuse with ``--live`` what only a report of finished runs has, and the other way round."""
+    if not live and port is not None:
+        raise InputError("--port: only with --live")
+    if live and len(runs) != 1:
+        raise InputError(f"--live: expected one run, not {len(runs)}")
+    if live and (given := [name for name, value in others.items() if value]):
+        raise InputError(f"{', '.join(given)}: not allowed with --live")
 
 
 def _seeds_in(run: Path) -> list[Path]:

@@ -17,12 +17,16 @@ from hpcdat.commands.trained_model import images_for, load_model, prepare_folder
 from hpcdat.config.job import Job
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.evaluation.attack_text import describe_evaluation
 from hpcdat.evaluation.determinism import deterministic
+from hpcdat.evaluation.gallery import gallery
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.evaluation.results import AutoAttacked, evaluate_robustness
 from hpcdat.evaluation.sharded_runner import Execution
 from hpcdat.progress import Progress
+from hpcdat.report.gallery import gallery_page
 from hpcdat.report.sweep_files import write_sweeps
+from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.evaluated import WeightsResult
 from hpcdat.storage.evaluation_folder import open_for_evaluation
 from hpcdat.storage.folder_lock import locked
@@ -67,6 +71,11 @@ def evaluate(
         results = evaluate_robustness(
             request, test_images, trained.model, job, execution, folder.outcomes_folder
         )
+        shown = None
+        if request.gallery:
+            shown = gallery(
+                request.gallery, test_images, trained.model, job, execution, folder.outcomes_folder
+            )
 
     def write() -> list[Any] | None:
         changed = changed_settings(folder, job, EVALUATION_SETTINGS, averaged=request.averaged)
@@ -74,6 +83,12 @@ def evaluate(
         everything.write(folder.evaluation_file, trained.epoch, trained.step)
         for file in write_sweeps(folder.evaluation_file, folder.path):
             progress.say(f"written: {file}")
+        if shown is not None:
+            weights = "averaged weights" if request.averaged else "weights"
+            model = f"{job.model.name}, {weights} of {folder.path}"
+            page = folder.outcomes_folder / "gallery.html"
+            write_text(page, gallery_page(shown, test_images.classes, describe_evaluation(job), model))
+            progress.say(f"written: {page}")
         for warning in results.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         aa = everything.autoattack(job.evaluation, job.evaluation.resolved_norm)

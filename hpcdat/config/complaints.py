@@ -148,6 +148,11 @@ def _fields(model: type[Settings] | None) -> dict[str, FieldInfo]:
     return {f.alias or name: f for name, f in model.model_fields.items()} if model else {}
 
 
+def setting_names(root: type[Settings]) -> list[str]:
+    """The dotted names of all settings, without those of sections."""
+    return [name for name, field in _all_fields(root) if not _section(field)]
+
+
 def _all_fields(root: type[Settings], prefix: str = "") -> Iterable[tuple[str, FieldInfo]]:
     for name, field in _fields(root).items():
         yield prefix + name, field

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from hpcdat import __version__
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.emulation.cluster import emulated_links
 
 PACKAGES = (
-    "hpcdat",
     "torch",
     "torchvision",
     "timm",
@@ -28,7 +28,7 @@ PACKAGES = (
     "numpy",
     "nvidia-nccl-cu13",
 )
-"""Packages whose versions are recorded."""
+"""Packages whose versions are recorded beside hpcdat's own."""
 
 
 def describe_environment(workers: Communicator, device: torch.device) -> dict[str, Any]:
@@ -45,7 +45,10 @@ def describe_environment(workers: Communicator, device: torch.device) -> dict[st
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {
+            "hpcdat": __version__,
+            **{name: version for name in PACKAGES if (version := _version(name))},
+        },
         "git_commit": _git_commit(),
         "cuda": torch.version.cuda,
         "engine": workers.engine,

@@ -25,6 +25,7 @@ class EvaluationRequest:
         steps: of a sweep over numbers of steps, increasing.
         sweep: kind of both sweeps.
         averaged: measure the averaged weights in place of those that the training ended with.
+        gallery: number of images on a page that shows them before and after the attack; None: no page.
     """
 
     autoattack: int | Literal["all"] | None = None
@@ -32,3 +33,4 @@ class EvaluationRequest:
     steps: tuple[int, ...] = ()
     sweep: SweepKind = "plain"
     averaged: bool = False
+    gallery: int | None = None

@@ -66,6 +66,22 @@ def lock_folder(folder: Path) -> IO[bytes]:
     return file
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Whether another process holds the lock of a folder; None if the file system cannot say.
+
+    Not to be called by a process that holds the lock itself: it would lose it.
+    """
+    try:
+        with (folder / ".lock").open("rb") as file:
+            # Shared, so that nobody who asks the same at this moment is taken for the holder.
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return True if error.errno in (errno.EACCES, errno.EAGAIN) else None
+
+
 @contextlib.contextmanager
 def locked(folder: Path, workers: Communicator) -> Iterator[None]:
     """Lock a folder inside the block, for all workers of this command; all of them call this together.

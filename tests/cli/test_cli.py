@@ -40,7 +40,7 @@ def test_the_package_exports_what_scripts_use():
     [
         *("demo", "train", "evaluate", "pseudo-label", "certify", "report", "export", "doctor", "plan"),
         *("pack", "submit"),
-        *("", "box", "box up", "box run", "box login", "box down"),
+        *("", "help", "jobs", "jobs copy", "box", "box up", "box run", "box login", "box down"),
     ],
 )
 def test_help_has_one_sentence_then_examples_on_lines_of_their_own(command):

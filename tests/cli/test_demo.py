@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from hpcdat.cli import demo
 from hpcdat.cli.app import app
+from hpcdat.commands.shipped_jobs import FOLDER
 
 
 class Started:
@@ -35,7 +36,7 @@ def started(monkeypatch):
 def test_the_demo_trains_twice_and_reports(started, tmp_path):
     done = CliRunner().invoke(app, ["demo", "-np", "3", "--out", str(tmp_path), "engine=torch"])
     assert done.exit_code == 0
-    train = ["train", str(demo.JOB), "-np", "3", "--overwrite"]
+    train = ["train", str(FOLDER / "demo.yaml"), "-np", "3", "--overwrite"]
     assert started.commands == [
         [*train, f"run_dir={tmp_path}/demo", "engine=torch"],
         [*train, "method=plain", f"run_dir={tmp_path}/demo-plain", "engine=torch"],

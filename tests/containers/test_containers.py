@@ -57,7 +57,7 @@ def test_the_installation_needs_no_network_and_no_index(tmp_path):
     """With a package of two wheels in place of hpcdat and its hundred."""
     wheels, extra = tmp_path / "wheels", tmp_path / "extra"
     wheels.mkdir(), extra.mkdir()
-    wheel(wheels, "hpcdat", "0.1.0", "needed")
+    wheel(wheels, "hpcdat", "0.2.0", "needed")
     wheel(wheels, "needed", "1")
     wheel(wheels, "needed", "2")
     wheel(extra, "needed", "3")

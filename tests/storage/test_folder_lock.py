@@ -1,5 +1,6 @@
 """One process at a time in a folder: training, evaluation, certification."""
 
+import errno
 import multiprocessing
 import os
 import time
@@ -13,7 +14,7 @@ from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.storage import folder_lock
-from hpcdat.storage.folder_lock import lock_folder, locked
+from hpcdat.storage.folder_lock import is_locked, lock_folder, locked
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
 
@@ -50,6 +51,22 @@ def holder():
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(folder_lock, "SECONDS_TO_ACQUIRE", 0.2)
+
+
+def test_whether_another_process_holds_a_folder_can_be_asked(holder, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert is_locked(folder) is False
+    other = holder(folder)
+    assert is_locked(folder) is True
+    other.kill()
+    other.join()
+    assert is_locked(folder) is False
+
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", no_locks)
+    assert is_locked(folder) is None
 
 
 def test_a_folder_is_for_one_run_at_a_time_until_that_ends_or_is_killed(holder, tmp_path, monkeypatch):

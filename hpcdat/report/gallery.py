@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpcdat.evaluation.gallery import Shown
-from hpcdat.report.pages import TEMPLATES
+from hpcdat.report.html_page import TEMPLATES
 
 LARGEST_SIDE = 96
 """Pixels; larger images are made smaller for the page."""

@@ -1,4 +1,4 @@
-# make demo | test | test-full | matrix | drill | tables | format | lint | setup
+# make demo | test | test-full | docs | matrix | drill | tables | format | lint | setup
 # PYTHON    the interpreter
 # TORCH     another version of torch than that of requirements.txt: 2.11 to 2.15, or 2.14-cpu
 # ENGINE    torch: without Horovod, MPI and a compiler, as in make demo ENGINE=torch
@@ -14,7 +14,7 @@ ifeq ($(ENGINE),torch)
 INSTALLED := $(firstword $(wildcard $(INSTALLED)) $(INSTALLED)-without-horovod)
 endif
 
-.PHONY: setup demo test test-full matrix drill tables format lint clean
+.PHONY: setup demo test test-full docs matrix drill tables format lint clean
 
 setup: $(INSTALLED)
 
@@ -38,6 +38,11 @@ test-full: setup
 	$(BIN)/python -m pytest -m full --ignore $(EVERY_JOB); drills=$$?; \
 	wait $$jobs; jobs=$$?; cat runs/every-job.log; test $$drills = 0 && test $$jobs = 0
 
+# The documentation as a site that needs no network; warnings are errors, and -a renews the navigation of all pages.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -a -b html docs docs/_build/html
+	@echo "the first page: $(CURDIR)/docs/_build/html/index.html"
+
 # For every version of torch: set up, process-free tests, demo; a table. TORCHS chooses them, as in TORCHS="2.13 2.15".
 matrix:
 	$(PYTHON) -m tests.matrix $(TORCHS)
@@ -60,4 +65,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv runs build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

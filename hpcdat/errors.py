@@ -13,8 +13,11 @@ class Exit(IntEnum):
     """Exit codes of every command."""
 
     DONE = 0
+    """done"""
     FAILURE = 1
+    """failure; the same command resumes a run from its newest checkpoint"""
     WRONG_INPUT = 2
+    """invalid input: command line, job, data, folder, or something that the machine lacks"""
     STOPPED_RESUMABLE = 75
     """stopped early on request; the same command resumes (EX_TEMPFAIL of sysexits.h)"""
     INTERRUPTED = 130

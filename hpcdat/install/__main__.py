@@ -62,7 +62,7 @@ def _parse() -> argparse.Namespace:
         "--requirements",
         type=Path,
         default=CHECKOUT / "requirements.txt",
-        help="pinned packages: a file of requirements/, or a site's copy, as for CUDA 12 (see the README)",
+        help="pinned packages: a file of requirements/, or a copy, as for CUDA 12 (docs/start/install.md)",
     )
     parser.add_argument("--cuda-home", type=Path, help="use the site's CUDA toolkit instead of PyPI's nvcc")
     parser.add_argument("--system-mpi", action="store_true", help="build against the mpicxx on PATH")

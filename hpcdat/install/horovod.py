@@ -95,8 +95,8 @@ FIND_TORCH = "cmake/Modules/FindPytorch.cmake"
 BUILD_HELP = (
     "Horovod did not build. It needs a compiler for C++17 (g++ 9 or newer), with torch 2.14 and newer for\n"
     "C++20 (g++ 11 or newer), the Python headers, about 2 GB of memory and 3 GB under the temporary folder\n"
-    "(TMPDIR). A site with its own CUDA toolkit or MPI passes --cuda-home DIR or --system-mpi: see 'Set-up'\n"
-    "in the README."
+    "(TMPDIR). A site with its own CUDA toolkit or MPI passes --cuda-home DIR or --system-mpi: see\n"
+    "docs/start/install.md."
 )
 
 

@@ -31,12 +31,12 @@ test: setup
 	$(BIN)/python -m pytest -m "not full and distributed"
 
 # Slow tests: every drill, three-seed statistics, the rates of emulated links. Drills wait for half of the time, in which
-# every job is trained; their tests have priority.
-EVERY_JOB := tests/test_every_job.py
+# the tests of BESIDE run; drills have priority.
+BESIDE := tests/test_every_job.py tests/docs tests/report tests/test_distributions.py tests/benchmarks/test_first_hour.py
 test-full: setup
-	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(EVERY_JOB) > runs/every-job.log 2>&1 & jobs=$$!; \
-	$(BIN)/python -m pytest -m full --ignore $(EVERY_JOB); drills=$$?; \
-	wait $$jobs; jobs=$$?; cat runs/every-job.log; test $$drills = 0 && test $$jobs = 0
+	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(BESIDE) > runs/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -m full $(addprefix --ignore ,$(BESIDE)); drills=$$?; \
+	wait $$beside; beside=$$?; cat runs/beside.log; test $$drills = 0 && test $$beside = 0
 
 # The documentation as a site that needs no network; warnings are errors, and -a renews the navigation of all pages.
 docs: setup

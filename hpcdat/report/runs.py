@@ -152,6 +152,8 @@ def hardware_notes(runs: Sequence[Run]) -> list[str]:
 
 def short_names(paths: Sequence[Path]) -> dict[Path, str]:
     """Names of files or folders: their paths without the common prefix."""
+    if not paths:
+        return {}
     resolved = {path: path.resolve() for path in paths}
     above = os.path.commonpath([path.parent for path in resolved.values()])
     return {given: str(path.relative_to(above)) for given, path in resolved.items()}

@@ -35,6 +35,7 @@ test: setup
 BESIDE := tests/test_every_job.py tests/docs tests/report tests/test_distributions.py tests/benchmarks/test_first_hour.py
 test-full: setup
 	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(BESIDE) > runs/beside.log 2>&1 & beside=$$!; \
+	trap 'kill $$beside' INT TERM; \
 	$(BIN)/python -m pytest -m full $(addprefix --ignore ,$(BESIDE)); drills=$$?; \
 	wait $$beside; beside=$$?; cat runs/beside.log; test $$drills = 0 && test $$beside = 0
 

@@ -43,6 +43,8 @@ class Samples:
             checked: whether to compare the last result with what was expected.
         """
         on_gpu = operation.parameters["device"] == "cuda"
+        # When all are here, what was sent before has left the cards.
+        operation.align()
         cards = cards_to_count(self._workers)
         for _ in range(repetitions):
             operation.reset()

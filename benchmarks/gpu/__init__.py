@@ -21,7 +21,7 @@ says what is measured and defines the ratios. A ratio that was not measured is n
 ``first_hour.sh`` measures the sections in order of worth, in at most nine minutes, on a machine that is lent;
 ``wheels.txt`` lists what it needs there. ``--merge`` joins the files that it leaves:
 
-    python benchmarks/gpu page --merge first-hour/*.json --json docs/gpu-h200.json --page docs/gpu-h200
+    python benchmarks/gpu page --merge first-hour/*.json --json docs/gpu-h200.json --page docs/papers/gpu-h200
 
 ``--device cpu --tiny`` runs everything at a tiny size, without compiling the network.
 foolbox, pyautoattack and Horovod are measured where they are installed; the page needs jinja2 and matplotlib.

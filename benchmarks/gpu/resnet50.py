@@ -5,7 +5,7 @@ PGD-4 on 85 images of 224x224, as in the DAT paper.
 Ratios:
 
 - ``resnet50_share_of_peak``: FLOP/s of the trainer's step, compiled and in bfloat16, over those of the
-  fastest square matrix product in bfloat16. Operations are those of convolutions and matrix products.
+  fastest matrix product or convolution in bfloat16. Operations are those of convolutions and matrix products.
 """
 
 from __future__ import annotations

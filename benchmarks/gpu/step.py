@@ -66,7 +66,7 @@ def tables(measured: Measured) -> dict[str, Table]:
 
 
 def measure_steps(job: Job, call: Call, keep: Keep) -> None:
-    """Time the steps of all kinds of a job, and the fastest matrix product in bfloat16.
+    """Time the steps of all kinds of a job, and the device's peak in bfloat16.
 
     Args:
         job: whose precision, layout and compilation are replaced.

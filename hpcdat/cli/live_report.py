@@ -7,11 +7,12 @@ import shutil
 import socket
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcdat.cli.worker_process import reported_once
+from hpcdat.errors import HpcdatError
 
 if TYPE_CHECKING:
     from hpcdat.report.live.snapshot import Snapshot
@@ -54,7 +55,9 @@ def report_live(run: Path, port: int | None) -> None:
                 if server is None:
                     _redraw(_text(snapshot))
                 time.sleep(SECONDS_BETWEEN_SNAPSHOTS)
-                snapshot = reported_once(take)
+                # A file may be missing for a moment, while a run is started over or on a network file system.
+                with suppress(HpcdatError):
+                    snapshot = take()
             if server is None:
                 _redraw(_text(snapshot))
             else:
@@ -68,12 +71,10 @@ def report_live(run: Path, port: int | None) -> None:
 def _text(snapshot: Snapshot) -> str:
     from hpcdat.report.live.terminal import BLOCKS, terminal_text
 
-    try:
-        BLOCKS.encode(sys.stdout.encoding or "ascii")
-        blocks = True
-    except UnicodeEncodeError:
-        blocks = False
-    return terminal_text(snapshot, shutil.get_terminal_size().columns, blocks=blocks)
+    encoding = sys.stdout.encoding or "ascii"
+    blocks = BLOCKS.encode(encoding, "replace").decode(encoding) == BLOCKS
+    text = terminal_text(snapshot, shutil.get_terminal_size().columns, blocks=blocks)
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def _redraw(text: str) -> None:

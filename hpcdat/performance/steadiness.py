@@ -43,8 +43,8 @@ def half_width(row: Row) -> float | None:
     return (bounds[1] - bounds[0]) / 2 / row.median if bounds and row.median else None
 
 
-def is_steady(row: Row) -> bool | None:
-    """Whether the median of another run should agree within :data:`AGREEMENT`; None for too few rounds.
+def is_steady(row: Row, within: float = AGREEMENT) -> bool | None:
+    """Whether the median of another run should agree within a share of it; None for too few rounds.
 
     The difference of two medians varies sqrt(2) times as much as one of them. Of rows whatever their spread,
     fewer than 5 % are called steady and yet differ by more.
@@ -52,4 +52,4 @@ def is_steady(row: Row) -> bool | None:
     if interval_of_median(row.medians_of_rounds) is None:
         return None
     width = half_width(row)
-    return width is not None and math.sqrt(2) * width <= AGREEMENT
+    return width is not None and math.sqrt(2) * width <= within

@@ -10,6 +10,7 @@ from hpcdat.report.plots import EpochCurve, plot_over_epochs
 from hpcdat.report.result_table import INTERVALS, USUAL_ATTACK, of_seeds
 from hpcdat.report.runs import Run, evaluations_on_test_images, folder_names, varied
 from hpcdat.report.section import Section
+from hpcdat.storage.run_folder import RunFolder
 
 EPOCHS_IN_TABLE = (1, 3)
 """Epochs in the table, and the last one. The paper: pre-training adapts "within just 3 epochs"."""
@@ -87,7 +88,7 @@ def _curve(runs: Sequence[Run]) -> EpochCurve:
     """Accuracies on the test images (%) by epoch, of every seed."""
     curve: dict[str, dict[int, list[float]]] = {"ta": {}, "ra": {}}
     for run in runs:
-        for epoch, one in evaluations_on_test_images(run).items():
+        for epoch, one in evaluations_on_test_images(RunFolder(run.folder)).items():
             for key, values in curve.items():
                 values.setdefault(epoch, []).append(100 * one[key])
     return curve

@@ -15,7 +15,7 @@ from hpcdat.report.result_table import energy_text, of_seeds
 from hpcdat.report.runs import Run, by_job, short_names
 from hpcdat.report.section import Card
 from hpcdat.storage.evaluated import Evaluated, WeightsResult
-from hpcdat.storage.run_folder import RunFolder
+from hpcdat.storage.run_folder import Result, RunFolder
 
 MOST_ATTACKS = 2
 """Largest number of attacks with a card for each."""
@@ -81,16 +81,19 @@ def _best(jobs: Mapping[str, Sequence[Evaluated]]) -> str:
 
 
 def _autoattacked(runs: Sequence[Run]) -> list[Card]:
-    """The run with the highest AA among those with most images."""
-    named = {name: run for run, name in _names(runs)}
-    known = {name: run.result for name, run in named.items() if run.result.aa is not None}
-    if not known:
+    """The highest AA among runs with the same ball, version and number of images, as most runs have them."""
+    measured: dict[tuple[str, str, int], dict[str, Result]] = {}
+    for run, name in _names(runs):
+        if run.result.aa is not None:
+            ball = run.result.attack.partition(", ")[2]
+            key = (ball, run.result.aa_version or "standard version", run.result.aa_images or 0)
+            measured.setdefault(key, {})[name] = run.result
+    if not measured:
         return []
-    most = max(result.aa_images or 0 for result in known.values())
-    alike = {name: result for name, result in known.items() if result.aa_images == most}
+    (ball, version, most), alike = max(measured.items(), key=lambda item: (len(item[1]), item[0][2]))
     best = max(alike, key=lambda name: alike[name].aa or 0.0)
     result = alike[best]
-    lines = [best, f"{result.aa_version or 'standard version'}, {most:,} test images"]
+    lines = [best, f"{version}, {ball}, {most:,} test images"]
     if result.aa_ra is not None and most != result.images:
         lines.append(f"RA on the same images {with_interval(result.aa_ra, most)} %")
     which = "AutoAttack (AA)" if len(alike) == 1 else f"Highest AA of {len(alike)} runs"
@@ -127,11 +130,12 @@ def _cost(name: str, seeds: Sequence[Run], *, alone: bool) -> list[Card]:
     workers = first.p * first.q
     seconds = fmean(map(training_seconds, seeds))
     epochs = len(seeds[0].epochs)
-    lines = [
-        of,
-        f"{epochs} epochs on {workers} {'worker' if workers == 1 else 'workers'}, evaluations not counted",
-    ]
-    lines.append(f"{duration(workers * seconds)} of workers' time")
+    if _changed_workers(seeds):
+        lines = [of, f"{epochs} epochs on a changing number of workers, evaluations not counted"]
+    else:
+        on = f"{workers} {'worker' if workers == 1 else 'workers'}"
+        lines = [of, f"{epochs} epochs on {on}, evaluations not counted"]
+        lines.append(f"{duration(workers * seconds)} of workers' time")
     if rate := _mean(seeds, lambda run: run.result.images_per_second):
         lines.append(f"{rate:,.0f} images/s")
     energy = energy_text(first)
@@ -146,6 +150,16 @@ def _cost(name: str, seeds: Sequence[Run], *, alone: bool) -> list[Card]:
             lines.append(f"{sent:.3g} MiB per iteration, all workers")
         cards.append(Card("Communication", f"{100 * c / t:.0f} % of T", list(filter(None, lines))))
     return cards
+
+
+def _changed_workers(seeds: Sequence[Run]) -> bool:
+    """Whether a run was resumed with another number of workers, as far as its epochs record that."""
+    return any(
+        len(epoch["workers"]["step_seconds"]) != run.result.p * run.result.q
+        for run in seeds
+        for epoch in run.epochs
+        if epoch.get("workers")
+    )
 
 
 def _shortest(jobs: Mapping[str, Sequence[Run]]) -> Card:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hpcdat.report.sweep_files import in_255ths, value_text
 
-NUMBER = r"\d*\.?\d+(?:e-?\d+)?(?:/255)?(?![\d./]| eps)"
+NUMBER = r"\d*\.?\d+(?:e-?\d+)?(?:/255)?(?!\d|[./]\d| eps)"
 """A length in text; not a multiple of eps."""
 NAMED = re.compile(rf"(\b(?:eps|step_size|steps of):? )({NUMBER})(?:(, the paper's )({NUMBER}))?")
 """A length with its name, as ``eps 8/255`` or ``attack.eps: 0.1, the paper's 0.0314``."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpcdat.evaluation.intervals import with_interval
-from hpcdat.report.runs import short_names
+from hpcdat.report.runs import evaluations_on_test_images, short_names
 from hpcdat.report.section import Section, Table
 from hpcdat.storage.run_folder import Result, RunFolder
 
@@ -49,19 +49,17 @@ def pflop_to(curve: Curve, target: float) -> str:
     """The computation after which a run first reached an RA.
 
     Args:
-        curve: of the run.
+        curve: of the run, with a point or more.
         target: RA, %.
 
     Returns:
-        PFLOP by linear interpolation, or why there is no number.
+        PFLOP by linear interpolation, or that it was not reached.
     """
-    if not curve:
-        return "not counted"
     for place, (pflop, ra) in enumerate(curve):
         if ra < target:
             continue
         if place == 0:
-            return f"at most {pflop:.3g}"
+            return f"{pflop:.3g} (at most)"
         pflop_before, ra_before = curve[place - 1]
         share = (target - ra_before) / (ra - ra_before)
         return f"{pflop_before + share * (pflop - pflop_before):.3g}"
@@ -75,10 +73,11 @@ def read_curve(folder: RunFolder) -> Curve:
         RunError: its metrics are damaged.
     """
     flops = {line["epoch"]: line.get("flops") for line in folder.metrics("epoch")}
-    # The last evaluation of an epoch counts: that of a run that was resumed, too.
-    ra = {line["epoch"]: line["ra"] for line in folder.metrics("evaluation") if not line["held_out"]}
+    measured = evaluations_on_test_images(folder)
     return [
-        (total / 1e15, 100 * ra[epoch]) for epoch in sorted(ra) if (total := flops.get(epoch)) is not None
+        (total / 1e15, 100 * measured[epoch]["ra"])
+        for epoch in sorted(measured)
+        if (total := flops.get(epoch)) is not None
     ]
 
 
@@ -93,5 +92,6 @@ def _row(path: Path, result: Result) -> list[str]:
             (result.aa, result.aa_images),
         )
     ]
-    reached = [pflop_to(curve, target) for target in TARGETS]
+    why_not = "not counted" if result.flops is None else "not measured"
+    reached = [pflop_to(curve, target) if curve else why_not for target in TARGETS]
     return [result.method, pflop, *accuracies, *reached, result.conditions, str(path)]

@@ -17,6 +17,7 @@ from hpcdat.evaluation.attack_text import describe_evaluation
 from hpcdat.report.drawing import legend_under, line_style, svg, wrapped
 from hpcdat.report.runs import Run, by_job, evaluations_on_test_images
 from hpcdat.report.section import Plot
+from hpcdat.storage.run_folder import RunFolder
 
 MOST_JOBS = 12
 """Largest number of jobs in a plot with a line for each."""
@@ -63,7 +64,7 @@ def _ra_over_time(jobs: Jobs) -> Plot | None:
         label = name if len(attacks) == 1 else f"{name}, {describe_evaluation(run.job)}"
         points = [
             (seconds[epoch], 100 * one["ra"], f"{label}, epoch {epoch}: RA {100 * one['ra']:.2f} %")
-            for epoch, one in sorted(evaluations_on_test_images(run).items())
+            for epoch, one in sorted(evaluations_on_test_images(RunFolder(run.folder)).items())
             if epoch in seconds
         ]
         lines.append((label, points))
@@ -89,10 +90,12 @@ def _learning(jobs: Jobs) -> Plot | None:
             epoch["epoch"]: _percent(epoch.get("training_accuracy")) for epoch in run.epochs
         },
         "TA (%)": lambda run: {
-            epoch: _percent(one["ta"]) for epoch, one in evaluations_on_test_images(run).items()
+            epoch: _percent(one["ta"])
+            for epoch, one in evaluations_on_test_images(RunFolder(run.folder)).items()
         },
         "RA (%)": lambda run: {
-            epoch: _percent(one["ra"]) for epoch, one in evaluations_on_test_images(run).items()
+            epoch: _percent(one["ra"])
+            for epoch, one in evaluations_on_test_images(RunFolder(run.folder)).items()
         },
     }
     panels: dict[str, list[tuple[str, list[Point]]]] = {}
@@ -150,6 +153,8 @@ def _throughput(runs: Sequence[Run]) -> Plot | None:
     for run in runs:
         if run.result.images_per_second:
             recipe = {key: value for key, value in run.recipe.items() if key != "RA"}
+            recipe["devices"] = sorted({worker["device"] for worker in run.environment["workers"]})
+            recipe["links"] = run.environment.get("emulated_links")
             workers = alike.setdefault(json.dumps(recipe, default=str, sort_keys=True), {})
             workers.setdefault(run.result.p * run.result.q, []).append(run)
     scaled = [dict(sorted(by_workers.items())) for by_workers in alike.values() if len(by_workers) > 1]
@@ -187,6 +192,8 @@ def _step_times(jobs: Jobs) -> Plot | None:
     lines = []
     for run, name in _each(jobs):
         epochs = [epoch["workers"] for epoch in run.epochs if epoch.get("workers")]
+        # A run may have been resumed with another number of workers: those of the last epoch count.
+        epochs = [one for one in epochs if len(one["step_seconds"]) == len(epochs[-1]["step_seconds"])]
         if not epochs or len(epochs[0]["step_seconds"]) < 2:
             continue
         own = zip(*(epoch["step_seconds"] for epoch in epochs), strict=True)

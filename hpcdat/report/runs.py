@@ -111,13 +111,13 @@ def images_per_epoch(run: Run) -> int:
     return images
 
 
-def evaluations_on_test_images(run: Run) -> dict[int, Mapping[str, Any]]:
+def evaluations_on_test_images(folder: RunFolder) -> dict[int, Mapping[str, Any]]:
     """What was measured on the test images during the training, by epoch: ``ta`` and ``ra`` in [0, 1].
 
     Raises:
         RunError: the run's metrics are damaged.
     """
-    evaluations = RunFolder(run.folder).metrics("evaluation")
+    evaluations = folder.metrics("evaluation")
     # The last evaluation of an epoch counts: that of a run that was resumed, too.
     return {one["epoch"]: one for one in evaluations if not one["held_out"]}
 

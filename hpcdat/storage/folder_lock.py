@@ -67,19 +67,23 @@ def lock_folder(folder: Path) -> IO[bytes]:
 
 
 def is_locked(folder: Path) -> bool | None:
-    """Whether another process holds the lock of a folder; None if the file system cannot say.
+    """Whether another process holds the lock of a folder; None if that cannot be seen.
 
     Not to be called by a process that holds the lock itself: it would lose it.
     """
     try:
-        with (folder / ".lock").open("rb") as file:
+        file = (folder / ".lock").open("rb")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    with file:
+        try:
             # Shared, so that nobody who asks the same at this moment is taken for the holder.
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        return True if error.errno in (errno.EACCES, errno.EAGAIN) else None
+        except OSError as error:
+            return True if error.errno in (errno.EACCES, errno.EAGAIN) else None
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ class Adversary:
             with torch.cuda.stream(self._stream):
                 self._make(ahead, entry)
             for tensor in (t for images in ahead.images.values() for t in images):
-                # Whoever frees it meanwhile does so in the other stream.
+                # The main stream frees it; the memory is not to be used again before this stream is done.
                 tensor.record_stream(self._stream)
         elif self.role.attacked:
             self._due = (ahead, entry)

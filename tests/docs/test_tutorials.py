@@ -23,6 +23,7 @@ PAGES = sorted(page.stem for page in TUTORIALS.glob("*.md") if page.stem not in 
 def boxes_of(page):
     """Nothing is left of a page's emulated clusters; skips where none can be made."""
     names = re.findall(r"hpcdat box up (\S+)", page)
+    assert not [name for name in names if find_box(name)], "somebody's box has a tutorial's name"
     if names:
         with making_boxes() as make:
             make(nodes=1, slurm="--slurm" in page)

@@ -130,7 +130,8 @@ class Streams:
             )
         if writes:
             for reader, number in memory.used.items():
-                if reader is not writer and stream.clock[reader] < number:
+                late = number > memory.written[1] or reader is not writer
+                if late and stream.clock[reader] < number:
                     self._report(
                         f"{what} on {stream.name} does not wait for {reader.name}, "
                         f"which uses what it overwrites: the result of {memory.what}"

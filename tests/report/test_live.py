@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,12 +12,14 @@ from statistics import median
 import pytest
 
 from hpcdat.cli import live_report
+from hpcdat.errors import InputError
 from hpcdat.report.live import snapshot as snapshot_module
 from hpcdat.report.live.server import PageServer, snapshot_json
 from hpcdat.report.live.snapshot import take_snapshot
 from hpcdat.report.live.terminal import BLOCKS, LETTERS, duration, sparkline, terminal_text
+from hpcdat.storage.run_folder import RunFolder
 from tests.browser import SECONDS
-from tests.conftest import run_here
+from tests.conftest import python_threads, run_here
 
 RECORDED = Path(__file__).parent / "recorded_run"
 """The demo with epochs=6 and evaluation.every=2, as it was when it had ended: ten lines of metrics."""
@@ -88,13 +89,20 @@ def test_a_finished_run_says_where_its_result_is(run):
     assert taken.remark == f"`hpcdat report {folder}` shows the result"
 
 
+def test_an_epoch_without_its_time_is_a_damaged_file(run):
+    folder = run(5, locked=False)
+    RunFolder(folder).log(event="epoch", epoch=4)
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read: an epoch without number or time"):
+        take_snapshot(folder, NOW)
+
+
 @pytest.mark.parametrize(
     "ends, remark",
     [
         (None, "stopped, killed or failed; `hpcdat train "),
         (
             [1, 75],
-            "its Slurm job stopped early, with a checkpoint; requeued, it resumes by itself, or `hpcdat",
+            "its Slurm job stopped early, with a checkpoint; if Slurm does not requeue it, `hpcdat train ",
         ),
         ([75, 1], "its Slurm job failed with exit code 1: see the log in "),
     ],
@@ -248,7 +256,7 @@ def test_a_port_that_is_taken_is_refused(run):
 
 def test_the_page_is_served_below_its_secret_path_only(run):
     folder = run(5)
-    before = threading.active_count()
+    before = python_threads()
     with PageServer(lambda: take_snapshot(folder, NOW), 0) as server:
 
         def get(path):
@@ -265,7 +273,9 @@ def test_the_page_is_served_below_its_secret_path_only(run):
         with pytest.raises(urllib.error.HTTPError, match="503") as raised:
             get(f"{server.path}snapshot.json")
         assert b"metrics.jsonl cannot be read" in raised.value.read()
-    assert threading.active_count() == before
+    for thread in python_threads() - before:
+        thread.join(SECONDS)
+    assert not python_threads() - before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -292,7 +293,37 @@ def test_a_page_has_one_unit_of_radii():
     texts = "eps 8/255", "2/255", "eps 0.1"
     assert [unit(text) for text in texts] == ["eps 0.03137", "0.007843", "eps 0.1"]
     assert "[0, 1] pixel units" in unit.note
+    paper = "attack.eps: 4/255, the paper's 0.031373."
+    assert PixelUnit([paper])(paper) == "attack.eps: 4/255, the paper's 8/255."
     assert PixelUnit(["TA 90"]).note == "" and PixelUnit(["TA 90"])("4/255 of it") == "4/255 of it"
+
+
+def test_a_run_resumed_with_other_workers_shows_those_of_its_last_epoch(make_run):
+    run = make_run("resumed", "", p=2, c=1.0, of_epochs={"cost": 0.5, "workers": WORKERS})
+    three = {"step_seconds": [0.01, 0.02, 0.03], "longest_step_seconds": [0.1, 0.2, 0.3]}
+    lines = RunFolder(run).metrics_file.read_text().splitlines()
+    epochs = [number for number, line in enumerate(lines) if json.loads(line)["event"] == "epoch"]
+    assert len(epochs) > 1
+    lines[epochs[-1]] = json.dumps({**json.loads(lines[epochs[-1]]), "workers": three})
+    RunFolder(run).metrics_file.write_text("\n".join(lines) + "\n")
+    read = [read_run(run)]
+    (plot,) = [plot for plot in run_plots(read) if plot.name == "step-times"]
+    assert "rank 2: 30 ms" in plot.svg and "rank 1: 20 ms" in plot.svg
+    (card,) = [card for card in headline(read, {}, []) if card.title == "Training time"]
+    assert "epochs on a changing number of workers" in card.lines[0]
+
+
+def test_accuracies_under_autoattack_are_compared_in_one_ball(make_run):
+    runs = {
+        name: make_run(name, "", method="at", aa=(aa, 1000, 0.8, 0.45))
+        for name, aa in (("weak", 0.9), ("a", 0.3), ("b", 0.4))
+    }
+    weak = RunFolder(runs["weak"])
+    weak.write_result(replace(weak.read_result(), attack="PGD-10, linf, eps 0.01"), "")
+    cards = headline([read_run(run) for run in runs.values()], {}, [])
+    (card,) = [card for card in cards if "AA" in card.title]
+    assert card.title == "Highest AA of 2 runs" and card.value.startswith("40.00") and card.lines[0] == "b"
+    assert "linf, eps 0.1, 1,000 test images" in card.lines[1]
 
 
 def test_columns_of_numbers_are_known_by_their_cells():

@@ -1,6 +1,7 @@
 """The computation that an accuracy took: closed forms of curves, and the table of runs."""
 
 import dataclasses
+import json
 
 import pytest
 from typer.testing import CliRunner
@@ -18,9 +19,8 @@ PETA = 10**15
         ([(1, 30), (2, 50)], "1.5"),
         ([(1, 30), (2, 40), (4, 20), (8, 60)], "2"),
         ([(1, 38), (3, 39), (5, 41), (7, 60)], "4"),
-        ([(2, 45), (4, 30)], "at most 2"),
+        ([(2, 45), (4, 30)], "2 (at most)"),
         ([(1, 10), (2, 39.9)], "not reached"),
-        ([], "not counted"),
     ],
 )
 def test_the_computation_to_an_accuracy_is_on_the_line_where_it_was_first_reached(curve, expected):
@@ -53,6 +53,11 @@ def test_runs_stand_with_what_they_computed_and_with_what_each_accuracy_took(mak
     assert section.header[5:8] == ["PFLOP to RA 40 %", "PFLOP to RA 44 %", "PFLOP to RA 46 %"]
     assert section.rows[0][:2] == ["dat-pgd", "3"] and section.rows[0][4:8] == ["40.00", "1.5", "2.5", "3"]
     assert section.rows[1][1] == "not counted" and section.rows[1][5:8] == ["not counted"] * 3
+    unknown = counted(make_run, "without evaluations", [50], [2])
+    lines = [line for line in RunFolder(unknown).lines() if line["event"] == "epoch"]
+    RunFolder(unknown).metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (section,) = robustness_sections({unknown: RunFolder(unknown).read_result()})
+    assert section.rows[0][1] == "2" and section.rows[0][5:8] == ["not measured"] * 3
     shown = CliRunner().invoke(app, ["report", str(fast), str(old)])
     assert shown.exit_code == 0 and "PFLOP to RA 44 %" in shown.output
     out = tmp_path / "out"

@@ -45,7 +45,7 @@ def benchmark_sections(
     """
     lines = match(files)
     series = [one for one in series_of(lines) if any(len(points) > 1 for points in one.points.values())]
-    comparison = None if slower_by is None else compare(files, lines)
+    comparison = None if slower_by is None else compare(files, lines, slower_by)
     sections = [_files_section(files), _times_section(files, lines)]
     if series:
         sections.append(_fits_section(files, series, plot(files, series) if plot else ""))

@@ -15,11 +15,11 @@ from hpcdat.report.section import Section
 
 RULE = (
     "Compared are the rows that are steady in both files: by a confidence interval of the median "
-    f"({CONFIDENCE:.0%}), another run should agree within {AGREEMENT:.0%}. A row is slower if both its "
-    "median and its minimum are above those of the baseline by more than the limit. What else runs on the "
-    "machines only adds time: it changes the median if it disturbs half of the repetitions, the minimum only "
-    "if it disturbs all of them. Minima are those of the first repetitions, as many as both files have: more "
-    "repetitions have lower minima."
+    f"({CONFIDENCE:.0%}), another run should agree within the limit, {AGREEMENT:.0%} at most. A row is "
+    "slower if both its median and its minimum are above those of the baseline by more than the limit. What "
+    "else runs on the machines only adds time: it changes the median if it disturbs half of the repetitions, "
+    "the minimum only if it disturbs all of them. Minima are those of the first repetitions, as many as both "
+    "files have: more repetitions have lower minima."
 )
 """How rows are judged, for the notes below their table."""
 
@@ -50,10 +50,9 @@ class Pair:
         count = min(len(self.before.seconds), len(self.after.seconds))
         return min(self.before.seconds[:count]), min(self.after.seconds[:count])
 
-    @property
-    def is_steady(self) -> bool:
-        """Whether another run of either should agree with it."""
-        return bool(is_steady(self.before) and is_steady(self.after))
+    def is_steady(self, within: float) -> bool:
+        """Whether another run of either should agree with it within a share of it."""
+        return bool(is_steady(self.before, within) and is_steady(self.after, within))
 
     def median_is_slower(self, limit: float) -> bool:
         """Whether the median has grown by more than a share of it."""
@@ -95,8 +94,13 @@ class Comparison:
                 )
 
 
-def compare(files: Files, lines: Sequence[Line]) -> Comparison:
+def compare(files: Files, lines: Sequence[Line], limit: float) -> Comparison:
     """Each row of the first file with the same row of each other file.
+
+    Args:
+        files: the baseline first.
+        lines: of their rows.
+        limit: share of a time by which a row may be slower.
 
     Raises:
         InputError: there is no other file, or one that has no row in common with the first.
@@ -113,9 +117,9 @@ def compare(files: Files, lines: Sequence[Line]) -> Comparison:
     for name in others:
         if not any(pair.file == name for pair in found):
             raise InputError(f"{baseline} and {name} have no row with equal parameters: nothing is compared")
-    return Comparison(
-        [pair for pair in found if pair.is_steady], [pair for pair in found if not pair.is_steady]
-    )
+    within = min(limit, AGREEMENT)
+    steady = [pair for pair in found if pair.is_steady(within)]
+    return Comparison(steady, [pair for pair in found if not pair.is_steady(within)])
 
 
 def slower_section(baseline: str, comparison: Comparison, limit: float) -> Section:

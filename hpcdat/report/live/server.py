@@ -15,6 +15,8 @@ from hpcdat.report.live.snapshot import Snapshot
 from hpcdat.report.live.terminal import SHOWN, progress_text
 
 ADDRESS = "127.0.0.1"
+REQUEST_SECONDS = 10
+"""How long a connection may take to send its request."""
 POLICY = (
     "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -42,7 +44,6 @@ class PageServer:
             self._server = ThreadingHTTPServer((ADDRESS, port), self._handler())
         except (OSError, OverflowError) as error:
             raise InputError(f"--port {port}: cannot be used: {getattr(error, 'strerror', error)}") from None
-        self._server.daemon_threads = True
         self._thread = Thread(target=self._server.serve_forever, name="page", daemon=True)
         self.port: int = self._server.server_address[1]
 
@@ -65,6 +66,8 @@ class PageServer:
         page = files("hpcdat.report.live").joinpath("page.html").read_bytes()
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = REQUEST_SECONDS
+
             def do_GET(self) -> None:
                 if self.path == path:
                     self._send(200, "text/html; charset=utf-8", page)

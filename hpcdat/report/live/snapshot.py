@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from hpcdat.errors import Exit, InputError, shorten
-from hpcdat.report.live.log_lines import end_of_log, warnings_in
+from hpcdat.report.live.log_lines import WARNINGS_SHOWN, end_of_log, warnings_in
 from hpcdat.storage.folder_lock import is_locked
 from hpcdat.storage.run_folder import RunFolder
 from hpcdat.tracking.curves import point_of
@@ -78,6 +78,8 @@ def take_snapshot(path: Path, now: float) -> Snapshot:
     folder = RunFolder(path)
     job, lines = folder.read_job([]), folder.lines()
     epochs = [line for line in lines if line["event"] == "epoch"]
+    if not all({"epoch", "total_seconds"} <= line.keys() for line in epochs):
+        raise InputError(f"{folder.metrics_file} cannot be read: an epoch without number or time")
     state = _state(path, lines)
     newest = max(_changed(file) for file in (folder.job_file, folder.environment_file, folder.metrics_file))
     seconds = [line["total_seconds"] for line in epochs[-RECENT_EPOCHS:]]
@@ -100,7 +102,7 @@ def take_snapshot(path: Path, now: float) -> Snapshot:
         epoch_seconds=usual,
         left_seconds=left,
         curves=_curves(lines),
-        warnings=[*_of_metrics(lines), *warnings_in(log)],
+        warnings=[*_of_metrics(lines)[-WARNINGS_SHOWN:], *warnings_in(log)],
         log=log[-LOG_LINES:],
     )
 
@@ -136,7 +138,7 @@ def _remark(state: State, folder: RunFolder) -> str:
         elsewhere = "where nodes do not share locks, it may train on another node"
         return f"stopped, killed or failed; {resume}; {elsewhere}"
     if code == Exit.STOPPED_RESUMABLE:
-        return f"its Slurm job stopped early, with a checkpoint; requeued, it resumes by itself, or {resume}"
+        return f"its Slurm job stopped early, with a checkpoint; if Slurm does not requeue it, {resume}"
     return f"its Slurm job failed with exit code {code}: see the log in {folder.slurm_folder}; {resume}"
 
 

@@ -181,7 +181,7 @@ class Attack(Settings):
 
     name: Literal["pgd", "n-fgsm"] = "pgd"
     """`pgd`: projected gradient ascent, with one step FGSM; `n-fgsm`: FGSM from noise of 2 eps, without
-    projection onto the ball, which prevents catastrophic overfitting (de Jorge et al. 2022)"""
+    projection onto the ball, meant against catastrophic overfitting (de Jorge et al. 2022)"""
     norm: Norm = "linf"
     """norm of the ball of perturbations"""
     eps: Fraction = 8 / 255

@@ -32,7 +32,8 @@ test: setup
 
 # Slow tests: every drill, three-seed statistics, the rates of emulated links. Drills wait for half of the time, in which
 # the tests of BESIDE run; drills have priority.
-BESIDE := tests/test_every_job.py tests/docs tests/report tests/test_distributions.py tests/benchmarks/test_first_hour.py
+BESIDE := tests/test_every_job.py tests/docs tests/report tests/test_distributions.py \
+	tests/benchmarks/test_first_hour.py tests/benchmarks/test_scale.py
 test-full: setup
 	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(BESIDE) > runs/beside.log 2>&1 & beside=$$!; \
 	trap 'kill $$beside' INT TERM; \

@@ -30,14 +30,13 @@ test: setup
 	$(BIN)/python -m pytest -m "not full and not distributed" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "not full and distributed"
 
-# Slow tests: every drill, three-seed statistics, the rates of emulated links. Drills wait for half of the time, in which
-# the tests of BESIDE run; drills have priority.
-BESIDE := tests/test_every_job.py tests/docs tests/report tests/test_distributions.py \
-	tests/benchmarks/test_first_hour.py tests/benchmarks/test_scale.py
+# Slow tests: every drill, three-seed statistics, the rates of emulated links. DRILLS wait for half of the time, in which
+# the other slow tests run; drills have priority.
+DRILLS := tests/cluster tests/distributed tests/benchmarks/test_communication.py
 test-full: setup
-	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(BESIDE) > runs/beside.log 2>&1 & beside=$$!; \
+	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(addprefix --ignore ,$(DRILLS)) > runs/beside.log 2>&1 & beside=$$!; \
 	trap 'kill $$beside' INT TERM; \
-	$(BIN)/python -m pytest -m full $(addprefix --ignore ,$(BESIDE)); drills=$$?; \
+	$(BIN)/python -m pytest -m full $(DRILLS); drills=$$?; \
 	wait $$beside; beside=$$?; cat runs/beside.log; test $$drills = 0 && test $$beside = 0
 
 # The documentation as a site that needs no network; warnings are errors, and -a renews the navigation of all pages.

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 COLOURS = ("#2176c0", "#c05c00", "#1f8a5b", "#9a55c4", "#d0454c", "#0f8594", "#8a7400", "#7a7a7a")
 """Of the lines of a plot. Each has a contrast of 3 or more with a white and with a nearly black page."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Of the lines of a plot, so that they can be told apart without colours."""
+"""Markers of the lines of a plot, which distinguish them without colours."""
 DASHES = ("-", "--", "-.", ":")
 """Of lines that need them beside colour and marker."""
 OURS, PAPERS = COLOURS[0], COLOURS[1]
@@ -26,7 +26,7 @@ OURS, PAPERS = COLOURS[0], COLOURS[1]
 REST = "#7fa7cf"
 """Colour of T without C, and of TA beside RA."""
 HATCH = "////"
-"""Of the paper's bars and of C in T, so that they can be told apart without colours."""
+"""Hatching of the paper's bars and of C in T, which distinguishes them without colours."""
 OUTLINE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
 """Of bars."""
 FONTS = "'DejaVu Sans', Verdana, sans-serif"

@@ -121,7 +121,7 @@ def _check_leftovers(name, given, options):
 def _check_settings(name, values):
     for value in [values] if isinstance(values, str) else values:
         key = SETTING.match(value)
-        # A submitted evaluation has options of its own, whose values cannot be told from settings here.
+        # A submitted evaluation has options of its own; their values look like settings here.
         if key is None and not value.startswith(("KEY=", "$")) and name != "hpcdat submit":
             raise Wrong(f"{name}: {value}: expected KEY=VALUE")
         if key and key[1] not in setting_names():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from statistics import fmean
@@ -12,7 +12,7 @@ from hpcdat.errors import InputError, shorten
 from hpcdat.report.papers import TABLES
 from hpcdat.report.papers.paper_table import PaperRow, PaperTable
 from hpcdat.report.quantities import QUANTITIES, SECONDS_PER_EPOCH, Values
-from hpcdat.report.runs import Run, images_per_epoch
+from hpcdat.report.runs import Run, by_job, images_per_epoch
 
 WORTH_REPORTING = 0.01
 """Share of an epoch's images above which a report says that they are left out."""
@@ -89,7 +89,7 @@ def compare(name: str, runs: Sequence[Run]) -> Comparison:
     for row in table.rows:
         values, paper = _derived(row, measured, table), stated[row.key]
         rows.append(Compared(row, standing.get(row.key, []), values, paper, table))
-        for label, alike in _by_name(below.get(row.key, [])).items():
+        for label, alike in by_job(below.get(row.key, [])).items():
             own = replace(
                 row,
                 key=f"{row.key}: {label}",
@@ -155,15 +155,6 @@ def _placed(
                 raise InputError(f"{run.folder} {verb} {named_row}, but the rows are: {', '.join(placed)}")
             placed[key].append(run)
     return placed
-
-
-def _by_name(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs by the name of their folder; seeds of one job by that of the folder above."""
-    named: dict[str, list[Run]] = {}
-    for run in runs:
-        folder = run.folder.resolve()
-        named.setdefault((folder.parent if folder.name.startswith("seed-") else folder).name, []).append(run)
-    return named
 
 
 def _measured(runs: Sequence[Run], table: PaperTable) -> Values:

@@ -10,6 +10,7 @@ from hpcdat.evaluation.intervals import with_interval
 from hpcdat.report.certificates import read_certificates
 from hpcdat.report.comparison import Comparison
 from hpcdat.report.comparison_notes import differences_of
+from hpcdat.report.durations import duration
 from hpcdat.report.quantities import QUANTITIES, training_seconds
 from hpcdat.report.result_table import energy_text, of_seeds
 from hpcdat.report.runs import Run, by_job, short_names
@@ -200,15 +201,6 @@ def _compared(comparison: Comparison) -> list[Card]:
     if any(differences_of(run, row) for row in rows for run in row.runs):
         lines.append("other work than the paper's: see the notes")
     return [Card(table.title.partition(":")[0], f"{run} of {len(rows)} rows run", lines)]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text in a unit that fits: ``14.2 s``, ``3 min 5 s``, ``2 h 40 min``."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _names(runs: Sequence[Run]) -> list[tuple[Run, str]]:

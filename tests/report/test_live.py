@@ -16,7 +16,7 @@ from hpcdat.errors import InputError
 from hpcdat.report.live import snapshot as snapshot_module
 from hpcdat.report.live.server import PageServer, snapshot_json
 from hpcdat.report.live.snapshot import take_snapshot
-from hpcdat.report.live.terminal import BLOCKS, LETTERS, duration, sparkline, terminal_text
+from hpcdat.report.live.terminal import BLOCKS, LETTERS, sparkline, terminal_text
 from hpcdat.storage.run_folder import RunFolder
 from tests.browser import SECONDS
 from tests.conftest import python_threads, run_here
@@ -196,11 +196,6 @@ def test_a_sparkline_has_the_lowest_and_the_highest_level():
     assert sparkline([1, 2, 3], 10, "abc") == "abc"
     assert sparkline([5, 0, 1, 3], 3, "abcd") == "abd", "the latest"
     assert sparkline([2, 2], 10, "abc") == "aa"
-
-
-def test_durations_are_in_the_units_that_people_use():
-    texts = [duration(seconds) for seconds in (0.4, 89, 90, 3599, 3600 * 47.5, 3600 * 50)]
-    assert texts == ["0 s", "89 s", "2 min", "1 h 0 min", "47 h 30 min", "2 d 2 h"]
 
 
 def test_the_command_prints_once_where_there_is_no_terminal(run):

@@ -15,7 +15,8 @@ from hpcdat.report.certificates import write_certificates
 from hpcdat.report.comparison import compare
 from hpcdat.report.comparison_section import comparison_section
 from hpcdat.report.drawing import COLOURS
-from hpcdat.report.headline import duration, headline
+from hpcdat.report.durations import duration
+from hpcdat.report.headline import headline
 from hpcdat.report.pixel_units import PixelUnit
 from hpcdat.report.run_plots import MOST_MARKERS, run_plots
 from hpcdat.report.runs import read_run
@@ -264,13 +265,10 @@ def test_headlines_are_of_the_best_job_and_say_how_many_there_are(make_run):
     assert alone.title == "Robust accuracy (RA)"
 
 
-def test_durations():
-    assert [duration(seconds) for seconds in (0.25, 59.9, 61, 7201)] == [
-        "0.25 s",
-        "59.9 s",
-        "1 min 1 s",
-        "2 h 0 min",
-    ]
+def test_durations_are_in_the_units_that_people_use():
+    seconds = (0.25, 59.9, 59.99, 61, 7201, 3600 * 47.5, 3600 * 50)
+    expected = ["0.25 s", "59.9 s", "1 min 0 s", "1 min 1 s", "2 h 0 min", "47 h 30 min", "2 d 2 h"]
+    assert [duration(one) for one in seconds] == expected
 
 
 def test_ratios_stand_only_where_the_work_is_the_papers(make_run, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from hpcdat.report.durations import duration
 from hpcdat.report.live.snapshot import Snapshot
 
 SHOWN = {
@@ -75,19 +76,6 @@ def progress_text(snapshot: Snapshot) -> str:
         parts.append(f"{duration(snapshot.left_seconds)} of training left, without evaluations")
     parts.append(f"last change {duration(snapshot.unchanged_seconds)} ago")
     return "; ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A time as text: ``45 s``, ``12 min``, ``3 h 5 min``, ``2 d 3 h``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = minutes // 60
-    if hours < 48:
-        return f"{hours} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def sparkline(values: Sequence[float], width: int, levels: str = BLOCKS) -> str:

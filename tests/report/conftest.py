@@ -8,6 +8,7 @@ from hpcdat.config.job_file import parse_job, write_job
 from hpcdat.storage.atomic_files import write_text
 from hpcdat.storage.run_folder import Result, RunFolder
 from tests.browser import browser  # noqa: F401
+from tests.report.benchmark_rows import exchange, file_of, row
 
 JOB = """\
 run_dir: {folder}
@@ -108,3 +109,20 @@ def runs_in():
 def make_run(tmp_path):
     """Makes the folder of a finished run."""
     return makes_runs_in(tmp_path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with files of three runs of a benchmark, B a little and C much slower than A."""
+
+    def swept(slowdown):
+        rows = [
+            row(*[slowdown * (1e-3 + size / 1e8)] * 6, size=size, figures={"busbw": 1.5e8 * size}, **kind)
+            for size in (2**10, 2**16, 2**22)
+            for kind in ({}, exchange("allgather"))
+        ]
+        return file_of(*rows, rate="10gbit")
+
+    for name, slowdown in {"A": 1.0, "B": 1.05, "C": 1.25}.items():
+        swept(slowdown).write(tmp_path / f"{name}.json")
+    return tmp_path

@@ -73,5 +73,5 @@ def _text_of(topic: str, commands: list[str]) -> str:
     if topic in commands:
         raise InputError(f"{topic} is a command, not a topic: `hpcdat {topic} --help` explains it")
     close = difflib.get_close_matches(topic, about, n=2)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise InputError(f"no help on {shorten(topic)}: {hint}The topics are {', '.join(about)}")
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise InputError(f"no help on {shorten(topic)}{hint} (topics: {', '.join(about)})")

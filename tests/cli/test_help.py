@@ -74,9 +74,9 @@ def test_the_files_of_a_run_are_those_that_it_writes(trained):
 @pytest.mark.parametrize(
     "topic, message",
     [
-        ("slrum", "no help on slrum: did you mean slurm? The topics are evaluation, exchange,"),
+        ("slrum", "no help on slrum; did you mean slurm? (topics: evaluation, exchange,"),
         ("train", "train is a command, not a topic: `hpcdat train --help` explains it"),
-        ("../../setup", "no help on ../../setup: The topics are evaluation"),
+        ("../../setup", "no help on ../../setup (topics: evaluation"),
     ],
 )
 def test_an_unknown_topic_is_refused_with_what_there_is(topic, message):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,16 +100,6 @@ class Section(Protocol):
 def with_model(job: Job, **settings: Any) -> Job:
     """The job with other settings of its section ``model``."""
     return job.model_copy(update={"model": job.model.model_copy(update=settings)})
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Compute the convolutions of float32 in float32, not in TF32."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def free_memory(device: torch.device) -> None:

@@ -23,10 +23,11 @@ from peak import measure_peak
 from timing import in_turns
 from training_steps import Attack, Pgd, training_step
 
-from gpu.section import Call, Keep, Measured, Table, free_memory, number, with_model, without_tf32
+from gpu.section import Call, Keep, Measured, Table, free_memory, number, with_model
 from hpcdat.config.job import Job
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.models.compiled import fastest_convolutions
+from hpcdat.models.float32 import without_tf32
 from hpcdat.models.losses import Labelled
 from hpcdat.training.concurrent_attack import Batch
 from hpcdat.training.flops import flops_of
@@ -40,7 +41,8 @@ RANDOM_IMAGES += ["data.augmentation=none", "data.loader=device"]
 
 def measure(call: Call, before: Measured, keep: Keep) -> None:
     """Time the steps of pre-activation ResNet-18."""
-    settings = ["model.name=preact-resnet18", "attack.steps=10", "attack.step_size=2/255", "batch_size=512"]
+    settings = ["model.name=preact-resnet18", "method=at", "attack.name=pgd", "attack.steps=10"]
+    settings += ["attack.step_size=2/255", "batch_size=512"]
     if call.tiny:
         settings += ["model.width=0.1", "attack.steps=2", "batch_size=4"]
     measure_steps(call.job("cifar10-speedrun.yaml", *RANDOM_IMAGES, *settings), call, keep)

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from hpcdat.attacks.pgd import attacked
 from hpcdat.errors import first_line
+from hpcdat.models.float32 import without_tf32
 from hpcdat.models.folded_layers import AffineNorm, FoldedLayer, has_hooks, is_affine, is_weighted
 from hpcdat.models.normalization import Normalization
 from hpcdat.models.pixel_model import PixelModel
@@ -157,6 +158,8 @@ class FoldedNetwork(nn.Module):
             with (
                 attacked(model, "eval"),
                 routed(model, self._branch),
+                # Its rounding alone can exceed the bounds.
+                without_tf32(),
                 # Not the seed of the trace, which may hold a number that was drawn.
                 seeded(2, images.device),
                 unchanged(model),

@@ -30,7 +30,13 @@ def apply_view(pixels: Tensor, view: View, size: int) -> Tensor:
 
 def to_pixels(image: Tensor, device: torch.device) -> Tensor:
     """Images (N, H, W, C), uint8, as (N, C, H, W), float32 in [0, 1], on the device."""
-    return image.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    return from_bytes(image.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous())
+
+
+def from_bytes(image: Tensor) -> Tensor:
+    """uint8 in [0, 255] as float32 in [0, 1], of the same shape; the same bits on every device."""
+    # By a tensor: CUDA multiplies by the reciprocal of a number, which rounds differently.
+    return image.float().div_(torch.full((), 255.0, device=image.device))
 
 
 def empty_batch(settings: Data, device: torch.device) -> tuple[Tensor, Tensor]:

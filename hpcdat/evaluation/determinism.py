@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from hpcdat.models.float32 import without_tf32
+
 
 @contextmanager
 def deterministic(device: torch.device, log: Callable[[str], None]) -> Iterator[None]:
@@ -22,13 +24,14 @@ def deterministic(device: torch.device, log: Callable[[str], None]) -> Iterator[
         log: called with a line of text if cores are idle as a result.
     """
     if device.type == "cuda":
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
+        cudnn = torch.backends.cudnn
+        before = cudnn.benchmark, cudnn.deterministic
+        cudnn.benchmark, cudnn.deterministic = False, True
         try:
-            yield
+            with without_tf32():
+                yield
         finally:
-            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+            cudnn.benchmark, cudnn.deterministic = before
         return
     threads = torch.get_num_threads()
     if threads > 1:

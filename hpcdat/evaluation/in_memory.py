@@ -11,6 +11,7 @@ from torch import Tensor
 from hpcdat.config.sections import Data
 from hpcdat.data import Loader
 from hpcdat.data.images import Images
+from hpcdat.data.pixels import from_bytes
 from hpcdat.data.sampler import Indices
 from hpcdat.errors import InputError
 from hpcdat.evaluation.image_batches import ImageBatches
@@ -77,7 +78,7 @@ class _TensorLoader:
                 t[at.to(t.device, non_blocking=True)].to(self.device, non_blocking=non_blocking)
                 for t in (self.x, self.y)
             )
-            yield (x if x.is_floating_point() else x.to(torch.float32) / 255), y.to(torch.int64)
+            yield (x if x.is_floating_point() else from_bytes(x)), y.to(torch.int64)
 
     def close(self) -> None:
         """Do nothing: the tensors are the caller's."""

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -318,6 +319,36 @@ def test_on_a_cpu_channels_are_last_where_the_network_takes_them_so():
         loss = partial(nn.functional.cross_entropy, target=torch.arange(3), reduction="none")
         attack = PGD(eps=0.1, step_size=0.05, steps=2)
         assert attack(folding.network, loss, x, torch.Generator().manual_seed(0)).is_contiguous()
+
+
+def test_a_gpu_checks_it_in_the_full_precision_of_float32():
+    """In TF32 the rounding of a deep network alone exceeds the bounds, as was seen on a GPU."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    seen = []
+
+    class Recording(nn.Flatten):
+        def forward(self, x):
+            seen.append([switch.allow_tf32 for switch in switches])
+            return super().forward(x)
+
+    with allowing_tf32(switches):
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Recording(), nn.LazyLinear(10))
+        network(images())
+        assert fold(network.eval(), images()).network
+        after = [switch.allow_tf32 for switch in switches]
+    assert after == [True, True]
+    # The check comes last, after passes of this test and of the trace.
+    assert seen[0] == [True, True] and seen[-1] == [False, False]
+
+
+@contextmanager
+def allowing_tf32(switches):
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = True
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
 
 
 def test_a_constant_that_training_changes_is_traced_again():

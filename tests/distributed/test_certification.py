@@ -67,7 +67,7 @@ def serial(trained, tmp_path_factory):
 @pytest.mark.distributed
 @on("MPI 2")
 def test_two_workers_leave_the_same_bytes_however_unlike_their_shares(copied, serial, team):
-    """Rank 0 is done four seconds before the other, and may wait two without hearing of it."""
+    """Rank 0 is done six seconds before the other, and may wait four without hearing of it."""
     answers = team.run("certification.certify_slowly", copied("run"), *FEW)
     assert len(serial) == 5 and answers == [serial] * 2
 

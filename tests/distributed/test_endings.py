@@ -159,10 +159,10 @@ def test_nothing_lives_on_when_the_process_that_was_started_is_killed(tmp_path, 
 @pytest.mark.parametrize("engine", ["horovod", "torch"])
 def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start, engine):
     run_dir = tmp_path / "run"
-    process = start(run_dir, "stall_timeout=2", "-np", "2", f"engine={engine}")
+    process = start(run_dir, "stall_timeout=5", "-np", "2", f"engine={engine}")
     os.kill(worker_process(run_dir, 1), signal.SIGSTOP)
     assert process.wait(60) == 1
-    assert "worker 0 on" in log_of(run_dir) and "has waited 2 s for the other workers" in log_of(run_dir)
+    assert "worker 0 on" in log_of(run_dir) and "has waited 5 s for the other workers" in log_of(run_dir)
     assert none_left(run_dir)
 
 

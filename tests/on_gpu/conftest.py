@@ -5,14 +5,13 @@ import os
 import pytest
 import torch
 
+from hpcdat.evaluation.determinism import deterministic
+
 
 @pytest.fixture
-def device(monkeypatch):
-    if torch.cuda.is_available():
-        for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-            monkeypatch.setattr(backend, "allow_tf32", False)
-        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-        return torch.device("cuda", 0)
-    if os.environ.get("REHEARSE_ON_CPU"):
-        return torch.device("cpu")
-    pytest.skip("needs a GPU")
+def device():
+    if not torch.cuda.is_available() and not os.environ.get("REHEARSE_ON_CPU"):
+        pytest.skip("needs a GPU")
+    chosen = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    with deterministic(chosen, print):
+        yield chosen

@@ -35,12 +35,12 @@ def certify_and_die(workers, patch, run_dir, image, *settings):
 def certify_slowly(workers, patch, run_dir, *settings):
     """The same, but for the last image one rank takes longer than the other may wait without a word."""
     sample = SmoothedClassifier.certify
-    patch.setattr(workers._watchdog, "seconds", 3)
+    patch.setattr(workers._watchdog, "seconds", 60)
 
     def sample_slowly(smoothed, x, *, image, **samples):
         begin, last = time.monotonic(), smoothed.sigma == 0.12 and image in (360, 390)
-        workers._watchdog.seconds = 2 if last else 60
-        while last and image == 390 and time.monotonic() - begin < 4:
+        workers._watchdog.seconds = 4 if last else 60
+        while last and image == 390 and time.monotonic() - begin < 6:
             smoothed.model(x[None])
         return sample(smoothed, x, image=image, **samples)
 

@@ -135,6 +135,11 @@ class _Affine(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         scale, *y = ctx.saved_tensors
-        scale = scale.view(1, -1, *[1] * (dy.dim() - 2))
         through = torch.ops.aten.threshold_backward(dy, y[0], 0) if y else dy.clone()
-        return through.mul_(scale), None, None, None
+        if through.dtype == scale.dtype:
+            dx = through.mul_(scale.view(1, -1, *[1] * (dy.dim() - 2)))
+        else:
+            # The same product, of bfloat16 and float32, for which a CPU has no fast multiplication.
+            zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+            dx = batch_norm(through, zero, one, scale, zero, eps=0)
+        return dx, None, None, None

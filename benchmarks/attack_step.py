@@ -2,7 +2,8 @@
 
 ``python benchmarks/attack_step.py [--networks NAME[@SIZE],...] [--batch-sizes N,N] [--precisions P,P]
 [--steps K,K] [--device auto|cpu|cuda] [--rounds N] [--json PATH]`` times a training step for every
-combination: a PGD-K attack (K = 0: none) at eps 8/255, loss, gradient and an update by LAMB. Under mpirun,
+combination: a PGD-K attack (K = 0: none) at eps 8/255, loss, gradient and an update by LAMB. In each round
+every combination is built anew, warmed up by a step, and timed, in an order that rotates. Under mpirun,
 srun, horovodrun or torchrun all workers compute at the same time, without exchanging gradients; the slowest
 one counts. One worker computes on one GPU; workers on CPUs share the cores.
 
@@ -33,19 +34,16 @@ so that a change of the machine's load affects all of them; left out with ``--no
 from __future__ import annotations
 
 import argparse
-import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import product
-from statistics import median
 
 import torch
 from arguments import Parser, errors_in_one_line, listed, one_of, own_device, whole
-from attack_comparison import EPS, MISSING, STEP, STEP_SIZE, compare, ratios_of
-from memory import NotEnoughMemory, growth_of, in_own_process
+from attack_comparison import EPS, MISSING, STEP_SIZE, compare, ratios_of
+from attack_sweep import shown, sweep
 from peak import Peak, measure_peak
 from tabulate import tabulate
-from timing import in_turns, settings_of
+from timing import settings_of
 from training_steps import (
     CLASSES,
     LAMB,
@@ -55,134 +53,12 @@ from training_steps import (
     has_bfloat16,
 )
 
-from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.environment import describe_environment, device_name
 from hpcdat.distributed.initialization import init_communicator
-from hpcdat.errors import InputError, first_line
+from hpcdat.errors import InputError
 from hpcdat.models.pixel_model import Precision
-from hpcdat.out_of_memory import is_out_of_memory
 from hpcdat.performance.benchmark_file import BenchmarkFile, Row
 from hpcdat.performance.steadiness import FEWEST
-from hpcdat.training.flops import flops_of
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A step that is ready to be timed.
-
-    Attributes:
-        step: has run before.
-        flops: of a step.
-        memory: bytes that it takes at most; None: could not be measured.
-    """
-
-    step: Callable[[], None]
-    flops: int
-    memory: int | None
-
-
-def prepare(combination: Combination, device: torch.device) -> Prepared:
-    """Build a step, run it, and measure its memory.
-
-    Raises:
-        NotEnoughMemory: it needs more than there is.
-    """
-    try:
-        if device.type == "cpu":
-            threads = torch.get_num_threads()
-            memory = in_own_process(memory_on_cpu, combination, threads)
-            step = combination.step(device)
-            return Prepared(step, flops_of(step), memory)
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step = combination.step(device)
-        flops = flops_of(step)
-        # The optimiser's state is there in the second step only.
-        step()
-        return Prepared(step, flops, torch.cuda.max_memory_allocated(device) - before)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise NotEnoughMemory(f"out of memory: {first_line(error)}") from None
-        raise
-
-
-def memory_on_cpu(combination: Combination, threads: int) -> int | None:
-    """Bytes of resident memory that model, images and two steps take, in a process of its own.
-
-    None if they are fewer than a tiny step leaves behind, or Linux does not let the process measure them.
-    """
-    torch.set_num_threads(threads)
-    cpu = torch.device("cpu")
-    # Loads code that every step needs.
-    Combination(Network("digits-cnn", 8), 2, combination.precision, combination.attack).step(cpu)()
-
-    def work() -> None:
-        step = combination.step(cpu)
-        step()
-        step()
-
-    try:
-        return growth_of(work) or None
-    except OSError:
-        return None
-
-
-def share_of_peak(flops: int, seconds: float, peak: Peak) -> float:
-    """FLOP/s of a piece of work over those of the peak."""
-    return flops / seconds / peak.rate
-
-
-def sweep(
-    combinations: Sequence[Combination],
-    peaks: dict[Precision, Peak],
-    rounds: int,
-    device: torch.device,
-    workers: Communicator,
-) -> tuple[list[Row], list[str]]:
-    """A row for each combination, and notes on those for which memory does not suffice on all workers.
-
-    Worker 0 prints each as it comes.
-    """
-    rows, notes = [], []
-    for combination in combinations:
-        # The step before this one is freed first.
-        prepared, missing = None, None
-        try:
-            prepared = prepare(combination, device)
-        except NotEnoughMemory as error:
-            missing = str(error)
-        found = workers.all_gather_object([prepared and prepared.memory, missing], "memory of a step")
-        memories, reasons = zip(*found, strict=True)
-        if prepared is None or any(reasons):
-            reason = next(reason for reason in reasons if reason)
-            notes.append(f"{combination}: not measured ({reason})")
-            if workers.is_rank0:
-                print(notes[-1], flush=True)
-            continue
-        seconds = in_turns({STEP: prepared.step}, rounds, device, workers)[STEP]
-        figures = {
-            "images_per_second": workers.size * combination.batch_size / median(seconds),
-            "flops": prepared.flops,
-            "share_of_peak": share_of_peak(prepared.flops, median(seconds), peaks[combination.precision]),
-            "memory_bytes": None if None in memories else max(memories),
-        }
-        parameters = combination.parameters(STEP, device)
-        rows.append(Row(parameters=parameters, seconds=seconds, figures=figures))
-        if workers.is_rank0:
-            print(line_of(combination, rows[-1]), flush=True)
-    return rows, notes
-
-
-def line_of(combination: Combination, row: Row) -> str:
-    """A row in a line."""
-    figures = row.figures
-    memory = _shown(figures["memory_bytes"], ",.1f", 2**20)
-    return (
-        f"{combination}: {1e3 * row.median:.4g} ms, {figures['images_per_second']:.1f} images/s, "
-        f"{figures['share_of_peak']:.3f} of the peak, {f'{memory} MiB' if memory else 'memory not measured'}"
-    )
 
 
 def row_of(peak: Peak, precision: Precision, device: torch.device) -> Row:
@@ -206,19 +82,15 @@ def table_of(rows: Sequence[Row]) -> str:
                 given["steps"],
                 f"{1e3 * row.median:.4g}",
                 f"{1e3 * min(row.seconds):.4g} - {1e3 * max(row.seconds):.4g}",
-                _shown(found.get("images_per_second"), ".1f"),
-                _shown(found.get("flops"), ".4g", 1e9),
-                _shown(found.get("share_of_peak"), ".3f"),
-                _shown(found.get("memory_bytes"), ".1f", 2**20),
+                shown(found.get("images_per_second"), ".1f"),
+                shown(found.get("flops"), ".4g", 1e9),
+                shown(found.get("share_of_peak"), ".3f"),
+                shown(found.get("memory_bytes"), ".1f", 2**20),
             ]
         )
     header = ["", "network", "images", "precision", "PGD steps", "ms", "range", "images/s"]
     header += ["GFLOP", "of peak", "MiB"]
     return tabulate(lines, header, tablefmt="github", disable_numparse=True)
-
-
-def _shown(value: float | None, form: str, unit: float = 1.0) -> str:
-    return "" if value is None else format(value / unit, form)
 
 
 def parse() -> argparse.Namespace:

@@ -5,7 +5,8 @@
 pre-activation ResNet-18 of a third of its width on digits with every protocol: DAT-FGSM, four steps per
 epoch, without overlap of exchanges and backward pass. Runs of an earlier call in ``--runs`` are replaced.
 There are several rounds, since a machine's speed drifts; in each, every protocol is predicted and then used
-in training. C and T are medians over the epochs after each round's first, in which codecs are compiled.
+in training, in an order that rotates. C and T are medians over the epochs after each round's first, in which
+codecs are compiled. Six rounds are the fewest that can tell whether a row is steady.
 
 Each process compiles the codecs of every protocol, which takes long where several share a core. With
 ``--width 0.1 --batch 2 --rounds 1 --epochs 2`` there are too few numbers for that; ``--only`` chooses
@@ -32,7 +33,6 @@ import sys
 import tempfile
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
-from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -51,6 +51,7 @@ from arguments import (
     whole,
 )
 from tabulate import tabulate
+from timing import rotated
 
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
@@ -114,6 +115,12 @@ class Training:
         return {name: settings for name, settings in EXCHANGES.items() if fnmatch(name, self.only)}
 
     @property
+    def turns(self) -> list[tuple[int, str]]:
+        """Round and protocol of each run, in their order."""
+        names = list(self.exchanges)
+        return [(turn, name) for turn in range(self.rounds) for name in rotated(names, turn)]
+
+    @property
     def options(self) -> list[str]:
         """The command line's options that say the same."""
         return [
@@ -151,7 +158,8 @@ def work(training: Training, runs: Path, elsewhere: Path | None, save: Path) -> 
         workers, device, compiled=pays_to_compile(sum(p.numel() for p in network.parameters()))
     )
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in training.exchanges}
-    for turn, (name, settings) in product(range(training.rounds), training.exchanges.items()):
+    for turn, name in training.turns:
+        settings = training.exchanges[name]
         if workers.is_rank0:
             print(f"round {turn + 1} of {training.rounds}: {name}", file=sys.stderr, flush=True)
         folder = runs / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name)}"
@@ -279,6 +287,7 @@ def rows_of(report: dict[str, Any]) -> list[Row]:
         Row(
             parameters={"protocol": name, **common},
             seconds=[seconds for row in rounds for seconds in row["communication"]],
+            per_round=len(rounds[0]["communication"]),
             figures={
                 "total": median(seconds for row in rounds for seconds in row["total"]),
                 "predicted": median(row["predicted"] for row in rounds),

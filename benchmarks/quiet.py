@@ -29,9 +29,14 @@ def seconds_computed(stat: str) -> float:
 
 
 class Processors:
-    """What one worker and its machine compute from now on."""
+    """What one worker and its machine compute from now on.
 
-    def __init__(self) -> None:
+    Args:
+        children: whether to count the processes that it starts as well, once they have ended.
+    """
+
+    def __init__(self, *, children: bool = False) -> None:
+        self._children = children
         self._before = self._read()
 
     def report(self) -> dict[str, Any]:
@@ -47,9 +52,12 @@ class Processors:
             "computed": machine,
         }
 
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
-        return time.process_time(), seconds_computed(Path("/proc/stat").read_text()), time.monotonic()
+    def _read(self) -> tuple[float, float, float]:
+        own = time.process_time()
+        if self._children:
+            times = os.times()
+            own += times.children_user + times.children_system
+        return own, seconds_computed(Path("/proc/stat").read_text()), time.monotonic()
 
 
 def used_by_others(reports: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -10,6 +11,19 @@ from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.performance.benchmark_file import Row, Value
 from hpcdat.performance.clock import seconds
+
+T = TypeVar("T")
+
+
+def rotated(things: Sequence[T], number: int) -> list[T]:
+    """The order of things in a round: each round begins with another one.
+
+    Args:
+        things: parts, or rows of a benchmark.
+        number: of the round, from 0.
+    """
+    turn = number % len(things)
+    return [*things[turn:], *things[:turn]]
 
 
 def in_turns(
@@ -32,8 +46,7 @@ def in_turns(
     names = list(parts)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in rotated(names, number):
             together.all_gather_object(None, "ready")
             duration = seconds(parts[name], device)
             slowest = max(together.all_gather_object(duration, "seconds"))

@@ -32,6 +32,11 @@ def bench():
 
 
 @pytest.fixture
+def sweeping():
+    return import_module("attack_sweep")
+
+
+@pytest.fixture
 def comparison():
     return import_module("attack_comparison")
 
@@ -82,10 +87,10 @@ def test_the_flops_of_a_step_are_those_of_its_passes(steps, network, k):
     assert flops_of(lambda: steps.arithmetic_alone(model, x, y, k)) == k * 2 * forward + 3 * forward - first
 
 
-def test_the_share_of_the_peak_is_a_quotient_of_rates(bench, peak):
+def test_the_share_of_the_peak_is_a_quotient_of_rates(sweeping, peak):
     # 2 * 1000^3 FLOP in a quarter of a second, against 10^9 in two seconds.
     assert peak.rate == 8e9
-    assert bench.share_of_peak(10**9, 2.0, peak) == 0.0625
+    assert sweeping.share_of_peak(10**9, 2.0, peak) == 0.0625
 
 
 @pytest.mark.parametrize(
@@ -128,13 +133,12 @@ def test_the_operations_of_the_peak_are_counted_as_those_of_the_steps(monkeypatc
     assert found.flops == max(seen.values()) == 2 * 32**3
 
 
-def test_a_sweep_has_a_row_for_each_combination_and_counts_all_workers(bench, steps, peak, monkeypatch):
-    prepared = bench.Prepared(lambda: None, flops=4 * 10**9, memory=3 * MIB)
-    monkeypatch.setattr(bench, "prepare", lambda *_: prepared)
-    monkeypatch.setattr(bench, "in_turns", lambda parts, *_: {name: [1.0, 4.0, 2.0] for name in parts})
+def test_a_sweep_has_a_row_for_each_combination_and_counts_all_workers(sweeping, steps, peak, monkeypatch):
+    monkeypatch.setattr(sweeping, "needs_of", lambda *_: sweeping.Needs(flops=4 * 10**9, memory=3 * MIB))
+    monkeypatch.setattr(sweeping, "in_rounds", lambda chosen, *_: {each: [1.0, 4.0, 2.0] for each in chosen})
     chosen = [combination(steps, batch=16, k=k) for k in (0, 10)]
     answers = run_threads(
-        loopback(3), lambda workers: bench.sweep(chosen, {"float32": peak}, 3, CPU, workers)
+        loopback(3), lambda workers: sweeping.sweep(chosen, {"float32": peak}, 3, CPU, workers)
     )
     for rows, notes in answers:
         assert [row.parameters["steps"] for row in rows] == [0, 10] and notes == []
@@ -155,19 +159,38 @@ def test_a_sweep_has_a_row_for_each_combination_and_counts_all_workers(bench, st
         }
 
 
-def test_what_one_worker_has_no_memory_for_is_left_out_on_all_with_the_reason(
-    bench, steps, peak, monkeypatch
-):
-    def prepare(chosen, device):
-        if device.index == 1 and chosen.attack.steps:
-            raise bench.NotEnoughMemory("out of memory: 3 GiB")
-        return bench.Prepared(lambda: None, 10**9, None)
+def test_every_round_times_every_combination_in_another_order(sweeping, steps, monkeypatch, capsys):
+    """Each is built when its turn comes: memory may not suffice for all of them at once."""
+    done = []
 
-    monkeypatch.setattr(bench, "prepare", prepare)
+    def step(chosen, device):
+        done.append(f"build {chosen.attack.steps}")
+        return lambda: done.append(f"{chosen.attack.steps}")
+
+    monkeypatch.setattr(steps.Combination, "step", step)
+    monkeypatch.setattr("timing.seconds", lambda work, device: work() or float(len(done)))
+    chosen = [combination(steps, k=k) for k in (1, 2, 3)]
+    times = sweeping.in_rounds(chosen, 2, CPU, SingleProcess())
+    rounds = [[f"build {k}", f"{k}", f"{k}"] for k in (1, 2, 3, 2, 3, 1)]
+    assert done == [word for each in rounds for word in each]
+    assert times == dict(zip(chosen, ([3.0, 18.0], [6.0, 12.0], [9.0, 15.0]), strict=True))
+    assert capsys.readouterr().err == "round 1 of 2\nround 2 of 2\n"
+    assert sweeping.in_rounds([], 2, CPU, SingleProcess()) == {}
+
+
+def test_what_one_worker_has_no_memory_for_is_left_out_on_all_with_the_reason(
+    sweeping, steps, peak, monkeypatch
+):
+    def needs_of(chosen, device):
+        if device.index == 1 and chosen.attack.steps:
+            raise sweeping.NotEnoughMemory("out of memory: 3 GiB")
+        return sweeping.Needs(10**9, None)
+
+    monkeypatch.setattr(sweeping, "needs_of", needs_of)
     chosen = [combination(steps, k=k) for k in (0, 1)]
 
     def run(workers):
-        return bench.sweep(chosen, {"float32": peak}, 1, torch.device("cpu", workers.rank), workers)
+        return sweeping.sweep(chosen, {"float32": peak}, 1, torch.device("cpu", workers.rank), workers)
 
     for rows, notes in run_threads(loopback(2), run):
         assert [row.parameters["steps"] for row in rows] == [0]
@@ -223,8 +246,10 @@ def test_memory_is_measured_in_a_process_of_its_own_which_may_be_killed():
         memory.in_own_process(os._exit, 9)
 
 
-def test_a_run_prints_its_tables_and_writes_what_the_report_reads(bench, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "in_own_process", lambda work, *arguments: 5 * MIB)
+def test_a_run_prints_its_tables_and_writes_what_the_report_reads(
+    bench, sweeping, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(sweeping, "in_own_process", lambda work, *arguments: 5 * MIB)
     monkeypatch.setattr(import_module("peak"), "SIZES", {"cpu": (64,)})
     monkeypatch.setattr(import_module("peak"), "CONVOLUTIONS", {"cpu": ()})
     file = tmp_path / "steps.json"

@@ -1,6 +1,8 @@
 """Whether machines are quiet: what other processes compute."""
 
 import os
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -46,3 +48,10 @@ def test_processor_time_is_that_of_processes_and_other_machines_without_interrup
     ticks = os.sysconf("SC_CLK_TCK")
     stat = f"cpu  {ticks} {2 * ticks} {4 * ticks} 77 77 77 77 {8 * ticks} 0 0\ncpu0 1 1 1 1 1 1 1 1\n"
     assert quiet.seconds_computed(stat) == 15
+
+
+def test_processes_that_have_ended_count_as_the_one_that_started_them(quiet):
+    alone, family = quiet.Processors(), quiet.Processors(children=True)
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert alone.report()["own"] < 0.4 < family.report()["own"]

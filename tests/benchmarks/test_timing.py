@@ -102,6 +102,12 @@ def test_the_loader_that_suffers_more_from_latency_counts(module):
     assert loader.latency_ratio(seconds, 2) == 0.5
 
 
+def test_protocols_take_turns_in_rotating_order(module):
+    training = module("epoch").Training(2, 2, rounds=3, width=0.1, only="ring*", device="cpu")
+    full, codes = "ring, float32", "ring, 8 bits"
+    assert training.turns == [(0, full), (0, codes), (1, codes), (1, full), (2, full), (2, codes)]
+
+
 def test_epochs_of_all_rounds_are_one_row_and_c_is_compared_by_round(module):
     epoch = module("epoch")
     rounds = [
@@ -113,7 +119,7 @@ def test_epochs_of_all_rounds_are_one_row_and_c_is_compared_by_round(module):
     report = {"p": 2, "q": 3, "links": "1gbit links", "rows": {"ring": rounds}}
     (row,) = epoch.rows_of(report)
     assert row.parameters == {"protocol": "ring", "nodes": 2, "workers_per_node": 3, "links": "1gbit links"}
-    assert row.seconds == [1.0, 3.0, 2.0, 4.0, 4.0, 4.0]
+    assert row.seconds == [1.0, 3.0, 2.0, 4.0, 4.0, 4.0] and row.medians_of_rounds == [2.0, 4.0]
     assert row.figures["total"] == 6.5 and row.figures["predicted"] == 3.5
     # 1 / 2 and 6 / 4.
     assert row.figures["predicted_over_measured"] == 1.0

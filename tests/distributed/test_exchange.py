@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from hpcdat.performance.autotune import COLLECTIVE_KINDS
+from hpcdat.performance.calibration import Calibration
+from tests.conftest import DEMO
 from tests.distributed.ranks import on
 from tests.exchange.checks import check_against_numpy
 
@@ -40,6 +43,26 @@ def test_auto_is_chosen_once_for_all_workers_and_for_all_starts(tmp_path, team):
     lines = answers[0]["lines"]
     assert [line for line in lines if "measuring" in line] == ["exchange: measuring links and codecs"] * 2
     assert "ms per iteration" in lines[1]
+
+
+@on("torch 2", full=["MPI 2"])
+@pytest.mark.parametrize(
+    "settings", [["bits=8"], ["protocol=auto"], ["protocol=hierarchical", "across=sharded_server", "bits=8"]]
+)
+def test_a_plan_measures_links_and_exchanges_between_the_workers(tmp_path, team, settings):
+    save = tmp_path / "links.json"
+    answers = team.run("exchange.planned", DEMO, save, *(f"exchange.{setting}" for setting in settings))
+    # Workers with other corrections could choose other exchanges.
+    assert answers[0] == answers[1]
+    output, corrections = answers[0]["output"], answers[0]["corrections"]
+    assert corrections and min(corrections) > 0
+    rows = [line.split("|") for line in output.splitlines() if line.startswith(("| 1 x 1", "| 2 x 1"))]
+    alone, two = ([float(field) for field in row[4:9]] for row in rows)
+    assert alone[:3] == [0, 0, 0] and min(two) > 0, output
+    transport = {"torch": "Gloo (torch)", "MPI": "MPI"}[team.transport]
+    found = Calibration.read(save)
+    assert f"memory for links, 2 x 1 workers over {transport}, " in found.measured_on
+    assert f"Links: {found.measured_on}." in output and set(found.network.links) == set(COLLECTIVE_KINDS)
 
 
 @on("MPI 2")

@@ -18,9 +18,10 @@ from hpcdat.exchange.horovod_compression import QuantizedSum
 from hpcdat.exchange.protocols import Draw, ErrorFeedback
 from hpcdat.exchange.resolve import make_plan
 from hpcdat.models import build_model_for
-from hpcdat.performance import microbenchmarks, trial_exchange
+from hpcdat.performance import forecast, microbenchmarks, trial_exchange
 from hpcdat.performance.autotune import choose_exchange
 from hpcdat.performance.network_bytes import crossing_of
+from hpcdat.performance.step_timing import StepTiming
 from hpcdat.progress import Progress
 
 EXCHANGES = (
@@ -209,6 +210,29 @@ def chosen_exchange(workers, patch, record):
         "links": len(json.loads(written)["network"]["links"]),
         "lines": lines,
     }
+
+
+def planned(workers, patch, job, save, *settings):
+    """``hpcdat plan`` for one node and two: its output, and each worker's own correction of an exchange.
+
+    The step is not timed, which a busy machine refuses, and the links are measured hastily.
+    """
+    timing = StepTiming(0.02, 0.01, update=0.05, images=20, measured_on="paper", spread="none")
+    patch.setattr(forecast, "time_share", lambda *_: (timing, torch.device("cpu")))
+    patch.setattr(microbenchmarks, "MESSAGE_SIZES", [2**16])
+    patch.setattr(microbenchmarks, "VECTOR_LENGTH", 2**12)
+    patch.setattr(trial_exchange, "TRIAL_SECONDS", 0.1)
+    corrections = []
+
+    def measured(*given):
+        corrections.append(trial_exchange.measure_correction(*given))
+        return corrections[-1]
+
+    patch.setattr(forecast, "measure_correction", measured)
+    output = forecast.predict_job(
+        read_job(Path(job), list(settings)), [1, 2], 1, 1000, None, Path(save), workers, None
+    )
+    return {"output": output, "corrections": corrections}
 
 
 def sent_bytes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": _resnet50,
 }
 """The package's own networks by the values of ``model.name``: constructors of channels and classes."""
+_BUILDING = threading.Lock()
+"""Threads share the global generators, and would draw each other's numbers."""
 
 
 def build_model(
@@ -77,9 +80,9 @@ def build_model(
         InputError: there is no network of this name, or it cannot be built.
     """
     # A module may draw numbers when it is imported, which happens once in a process; so the seed is fixed.
-    with seeded(0, _device_of_draws()):
+    with _BUILDING, seeded(0, _device_of_draws()):
         build = find_network(name, folders) if ":" in name else None
-    with seeded(seed, _device_of_draws()):
+    with _BUILDING, seeded(seed, _device_of_draws()):
         if build is not None:
             network = build_network(name, build, channels, num_classes, options or {})
         else:

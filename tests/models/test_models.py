@@ -1,5 +1,8 @@
 """The models by name."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -72,3 +75,20 @@ def test_weights_depend_only_on_the_seed():
     torch.set_rng_state(state)
     build("digits-cnn")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_threads_that_build_at_once_draw_the_weights_of_one():
+    """As ranks of the loopback communicator do."""
+    alone = weights_of(build("digits-cnn"))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            built = list(pool.map(lambda _: weights_of(build("digits-cnn")), range(40)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(torch.equal(weights, alone) for weights in built)
+
+
+def weights_of(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from hpcdat.config.sections import Exchange
 from hpcdat.distributed.loopback import loopback, run_in_lockstep
@@ -24,7 +25,7 @@ from hpcdat.exchange.resolve import make_plan
 from tests.conftest import CHECKOUT
 from tests.distributed.programs.exchange import vector_of
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BITS = [1, 2, 3, 4, 5, 6, 7, 8, 16]
@@ -251,7 +252,9 @@ def test_compiled_kernels_read_and_write_each_number_once(ptx):
     encode, decode = ptx["8 bits: encode"], ptx["8 bits: decode"]
     # A thread's 16 numbers are of one block, whose norm only one thread stores.
     assert (moved(encode, "ld"), moved(encode, "st")) == (16 * 4 + key, 16 * 1 + 4)
-    assert (moved(decode, "ld"), moved(decode, "st")) == (16 * 1 + 4, 16 * 4)
+    # Before Triton 3.8 it reads the norm for every four of them, from the cache after the first time.
+    norms = 4 if Version(triton.__version__) < Version("3.8") else 1
+    assert (moved(decode, "ld"), moved(decode, "st")) == (16 * 1 + 4 * norms, 16 * 4)
 
 
 @pytest.mark.gpu

@@ -25,19 +25,13 @@ $(INSTALLED): requirements.txt $(wildcard requirements/*.txt) setup.py $(wildcar
 demo: setup
 	@$(BIN)/hpcdat demo $(if $(filter torch,$(ENGINE)),engine=torch)
 
-# Tests without workers use one core each, so that two run at a time; those with workers need both.
+# Tests with workers often wait; others run beside them at low priority, and their output follows.
 test: setup
-	$(BIN)/python -m pytest -m "not full and not distributed" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "not full and distributed"
+	@$(BIN)/python -m tests.side_by_side
 
-# Slow tests: every drill, three-seed statistics, the rates of emulated links. DRILLS wait for half of the time, in which
-# the other slow tests run; drills have priority.
-DRILLS := tests/cluster tests/distributed tests/benchmarks/test_communication.py
+# Slow tests: every drill, three-seed statistics, the rates of emulated links.
 test-full: setup
-	@mkdir -p runs; nice -n 19 $(BIN)/python -m pytest -m full $(addprefix --ignore ,$(DRILLS)) > runs/beside.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside' INT TERM; \
-	$(BIN)/python -m pytest -m full $(DRILLS); drills=$$?; \
-	wait $$beside; beside=$$?; cat runs/beside.log; test $$drills = 0 && test $$beside = 0
+	@$(BIN)/python -m tests.side_by_side --full
 
 # The documentation as a site that needs no network; warnings are errors, and -a renews the navigation of all pages.
 docs: setup

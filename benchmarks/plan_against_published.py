@@ -252,13 +252,18 @@ def ratios_of(files: dict[str, dict[str, Any]]) -> dict[str, float]:
 def with_tables(page: str, files: dict[str, dict[str, Any]]) -> str:
     """The text of a page with its tables, each below a line ``<!-- FILE -->``, replaced."""
     for name, file in files.items():
-        mark = f"<!-- {name} -->\n"
-        if page.count(mark) != 1:
-            raise InputError(f"--page: the page has {page.count(mark)} lines {mark.strip()}, not 1")
-        before, after = page.split(mark)
+        before, mark, after = parts_of(page, name)
         after = re.sub(r"^(?:[|].*\n)*", "", after)
         page = f"{before}{mark}{table_of(file['rows'])}\n{after}"
     return page
+
+
+def parts_of(page: str, name: str) -> tuple[str, str, str]:
+    """What is above the line ``<!-- FILE -->`` of a page, the line, and what is below."""
+    mark = f"<!-- {name} -->\n"
+    if page.count(mark) != 1:
+        raise InputError(f"--page: the page has {page.count(mark)} lines {mark.strip()}, not 1")
+    return page.partition(mark)
 
 
 @errors_in_one_line
@@ -268,6 +273,9 @@ def main() -> None:
     parser.add_json()
     parser.add_argument("--page", type=existing_file, metavar="PATH", help="replace the tables of this page")
     arguments = parser.parse_args()
+    if arguments.page:
+        for file in FILES:
+            parts_of(arguments.page.read_text(), file.stem)
     files = {file.stem: compare(file) for file in FILES}
     for name, file in files.items():
         print(f"{file['title']} ({name}.yaml)\n\n{table_of(file['rows'])}\n")

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, and then interprets its kernels.
@@ -24,8 +26,15 @@ from typer.testing import CliRunner
 from hpcdat.cli.app import app
 from hpcdat.commands.train import train
 from hpcdat.config.job_file import read_job
+from hpcdat.distributed import uneven_work
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.distributed.stop_signals import StopRequest
+from hpcdat.storage.run_folder import RunFolder
+
+# Python keeps compiled code, whatever the shell says: without it, each pytest compiles all tests anew, and
+# each process that a test starts the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 hypothesis.settings.register_profile("hpcdat", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("hpcdat")
@@ -70,6 +79,14 @@ def _one_cache(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_pauses():
+    """Workers in this process wait after each evaluation for the next round, however short it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uneven_work, "SECONDS_BETWEEN_ROUNDS", 0.01)
+        yield
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
@@ -77,10 +94,16 @@ def generator():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Folder of a run of the demo, shortened; not to be written to."""
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
-    short = ["epochs=8", "attack.steps=4", "schedule.decay_epochs=[6]", "evaluation.every=0"]
-    train(read_job(DEMO, [f"run_dir={run_dir}", *short]), SingleProcess(), Never())
+    """Folder of a run of the demo, shortened; not to be written to. Processes of pytest-xdist share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    run_dir = folder / "trained" / "run"
+    with FileLock(folder / "trained.lock"):
+        # A process that has failed has left a run without a result, which this one continues.
+        if not RunFolder(run_dir).result_file.exists():
+            short = ["epochs=5", "attack.steps=4", "schedule.decay_epochs=[4]", "evaluation.every=0"]
+            train(read_job(DEMO, [f"run_dir={run_dir}", *short]), SingleProcess(), Never())
     return run_dir
 
 

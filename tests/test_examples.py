@@ -32,6 +32,7 @@ def test_every_name_of_the_package_has_an_example():
 
 @pytest.mark.full
 @pytest.mark.distributed
+@pytest.mark.computes
 @pytest.mark.timeout(900)
 def test_the_example_of_an_own_model_trains_exports_and_attacks():
     done = subprocess.run(

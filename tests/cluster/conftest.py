@@ -62,6 +62,22 @@ def undisturbed(cluster, tmp_path_factory):
     return job.folder
 
 
+@pytest.fixture(scope="session")
+def with_mpirun(cluster, tmp_path_factory):
+    """Options of ``hpcdat submit`` by which mpirun starts the workers."""
+    profile = tmp_path_factory.mktemp("mpirun") / "site.yaml"
+    profile.write_text(f"launcher: mpirun\ninterface: {cluster.box.address(0)}/24\n")
+    return ["--site", str(profile)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed_over_mpi(cluster, with_mpirun, tmp_path_factory):
+    """As ``undisturbed``, over MPI: the sums of three workers are in another order."""
+    job = cluster.submit_by_command(tmp_path_factory.mktemp("undisturbed") / "over mpi", *with_mpirun)
+    job.ends_well()
+    return job.folder
+
+
 def is_alive(pid):
     """Whether it runs; one that has ended may wait for a parent to read its exit code."""
     try:

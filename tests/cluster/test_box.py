@@ -101,6 +101,7 @@ else:
 
 
 @pytest.mark.full
+@pytest.mark.distributed
 def test_links_have_their_rate(make_box):
     made = make_box(nodes=2, rate="100mbit")
     receiver = subprocess.Popen(
@@ -114,6 +115,7 @@ def test_links_have_their_rate(make_box):
 
 
 @pytest.mark.full
+@pytest.mark.distributed
 def test_packets_are_delayed(make_box):
     made = make_box(nodes=2, delay="20ms")
     code = "import socket, time; t = time.monotonic(); "

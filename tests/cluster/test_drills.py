@@ -93,17 +93,14 @@ def test_the_time_limit(cluster, undisturbed, tmp_path):
 
 
 @pytest.mark.full
-def test_a_run_under_mpirun_that_slurm_takes_off_its_nodes(cluster, tmp_path):
-    profile = tmp_path / "site.yaml"
-    profile.write_text(f"launcher: mpirun\ninterface: {cluster.box.address(0)}/24\n")
-    peace, fire = tmp_path / "in peace", tmp_path / "under $(fire)"
-    undisturbed = cluster.submit_by_command(peace, "--site", str(profile))
-    undisturbed.ends_well()
-    job = cluster.submit_by_command(fire, "--site", str(profile))
+def test_a_run_under_mpirun_that_slurm_takes_off_its_nodes(
+    cluster, with_mpirun, undisturbed_over_mpi, tmp_path
+):
+    job = cluster.submit_by_command(tmp_path / "under $(fire)", *with_mpirun)
     job.trains()
     cluster.do("scontrol", "requeue", str(job.number))
     job.goes_on()
-    assert same(weights(job.folder), weights(undisturbed.folder))
+    assert same(weights(job.folder), weights(undisturbed_over_mpi))
 
 
 def test_slurm_takes_the_scripts_of_all_launchers(cluster, tmp_path):

@@ -28,7 +28,8 @@ def small_disk(tmp_path):
 
 
 def train_here(run_dir):
-    return run_here("train", DEMO, "--set", f"run_dir={run_dir}", *SETTINGS)
+    small = ["data.train_images=300", "data.test_images=50"]
+    return run_here("train", DEMO, "--set", f"run_dir={run_dir}", *SETTINGS, *small)
 
 
 @pytest.fixture(

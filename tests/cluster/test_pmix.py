@@ -33,26 +33,18 @@ def srun(cluster):
     return run
 
 
-def profile(cluster, folder, text):
-    path = folder / "site.yaml"
-    path.write_text(text)
-    return ["--site", str(path)]
-
-
-def test_srun_starts_workers_over_mpi_which_stop_and_resume(cluster, srun, tmp_path):
+def test_srun_starts_workers_over_mpi_which_stop_and_resume(cluster, srun, undisturbed_over_mpi, tmp_path):
     """As mpirun does: the sums of three workers are in the order of MPI's algorithm."""
-    with_pmix = profile(cluster, tmp_path, "mpi: pmix\ninterface: eth0\n")
-    job = cluster.submit_by_command(tmp_path / "pmix", *with_pmix)
+    profile = tmp_path / "site.yaml"
+    profile.write_text("mpi: pmix\ninterface: eth0\n")
+    job = cluster.submit_by_command(tmp_path / "pmix", "--site", str(profile))
     job.trains()
     cluster.do("scancel", "--signal=USR1", "--batch", str(job.number))
     job.says("hpcdat: requeue: stopped with a checkpoint", 60)
     job.goes_on()
     found = job.folder.environment()
     assert (found["nodes"], found["launcher"], found["transport"]) == (3, "srun", "MPI")
-    with_mpirun = profile(cluster, tmp_path, f"launcher: mpirun\ninterface: {cluster.box.address(0)}/24\n")
-    other = cluster.submit_by_command(tmp_path / "mpirun", *with_mpirun)
-    other.ends_well()
-    assert same(weights(job.folder), weights(other.folder))
+    assert same(weights(job.folder), weights(undisturbed_over_mpi))
 
 
 def test_pmix_alone_changes_nothing(srun):

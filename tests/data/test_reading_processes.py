@@ -227,17 +227,20 @@ loader.close()
 
 
 @pytest.mark.parametrize(
-    "number",
+    "number, end, code",
     [
-        signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.full),
-        pytest.param(signal.SIGUSR2, marks=pytest.mark.full),
+        (signal.SIGTERM, "import os; os._exit(75)", 75),
+        pytest.param(signal.SIGINT, "", 0, marks=pytest.mark.full),
+        pytest.param(signal.SIGUSR2, "", 0, marks=pytest.mark.full),
     ],
 )
-def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(photos, number):
-    """A terminal sends Ctrl-C to them, mpirun SIGUSR2, Slurm SIGTERM."""
+def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(photos, number, end, code):
+    """A terminal sends Ctrl-C to them, mpirun SIGUSR2, Slurm SIGTERM.
+
+    A trainer that then has to end at once leaves no process and no word behind.
+    """
     reader = subprocess.Popen(
-        [sys.executable, "-c", READER + "sys.stdin.readline()", str(photos)],
+        [sys.executable, "-c", f"{READER}sys.stdin.readline()\n{end}", str(photos)],
         cwd=CHECKOUT,
         start_new_session=True,
         # It ends when no more signals come: Python handles none while it ends.
@@ -260,20 +263,9 @@ def test_signals_to_all_processes_of_a_worker_are_left_to_the_one_that_trains(ph
     finally:
         has_read.set()
         sender.join()
-    _, told = reader.communicate("\n", timeout=30)
-    assert (images, told.replace(SLOW, ""), reader.returncode) == ("200\n", "", 0)
-
-
-def test_a_trainer_that_has_to_end_at_once_leaves_no_process_and_no_word(photos):
-    done = subprocess.run(
-        [sys.executable, "-c", READER + "import os; os._exit(75)", str(photos)],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=60,  # until all have ended that hold its output
-    )
-    told = done.stderr.replace(SLOW, "")
-    assert (done.stdout, told, done.returncode) == ("begins\n200\n", "", 75)
+    # Until all have ended that hold its output.
+    _, told = reader.communicate("\n", timeout=60)
+    assert (images, told.replace(SLOW, ""), reader.returncode) == ("200\n", "", code)
 
 
 def test_a_trainer_can_end_the_processes_that_read_for_it(photos):

@@ -11,6 +11,7 @@ import pytest
 from hpcdat.config.job_file import read_job
 from hpcdat.config.sections import Data
 from hpcdat.data import find_images, staging
+from hpcdat.data.digits import write_digits
 from hpcdat.data.encoded_images import Files
 from hpcdat.data.image_file import Unusable
 from hpcdat.data.staging import remove_copies, stage_folder, stage_images
@@ -175,10 +176,9 @@ def test_copies_are_removed_from_the_node(root, tmp_path):
 
 def test_training_from_copies_gives_the_same_weights(tmp_path):
     """And removes them at its end, if the job says so."""
-    common = ["data.source=digits", f"data.root={tmp_path / 'digits'}"]
+    write_digits(tmp_path / "digits")
+    common = ["data.source=folder", f"data.root={tmp_path / 'digits'}", "data.train_images=300"]
     small = ["epochs=1", "attack.steps=1", "evaluation.steps=1", "data.test_images=20"]
-    run_here("train", DEMO, "--set", *common, *small, f"run_dir={tmp_path / 'written'}")
-    common[0] = "data.source=folder"
     weights = {}
     for name, settings in {
         "plain": [],

@@ -22,7 +22,6 @@ OUTER = (
     "RANK",
     "WORLD_SIZE",
     "MASTER_",
-    "PYTHONDONTWRITE",
 )
 """Beginnings of variables that workers do not get."""
 FILES_OF_MPIRUN = tempfile.TemporaryDirectory(prefix="hpcdat-tests-", ignore_cleanup_errors=True)
@@ -32,8 +31,7 @@ def environment():
     """Nothing of an outer launcher or Slurm allocation; one thread a worker, so that all compute alike.
 
     Open MPI does not look for networks that are not here, which would take a second of each start, and each
-    mpirun has a folder of its own, where none that was killed has left files. Python may keep compiled code:
-    without it, each rank compiles the package anew at every start.
+    mpirun has a folder of its own, where none that was killed has left files.
     """
     files = tempfile.mkdtemp(dir=FILES_OF_MPIRUN.name)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(OUTER)}

@@ -167,7 +167,7 @@ def test_a_worker_that_hangs_ends_all_after_the_stall_timeout(tmp_path, start, e
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=[pytest.mark.full, pytest.mark.computes])])
 @on("MPI 2")
 def test_killed_runs_end_like_undisturbed_ones(tmp_path, team, kills):
     """kill -9 of a random worker at a random moment, as `make drill` does."""

@@ -82,6 +82,7 @@ def test_a_gradient_that_is_not_a_number_is_a_step_skipped_by_all(tmp_path, digi
 
 
 @pytest.mark.full
+@pytest.mark.computes
 @pytest.mark.timeout(600)
 @on("MPI 2")
 def test_8_bits_train_to_the_same_accuracy(tmp_path, digits, team):

@@ -37,6 +37,7 @@ def boxes_of(page):
 
 @pytest.mark.full
 @pytest.mark.distributed
+@pytest.mark.computes
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_prints_what_it_says(name, tmp_path):

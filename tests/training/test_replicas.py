@@ -156,9 +156,9 @@ def counted(size, timeout=300.0):
     return ranks
 
 
-def test_1536_workers_send_their_statistics_to_the_first_and_receive_none(tmp_path):
-    """Split batch norm of 64 features: rows of 1,056 bytes, 1.6 MB in all, in blocks of at most 256 KiB."""
-    size, most = 1536, 2**18
+@pytest.mark.parametrize("size, most", [(384, 2**16), pytest.param(1536, 2**18, marks=pytest.mark.full)])
+def test_workers_send_their_statistics_to_the_first_and_receive_none(size, most, tmp_path):
+    """Split batch norm of 64 features: rows of 1,056 bytes, 1.6 MB with 1,536 workers, in blocks."""
 
     def program(workers):
         model, statistics = batch_norm_of(workers, split=True, features=64)
@@ -180,7 +180,7 @@ def test_1536_workers_send_their_statistics_to_the_first_and_receive_none(tmp_pa
     assert sum(Counted.received[rank] for rank in range(1, size)) == 0
     check_rows(tmp_path, rows)
     model, statistics = batch_norm_of(SingleProcess(), split=True, features=64)
-    for rank in (1, 700, size - 1):
+    for rank in (1, 200, size - 1):
         statistics.restore_row(read_row(tmp_path, rows, rank))
         restored = statistics.local()
         assert all(torch.equal(a, b) for a, b in zip(*restored, *others[rank - 1], strict=True))

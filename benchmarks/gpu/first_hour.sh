@@ -77,7 +77,7 @@ part() {
 }
 
 part tests 100
-part step 90
+part step 60
 part resnet50 90
 part codec 30
 part concurrent 80

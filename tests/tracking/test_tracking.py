@@ -19,21 +19,10 @@ from hpcdat.tracking.tracking import record_result, settings_of
 from tests.conftest import DEMO, Never
 from tests.tracking.records import READ, check, in_metrics, in_mlflow, in_tensorboard, mlflow_runs
 from tests.tracking.session import Session, result
+from tests.training.test_resume import AfterPolls
 
 SMALL = ["epochs=2", "batch_size=50", "data.train_images=200", "data.test_images=50", "attack.steps=1"]
 SMALL += ["evaluation.steps=1", "evaluation.every=1", "schedule.decay_epochs=[]"]
-
-
-class AfterSteps:
-    """A stop request that is made after a number of polls."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def test_a_run_that_stops_and_resumes_is_in_all_trackers_and_computes_as_without_them(
@@ -42,7 +31,7 @@ def test_a_run_that_stops_and_resumes_is_in_all_trackers_and_computes_as_without
     trackers = "trackers=[tensorboard, mlflow, wandb]"
     job = read_job(DEMO, [f"run_dir={tmp_path / 'run'}", trackers, *SMALL])
     with pytest.raises(Stopped, match="epoch 2"):
-        train(job, SingleProcess(), AfterSteps(9))
+        train(job, SingleProcess(), AfterPolls(5))
     check(job.run_dir, READ)
     (run,) = mlflow_runs(job.run_dir)
     assert run.info.status == "KILLED"

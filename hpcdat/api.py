@@ -25,6 +25,7 @@ from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.job import Job
 from hpcdat.config.job_file import parse_evaluation_job, parse_job, read_job
 from hpcdat.config.sections import Norm
+from hpcdat.data.pixels import from_bytes
 from hpcdat.distributed.communicator import Communicator
 from hpcdat.distributed.initialization import init_communicator
 from hpcdat.distributed.stop_signals import StopRequest
@@ -286,7 +287,7 @@ def _evaluated(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tup
 def _classes(model: nn.Module, images: Tensor, device: torch.device) -> int:
     """Number of logits of a model."""
     first = images[:1].to(device)
-    logits = model(first if first.is_floating_point() else first.to(torch.float32) / 255)
+    logits = model(first if first.is_floating_point() else from_bytes(first))
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"model: expected logits (N, classes) for images (N, C, H, W), found {shape}")

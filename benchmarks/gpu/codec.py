@@ -19,6 +19,8 @@ def measure(call: Call, before: Measured, keep: Keep) -> None:
     """Time the quantizer at every number of bits."""
     count = 2**16 if call.tiny else 25_600_000
     report = codec.measure(count, call.rounds, call.device)
+    # The whole report has it already.
+    del report["environment"]
     bandwidth = 8 * count / median(report["seconds"]["copy"])
     keep(report | {"copy_gigabytes_per_second": bandwidth / 1e9})
 

@@ -41,8 +41,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": _resnet50,
 }
 """The package's own networks by the values of ``model.name``: constructors of channels and classes."""
-_BUILDING = threading.Lock()
-"""Threads share the global generators, and would draw each other's numbers."""
+_BUILDING = threading.RLock()
+"""Threads share the global generators, and would draw each other's numbers. A network of the user's own may
+build another one."""
 
 
 def build_model(

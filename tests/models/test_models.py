@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from hpcdat.models import build_model
+from hpcdat.models import MODELS, build_model
 from hpcdat.models.preact_resnet import PreActBlock, preact_resnet18, wide_resnet28_10
 
 
@@ -88,6 +88,11 @@ def test_threads_that_build_at_once_draw_the_weights_of_one():
     finally:
         sys.setswitchinterval(before)
     assert all(torch.equal(weights, alone) for weights in built)
+
+
+def test_a_network_may_build_another_one(monkeypatch):
+    monkeypatch.setitem(MODELS, "nested", lambda channels, classes: build("digits-cnn", channels)[1])
+    assert torch.equal(weights_of(build("nested")), weights_of(build("digits-cnn")))
 
 
 def weights_of(model):

@@ -31,7 +31,7 @@ setup(
         "typing-extensions>=4.12",
     ],
     extras_require={
-        "workers": ["horovod==0.28.1", "mpi4py>=4.0,<5"],
+        "workers": ["horovod==0.28.1", "mpi4py>=4.0,<5", "psutil>=5.9"],
         "autoattack": ["pyautoattack==0.2.0"],
         "dali": ["nvidia-dali-cuda130>=2.0"],
         "timm": ["timm>=1.0"],

@@ -42,7 +42,7 @@ def test_the_example_of_an_own_model_trains_exports_and_attacks():
     (alone,) = re.findall(r"TA in plain PyTorch: ([0-9.]+) %", done.stdout)
     *_, trained, attacked = (line for line in done.stdout.splitlines() if line.startswith("| dat-fgsm"))
     assert f"| {alone} [" in trained and "PGD-20, linf, eps 0.1 | 360" in trained
-    assert "PGD-20, linf, eps 0.1 | 100" in attacked
+    assert "PGD-20, linf, eps 0.1 | 50" in attacked
 
 
 def test_the_example_of_an_own_model_is_short():

@@ -6,4 +6,4 @@ PATH="$(cd ../.. && pwd)/.venv/bin:$PATH"
 hpcdat train job.yaml -np 2 --overwrite
 hpcdat export runs/own-model runs/own-model.safetensors --overwrite
 python load.py
-hpcdat evaluate runs/own-model -np 2 --autoattack 100
+hpcdat evaluate runs/own-model -np 2 --autoattack 50

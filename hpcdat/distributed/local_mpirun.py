@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hpcdat.errors import InputError, first_line, shorten
+from hpcdat.distributed.stop_signals import LAUNCHERS_SIGNAL, StopRequest
+from hpcdat.errors import Exit, InputError, first_line, shorten
 from hpcdat.progress import ON_TERMINAL
 
 ALLOCATIONS = (
@@ -29,6 +30,10 @@ SHARED_MEMORY, SHARED_BYTES = "/dev/shm", 2**24  # noqa: S108
 """Where Open MPI puts the messages between local workers, and how much of it each worker takes."""
 MPIRUN_FILES = "PRTE_MCA_prte_tmpdir_base"
 """Variable that names the folder for mpirun's own files."""
+SECONDS_BETWEEN_CHECKS = 5.0
+"""How often mpirun is checked for workers."""
+CHECKS_BEFORE_WORKERS, CHECKS_AFTER_WORKERS = 24, 3
+"""How many checks in a row may find no worker: before the first one has been found, and later."""
 SECONDS_FOR_NAME = 5.0
 """How long this machine's name may take to resolve without a message."""
 
@@ -66,47 +71,126 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run mpirun with such an environment, pass requests to stop on to it, and return its exit code."""
-    # In its own session, so that the terminal's Ctrl-C reaches only this process.
-    mpirun = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
-    # After the fork, which other threads could disturb.
-    warn_of_slow_name()
-    with passing_on_requests([mpirun], mpirun.terminate):
-        code = mpirun.wait()
-    return code if code >= 0 else 128 - code
+    with passing_on_requests(_terminate) as requests:
+        # In its own session, so that the terminal's Ctrl-C reaches only this process.
+        mpirun = requests.pass_to(
+            subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
+        )
+        # After the fork, which other threads could disturb.
+        warn_of_slow_name()
+        code = _wait(mpirun)
+    if code is None:
+        end = "stopped" if requests.any else "ended"
+        print(
+            f"hpcdat: mpirun hung after its workers had {end}, and was killed; the same command resumes",
+            file=sys.stderr,
+            flush=True,
+        )
+        return Exit.STOPPED_RESUMABLE if requests.any else Exit.FAILURE
+    if code < 0:
+        code = 128 - code
+    if requests.any and code == 128 + LAUNCHERS_SIGNAL:
+        # It came before mpirun, or the Python of a worker, could handle it.
+        return Exit.STOPPED_RESUMABLE
+    return code
+
+
+def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+
+
+def _wait(mpirun: subprocess.Popen[bytes]) -> int | None:
+    """Wait for mpirun, or kill it if it goes on without workers; its exit code, or None.
+
+    Open MPI 5.0.10's hangs, and handles no more signals, if a worker ends while another one connects to it.
+    """
+    left = CHECKS_BEFORE_WORKERS
+    while left:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return mpirun.wait(SECONDS_BETWEEN_CHECKS)
+        left = CHECKS_AFTER_WORKERS if workers_of(mpirun.pid) else left - 1
+    mpirun.kill()
+    mpirun.wait()
+    return None
+
+
+def workers_of(mpirun: int) -> int:
+    """How many workers of a local mpirun are running.
+
+    Args:
+        mpirun: number of its process.
+    """
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(mpirun).children()
+        return sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
+    return 0
+
+
+class Requests:
+    """Requests to stop that this process has received, and passes on.
+
+    Attributes:
+        any: whether there was one.
+        processes: that have got them.
+    """
+
+    def __init__(self) -> None:
+        self.any = False
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def pass_to(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        """Pass all requests on to a process, also one from before its start.
+
+        Args:
+            process: gets SIGUSR2 for each request.
+
+        Returns:
+            The process.
+        """
+        self.processes.append(process)
+        if self.any:
+            process.send_signal(LAUNCHERS_SIGNAL)
+        return process
+
+    def receive(self) -> None:
+        """Note a request, and pass it on."""
+        self.any = True
+        for process in self.processes:
+            process.send_signal(LAUNCHERS_SIGNAL)
 
 
 @contextlib.contextmanager
 def passing_on_requests(
-    processes: Sequence[subprocess.Popen[bytes]], end: Callable[[], None]
-) -> Iterator[None]:
-    """Pass requests to stop on to the workers, or to the mpirun that passes them on.
+    end: Callable[[Sequence[subprocess.Popen[bytes]]], object],
+) -> Iterator[Requests]:
+    """Receive requests to stop, for workers or for the mpirun that passes them on to its workers.
 
     Args:
-        processes: get SIGUSR2 for each request.
-        end: ends the workers immediately, at a second Ctrl-C.
+        end: ends these processes immediately, at a second Ctrl-C.
+
+    Yields:
+        The requests; enter before starting the workers, so that none is lost.
     """
-    asked = False
+    requests = Requests()
 
     def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            end()
+        if requests.any and number == signal.SIGINT:
+            end(requests.processes)
             return
-        asked = True
         if number == signal.SIGINT:
             print(
                 "\nstopping after this step; press Ctrl-C again to end immediately",
                 file=sys.stderr,
                 flush=True,
             )
-        for process in processes:
-            process.send_signal(signal.SIGUSR2)
+        requests.receive()
 
-    before = {
-        number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    }
+    before = {number: signal.signal(number, ask) for number in StopRequest.SIGNALS}
     try:
-        yield
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

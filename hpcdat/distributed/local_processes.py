@@ -18,6 +18,7 @@ from hpcdat.distributed.local_mpirun import (
     local_environment,
     passing_on_requests,
 )
+from hpcdat.distributed.stop_signals import hold_launchers_request
 from hpcdat.errors import Exit
 from hpcdat.progress import ON_TERMINAL
 
@@ -50,28 +51,34 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
         common |= {SIZE: str(workers), STORE: str(Path(folder, "store"))}
         if on_terminal:
             common[ON_TERMINAL] = "1"
-        processes = [
-            # In sessions of their own, so that the terminal's Ctrl-C reaches only this process.
-            subprocess.Popen(
-                [sys.executable, "-m", "hpcdat", *arguments],
-                env=common | {RANK: str(rank)},
-                start_new_session=True,
-                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
-            )
-            for rank in range(workers)
-        ]
         ended: list[int] = []
 
-        def end() -> None:
+        def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             ended.append(Exit.INTERRUPTED)
             _kill(processes)
 
-        with passing_on_requests(processes, end):
+        with passing_on_requests(end) as requests:
             try:
-                code = _wait(processes)
+                for rank in range(workers):
+                    if ended:
+                        break
+                    # In sessions of their own, so that the terminal's Ctrl-C reaches only this process.
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "hpcdat", *arguments],
+                        env=common | {RANK: str(rank)},
+                        start_new_session=True,
+                        preexec_fn=_before_start,
+                    )
+                    requests.pass_to(process)
+                code = _wait(requests.processes)
             finally:
-                _kill(processes)
+                _kill(requests.processes)
     return ended[0] if ended else code
+
+
+def _before_start() -> None:
+    die_with_parent(signal.SIGKILL)
+    hold_launchers_request()
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:

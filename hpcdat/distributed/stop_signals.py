@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+LAUNCHERS_SIGNAL = signal.SIGUSR2
+"""How a launcher requests its workers to stop."""
 SECONDS_BETWEEN_POLLS = 0.5
 """How often a watched file is checked for."""
 
@@ -19,12 +21,13 @@ class StopRequest:
     with the gradients. A second Ctrl-C raises KeyboardInterrupt immediately.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, LAUNCHERS_SIGNAL)
 
     def __init__(self) -> None:
         self.requested = False
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [LAUNCHERS_SIGNAL])
 
     def watch(self, file: Path) -> None:
         """Request a stop as soon as a file exists; a background thread polls for it."""
@@ -41,6 +44,11 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+
+
+def hold_launchers_request() -> None:
+    """Block SIGUSR2, which would end this process while it starts, until :class:`StopRequest` handles it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [LAUNCHERS_SIGNAL])
 
 
 def installed_stop_request() -> StopRequest | None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -10,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcdat.distributed import engine, local_processes
+from hpcdat.distributed import engine, local_mpirun, local_processes
 from hpcdat.distributed.engine import change_of_engine, choose_engine, horovod_is_installed
 from hpcdat.errors import InputError
-from tests.conftest import DEMO, run_here
+from tests.conftest import CHECKOUT, DEMO, run_here
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -109,16 +110,94 @@ def test_local_workers_know_their_place_and_meet_in_a_file_of_their_user(start, 
     assert {(tmp_path / rank).read_text() for rank in "012"} == {"-m hpcdat train 3 700\n"}
 
 
+STOPPABLE = """
+import sys, time
+from hpcdat.distributed.stop_signals import StopRequest
+time.sleep(0.2)
+stop = StopRequest()
+open(sys.argv[1], "w").close()
+while not stop.requested:
+    time.sleep(0.01)
+sys.exit(75)
+"""
+
+
+@pytest.fixture
+def start_stoppable(start, tmp_path):
+    """Starts three workers that stop on request."""
+    (tmp_path / "worker.py").write_text(STOPPABLE)
+    line = f'export PYTHONPATH={CHECKOUT}; exec "{sys.executable}" {tmp_path}/worker.py'
+    return lambda: start(f"{line} {tmp_path}/ready-$HPCDAT_RANK")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_request_to_stop_reaches_local_workers_as_sigusr2(start, tmp_path, number):
+def test_a_request_to_stop_reaches_local_workers(start_stoppable, tmp_path, number):
     def ask():
         while len(list(tmp_path.glob("ready-*"))) < 3:
             time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, number)
 
     threading.Thread(target=ask).start()
-    line = "trap 'exit 75' USR2; trap '' INT TERM"
-    assert start(f"{line}; touch {tmp_path}/ready-$HPCDAT_RANK; while :; do sleep 0.05; done") == 75
+    assert start_stoppable() == 75
+
+
+@pytest.mark.parametrize("started", [1, 3])
+def test_a_request_to_stop_reaches_workers_that_are_starting_or_have_not_been_started(
+    start_stoppable, monkeypatch, started
+):
+    popen, count = subprocess.Popen, iter(range(1, 4))
+
+    def started_and_asked(*arguments, **options):
+        process = popen(*arguments, **options)
+        if next(count) == started:
+            signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(local_processes.subprocess, "Popen", started_and_asked)
+    assert start_stoppable() == 75
+
+
+def mpirun(tmp_path, monkeypatch, text, before=600):
+    """The exit code of a local start with such a program in place of mpirun."""
+    program = tmp_path / "mpirun"
+    program.write_text(f"#!{sys.executable}\n{text}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(local_mpirun, "mpirun_command", lambda workers, command: [str(program), *command])
+    monkeypatch.setattr(local_mpirun, "SECONDS_BETWEEN_CHECKS", 0.1)
+    monkeypatch.setattr(local_mpirun, "CHECKS_BEFORE_WORKERS", before)
+    return local_mpirun.launch_local(2, ["train"], on_terminal=False)
+
+
+def test_an_mpirun_that_hangs_after_its_workers_is_killed(tmp_path, monkeypatch, capfd):
+    hangs = """
+import signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.run(["sleep", "2"])
+subprocess.Popen(["true"])  # a zombie
+time.sleep(60)
+"""
+    begin = time.monotonic()
+    assert mpirun(tmp_path, monkeypatch, hangs) == 1
+    assert 2 < time.monotonic() - begin < 30
+    assert "mpirun hung after its workers had ended, and was killed" in capfd.readouterr().err
+
+
+def test_an_mpirun_without_workers_is_killed_later(tmp_path, monkeypatch):
+    assert mpirun(tmp_path, monkeypatch, "import time; time.sleep(60)", before=10) == 1
+    late = "import subprocess, time; time.sleep(1); subprocess.run(['sleep', '1'])"
+    assert mpirun(tmp_path, monkeypatch, late, before=50) == 0
+
+
+def test_an_mpirun_that_a_request_ends_before_it_handles_it_has_stopped(tmp_path, monkeypatch):
+    popen = subprocess.Popen
+
+    def started_and_asked(*arguments, **options):
+        process = popen(*arguments, **options)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(local_mpirun.subprocess, "Popen", started_and_asked)
+    assert mpirun(tmp_path, monkeypatch, "import time; time.sleep(60)") == 75
 
 
 def test_a_second_ctrl_c_ends_local_workers(start, tmp_path):

@@ -22,7 +22,7 @@ from hpcdat.seeds import derive
 from tests.conftest import Never
 from tests.evaluation.test_autoattack import Quick
 
-MEAN, STD, BATCH = 0.5, 0.2, 8
+MEAN, STD, BATCH = 0.5, 0.2, 12
 NETWORKS = {
     "plain": ("digits-cnn", 1.0, None),
     "adversarially trained": ("digits-cnn", 1.0, 0.03),

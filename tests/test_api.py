@@ -74,6 +74,14 @@ def test_autoattack_finds_what_a_linear_model_withstands():
     assert 0.1 < exact < 0.8 and result.aa == exact <= result.ra
 
 
+def test_the_fast_bound_is_what_a_linear_model_withstands():
+    model = make_model()
+    labels = labels_of(model)
+    result = evaluate(model, IMAGES, labels, eps=0.02, fast_bound=True)
+    exact = exactly_robust(model, labels, 0.02).double().mean().item()
+    assert 0.1 < exact < 0.8 and result.fast_bound == exact <= result.ra and result.aa is None
+
+
 def test_autoattack_of_some_images_takes_equally_many_of_each_class():
     model = make_model()
     labels = torch.arange(60) % 10

@@ -130,7 +130,8 @@ def read_request(
         steps = steps or FIGURE_3_STEPS
         if job.evaluation.norm == "linf":
             radii = tuple(eps for eps in radii if eps <= 1)
-    return EvaluationRequest(images, radii, steps, sweep)
+    bound = job.evaluation.fast_bound
+    return EvaluationRequest(autoattack=images, fast_bound=bound, radii=radii, steps=steps, sweep=sweep)
 
 
 def _whole(text: str) -> int:

@@ -77,7 +77,7 @@ def evaluate(
                 request.gallery, test_images, trained.model, job, execution, folder.outcomes_folder
             )
 
-    def write() -> list[Any] | None:
+    def write() -> dict[str, Any]:
         changed = changed_settings(folder, job, EVALUATION_SETTINGS, averaged=request.averaged)
         everything = replace(results, changed=changed).merged_with(folder.evaluation_file)
         everything.write(folder.evaluation_file, trained.epoch, trained.step)
@@ -91,19 +91,19 @@ def evaluate(
             progress.say(f"written: {page}")
         for warning in results.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
-        aa = everything.autoattack(job.evaluation, job.evaluation.resolved_norm)
-        return None if aa is None else list(aa)
+        ball = job.evaluation, job.evaluation.resolved_norm
+        return {"aa": everything.autoattack(*ball), "fast_bound": everything.fast_bound(*ball)}
 
     written = workers.on_rank0("write the results", write)
-    aa = AutoAttacked(*written) if written else None
+    bounds = written | {"aa": AutoAttacked(*written["aa"]) if written["aa"] else None}
     weights = results.key["weights"]
     if trained.epoch is None or not isinstance(job, Job):
-        return conclude_evaluation(folder, job, results.accuracy, workers, weights=weights, aa=aa)
+        return conclude_evaluation(folder, job, results.accuracy, workers, weights=weights, **bounds)
     result = conclude_run(
         *(folder, job, results.accuracy, weights, trained.epoch, workers),
         finished=False,
         averaged=request.averaged,
-        aa=aa,
+        **bounds,
     )
     if job.trackers:
         workers.on_rank0("record the result in the trackers", lambda: record_result(job, folder, result))

@@ -26,7 +26,7 @@ IRRELEVANT = (
     *("data.train", "data.train_images", "data.unlabelled", "data.unlabelled_part", "data.split"),
     *("data.last_batch", "data.threads", "data.download", "data.policy"),
     "data.progressive_resizing",
-    *("evaluation.every", "evaluation.autoattack", "certification.sigma"),
+    *("evaluation.every", "evaluation.autoattack", "evaluation.fast_bound", "certification.sigma"),
     *("model.batch_norm", "model.pretrained", "model.pretrained_averaged", "model.compiled"),
 )
 """Settings of the sections below that make no difference to a measurement, or stand beside it anyway."""
@@ -49,12 +49,13 @@ def conclude_run(
     finished: bool,
     averaged: bool = False,
     aa: AutoAttacked | None = None,
+    fast_bound: float | None = None,
 ) -> Result:
     """Add an evaluation to the result of a run on rank 0, and return the result on all workers.
 
     Args:
         folder: with the records of the training.
-        job, accuracy, weights, epoch, aa: as for :func:`summarise`.
+        job, accuracy, weights, epoch, aa, fast_bound: as for :func:`summarise`.
         workers: all of them call this together.
         finished: whether this is the evaluation at the end of the training, which is logged.
         averaged: whether averaged weights were evaluated, which are never the run's own result.
@@ -65,7 +66,7 @@ def conclude_run(
 
     def conclude() -> dict[str, Any]:
         changed = () if finished else changed_settings(folder, job, EVALUATION_SETTINGS, averaged=averaged)
-        measured = summarise(folder, job, accuracy, epoch, weights, changed, aa)
+        measured = summarise(folder, job, accuracy, epoch, weights, changed, aa, fast_bound)
         replaces = finished or not folder.metrics("finished")
         result = with_evaluation(_result_so_far(folder), measured, replaces=replaces)
         folder.write_result(result, result_table({folder.path: result}))
@@ -84,12 +85,13 @@ def conclude_evaluation(
     *,
     weights: str,
     aa: AutoAttacked | None = None,
+    fast_bound: float | None = None,
 ) -> WeightsResult:
     """Add an evaluation to the result of given weights on rank 0, and return it on all workers.
 
     Args:
         folder: of the evaluation.
-        job, accuracy, weights, aa: as for :func:`summarise`.
+        job, accuracy, weights, aa, fast_bound: as for :func:`summarise`.
         workers: all of them call this together.
 
     Raises:
@@ -109,6 +111,7 @@ def conclude_evaluation(
             epoch=None,
             changed=changed_settings(folder, job, EVALUATION_SETTINGS),
             weights=weights,
+            fast_bound=fast_bound,
             **aa._asdict() if aa else {},
         )
         before = folder.read_weights_result() if folder.result_file.exists() else None
@@ -134,6 +137,7 @@ def summarise(
     weights: str,
     changed: tuple[str, ...],
     aa: AutoAttacked | None,
+    fast_bound: float | None = None,
 ) -> Result:
     """The row of a run in the result table.
 
@@ -145,6 +149,7 @@ def summarise(
         weights: hash of the evaluated weights.
         changed: settings in which the evaluation differs from that of the run's own job.
         aa: the result of AutoAttack; None if not measured.
+        fast_bound: in [0, 1]; None if not measured.
     """
     environment = folder.environment()
     epochs = folder.metrics("epoch")
@@ -174,6 +179,7 @@ def summarise(
         dram_wh=_watt_hours(epochs, "dram_joules"),
         flops=epochs[-1].get("flops") if epochs else None,
         chosen_on_test=job.early_stopping.chooses_weights and not job.early_stopping.held_out,
+        fast_bound=fast_bound,
         **aa._asdict() if aa else {},
     )
 
@@ -242,7 +248,9 @@ def with_evaluation(before: ConcludedT | None, measured: ConcludedT, *, replaces
             others = _with(others, replace(_evaluated(measured), changed=(AGAIN,)))
         if same_weights:
             source = before if measured.aa is None else measured
-            first = replace(first, **{key: getattr(source, key) for key in AutoAttacked._fields})
+            bound = before.fast_bound if measured.fast_bound is None else measured.fast_bound
+            aa = {key: getattr(source, key) for key in AutoAttacked._fields}
+            first = replace(first, fast_bound=bound, **aa)
     elif not measured.changed:
         first, others = measured, _with(others, _evaluated(before))
     else:

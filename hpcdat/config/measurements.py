@@ -37,6 +37,9 @@ class Evaluation(Settings):
     autoattack: Annotated[Annotated[int, Field(ge=0)] | Literal["all"] | None, MAY_CHANGE] = None
     """`hpcdat evaluate`: number of images, or `all`, on which AA is measured unless `--autoattack` says
     otherwise; 0 or left out: none, with a preset as many as the leaderboard has"""
+    fast_bound: Annotated[bool, MAY_CHANGE] = False
+    """`hpcdat evaluate`: measure an upper bound on RA too, by a margin attack from twelve random starts,
+    which takes a twentieth of AutoAttack's forward passes"""
     every: int = Field(0, ge=0)
     """measure TA and RA after every so many epochs too, on the images of `early_stopping.held_out` if there
     are any; 0: only at the end. Not part of the training time T"""

@@ -21,6 +21,7 @@ class EvaluationRequest:
 
     Attributes:
         autoattack: number of images for AutoAttack, the same number of each class; None: no AutoAttack.
+        fast_bound: whether to measure the fast bound on all images.
         radii: of a sweep over eps, [0, 1] units, increasing.
         steps: of a sweep over numbers of steps, increasing.
         sweep: kind of both sweeps.
@@ -29,6 +30,7 @@ class EvaluationRequest:
     """
 
     autoattack: int | Literal["all"] | None = None
+    fast_bound: bool = False
     radii: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     sweep: SweepKind = "plain"

@@ -15,10 +15,12 @@ from hpcdat.config.evaluation_job import EvaluationJob
 from hpcdat.config.measurements import Evaluation
 from hpcdat.config.sections import Norm
 from hpcdat.data.images import Images
+from hpcdat.errors import InputError
 from hpcdat.evaluation import sanity_checks
 from hpcdat.evaluation.accuracy import Accuracy, CheckedAccuracy, PgdAccuracy
 from hpcdat.evaluation.autoattack import AutoAttack
 from hpcdat.evaluation.cache_key import cache_key
+from hpcdat.evaluation.fast_bound import FastBound
 from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.outcomes import Outcomes, merge
 from hpcdat.evaluation.request import EvaluationRequest, SweepKind
@@ -60,9 +62,18 @@ class _AutoAttack(_Section):
     attack: _Ball
 
 
+class _FastBound(_Section):
+    robust: float
+    attack: _Ball
+
+
 SWEEPS = [sweep_name(over, kind) for over in ("eps", "steps") for kind in ("plain", "accumulating")]
 """Names of the sections for sweeps."""
-SCHEMAS: dict[str, type[_Section]] = {"autoattack": _AutoAttack, **dict.fromkeys(SWEEPS, _Sweep)}
+SCHEMAS: dict[str, type[_Section]] = {
+    "autoattack": _AutoAttack,
+    FastBound.name: _FastBound,
+    **dict.fromkeys(SWEEPS, _Sweep),
+}
 """Schemas of sections that have more fields than :class:`_Section`."""
 
 
@@ -130,13 +141,23 @@ class Results:
         None if it was not measured in the ball of this evaluation, or with fewer or weaker attacks than there
         are for this number of classes.
         """
-        section = self.sections.get("autoattack")
-        if not section or section["aa"] is None:
-            return None
-        if section["attack"]["eps"] != settings.eps or section["attack"]["norm"] != norm:
+        section = self._in_ball("autoattack", settings, norm)
+        if section is None or section["aa"] is None:
             return None
         same_images = section.get("ta"), section.get("ra")
         return AutoAttacked(section["aa"], section["images"], *same_images, section.get("version"))
+
+    def fast_bound(self, settings: Evaluation, norm: Norm) -> float | None:
+        """The fast bound, in [0, 1]; None if it was not measured in the ball of this evaluation."""
+        section = self._in_ball(FastBound.name, settings, norm)
+        return None if section is None else float(section["robust"])
+
+    def _in_ball(self, name: str, settings: Evaluation, norm: Norm) -> Section | None:
+        """The section of a measurement if it is of the ball of this evaluation."""
+        section = self.sections.get(name)
+        if section and (section["attack"]["eps"], section["attack"]["norm"]) == (settings.eps, norm):
+            return section
+        return None
 
     def write(self, file: Path, epoch: int | None, step: int = 0) -> None:
         """Write the results as JSON, next to those of other evaluations of the same checkpoint.
@@ -269,8 +290,16 @@ def measure_robustness(
             some = all_images.part(images.first(count) if job.takes_first_images else images.balanced(count))
         return AutoAttack(settings.resolved_eps, norm, len(images.classes), job.seed), some
 
+    def prepare_bound() -> FastBound | None:
+        if not request.fast_bound:
+            return None
+        if settings.resolved_eps <= 0:
+            raise InputError("evaluation.fast_bound: evaluation.eps must be above 0")
+        return FastBound(settings.resolved_eps, norm, job.seed)
+
     # First, so that wrong input is reported before anything that takes long.
     autoattack = workers.on_all_ranks("prepare AutoAttack", prepare)
+    bound = workers.on_all_ranks("prepare the fast bound", prepare_bound)
 
     def measure(measurement: Measurement[Outcomes], batches: ImageBatches = all_images) -> Outcomes:
         store = open_store(folder, measurement, batches, model, job, workers) if folder else None
@@ -288,6 +317,8 @@ def measure_robustness(
         if values:
             sweep = Sweep(over, values, settings, norm, job.seed, request.sweep)
             sections[sweep.name] = _sweep_section(sweep, measure(sweep), images, job)
+    if bound:
+        sections[bound.name] = _bound_section(bound, measure(bound), outcomes)
     if autoattack:
         attack, some = autoattack
         # In one evaluation, so that both have the same images, also where some cannot be read.
@@ -335,6 +366,18 @@ def _sweep_section(sweep: Sweep, outcomes: Outcomes, images: Images, job: Evalua
         "attack": sweep.settings,
         "curve": list(curve.items()),
         "warnings": warnings,
+    }
+
+
+def _bound_section(bound: FastBound, outcomes: Outcomes, pgd: Outcomes) -> Section:
+    """The section of the fast bound; ``pgd`` has the outcomes of PGD on the same images."""
+    return {
+        "images": outcomes.images,
+        **{name: outcomes.share(name) for name in outcomes.columns},
+        "attack": bound.settings,
+        "warnings": sanity_checks.beaten_by_pgd(
+            pgd.columns["robust"], outcomes.columns["robust"], name="the fast bound", attack="its attack"
+        ),
     }
 
 

@@ -145,17 +145,20 @@ def check_accuracy(outcomes: Outcomes, settings: Evaluation) -> list[str]:
     ]
 
 
-def autoattack_beaten_by_pgd(pgd: Flags, autoattack: Flags) -> list[str]:
-    """AutoAttack, the stronger attack, should not leave more images robust than PGD.
+def beaten_by_pgd(pgd: Flags, stronger: Flags, *, name: str, attack: str) -> list[str]:
+    """A stronger attack should not leave more images robust than PGD.
 
     Args:
-        pgd, autoattack: images that are robust to each, (N,).
+        pgd, stronger: images that are robust to each, (N,).
+        name: of the stronger attack's robust accuracy.
+        attack: the stronger attack's own name.
     """
-    if autoattack.sum() <= pgd.sum():
+    if stronger.sum() <= pgd.sum():
         return []
+    only_by_pgd = int((stronger & ~pgd).sum())
     return [
-        f"AA is above RA on the same {len(pgd)} images: PGD breaks {int((autoattack & ~pgd).sum())} that are "
-        "robust to AutoAttack; RA is the bound"
+        f"{name} is above RA on the same {len(pgd)} images: PGD breaks {only_by_pgd} that are robust to "
+        f"{attack}; RA is the bound"
     ]
 
 
@@ -169,6 +172,6 @@ def check_autoattack(outcomes: Outcomes, pgd: Outcomes) -> list[str]:
     columns = outcomes.columns
     return [
         *black_box_beats_white_box(columns["fab-t"], columns["square"], names=("APGD and FAB", "Square")),
-        *autoattack_beaten_by_pgd(pgd.columns["robust"], columns["square"]),
+        *beaten_by_pgd(pgd.columns["robust"], columns["square"], name="AA", attack="AutoAttack"),
         *(f"AutoAttack warns: {warning}" for warning in outcomes.warnings),
     ]

@@ -145,6 +145,9 @@ def _metrics(one: Evaluated) -> list[dict[str, Any]]:
         version = one.aa_version or "AutoAttack's standard version"
         name = f"Robust accuracy (AA): {version}, in the ball of {attack}"
         measured.append(("robust_accuracy", name, one.aa, one.aa_images))
+    if one.fast_bound is not None:
+        name = f"Upper bound on robust accuracy (margin attack), in the ball of {attack}"
+        measured.append(("robust_accuracy", name, one.fast_bound, one.images))
     return [
         {
             "type": kind,

@@ -20,6 +20,7 @@ HEADERS = [
     "TA (%)",
     "RA (%)",
     "AA (%)",
+    "Fast bound (%)",
     "Attack",
     "Images",
     "C (s)",
@@ -32,7 +33,7 @@ HEADERS = [
 ]
 """Headings of the columns."""
 
-OPTIONAL = ("AA (%)", "Images/s", "Energy (Wh)")
+OPTIONAL = ("AA (%)", "Fast bound (%)", "Images/s", "Energy (Wh)")
 """Columns that a table leaves out if no run has a value in them."""
 
 SECONDS_AND_BYTES = (
@@ -53,6 +54,12 @@ ENERGY = (
 
 USUAL_ATTACK = "Attacks: steps of 2.5 eps / steps from one random start, unless others are stated."
 """What the description of an attack leaves out, for the notes below a table."""
+
+FAST_BOUND = (
+    "Fast bound: share that withstands a margin attack from twelve random starts, in the ball of the row's "
+    "attack; an upper bound on robust accuracy, which is not AA."
+)
+"""The meaning of the column, for the notes below a table."""
 
 INTERVALS = (
     f"[]: {100 * CONFIDENCE:g} % intervals (Wilson), where there are fewer than {MANY_IMAGES:,} images."
@@ -126,6 +133,8 @@ def accuracy_notes(results: Sequence[Result | WeightsResult]) -> list[str]:
             f"AA: under {' or '.join(versions)} in the ball of the row's attack; if on fewer images, in"
             " a row of its own with TA and RA on these."
         )
+    if any(one.fast_bound is not None for one in evaluations):
+        notes.append(FAST_BOUND)
     if any(one.aa is not None and one.aa_ra is not None and one.aa > one.aa_ra for one in evaluations):
         notes.append("Where AA is above RA, PGD breaks images that AutoAttack does not: RA is the bound.")
     chosen = [result for result in results if isinstance(result, Result) and result.chosen_on_test]
@@ -170,21 +179,21 @@ def _setup(result: Result | WeightsResult) -> list[str]:
 
 
 def _accuracies(result: Result | WeightsResult) -> list[list[str]]:
-    """Epochs, TA, RA, AA, attack and number of images of each evaluation of a run."""
+    """Epochs, TA, RA, AA, fast bound, attack and number of images of each evaluation of a run."""
     rows = []
     data = f" ({result.data})" if isinstance(result, WeightsResult) else ""
     for one in (result, *result.others):
         on_all = one.aa if one.aa_images == one.images else None
-        rows.append(_row(one, one.ta, one.ra, on_all, one.images, data))
+        rows.append(_row(one, (one.ta, one.ra, on_all, one.fast_bound), one.images, data))
         if one.aa is not None and on_all is None:
-            rows.append(_row(one, one.aa_ta, one.aa_ra, one.aa, one.aa_images or 0, data))
+            rows.append(_row(one, (one.aa_ta, one.aa_ra, one.aa, None), one.aa_images or 0, data))
     return rows
 
 
-def _row(
-    one: Evaluated, ta: float | None, ra: float | None, aa: float | None, images: int, data: str
-) -> list[str]:
-    shares = ["-" if share is None else with_interval(share, images) for share in (ta, ra, aa)]
+def _row(one: Evaluated, accuracies: Sequence[float | None], images: int, data: str) -> list[str]:
+    """A row of TA, RA, AA and the fast bound, each in [0, 1] or None."""
+    shares = ["-" if share is None else with_interval(share, images) for share in accuracies]
+    aa = accuracies[2]
     epoch = "-" if one.epoch is None else str(one.epoch)
     version = f"; {one.aa_version}" if aa is not None and one.aa_version else ""
     return [epoch, *shares, one.conditions + version, f"{images:,}{data}"]
@@ -224,6 +233,7 @@ def _mean_row(results: list[Result]) -> list[str]:
         spread([100 * r.ta for r in results]),
         spread([100 * r.ra for r in results]),
         spread([None if r.aa is None else 100 * r.aa for r in results]),
+        spread([None if r.fast_bound is None else 100 * r.fast_bound for r in results]),
         "",
         "",
         spread([r.communication for r in results]),

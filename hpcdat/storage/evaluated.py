@@ -35,6 +35,7 @@ class Evaluated:
             measured.
         aa_ta, aa_ra: TA and RA on the same images as AA, in [0, 1]; None if not measured.
         aa_version: how AutoAttack differed from its standard version; None if it did not.
+        fast_bound: upper bound of ``evaluation.fast_bound`` on all images, in [0, 1]; None if not measured.
     """
 
     images: int
@@ -49,6 +50,7 @@ class Evaluated:
     aa_ta: float | None = None
     aa_ra: float | None = None
     aa_version: str | None = None
+    fast_bound: float | None = None
 
     @property
     def conditions(self) -> str:

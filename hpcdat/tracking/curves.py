@@ -68,6 +68,7 @@ def results_of(result: Result) -> dict[str, float]:
         "final/TA_percent": PERCENT * result.ta,
         "final/RA_percent": PERCENT * result.ra,
         f"final/{attacked}_percent": None if result.aa is None else PERCENT * result.aa,
+        "final/fast_bound_percent": None if result.fast_bound is None else PERCENT * result.fast_bound,
         "final/epoch_seconds": result.total,
         "final/communication_seconds": result.communication,
         "final/images_per_second": result.images_per_second,

@@ -15,7 +15,8 @@ def test_options_are_parsed():
     job = read_job(DEMO)
     assert read_request(None, None, None, job) == EvaluationRequest()
     request = read_request("1000", "8/255,0,4/255,0", "50,1", job)
-    assert request == EvaluationRequest(1000, (0.0, 4 / 255, 8 / 255), (1, 50))
+    assert request == EvaluationRequest(autoattack=1000, radii=(0.0, 4 / 255, 8 / 255), steps=(1, 50))
+    assert read_request(None, None, None, read_job(DEMO, ["evaluation.fast_bound=true"])).fast_bound
     assert read_request("all", None, None, job).autoattack == "all"
     assert read_request(None, "3", None, read_job(DEMO, ["attack.norm=l2"])).radii == (3.0,)
 

@@ -19,7 +19,8 @@ def modules():
         yield import_module("one_worker"), import_module("scale")
 
 
-@pytest.mark.parametrize("feedback", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("feedback", [True, False])
 def test_messages_of_a_training_do_not_grow_and_are_those_of_simulated_workers(modules, feedback, tmp_path):
     one_worker, scale = modules
     settings = one_worker.FEEDBACK if feedback else []

@@ -243,6 +243,7 @@ def check_rounding(ptx):
         assert ("div.rn.f32" in code) == ("norms" not in name), name
 
 
+@pytest.mark.full
 def test_compiled_kernels_round_as_written(ptx):
     assert len(ptx) == 10 and "sqrt.rn.f32" in ptx["1 bit: norms"]
     check_rounding(ptx)
@@ -255,6 +256,7 @@ def test_kernels_of_every_number_of_bits_compile_and_round_as_written(tmp_path):
     check_rounding(ptx)
 
 
+@pytest.mark.full
 def test_compiled_kernels_read_and_write_each_number_once(ptx):
     """Bytes per thread, of 128 in a tile of 2048 numbers in four blocks, at 8 bits."""
 

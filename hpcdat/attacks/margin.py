@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class RelaxedMarginAttack:
     """Projected gradient ascent on the margin of a wrong class over the right one.
 
-    In the first half of the steps the radius of the ball falls linearly from ``relaxation * eps`` to eps. The
+    The radius of the ball falls linearly from ``relaxation * eps`` to eps in the first half of the steps. The
     length of a step falls from 2 eps to 0, as half a cosine. An image is left alone as soon as a point within
     eps is classified wrongly, so only robust images cost all steps.
 
@@ -32,7 +32,7 @@ class RelaxedMarginAttack:
         eps: radius, [0, 1] units, above 0.
         norm: of the ball.
         steps: gradient steps, >= 1; each is one forward and one backward pass.
-        relaxation: the first radius, in multiples of eps, >= 1.
+        relaxation: radius before the first step, in multiples of eps, >= 1.
     """
 
     eps: float

@@ -1,8 +1,8 @@
 """The command line."""
 
-import os
+import contextlib
 
-from hpcdat.distributed.launcher import SERVED
+from hpcdat.distributed.launcher import LauncherError, launched
 from hpcdat.distributed.stop_signals import hold_launchers_request
 
 __all__ = ["main"]
@@ -10,9 +10,11 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run ``hpcdat``."""
-    if any(rank in os.environ for _, rank, _, _ in SERVED):
-        hold_launchers_request()
-    # Slow, so that a launcher may meanwhile request a stop.
+    # What the variables of an unknown launcher mean is said later.
+    with contextlib.suppress(LauncherError):
+        if launched().size > 1:
+            hold_launchers_request()
+    # This takes a second, in which a launcher may request a stop.
     from hpcdat.cli.app import main as run
 
     run()

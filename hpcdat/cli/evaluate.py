@@ -66,13 +66,14 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure TA and RA of a run or of given weights, and AA and sweeps if requested.
+    """Measure TA and RA of a run or of given weights, and AA, the fast bound and sweeps if requested.
 
     \b
     Examples:
       hpcdat evaluate runs/demo -np 2
       hpcdat evaluate runs/demo evaluation.steps=100
       hpcdat evaluate runs/demo --autoattack 1000 --sweep-eps 0,4/255,8/255
+      hpcdat evaluate runs/demo evaluation.fast_bound=true
       hpcdat evaluate runs/demo --averaged
       hpcdat evaluate runs/demo --gallery 24
       hpcdat evaluate JOB.yaml model.pretrained=weights.pth evaluation.eps=8/255

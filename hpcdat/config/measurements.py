@@ -38,8 +38,8 @@ class Evaluation(Settings):
     """`hpcdat evaluate`: number of images, or `all`, on which AA is measured unless `--autoattack` says
     otherwise; 0 or left out: none, with a preset as many as the leaderboard has"""
     fast_bound: Annotated[bool, MAY_CHANGE] = False
-    """`hpcdat evaluate`: measure an upper bound on RA too, by a margin attack from twelve random starts,
-    which takes a twentieth of AutoAttack's forward passes"""
+    """`hpcdat evaluate`: measure the accuracy under a margin attack from twelve random starts too, an upper
+    bound on robust accuracy that is usually below RA"""
     every: int = Field(0, ge=0)
     """measure TA and RA after every so many epochs too, on the images of `early_stopping.held_out` if there
     are any; 0: only at the end. Not part of the training time T"""

@@ -32,8 +32,8 @@ MPIRUN_FILES = "PRTE_MCA_prte_tmpdir_base"
 """Variable that names the folder for mpirun's own files."""
 SECONDS_BETWEEN_CHECKS = 5.0
 """How often mpirun is checked for workers."""
-CHECKS_BEFORE_WORKERS, CHECKS_AFTER_WORKERS = 24, 3
-"""How many checks in a row may find no worker: before the first one has been found, and later."""
+CHECKS_WITHOUT_WORKERS, CHECKS_AFTER_REQUEST = 120, 3
+"""How many checks in a row may find no worker: usually, and once a stop was requested."""
 SECONDS_FOR_NAME = 5.0
 """How long this machine's name may take to resolve without a message."""
 
@@ -78,19 +78,16 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
         )
         # After the fork, which other threads could disturb.
         warn_of_slow_name()
-        code = _wait(mpirun)
+        code = _wait(mpirun, requests)
     if code is None:
-        end = "stopped" if requests.any else "ended"
-        print(
-            f"hpcdat: mpirun hung after its workers had {end}, and was killed; the same command resumes",
-            file=sys.stderr,
-            flush=True,
-        )
+        resumes = "; the same command resumes" if requests.any else ""
+        why = f"mpirun went on without any worker and was killed: how the workers ended is unknown{resumes}"
+        print(f"hpcdat: {why}", file=sys.stderr, flush=True)
         return Exit.STOPPED_RESUMABLE if requests.any else Exit.FAILURE
     if code < 0:
         code = 128 - code
     if requests.any and code == 128 + LAUNCHERS_SIGNAL:
-        # It came before mpirun, or the Python of a worker, could handle it.
+        # The request has ended mpirun, or a worker, that did not handle the signal yet.
         return Exit.STOPPED_RESUMABLE
     return code
 
@@ -100,16 +97,18 @@ def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         process.terminate()
 
 
-def _wait(mpirun: subprocess.Popen[bytes]) -> int | None:
+def _wait(mpirun: subprocess.Popen[bytes], requests: Requests) -> int | None:
     """Wait for mpirun, or kill it if it goes on without workers; its exit code, or None.
 
-    Open MPI 5.0.10's hangs, and handles no more signals, if a worker ends while another one connects to it.
+    Open MPI 5.0.10's mpirun hangs, and handles no signals, if a worker ends while another one connects to it.
     """
-    left = CHECKS_BEFORE_WORKERS
-    while left:
+    without = 0
+    while without < (CHECKS_AFTER_REQUEST if requests.any else CHECKS_WITHOUT_WORKERS):
         with contextlib.suppress(subprocess.TimeoutExpired):
             return mpirun.wait(SECONDS_BETWEEN_CHECKS)
-        left = CHECKS_AFTER_WORKERS if workers_of(mpirun.pid) else left - 1
+        without = 0 if workers_of(mpirun.pid) else without + 1
+        # While it starts, mpirun passes requests on to nobody.
+        requests.repeat()
     mpirun.kill()
     mpirun.wait()
     return None
@@ -123,72 +122,80 @@ def workers_of(mpirun: int) -> int:
     """
     import psutil
 
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(mpirun).children()
-        return sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
-    return 0
+    running = 0
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(mpirun).children():
+            with contextlib.suppress(psutil.Error):
+                running += child.status() != psutil.STATUS_ZOMBIE
+    return running
 
 
 class Requests:
     """Requests to stop that this process has received, and passes on.
 
+    Args:
+        end: ends processes immediately, at a second Ctrl-C.
+
     Attributes:
         any: whether there was one.
-        processes: that have got them.
+        ending: whether there was a second Ctrl-C.
+        processes: to which they are passed on, as SIGUSR2.
     """
 
-    def __init__(self) -> None:
-        self.any = False
+    def __init__(self, end: Callable[[Sequence[subprocess.Popen[bytes]]], object]) -> None:
+        self.any = self.ending = False
         self.processes: list[subprocess.Popen[bytes]] = []
+        self._end = end
 
     def pass_to(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        """Pass all requests on to a process, also one from before its start.
+        """Pass requests on to a process that has just been started, also earlier ones.
 
         Args:
-            process: gets SIGUSR2 for each request.
+            process: workers, or the mpirun that passes them on to its workers.
 
         Returns:
             The process.
         """
         self.processes.append(process)
-        if self.any:
+        if self.ending:
+            self._end([process])
+        elif self.any:
             process.send_signal(LAUNCHERS_SIGNAL)
         return process
 
-    def receive(self) -> None:
-        """Note a request, and pass it on."""
-        self.any = True
-        for process in self.processes:
-            process.send_signal(LAUNCHERS_SIGNAL)
-
-
-@contextlib.contextmanager
-def passing_on_requests(
-    end: Callable[[Sequence[subprocess.Popen[bytes]]], object],
-) -> Iterator[Requests]:
-    """Receive requests to stop, for workers or for the mpirun that passes them on to its workers.
-
-    Args:
-        end: ends these processes immediately, at a second Ctrl-C.
-
-    Yields:
-        The requests; enter before starting the workers, so that none is lost.
-    """
-    requests = Requests()
-
-    def ask(number: int, frame: object) -> None:
-        if requests.any and number == signal.SIGINT:
-            end(requests.processes)
+    def receive(self, number: int, frame: object) -> None:
+        """Handle a signal that requests a stop."""
+        if self.any and number == signal.SIGINT:
+            self.ending = True
+            self._end(self.processes)
             return
+        self.any = True
         if number == signal.SIGINT:
             print(
                 "\nstopping after this step; press Ctrl-C again to end immediately",
                 file=sys.stderr,
                 flush=True,
             )
-        requests.receive()
+        self.repeat()
 
-    before = {number: signal.signal(number, ask) for number in StopRequest.SIGNALS}
+    def repeat(self) -> None:
+        """Pass on once more that a stop was requested, if it was."""
+        if self.any:
+            for process in self.processes:
+                process.send_signal(LAUNCHERS_SIGNAL)
+
+
+@contextlib.contextmanager
+def passing_on_requests(
+    end: Callable[[Sequence[subprocess.Popen[bytes]]], object],
+) -> Iterator[Requests]:
+    """Receive requests to stop; enter before starting the workers, so that none is lost.
+
+    Args:
+        end: as for :class:`Requests`.
+    """
+    requests = Requests(end)
+    before = {number: signal.signal(number, requests.receive) for number in StopRequest.SIGNALS}
     try:
         yield requests
     finally:

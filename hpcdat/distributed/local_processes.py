@@ -51,17 +51,11 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
         common |= {SIZE: str(workers), STORE: str(Path(folder, "store"))}
         if on_terminal:
             common[ON_TERMINAL] = "1"
-        ended: list[int] = []
-
-        def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-            ended.append(Exit.INTERRUPTED)
-            _kill(processes)
-
-        with passing_on_requests(end) as requests:
+        with passing_on_requests(_kill) as requests:
             try:
                 for rank in range(workers):
-                    if ended:
-                        break
+                    if requests.ending:
+                        return Exit.INTERRUPTED
                     # In sessions of their own, so that the terminal's Ctrl-C reaches only this process.
                     process = subprocess.Popen(
                         [sys.executable, "-m", "hpcdat", *arguments],
@@ -73,7 +67,7 @@ def launch_local(workers: int, arguments: Sequence[str], *, on_terminal: bool) -
                 code = _wait(requests.processes)
             finally:
                 _kill(requests.processes)
-    return ended[0] if ended else code
+    return Exit.INTERRUPTED if requests.ending else code
 
 
 def _before_start() -> None:

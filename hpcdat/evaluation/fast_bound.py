@@ -1,4 +1,4 @@
-"""An upper bound on robust accuracy that is nearly as low as AA, for a twentieth of its forward passes."""
+"""An upper bound on robust accuracy for a twentieth of AutoAttack's forward passes."""
 
 from __future__ import annotations
 

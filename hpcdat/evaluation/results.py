@@ -376,7 +376,10 @@ def _bound_section(bound: FastBound, outcomes: Outcomes, pgd: Outcomes) -> Secti
         **{name: outcomes.share(name) for name in outcomes.columns},
         "attack": bound.settings,
         "warnings": sanity_checks.beaten_by_pgd(
-            pgd.columns["robust"], outcomes.columns["robust"], name="the fast bound", attack="its attack"
+            pgd.columns["robust"],
+            outcomes.columns["robust"],
+            name="the fast bound",
+            attack="the margin attack",
         ),
     }
 

@@ -148,12 +148,15 @@ def check_accuracy(outcomes: Outcomes, settings: Evaluation) -> list[str]:
 def beaten_by_pgd(pgd: Flags, stronger: Flags, *, name: str, attack: str) -> list[str]:
     """A stronger attack should not leave more images robust than PGD.
 
+    Of different images nothing is said.
+
     Args:
         pgd, stronger: images that are robust to each, (N,).
         name: of the stronger attack's robust accuracy.
         attack: the stronger attack's own name.
     """
-    if stronger.sum() <= pgd.sum():
+    # Images that could not be read for one measurement may be read for the other.
+    if len(stronger) != len(pgd) or stronger.sum() <= pgd.sum():
         return []
     only_by_pgd = int((stronger & ~pgd).sum())
     return [

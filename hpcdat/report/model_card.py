@@ -29,7 +29,7 @@ TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 """Loads the templates in this folder (model_card.md.j2); Markdown is not escaped."""
-COLUMNS = ("Epochs", "TA (%)", "RA (%)", "AA (%)", "Attack", "Images")
+COLUMNS = ("Epochs", "TA (%)", "RA (%)", "AA (%)", "Fast bound (%)", "Attack", "Images")
 """Columns of the result table that a card has."""
 
 
@@ -146,7 +146,7 @@ def _metrics(one: Evaluated) -> list[dict[str, Any]]:
         name = f"Robust accuracy (AA): {version}, in the ball of {attack}"
         measured.append(("robust_accuracy", name, one.aa, one.aa_images))
     if one.fast_bound is not None:
-        name = f"Upper bound on robust accuracy (margin attack), in the ball of {attack}"
+        name = f"Robust accuracy (fast bound): margin attack, in the ball of {attack}"
         measured.append(("robust_accuracy", name, one.fast_bound, one.images))
     return [
         {

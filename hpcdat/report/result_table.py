@@ -137,6 +137,8 @@ def accuracy_notes(results: Sequence[Result | WeightsResult]) -> list[str]:
         notes.append(FAST_BOUND)
     if any(one.aa is not None and one.aa_ra is not None and one.aa > one.aa_ra for one in evaluations):
         notes.append("Where AA is above RA, PGD breaks images that AutoAttack does not: RA is the bound.")
+    if any(one.fast_bound is not None and one.fast_bound > one.ra for one in evaluations):
+        notes.append("Where the fast bound is above RA, PGD breaks images that the margin attack does not.")
     chosen = [result for result in results if isinstance(result, Result) and result.chosen_on_test]
     if chosen:
         methods = dict.fromkeys(result.method for result in chosen)

@@ -12,7 +12,18 @@ from hpcdat.report.section import Section, Table
 from hpcdat.storage.evaluated import WeightsResult
 from hpcdat.storage.run_folder import Result
 
-NUMBERS = ("TA (%)", "RA (%)", "AA (%)", "Attack", "Images", "Epochs", "T (s)", "C (s)", "Images/s")
+NUMBERS = (
+    "TA (%)",
+    "RA (%)",
+    "AA (%)",
+    "Fast bound (%)",
+    "Attack",
+    "Images",
+    "Epochs",
+    "T (s)",
+    "C (s)",
+    "Images/s",
+)
 """Columns of the page, those that the table has, between the run and what it sends."""
 CAPTION = (
     "Left: the seconds of an epoch, C in gradient exchanges and the rest of T, which is computation unless "

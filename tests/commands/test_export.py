@@ -71,6 +71,7 @@ def finished_run(path, settings, classes=CLASSES, *, finished=True):
     save_checkpoint(folder.checkpoints.epoch_file, Checkpoint(model=model.state_dict(), **checkpoint))
     row = {"images": 397, "ta": 0.9, "ra": 0.5, "attack": "PGD-20, linf, eps 0.2", "epoch": 30}
     own = {**row, "weights": fingerprint(model), "aa": 0.25, "aa_images": 100, "aa_ta": 0.91, "aa_ra": 0.51}
+    own["fast_bound"] = 0.28
     other = Evaluated(**{**row, "ra": 0.3, "attack": "PGD-100, linf, eps 0.2", "weights": fingerprint(model)})
     old = replace(other, ta=0.1234, weights="other")
     training = {
@@ -223,11 +224,16 @@ def test_the_card_has_the_accuracies_of_these_weights_and_metadata_that_the_hub_
     values = [(one.metric_type, one.metric_value, one.metric_args["images"]) for one in data.eval_results]
     assert values == [
         *[("accuracy", 90.0, 397), ("robust_accuracy", 50.0, 397), ("robust_accuracy", 25.0, 100)],
+        ("robust_accuracy", 28.0, 397),
         *[("accuracy", 90.0, 397), ("robust_accuracy", 30.0, 397)],
     ]
     attacked = "Robust accuracy (AA): AutoAttack's standard version, in the ball of PGD-20, linf, eps 0.2"
     assert data.eval_results[2].metric_name == attacked
     assert data.eval_results[2].metric_args["interval"] == [17.55, 34.3]
+    assert data.eval_results[3].metric_name.startswith(
+        "Robust accuracy (fast bound): margin attack, in the ball"
+    )
+    assert "| Fast bound (%)" in text and "28.00 [23.8, 32.6]" in text
     assert "12.34" not in text, "an evaluation of other weights"
     for private in ("secret-host", str(tmp_path)):
         assert private not in text

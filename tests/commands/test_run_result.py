@@ -66,6 +66,9 @@ def test_what_the_end_of_the_training_measured_stays_where_it_is_measured_again(
     aa = {"aa": 0.4, "aa_images": 20, "aa_ta": 0.9, "aa_ra": 0.45}
     attacked = with_evaluation(OWN, replace(OWN, **aa), replaces=False)
     assert attacked == replace(OWN, **aa) and with_evaluation(attacked, OWN, replaces=False) == attacked
+    bound = {"fast_bound": 0.45}
+    bounded = with_evaluation(attacked, replace(OWN, **bound), replaces=False)
+    assert bounded == replace(OWN, **aa, **bound) and with_evaluation(bounded, OWN, replaces=False) == bounded
     # On another processor one image ends differently.
     other = replace(OWN, ra=0.51)
     assert with_evaluation(OWN, other, replaces=False) == replace(

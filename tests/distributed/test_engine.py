@@ -1,6 +1,7 @@
 """Which engine connects the workers, and local workers over torch.distributed."""
 
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -157,47 +158,116 @@ def test_a_request_to_stop_reaches_workers_that_are_starting_or_have_not_been_st
     assert start_stoppable() == 75
 
 
-def mpirun(tmp_path, monkeypatch, text, before=600):
-    """The exit code of a local start with such a program in place of mpirun."""
-    program = tmp_path / "mpirun"
-    program.write_text(f"#!{sys.executable}\n{text}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(local_mpirun, "mpirun_command", lambda workers, command: [str(program), *command])
-    monkeypatch.setattr(local_mpirun, "SECONDS_BETWEEN_CHECKS", 0.1)
-    monkeypatch.setattr(local_mpirun, "CHECKS_BEFORE_WORKERS", before)
-    return local_mpirun.launch_local(2, ["train"], on_terminal=False)
-
-
-def test_an_mpirun_that_hangs_after_its_workers_is_killed(tmp_path, monkeypatch, capfd):
-    hangs = """
-import signal, subprocess, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-subprocess.run(["sleep", "2"])
-subprocess.Popen(["true"])  # a zombie
-time.sleep(60)
+def held(text):
+    """Whether the command holds SIGUSR2 back while it is imported, with such variables."""
+    code = """
+import signal, sys, types
+def main():
+    print(signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+sys.modules["hpcdat.cli.app"] = types.SimpleNamespace(main=main)
+from hpcdat.cli import main
+main()
 """
-    begin = time.monotonic()
-    assert mpirun(tmp_path, monkeypatch, hangs) == 1
-    assert 2 < time.monotonic() - begin < 30
-    assert "mpirun hung after its workers had ended, and was killed" in capfd.readouterr().err
+    variables = dict(pair.split("=") for pair in text.split())
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
 
 
-def test_an_mpirun_without_workers_is_killed_later(tmp_path, monkeypatch):
-    assert mpirun(tmp_path, monkeypatch, "import time; time.sleep(60)", before=10) == 1
-    late = "import subprocess, time; time.sleep(1); subprocess.run(['sleep', '1'])"
-    assert mpirun(tmp_path, monkeypatch, late, before=50) == 0
+def test_only_a_worker_holds_back_its_launchers_request():
+    mpi = "PMIX_NAMESPACE=a PMIX_RANK=0 OMPI_COMM_WORLD_RANK=0"
+    assert held(f"{mpi} OMPI_COMM_WORLD_SIZE=2") == "True"
+    assert held(f"{mpi} OMPI_COMM_WORLD_SIZE=1") == held("") == "False"
+    assert held("SLURM_PROCID=0 SLURM_JOB_ID=1") == "False", "a batch script"
+    assert held("PMI_RANK=0 PMI_SIZE=2") == "False", "a launcher that is refused"
 
 
-def test_an_mpirun_that_a_request_ends_before_it_handles_it_has_stopped(tmp_path, monkeypatch):
-    popen = subprocess.Popen
+@pytest.fixture
+def start_mpirun(tmp_path, monkeypatch):
+    """Starts a Python program in place of mpirun; the exit code of hpcdat."""
+
+    def begin(text):
+        program = tmp_path / "mpirun"
+        program.write_text(f"#!{sys.executable}\n{text}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(local_mpirun, "mpirun_command", lambda workers, command: [program, *command])
+        return local_mpirun.launch_local(2, ["train"], on_terminal=False)
+
+    monkeypatch.setattr(local_mpirun, "SECONDS_BETWEEN_CHECKS", 0.05)
+    monkeypatch.setattr(local_mpirun, "CHECKS_WITHOUT_WORKERS", 60)
+    return begin
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """SIGTERM arrives as soon as mpirun has been started and has written a file; the file."""
+    popen, ready = subprocess.Popen, tmp_path / "ready"
 
     def started_and_asked(*arguments, **options):
         process = popen(*arguments, **options)
+        while not ready.exists():
+            time.sleep(0.01)
         signal.raise_signal(signal.SIGTERM)
         return process
 
     monkeypatch.setattr(local_mpirun.subprocess, "Popen", started_and_asked)
-    assert mpirun(tmp_path, monkeypatch, "import time; time.sleep(60)") == 75
+    return ready
+
+
+HANGS = """
+import signal, subprocess, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+worker = subprocess.Popen(["sleep", "1"])
+open({ready!r}, "w").close()
+time.sleep(60)
+"""
+"""Its worker ends, and remains a zombie."""
+
+
+def test_an_mpirun_that_hangs_after_its_workers_is_killed(start_mpirun, tmp_path, capfd):
+    begin = time.monotonic()
+    assert start_mpirun(HANGS.format(ready=str(tmp_path / "ready"))) == 1
+    assert 3 < time.monotonic() - begin < 50
+    assert capfd.readouterr().err == (
+        "hpcdat: mpirun went on without any worker and was killed: how the workers ended is unknown\n"
+    )
+
+
+def test_an_mpirun_that_waits_for_its_workers_is_not_killed(start_mpirun):
+    ends = "import subprocess, sys, time; subprocess.run(['sleep', '4']); time.sleep(0.5); sys.exit(2)"
+    assert start_mpirun(ends) == 2
+
+
+def test_an_mpirun_that_hangs_after_a_request_is_killed_soon(start_mpirun, asked, capfd):
+    begin = time.monotonic()
+    assert start_mpirun(HANGS.format(ready=str(asked))) == 75
+    assert 1 < time.monotonic() - begin < 30
+    assert "is unknown; the same command resumes" in capfd.readouterr().err
+
+
+def test_an_mpirun_that_a_request_ends_before_it_handles_it_has_stopped(start_mpirun, asked):
+    assert start_mpirun(f"import time; open({str(asked)!r}, 'w').close(); time.sleep(60)") == 75
+
+
+def test_a_request_is_repeated_for_an_mpirun_that_had_no_workers_yet(start_mpirun, asked):
+    handles_the_third = f"""
+import signal, subprocess, sys
+received = []
+def handle(number, frame):
+    received.append(number)
+    if len(received) == 3:
+        sys.exit(75)
+signal.signal(signal.SIGUSR2, handle)
+open({str(asked)!r}, "w").close()
+subprocess.run(["sleep", "60"])
+"""
+    assert start_mpirun(handles_the_third) == 75
 
 
 def test_a_second_ctrl_c_ends_local_workers(start, tmp_path):

@@ -5,14 +5,16 @@ import torch
 from torch import nn
 
 from hpcdat.commands.evaluate import evaluate
+from hpcdat.config.job_file import read_job
 from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
+from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.autoattack import AutoAttack
 from hpcdat.evaluation.fast_bound import STARTS, STEPS, TARGETS, FastBound
 from hpcdat.evaluation.request import EvaluationRequest
-from hpcdat.evaluation.results import read_evaluations
+from hpcdat.evaluation.results import Results, read_evaluations
 from hpcdat.storage.run_folder import RunFolder
-from tests.conftest import Never
+from tests.conftest import DEMO, Never
 from tests.evaluation.test_autoattack import batch
 
 
@@ -99,7 +101,15 @@ def test_it_stands_in_file_and_table_and_is_not_called_aa(of_some):
 
 def test_it_is_kept_while_weights_and_ball_are_the_same(of_some):
     bound = of_some(fast_bound=True)[0].fast_bound
-    assert of_some()[0].fast_bound == bound
+    assert bound is not None and of_some()[0].fast_bound == bound
+
+
+def test_that_of_another_ball_is_not_taken():
+    settings = read_job(DEMO, ["evaluation.eps=0.2"]).evaluation
+    section = {"robust": 0.5, "attack": {"norm": "linf", "eps": 0.2}}
+    found = Results({}, Accuracy(20, 18, 10), {"fast-bound": section})
+    assert found.fast_bound(settings, "linf") == 0.5 and found.fast_bound(settings, "l2") is None
+    assert found.fast_bound(settings.model_copy(update={"eps": 0.1}), "linf") is None
 
 
 def test_a_radius_of_0_is_refused(run_dir):

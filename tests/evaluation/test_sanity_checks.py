@@ -113,6 +113,7 @@ def test_square_beating_autoattacks_white_boxes_and_the_packages_own_checks():
 def test_aa_above_ra_is_never_unexplained():
     check = partial(sanity_checks.beaten_by_pgd, name="AA", attack="AutoAttack")
     assert check(flags("0110"), flags("0110")) == check(flags("0111"), flags("1100")) == []
+    assert check(flags("001"), flags("1100")) == [], "of different images"
     assert check(flags("0010"), flags("1100")) == [
         "AA is above RA on the same 4 images: PGD breaks 2 that are robust to AutoAttack; RA is the bound"
     ]

@@ -41,6 +41,7 @@ def makes_runs_in(parent):
         eps=0.1,
         seen=None,
         aa=(),
+        fast_bound=None,
         others=(),
         seed=0,
         more="",
@@ -91,6 +92,7 @@ def makes_runs_in(parent):
             epoch=2,
             others=others,
             images_per_second=speed,
+            fast_bound=fast_bound,
             **dict(zip(("aa", "aa_images", "aa_ta", "aa_ra"), aa, strict=False)),
         )
         folder.write_result(result, "")

@@ -14,6 +14,7 @@ from hpcdat.report.comparison_section import comparison_section
 from hpcdat.report.papers import TABLES
 from hpcdat.report.result_table import result_rows, result_table
 from hpcdat.report.runs import read_run
+from hpcdat.report.runs_section import runs_section
 from hpcdat.storage.run_folder import RunFolder
 
 
@@ -83,6 +84,20 @@ def test_another_exchange_stands_below_its_row_under_its_own_name(make_run, tmp_
     wrong = make_run("wrong", "", more="beside: [dat-4/dat-pgd-7]")
     with pytest.raises(InputError, match="is shown below dat-4/dat-pgd-7, but the rows are: dat-pgd-32"):
         compare("dat-4", [read_run(wrong)])
+
+
+def test_the_fast_bound_has_a_column_in_table_and_page(make_run):
+    runs = [make_run("with", "", fast_bound=0.4), make_run("again", "", seed=1, fast_bound=0.55)]
+    results = {run: RunFolder(run).read_result() for run in runs}
+    header, cells = result_rows(results, mean=True)
+    place = header.index("Fast bound (%)")
+    assert [row[place] for row in cells] == ["40.00 [35.3, 44.9]", "55.00 [50.0, 59.7]", "47.50 ± 10.61"]
+    notes = result_table(results)
+    assert "Fast bound: share that withstands a margin attack" in notes
+    assert "Where the fast bound is above RA, PGD breaks images that the margin attack does not." in notes
+    page = runs_section([read_run(run) for run in runs], {}).table
+    column = page.header.index("Fast bound (%)")
+    assert [row[column] for (row,) in page.groups] == [row[place] for row in cells[:2]]
 
 
 def test_aa_stands_where_it_was_measured(make_run):

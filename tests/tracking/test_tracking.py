@@ -183,8 +183,9 @@ def test_a_later_result_replaces_the_earlier_one(tmp_path):
     job = read_job(DEMO, [f"run_dir={folder.path}", "trackers=[tensorboard, mlflow]"])
     energy = {"gpu_wh": 12.5, "images_per_second": 1000.0}
     for aa in (None, 0.25):
-        record_result(job, folder, result(aa=aa, **energy))
+        record_result(job, folder, result(aa=aa, fast_bound=0.375, **energy))
     expected = {"final/TA_percent": 90, "final/RA_percent": 50, "final/AA_percent": 25}
+    expected |= {"final/fast_bound_percent": 37.5}
     expected |= {"final/epoch_seconds": 1, "final/communication_seconds": 0}
     expected |= {"final/images_per_second": 1000, "final/gpus_Wh": 12.5}
     assert {name: value for name, _, value in in_tensorboard(folder.path)} == expected

@@ -61,7 +61,9 @@ def test_a_link_that_is_cut_for_a_while(cluster, undisturbed, tmp_path):
     before = len(folder.metrics("epoch"))
     cluster.set_link(2, "up")
     done = finish(process)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    # A start on a busy machine may take long, which is mentioned.
+    messages = [line for line in done.stderr.splitlines() if not line.startswith("hpcdat: still working")]
+    assert done.returncode == 0 and messages == [], done.stderr
     assert before <= 3, "training did not wait for the link: this has shown nothing"
     assert same(weights(folder), weights(undisturbed))
 

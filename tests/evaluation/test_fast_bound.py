@@ -121,14 +121,12 @@ def test_a_radius_of_0_is_refused(run_dir):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("eps", [0.1, 0.2])
-def test_it_is_near_aa_for_a_twentieth_of_the_forward_passes(load, eps):
-    """An image passes AutoAttack's network 7,000 times or more if it is robust; counted with both."""
+def test_it_is_near_aa_for_a_twentieth_of_the_forward_passes(load):
     loaded, images = load()
     x, y = batch(loaded, images)
     models = Counted(loaded.model), Counted(loaded.model)
-    bound = FastBound(eps, "linf", 0).measure(models[0], x, y, 0)
-    aa = AutoAttack(eps, "linf", 10, 0).measure(models[1], x, y, 0)
+    bound = FastBound(0.2, "linf", 0).measure(models[0], x, y, 0)
+    aa = AutoAttack(0.2, "linf", 10, 0).measure(models[1], x, y, 0)
     assert 0 < aa.count("square") < aa.count("correct")
     assert abs(bound.count("robust") - aa.count("square")) <= 1
     assert models[0].images * 20 <= models[1].images

@@ -1,7 +1,7 @@
 """Ascent on the margin in a relaxed ball: a stronger attack than PGD on the cross entropy.
 
-Sources: Carlini and Wagner 2017 (the margin); Gowal et al. 2019 (targets in turn). That points may leave the
-ball on their way is the idea of constraint relaxation (AAAI 2025), whose algorithm this is not.
+Sources: Carlini and Wagner 2017 (the margin); Gowal et al. 2019 (one target after another). Constraint
+relaxation (AAAI 2025) also lets points leave the ball during the attack; its algorithm is a different one.
 """
 
 from __future__ import annotations

@@ -16,6 +16,18 @@ from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import Never
 
 
+class Calls(nn.Module):
+    """Counts the images that pass a network."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.images = network, 0
+
+    def forward(self, x):
+        self.images += len(x)
+        return self.network(x)
+
+
 class Loaded(NamedTuple):
     """A trained model in evaluation mode, its job, and a folder for outcomes."""
 

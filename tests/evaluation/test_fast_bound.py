@@ -15,19 +15,8 @@ from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.evaluation.results import Results, read_evaluations
 from hpcdat.storage.run_folder import RunFolder
 from tests.conftest import DEMO, Never
+from tests.evaluation.conftest import Calls
 from tests.evaluation.test_autoattack import batch
-
-
-class Counted(nn.Module):
-    """A network that counts the images that pass through it."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.images = network, 0
-
-    def forward(self, x):
-        self.images += len(x)
-        return self.network(x)
 
 
 @pytest.fixture
@@ -76,7 +65,7 @@ def test_the_network_as_it_is_gives_the_verdicts(load):
 
 def test_few_classes_have_fewer_targets(generator):
     torch.manual_seed(0)
-    model = Counted(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    model = Calls(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
     x = torch.rand(5, 1, 4, 4, generator=generator)
     y = model(x).argmax(1)
     model.images = 0
@@ -124,7 +113,7 @@ def test_a_radius_of_0_is_refused(run_dir):
 def test_it_is_near_aa_for_a_twentieth_of_the_forward_passes(load):
     loaded, images = load()
     x, y = batch(loaded, images)
-    models = Counted(loaded.model), Counted(loaded.model)
+    models = Calls(loaded.model), Calls(loaded.model)
     bound = FastBound(0.2, "linf", 0).measure(models[0], x, y, 0)
     aa = AutoAttack(0.2, "linf", 10, 0).measure(models[1], x, y, 0)
     assert 0 < aa.count("square") < aa.count("correct")

@@ -15,21 +15,9 @@ from hpcdat.evaluation.image_batches import ImageBatches
 from hpcdat.evaluation.sharded_runner import open_store, run_sharded
 from hpcdat.evaluation.sweep import Sweep
 from tests.conftest import DEMO
-from tests.evaluation.conftest import execution
+from tests.evaluation.conftest import Calls, execution
 
 PLAIN = "evaluation.fold_batch_norm=false"
-
-
-class Calls(nn.Module):
-    """Counts the images that pass a network."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.images = network, 0
-
-    def forward(self, x):
-        self.images += len(x)
-        return self.network(x)
 
 
 def short(autoattack):

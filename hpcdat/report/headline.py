@@ -51,7 +51,7 @@ def headline(
 
 
 def _robust(jobs: Mapping[str, Sequence[Evaluated]]) -> list[Card]:
-    """For each attack the job with the highest RA, and its TA; those of most jobs first."""
+    """For each attack the job with the highest RA, its TA and its fast bound; those of most jobs first."""
     cards = []
     for attack, alike in _by_attack(jobs)[:MOST_ATTACKS]:
         best = _best(alike)
@@ -61,9 +61,11 @@ def _robust(jobs: Mapping[str, Sequence[Evaluated]]) -> list[Card]:
         )
         which = "Robust accuracy (RA)" if len(alike) == 1 else f"Highest RA of {len(alike)} jobs"
         several = f", mean ± s.d. of {len(seeds)} seeds" if len(seeds) > 1 else ""
-        cards.append(
-            Card(which, f"{ra} %", [f"{best}{several}", f"clean accuracy (TA) {ta} %", f"under {attack}"])
-        )
+        lines = [f"{best}{several}", f"clean accuracy (TA) {ta} %", f"under {attack}"]
+        bounds = [100 * one.fast_bound for one in seeds if one.fast_bound is not None]
+        if len(bounds) == len(seeds):
+            lines.append(f"fast bound {of_seeds(bounds, seeds[0].images)} %")
+        cards.append(Card(which, f"{ra} %", lines))
     return cards
 
 

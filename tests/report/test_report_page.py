@@ -265,6 +265,18 @@ def test_headlines_are_of_the_best_job_and_say_how_many_there_are(make_run):
     assert alone.title == "Robust accuracy (RA)"
 
 
+def test_a_headline_states_the_fast_bound_if_every_seed_has_one(make_run):
+    bounds = (0.25, None)
+    runs = [make_run(f"seed-{seed}", "", seed=seed, fast_bound=bound) for seed, bound in enumerate(bounds)]
+    first, second = map(read_run, runs)
+
+    def lines(*of):
+        return headline(of, {}, [])[0].lines
+
+    assert lines(first)[-1].startswith("fast bound 25.00 [")
+    assert "fast bound" not in str(lines(second)) + str(lines(first, second))
+
+
 def test_durations_are_in_the_units_that_people_use():
     seconds = (0.25, 59.9, 59.99, 61, 7201, 3600 * 47.5, 3600 * 50)
     expected = ["0.25 s", "59.9 s", "1 min 0 s", "1 min 1 s", "2 h 0 min", "47 h 30 min", "2 d 2 h"]

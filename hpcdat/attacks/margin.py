@@ -1,7 +1,8 @@
 """Ascent on the margin in a relaxed ball: a stronger attack than PGD on the cross entropy.
 
-Sources: Carlini and Wagner 2017 (the margin); Gowal et al. 2019 (one target after another). Constraint
-relaxation (AAAI 2025) also lets points leave the ball during the attack; its algorithm is a different one.
+Sources: Carlini and Wagner 2017 (the margin); Gowal et al. 2019 (one target after another);
+Moosavi-Dezfooli et al. 2016 (the closest class of the linearised network). Constraint relaxation (AAAI 2025)
+also lets points leave the ball during the attack; its algorithm is a different one.
 """
 
 from __future__ import annotations
@@ -91,6 +92,35 @@ class RelaxedMarginAttack:
     def step_size(self, step: int) -> float:
         """Length of step 0, 1, ..., [0, 1] units."""
         return self.eps * (1 + math.cos(math.pi * step / self.steps))
+
+
+def linearised_margins(
+    model: nn.Module, x: Tensor, y: Tensor, targets: Tensor, *, eps: float, norm: Norm
+) -> Tensor:
+    """Largest margins within eps of images, if the network were linear, (N, K).
+
+    They rank targets better than clean logits do, which ignore how fast a margin grows. They cost one forward
+    pass and K backward passes.
+
+    Args:
+        model: from images to logits (N, classes); its modes are restored.
+        x: images (N, C, H, W), floating point in [0, 1].
+        y: labels (N,), int64.
+        targets: wrong classes of each image, (N, K), int64.
+        eps: radius, [0, 1] units.
+        norm: of the ball.
+    """
+    ball = BALLS[norm](x, eps)
+    largest = []
+    with attacked(model, "eval"), torch.enable_grad():
+        images = x.detach().clone().requires_grad_()
+        logits = model(images)
+        for target in targets.T:
+            margins = margin(logits, y, target)
+            (gradient,) = torch.autograd.grad(margins.sum(), images, retain_graph=True)
+            step = ball.project(x + eps * ball.steepest(gradient)) - x
+            largest.append(margins.detach() + (gradient * step).flatten(1).sum(1))
+    return torch.stack(largest, 1)
 
 
 def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:

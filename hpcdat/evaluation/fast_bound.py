@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hpcdat.attacks.margin import RelaxedMarginAttack
+from hpcdat.attacks.margin import RelaxedMarginAttack, linearised_margins
 from hpcdat.config.sections import Norm
 from hpcdat.evaluation.outcomes import Outcomes
 from hpcdat.evaluation.pgd import is_correct
@@ -13,7 +13,9 @@ from hpcdat.evaluation.sharded_runner import Measurement
 from hpcdat.seeds import derive
 
 TARGETS, STARTS = 3, 9
-"""Attacks on an image: on the wrong classes with the largest clean logits, then on whichever is closest."""
+"""Attacks on an image: on classes with the largest linearised margins, then on the largest wrong logit."""
+CANDIDATES = 9
+"""Largest number of wrong classes, those with the largest logits, among which the targets are chosen."""
 STEPS, RELAXATION = 30, 2.0
 """Settings of each attack."""
 
@@ -38,7 +40,7 @@ class FastBound(Measurement[Outcomes]):
         self.attack = RelaxedMarginAttack(eps=eps, norm=norm, steps=STEPS, relaxation=RELAXATION)
         self.settings = {
             **{"norm": norm, "eps": eps, "steps": STEPS, "relaxation": RELAXATION},
-            **{"targets": TARGETS, "starts": STARTS},
+            **{"candidates": CANDIDATES, "targets": TARGETS, "starts": STARTS},
         }
 
     def measure(  # noqa: D102
@@ -49,14 +51,22 @@ class FastBound(Measurement[Outcomes]):
             logits = model(x)
         robust = logits.argmax(1) == y
         columns = {"correct": robust}
-        closest = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
-        targets = list(closest[:, : min(TARGETS, logits.shape[1] - 1)].T)
+        attacked = folded or model
+        targets = self._targets(attacked, x, y, logits)
         for column, classes in (("targeted", targets), ("robust", [None] * STARTS)):
             for target in classes:
                 if robust.any():
                     x_left, y_left = x[robust], y[robust]
                     there = None if target is None else target[robust]
-                    points = self.attack(folded or model, x_left, y_left, generator, target=there)
+                    points = self.attack(attacked, x_left, y_left, generator, target=there)
                     robust = robust.masked_scatter(robust, is_correct(model, points, y_left))
             columns[column] = robust
         return Outcomes.from_tensors(columns)
+
+    def _targets(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[Tensor]:
+        """Wrong classes of each image, one after the other, :data:`TARGETS` times (N,)."""
+        wrong = min(CANDIDATES, logits.shape[1] - 1)
+        closest = logits.scatter(1, y[:, None], -torch.inf).topk(wrong).indices
+        margins = linearised_margins(model, x, y, closest, eps=self.attack.eps, norm=self.attack.norm)
+        order = margins.argsort(1, descending=True)[:, :TARGETS]
+        return list(closest.gather(1, order).T)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcdat.attacks.margin import RelaxedMarginAttack, margin
+from hpcdat.attacks.margin import RelaxedMarginAttack, linearised_margins, margin
 from hpcdat.attacks.norm_balls import BALLS
 
 EPS = {"linf": 0.1, "l2": 0.5}
@@ -51,6 +51,8 @@ def test_a_linear_network_is_broken_exactly_where_it_can_be(norm, generator):
         found = attack_of(norm, eps=eps)(model, x, y, generator, target=target)
         reached, possible = margin(model(found), y, target), margins + eps * dual
     assert (possible > 0).sum() == 10 and ((reached > 0) == (possible > 0)).all()
+    estimated = linearised_margins(model, x, y, target[:, None], eps=eps, norm=norm)
+    torch.testing.assert_close(estimated[:, 0], possible, rtol=0, atol=1e-5)
     # Those that hold end at the point of the ball with the largest margin.
     torch.testing.assert_close(reached[possible < 0], possible[possible < 0], rtol=0, atol=1e-4)
 

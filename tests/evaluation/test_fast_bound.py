@@ -10,7 +10,7 @@ from hpcdat.distributed.single_process import SingleProcess
 from hpcdat.errors import InputError
 from hpcdat.evaluation.accuracy import Accuracy
 from hpcdat.evaluation.autoattack import AutoAttack
-from hpcdat.evaluation.fast_bound import STARTS, STEPS, TARGETS, FastBound
+from hpcdat.evaluation.fast_bound import CANDIDATES, STARTS, STEPS, TARGETS, FastBound
 from hpcdat.evaluation.request import EvaluationRequest
 from hpcdat.evaluation.results import Results, read_evaluations
 from hpcdat.storage.run_folder import RunFolder
@@ -70,7 +70,18 @@ def test_few_classes_have_fewer_targets(generator):
     y = model(x).argmax(1)
     model.images = 0
     assert FastBound(1e-6, "linf", 0).measure(model, x, y, 0).count("robust") == 5
-    assert model.images == 5 * (1 + (1 + STARTS) * (STEPS + 1))
+    assert model.images == 5 * (2 + (1 + STARTS) * (STEPS + 1))
+
+
+def test_a_class_that_is_reached_only_when_it_is_the_target(generator):
+    """Its clean logit is the smallest, and those above it do not depend on the image."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6))
+    with torch.no_grad():
+        model[1].weight.zero_()[5] = 1.0
+        model[1].bias.copy_(torch.tensor([0.0, -0.1, -0.1, -0.1, -0.1, -9.0]))
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.long)
+    assert FastBound(0.05, "linf", 0).measure(model, x, y, 0).count("robust") == 4
+    assert FastBound(0.07, "linf", 0).measure(model, x, y, 0).count("targeted") == 0
 
 
 def test_it_stands_in_file_and_table_and_is_not_called_aa(of_some):
@@ -79,7 +90,7 @@ def test_it_stands_in_file_and_table_and_is_not_called_aa(of_some):
     assert section["robust"] == result.fast_bound <= section["targeted"] <= section["correct"] == result.ta
     assert section["attack"] == {
         **{"norm": "linf", "eps": 0.2, "steps": STEPS, "relaxation": 2.0},
-        **{"targets": TARGETS, "starts": STARTS},
+        **{"candidates": CANDIDATES, "targets": TARGETS, "starts": STARTS},
     }
     assert result.aa is None and section["warnings"] == []
     header, _, *rows = [line for line in table.splitlines() if line.startswith("|")]

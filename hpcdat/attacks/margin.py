@@ -97,7 +97,7 @@ class RelaxedMarginAttack:
 def linearised_margins(
     model: nn.Module, x: Tensor, y: Tensor, targets: Tensor, *, eps: float, norm: Norm
 ) -> Tensor:
-    """Largest margins within eps of images, if the network were linear, (N, K).
+    """Largest margins within eps of images if the network were linear, (N, K).
 
     They rank targets better than clean logits do, which ignore how fast a margin grows. They cost one forward
     pass and K backward passes.
@@ -106,7 +106,7 @@ def linearised_margins(
         model: from images to logits (N, classes); its modes are restored.
         x: images (N, C, H, W), floating point in [0, 1].
         y: labels (N,), int64.
-        targets: wrong classes of each image, (N, K), int64.
+        targets: wrong classes of each image, (N, K), int64, K >= 1.
         eps: radius, [0, 1] units.
         norm: of the ball.
     """

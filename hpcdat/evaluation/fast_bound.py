@@ -64,9 +64,9 @@ class FastBound(Measurement[Outcomes]):
         return Outcomes.from_tensors(columns)
 
     def _targets(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[Tensor]:
-        """Wrong classes of each image, one after the other, :data:`TARGETS` times (N,)."""
-        wrong = min(CANDIDATES, logits.shape[1] - 1)
-        closest = logits.scatter(1, y[:, None], -torch.inf).topk(wrong).indices
-        margins = linearised_margins(model, x, y, closest, eps=self.attack.eps, norm=self.attack.norm)
+        """At most :data:`TARGETS` tensors (N,), int64: the wrong classes with the largest linearised margins."""
+        count = min(CANDIDATES, logits.shape[1] - 1)
+        candidates = logits.scatter(1, y[:, None], -torch.inf).topk(count).indices
+        margins = linearised_margins(model, x, y, candidates, eps=self.attack.eps, norm=self.attack.norm)
         order = margins.argsort(1, descending=True)[:, :TARGETS]
-        return list(closest.gather(1, order).T)
+        return list(candidates.gather(1, order).T)

@@ -64,7 +64,7 @@ class FastBound(Measurement[Outcomes]):
         return Outcomes.from_tensors(columns)
 
     def _targets(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[Tensor]:
-        """At most :data:`TARGETS` tensors (N,), int64: the wrong classes with the largest linearised margins."""
+        """Wrong classes, at most :data:`TARGETS` tensors (N,), int64, largest linearised margin first."""
         count = min(CANDIDATES, logits.shape[1] - 1)
         candidates = logits.scatter(1, y[:, None], -torch.inf).topk(count).indices
         margins = linearised_margins(model, x, y, candidates, eps=self.attack.eps, norm=self.attack.norm)
